@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: MIT
+# qstill: `make help` lists the targets. One Makefile, no configure step.
+
+PREFIX   ?= /usr/local
+DESTDIR  ?=
+CC       ?= cc
+CLANG    ?= clang
+BUILD    ?= build
+V        ?= 0
+WERROR   ?= $(if $(CI),1,0)
+SANITIZE ?=
+
+VERSION := $(shell sed -n 's/^\#define QSTILL_VERSION "\(.*\)"/\1/p' include/qstill.h)
+SOMAJOR := 0
+PKGS    := jansson liburing zlib libzstd libxxhash
+
+# `make deps`, `make check` and `make demo` install what is missing first; the
+# other targets only look.
+MISSING_OK := help clean deps format-check
+ifneq ($(filter-out $(MISSING_OK),$(or $(MAKECMDGOALS),all)),)
+PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
+PKG_LIBS   := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
+endif
+
+WARN := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+        -Wpointer-arith -Wvla -Wwrite-strings -Wformat=2 -Wundef
+ifeq ($(WERROR),1)
+WARN += -Werror
+endif
+OPT    ?= -O2 -g
+CFLAGS ?=
+ALL_CFLAGS = -std=c11 -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Iinclude -Isrc \
+             -fPIC -fvisibility=hidden -pthread $(OPT) $(WARN) $(PKG_CFLAGS) \
+             $(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer) \
+             $(CFLAGS)
+ALL_LDFLAGS = -pthread $(if $(SANITIZE),-fsanitize=$(SANITIZE)) $(LDFLAGS)
+
+LIB_SRCS  := $(wildcard src/base/*.c src/qmp/*.c src/qcow2/*.c \
+               src/memstate/*.c src/engine/*.c)
+CLI_SRCS  := $(wildcard src/cli/*.c)
+TLIB_SRCS := $(wildcard tests/lib/*.c)
+UNIT_SRCS := $(wildcard tests/unit/test_*.c)
+OBJ       = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+LIB_OBJS  := $(call OBJ,$(LIB_SRCS))
+CLI_OBJS  := $(call OBJ,$(CLI_SRCS))
+TLIB_OBJS := $(call OBJ,$(TLIB_SRCS))
+UNIT_BINS := $(patsubst tests/unit/%.c,$(BUILD)/unit/%,$(UNIT_SRCS))
+
+Q := $(if $(filter 1,$(V)),,@)
+say = $(if $(filter 1,$(V)),,@printf '  %-7s %s\n' $(1) $(2))
+
+.DEFAULT_GOAL := all
+.PHONY: all check check-unit check-qemu check-asan format-check tidy install \
+        uninstall demo deps clean help
+
+all: $(BUILD)/libqstill.a $(BUILD)/libqstill.so $(BUILD)/qstill ## build library and command
+
+$(BUILD)/obj/%.o: %.c
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+
+$(BUILD)/libqstill.a: $(LIB_OBJS)
+	$(call say,AR,$@)
+	@rm -f $@
+	$(Q)ar rcs $@ $(LIB_OBJS)
+
+$(BUILD)/libqstill.so: $(LIB_OBJS) src/libqstill.map
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_LDFLAGS) -shared -Wl,-soname,libqstill.so.$(SOMAJOR) \
+	    -Wl,--version-script=src/libqstill.map -Wl,--no-undefined \
+	    -o $@ $(LIB_OBJS) $(PKG_LIBS)
+
+# The command links the library statically, so one file can be copied to a
+# host; it still sees include/ only (tests/layers.sh).
+$(BUILD)/qstill: $(CLI_OBJS) $(BUILD)/libqstill.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(CLI_OBJS) $(BUILD)/libqstill.a $(PKG_LIBS)
+
+$(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(TLIB_OBJS) $(BUILD)/libqstill.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) $(UNIT_LDFLAGS_$*) -o $@ $< $(TLIB_OBJS) \
+	    $(BUILD)/libqstill.a $(PKG_LIBS) -lcmocka
+
+check-unit: all $(UNIT_BINS) ## unit and structure tests: no QEMU, no root
+	$(Q)tests/run-unit.sh $(UNIT_BINS)
+
+clean: ## remove everything that was built
+	rm -rf $(BUILD)
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | \
+	    expand -t 20
+
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: MIT */
+#include "publish.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+
+#include "file.h"
+
+int publish_sync_dir(int dirfd, struct qstill_error *err)
+{
+    if (fsync(dirfd) < 0)
+        return err_errno(err, errno, "cannot make a directory durable");
+    return 0;
+}
+
+static int write_aside(int dirfd, const char *aside, const void *data,
+                       size_t len, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+
+    /* A leftover of a writer that died; the lock says nobody else is here. */
+    if (unlinkat(dirfd, aside, 0) < 0 && errno != ENOENT)
+        return err_errno(err, errno, "cannot remove stale %s", aside);
+    if (file_openat(dirfd, aside, O_WRONLY | O_CREAT | O_EXCL, 0600, &fd, err) <
+            0 ||
+        file_write_full(fd, data, len, 0, err) < 0 ||
+        file_sync(fd, aside, err) < 0)
+        return err->code;
+    return file_close_checked(&fd, aside, err);
+}
+
+int publish_bytes(int dirfd, const char *name, const void *data, size_t len,
+                  struct qstill_error *err)
+{
+    char aside[300];
+
+    snprintf(aside, sizeof(aside), ".%s.new", name);
+    if (write_aside(dirfd, aside, data, len, err) < 0 ||
+        publish_rename(dirfd, aside, name, PUBLISH_REPLACE, err) < 0) {
+        unlinkat(dirfd, aside, 0);
+        return err_wrap(err, "writing %s", name);
+    }
+    return 0;
+}
+
+int publish_rename(int dirfd, const char *from, const char *to,
+                   enum publish_replace replace, struct qstill_error *err)
+{
+    unsigned flags = replace == PUBLISH_NEW ? RENAME_NOREPLACE : 0;
+
+    if (renameat2(dirfd, from, dirfd, to, flags) < 0)
+        return err_errno(err, errno, "cannot rename %s to %s", from, to);
+    return publish_sync_dir(dirfd, err);
+}
+
+int publish_unlink(int dirfd, const char *name, struct qstill_error *err)
+{
+    if (unlinkat(dirfd, name, 0) < 0) {
+        if (errno == ENOENT)
+            return 0;
+        return err_errno(err, errno, "cannot remove %s", name);
+    }
+    return publish_sync_dir(dirfd, err);
+}
