@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+#include "journal.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/publish.h"
+#include "json.h"
+#include "store.h"
+#include "vmrecord.h"
+
+#define JOURNAL_VERSION 1
+
+static const char *const op_names[] = {"create", "revert", "delete"};
+static const char *const phase_names[] = {"begun", "switching", "committed"};
+
+static unsigned word_in(struct json_in *in, const json_t *root, const char *key,
+                        const char *const *words, size_t n)
+{
+    const char *s = json_in_string(in, root, key, JSON_REQUIRED);
+
+    for (unsigned i = 0; s && i < n; i++)
+        if (strcmp(s, words[i]) == 0)
+            return i;
+    if (in->err->code == 0)
+        err_set(in->err, QSTILL_E_CORRUPT, "%s is damaged: unknown %s '%s'",
+                in->file, key, s);
+    return 0;
+}
+
+static void read_disks(struct json_in *in, const json_t *root,
+                       struct journal *j)
+{
+    const json_t *array;
+    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &array);
+
+    j->disks = arena_array(&j->arena, n + 1, sizeof(*j->disks));
+    if (!j->disks) {
+        err_nomem(in->err);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const json_t *o = json_array_get(array, i);
+        struct journal_disk *d = &j->disks[i];
+
+        d->disk = json_in_string(in, o, "disk", JSON_REQUIRED);
+        d->old_path = json_in_string(in, o, "oldPath", JSON_REQUIRED);
+        d->old_format = json_in_string(in, o, "oldFormat", JSON_REQUIRED);
+        d->new_path = json_in_string(in, o, "newPath", JSON_REQUIRED);
+        d->new_format = json_in_string(in, o, "newFormat", JSON_REQUIRED);
+    }
+    j->disk_count = n;
+}
+
+int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *root = NULL;
+    struct journal j = {.arena = ARENA_INIT};
+    struct json_in in = {STORE_JOURNAL, &j.arena, err};
+
+    if (json_file_read(vmfd, STORE_JOURNAL, JOURNAL_VERSION, &root, err) < 0)
+        return err->code;
+    j.op = word_in(&in, root, "op", op_names, ARRAY_LEN(op_names));
+    j.phase = word_in(&in, root, "phase", phase_names, ARRAY_LEN(phase_names));
+    j.snapshot = json_in_string(&in, root, "snapshot", JSON_REQUIRED);
+    j.old_current = json_in_string(&in, root, "oldCurrent", JSON_OPTIONAL);
+    j.was_running = json_in_bool(&in, root, "wasRunning");
+    j.freezing = json_in_bool(&in, root, "freezing");
+    j.pivot_disk = json_in_string(&in, root, "pivotDisk", JSON_OPTIONAL);
+    j.pivot_from = json_in_string(&in, root, "pivotFrom", JSON_OPTIONAL);
+    j.pivot_to = json_in_string(&in, root, "pivotTo", JSON_OPTIONAL);
+    j.pivot_to_format =
+        json_in_string(&in, root, "pivotToFormat", JSON_OPTIONAL);
+    read_disks(&in, root, &j);
+    if (err->code < 0) {
+        journal_fini(&j);
+        return err->code;
+    }
+    *out = j;
+    return 0;
+}
+
+static json_t *disks_json(const struct journal *j)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; array && i < j->disk_count; i++) {
+        const struct journal_disk *d = &j->disks[i];
+
+        json_array_append_new(
+            array,
+            json_pack("{so so so so so}", "disk", json_out_string(d->disk),
+                      "oldPath", json_out_string(d->old_path), "oldFormat",
+                      json_out_string(d->old_format), "newPath",
+                      json_out_string(d->new_path), "newFormat",
+                      json_out_string(d->new_format)));
+    }
+    return array;
+}
+
+int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
+{
+    CLEANUP(json_decrefp)
+    json_t *root = json_pack(
+        "{si ss ss so so sb sb so so so so so}", "version", JOURNAL_VERSION,
+        "op", op_names[j->op], "phase", phase_names[j->phase], "snapshot",
+        json_out_string(j->snapshot), "oldCurrent",
+        json_out_string(j->old_current), "wasRunning", j->was_running,
+        "freezing", j->freezing, "pivotDisk", json_out_string(j->pivot_disk),
+        "pivotFrom", json_out_string(j->pivot_from), "pivotTo",
+        json_out_string(j->pivot_to), "pivotToFormat",
+        json_out_string(j->pivot_to_format), "disks", disks_json(j));
+
+    return json_file_write(vmfd, STORE_JOURNAL, root, err);
+}
+
+int journal_remove(int vmfd, struct qstill_error *err)
+{
+    return publish_unlink(vmfd, STORE_JOURNAL, err);
+}
+
+bool journal_exists(int vmfd)
+{
+    return faccessat(vmfd, STORE_JOURNAL, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+void journal_fini(struct journal *j)
+{
+    arena_fini(&j->arena);
+    memset(j, 0, sizeof(*j));
+}

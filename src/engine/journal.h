@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * journal.json stands in STORE/VM only while an operation is under way. It is
+ * written before the operation's first change and again at each step that a
+ * recovery must know of; removing it ends the operation.
+ */
+#ifndef QSTILL_ENGINE_JOURNAL_H
+#define QSTILL_ENGINE_JOURNAL_H
+
+#include "base/arena.h"
+#include "base/error.h"
+
+enum journal_op { JOURNAL_CREATE, JOURNAL_REVERT, JOURNAL_DELETE };
+
+/* In order. Each op uses some of them. */
+enum journal_phase {
+    JOURNAL_BEGUN,     /* files may have been made; undo removes them */
+    JOURNAL_SWITCHING, /* heads may be the new ones: ask QEMU or the images */
+    JOURNAL_COMMITTED  /* roll forward */
+};
+
+struct journal_disk {
+    const char *disk;
+    const char *old_path;
+    const char *old_format;
+    const char *new_path;
+    const char *new_format;
+};
+
+struct journal {
+    struct arena arena;
+    enum journal_op op;
+    enum journal_phase phase;
+    const char *snapshot;    /* its id */
+    const char *old_current; /* vm.json's before (revert) */
+    bool was_running;        /* resume the VM when it is found paused */
+    bool freezing;           /* thaw the guest */
+    size_t disk_count;
+    struct journal_disk *disks;
+    /* a live commit of a head into its backing layer: at the pivot the VM is
+     * paused, so that both files read the same whatever happens */
+    const char *pivot_disk;
+    const char *pivot_from;
+    const char *pivot_to;
+    const char *pivot_to_format;
+};
+
+/* NOT_FOUND when there is none. */
+int journal_load(int vmfd, struct journal *out, struct qstill_error *err);
+int journal_save(int vmfd, const struct journal *j, struct qstill_error *err);
+int journal_remove(int vmfd, struct qstill_error *err);
+bool journal_exists(int vmfd);
+void journal_fini(struct journal *j);
+
+#endif

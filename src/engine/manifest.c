@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: MIT */
+#include "manifest.h"
+
+#include <string.h>
+
+#include "json.h"
+#include "store.h"
+#include "vmrecord.h"
+
+#define MANIFEST_VERSION 1
+
+static void read_disks(struct json_in *in, const json_t *root,
+                       struct manifest *m)
+{
+    const json_t *array;
+    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &array);
+
+    m->disks = arena_array(&m->arena, n + 1, sizeof(*m->disks));
+    if (!m->disks) {
+        err_nomem(in->err);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const json_t *o = json_array_get(array, i);
+        struct manifest_disk *d = &m->disks[i];
+
+        d->name = json_in_string(in, o, "name", JSON_REQUIRED);
+        d->qdev = json_in_string(in, o, "qdev", JSON_OPTIONAL);
+        d->device = json_in_string(in, o, "device", JSON_OPTIONAL);
+        d->node = json_in_string(in, o, "node", JSON_OPTIONAL);
+        d->path = json_in_string(in, o, "path", JSON_REQUIRED);
+        d->format = json_in_string(in, o, "format", JSON_REQUIRED);
+        d->virtual_size = json_in_u64(in, o, "virtualSize", JSON_REQUIRED);
+        d->dev = json_in_u64(in, o, "dev", JSON_OPTIONAL);
+        d->ino = json_in_u64(in, o, "ino", JSON_OPTIONAL);
+        d->header_hash = json_in_string(in, o, "headerHash", JSON_OPTIONAL);
+    }
+    m->disk_count = n;
+}
+
+static void read_blocks(struct json_in *in, const json_t *mem,
+                        struct manifest *m)
+{
+    const json_t *array;
+    size_t n = json_in_array(in, mem, "blocks", MANIFEST_BLOCKS_MAX, &array);
+
+    m->blocks = arena_array(&m->arena, n + 1, sizeof(*m->blocks));
+    if (!m->blocks) {
+        err_nomem(in->err);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const json_t *o = json_array_get(array, i);
+        struct manifest_block *b = &m->blocks[i];
+
+        b->id = json_in_string(in, o, "id", JSON_REQUIRED);
+        b->size = json_in_u64(in, o, "size", JSON_REQUIRED);
+        b->page_size = json_in_u64(in, o, "pageSize", JSON_OPTIONAL);
+        b->shared = json_in_bool(in, o, "shared");
+        b->main = json_in_bool(in, o, "main");
+        b->origin = json_in_string(in, o, "origin", JSON_OPTIONAL);
+    }
+    m->block_count = n;
+}
+
+static void read_memory(struct json_in *in, const json_t *root,
+                        struct manifest *m)
+{
+    const json_t *o = json_in_object(in, root, "memory", JSON_OPTIONAL);
+
+    if (!o)
+        return;
+    m->memory_included = true;
+    m->machine = json_in_string(in, o, "machine", JSON_REQUIRED);
+    m->memory_bytes = json_in_u64(in, o, "bytes", JSON_REQUIRED);
+    m->memory_written = json_in_u64(in, o, "written", JSON_OPTIONAL);
+    m->cpu_type = json_in_string(in, o, "cpuType", JSON_OPTIONAL);
+    m->accel = json_in_string(in, o, "accel", JSON_OPTIONAL);
+    m->vcpus = json_in_u64(in, o, "vcpus", JSON_OPTIONAL);
+    read_blocks(in, o, m);
+}
+
+static void read_host(struct json_in *in, const json_t *root,
+                      struct manifest *m)
+{
+    const json_t *o = json_in_object(in, root, "host", JSON_OPTIONAL);
+
+    if (!o)
+        return;
+    m->host.cpu_model = json_in_string(in, o, "cpuModel", JSON_OPTIONAL);
+    m->host.cpu_vendor = json_in_string(in, o, "cpuVendor", JSON_OPTIONAL);
+    m->host.microcode = json_in_string(in, o, "microcode", JSON_OPTIONAL);
+    m->host.tsc_khz = json_in_u64(in, o, "tscKhz", JSON_OPTIONAL);
+    m->host.kernel = json_in_string(in, o, "kernel", JSON_OPTIONAL);
+    m->host.hostname = json_in_string(in, o, "hostname", JSON_OPTIONAL);
+}
+
+int manifest_load(int snapdirfd, struct manifest *out, struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *root = NULL;
+    struct manifest m = {.arena = ARENA_INIT};
+    struct json_in in = {STORE_MANIFEST, &m.arena, err};
+
+    if (json_file_read(snapdirfd, STORE_MANIFEST, MANIFEST_VERSION, &root,
+                       err) < 0)
+        return err->code;
+    m.id = json_in_string(&in, root, "id", JSON_REQUIRED);
+    m.name = json_in_string(&in, root, "name", JSON_REQUIRED);
+    m.description = json_in_string(&in, root, "description", JSON_OPTIONAL);
+    m.parent_id = json_in_string(&in, root, "parentId", JSON_OPTIONAL);
+    m.created_at = json_in_string(&in, root, "createdAt", JSON_REQUIRED);
+    m.labels = json_in_strings(&in, root, "labels", MANIFEST_LABELS_MAX,
+                               &m.label_count);
+    m.quiesced = json_in_bool(&in, root, "quiesced");
+    m.frozen_ms = json_in_real(&in, root, "frozenMs");
+    m.mode = json_in_string(&in, root, "mode", JSON_REQUIRED);
+    m.mode_reason = json_in_string(&in, root, "modeReason", JSON_OPTIONAL);
+    m.run_state = json_in_string(&in, root, "runState", JSON_REQUIRED);
+    m.pause_ms = json_in_real(&in, root, "pauseMs");
+    m.stall_ms = json_in_real(&in, root, "longestStallMs");
+    m.qemu_version = json_in_string(&in, root, "qemuVersion", JSON_OPTIONAL);
+    m.qemu_sum = json_in_string(&in, root, "qemuSum", JSON_OPTIONAL);
+    read_disks(&in, root, &m);
+    read_memory(&in, root, &m);
+    read_host(&in, root, &m);
+    if (err->code < 0) {
+        manifest_fini(&m);
+        return err->code;
+    }
+    *out = m;
+    return 0;
+}
+
+static json_t *disks_json(const struct manifest *m)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; array && i < m->disk_count; i++) {
+        const struct manifest_disk *d = &m->disks[i];
+
+        json_array_append_new(
+            array, json_pack("{so so so so so so sI sI sI so}", "name",
+                             json_out_string(d->name), "qdev",
+                             json_out_string(d->qdev), "device",
+                             json_out_string(d->device), "node",
+                             json_out_string(d->node), "path",
+                             json_out_string(d->path), "format",
+                             json_out_string(d->format), "virtualSize",
+                             (json_int_t)d->virtual_size, "dev",
+                             (json_int_t)d->dev, "ino", (json_int_t)d->ino,
+                             "headerHash", json_out_string(d->header_hash)));
+    }
+    return array;
+}
+
+static json_t *blocks_json(const struct manifest *m)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; array && i < m->block_count; i++) {
+        const struct manifest_block *b = &m->blocks[i];
+
+        json_array_append_new(
+            array,
+            json_pack("{so sI sI sb sb so}", "id", json_out_string(b->id),
+                      "size", (json_int_t)b->size, "pageSize",
+                      (json_int_t)b->page_size, "shared", b->shared, "main",
+                      b->main, "origin", json_out_string(b->origin)));
+    }
+    return array;
+}
+
+static json_t *memory_json(const struct manifest *m)
+{
+    if (!m->memory_included)
+        return json_null();
+    return json_pack(
+        "{so sI sI so so sI so}", "machine", json_out_string(m->machine),
+        "bytes", (json_int_t)m->memory_bytes, "written",
+        (json_int_t)m->memory_written, "cpuType", json_out_string(m->cpu_type),
+        "accel", json_out_string(m->accel), "vcpus", (json_int_t)m->vcpus,
+        "blocks", blocks_json(m));
+}
+
+static json_t *host_json(const struct manifest *m)
+{
+    const struct manifest_host *h = &m->host;
+
+    return json_pack(
+        "{so so so sI so so}", "cpuModel", json_out_string(h->cpu_model),
+        "cpuVendor", json_out_string(h->cpu_vendor), "microcode",
+        json_out_string(h->microcode), "tscKhz", (json_int_t)h->tsc_khz,
+        "kernel", json_out_string(h->kernel), "hostname",
+        json_out_string(h->hostname));
+}
+
+int manifest_save(int snapdirfd, const struct manifest *m,
+                  struct qstill_error *err)
+{
+    CLEANUP(json_decrefp)
+    json_t *root = json_pack(
+        "{si so so so so so so sb sf so so so sf sf so so so so so}", "version",
+        MANIFEST_VERSION, "id", json_out_string(m->id), "name",
+        json_out_string(m->name), "description",
+        json_out_string(m->description), "parentId",
+        json_out_string(m->parent_id), "createdAt",
+        json_out_string(m->created_at), "labels",
+        json_out_strings(m->labels, m->label_count), "quiesced", m->quiesced,
+        "frozenMs", m->frozen_ms, "mode", json_out_string(m->mode),
+        "modeReason", json_out_string(m->mode_reason), "runState",
+        json_out_string(m->run_state), "pauseMs", m->pause_ms, "longestStallMs",
+        m->stall_ms, "qemuVersion", json_out_string(m->qemu_version), "qemuSum",
+        json_out_string(m->qemu_sum), "disks", disks_json(m), "memory",
+        memory_json(m), "host", host_json(m));
+
+    return json_file_write(snapdirfd, STORE_MANIFEST, root, err);
+}
+
+void manifest_fini(struct manifest *m)
+{
+    arena_fini(&m->arena);
+    memset(m, 0, sizeof(*m));
+}
+
+struct manifest_disk *manifest_disk(const struct manifest *m, const char *name)
+{
+    for (size_t i = 0; i < m->disk_count; i++)
+        if (strcmp(m->disks[i].name, name) == 0)
+            return &m->disks[i];
+    return NULL;
+}

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * manifest.json of one snapshot: all that a revert needs, years later. Every
+ * string belongs to the manifest's arena.
+ */
+#ifndef QSTILL_ENGINE_MANIFEST_H
+#define QSTILL_ENGINE_MANIFEST_H
+
+#include "base/arena.h"
+#include "base/error.h"
+
+#define MANIFEST_LABELS_MAX 256
+#define MANIFEST_BLOCKS_MAX 1024
+
+struct manifest_disk {
+    const char *name;
+    const char *qdev;
+    const char *device;
+    const char *node;
+    const char *path; /* the frozen layer, absolute */
+    const char *format;
+    uint64_t virtual_size;
+    uint64_t dev, ino;
+    const char *header_hash; /* NULL where the format has none of ours */
+};
+
+struct manifest_block {
+    const char *id; /* QEMU's RAM block id */
+    uint64_t size;
+    uint64_t page_size;
+    bool shared;
+    bool main;          /* guest RAM of a memory backend, not ROM or vram */
+    const char *origin; /* object type of the backend, or NULL */
+};
+
+struct manifest_host {
+    const char *cpu_model;
+    const char *cpu_vendor;
+    const char *microcode;
+    uint64_t tsc_khz;
+    const char *kernel;
+    const char *hostname;
+};
+
+struct manifest {
+    struct arena arena;
+    const char *id;
+    const char *name;
+    const char *description;
+    const char *parent_id;
+    const char *created_at;
+    size_t label_count;
+    char **labels; /* "K=V" */
+    bool quiesced;
+    double frozen_ms;
+    bool memory_included;
+    const char *mode;
+    const char *mode_reason;
+    const char *run_state; /* "running", "paused" or "stopped" */
+    double pause_ms;
+    double stall_ms;
+    size_t disk_count;
+    struct manifest_disk *disks;
+    /* memory; unset without it */
+    const char *machine; /* versioned name */
+    uint64_t memory_bytes;
+    uint64_t memory_written;
+    size_t block_count;
+    struct manifest_block *blocks;
+    const char *cpu_type;
+    const char *accel;
+    uint64_t vcpus;
+    /* where it was made */
+    const char *qemu_version;
+    const char *qemu_sum;
+    struct manifest_host host;
+};
+
+int manifest_load(int snapdirfd, struct manifest *out,
+                  struct qstill_error *err);
+int manifest_save(int snapdirfd, const struct manifest *m,
+                  struct qstill_error *err);
+void manifest_fini(struct manifest *m);
+
+struct manifest_disk *manifest_disk(const struct manifest *m, const char *name);
+
+#endif

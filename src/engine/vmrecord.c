@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: MIT */
+#include "vmrecord.h"
+
+#include <string.h>
+
+#include "json.h"
+#include "store.h"
+
+#define RECORD_VERSION 1
+#define ARGV_MAX       65536
+
+static void read_disks(struct json_in *in, const json_t *root,
+                       struct vm_record *rec)
+{
+    const json_t *array;
+    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &array);
+
+    rec->disks = arena_array(&rec->arena, n + 1, sizeof(*rec->disks));
+    if (!rec->disks) {
+        err_nomem(in->err);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const json_t *o = json_array_get(array, i);
+        struct vm_disk *d = &rec->disks[i];
+
+        d->name = json_in_string(in, o, "name", JSON_REQUIRED);
+        d->qdev = json_in_string(in, o, "qdev", JSON_OPTIONAL);
+        d->device = json_in_string(in, o, "device", JSON_OPTIONAL);
+        d->attach_path = json_in_string(in, o, "attachPath", JSON_REQUIRED);
+        d->attach_format = json_in_string(in, o, "attachFormat", JSON_REQUIRED);
+        d->head_path = json_in_string(in, o, "headPath", JSON_REQUIRED);
+        d->head_format = json_in_string(in, o, "headFormat", JSON_REQUIRED);
+        d->virtual_size = json_in_u64(in, o, "virtualSize", JSON_REQUIRED);
+    }
+    rec->disk_count = n;
+}
+
+static void read_hidden(struct json_in *in, const json_t *root,
+                        struct vm_record *rec)
+{
+    const json_t *array;
+    size_t n = json_in_array(in, root, "hidden", VM_HIDDEN_MAX, &array);
+
+    rec->hidden = arena_array(&rec->arena, n + 1, sizeof(*rec->hidden));
+    if (!rec->hidden) {
+        err_nomem(in->err);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const json_t *o = json_array_get(array, i);
+
+        rec->hidden[i].disk = json_in_string(in, o, "disk", JSON_REQUIRED);
+        rec->hidden[i].path = json_in_string(in, o, "path", JSON_REQUIRED);
+        rec->hidden[i].format = json_in_string(in, o, "format", JSON_REQUIRED);
+    }
+    rec->hidden_count = n;
+}
+
+static void read_launch(struct json_in *in, const json_t *root,
+                        struct vm_record *rec)
+{
+    const json_t *o = json_in_object(in, root, "launch", JSON_OPTIONAL);
+    struct launch_record *l = &rec->launch;
+    size_t n;
+
+    if (!o)
+        return;
+    l->argv = json_in_strings(in, o, "argv", ARGV_MAX, &n);
+    if (n == 0 && in->err->code == 0)
+        err_set(in->err, QSTILL_E_CORRUPT, "%s is damaged: empty argv",
+                in->file);
+    l->env = json_in_strings(in, o, "env", ARGV_MAX, &n);
+    l->cwd = (char *)(uintptr_t)json_in_string(in, o, "cwd", JSON_REQUIRED);
+    l->exe = (char *)(uintptr_t)json_in_string(in, o, "exe", JSON_REQUIRED);
+    l->uid = (uint32_t)json_in_u64(in, o, "uid", JSON_REQUIRED);
+    l->gid = (uint32_t)json_in_u64(in, o, "gid", JSON_REQUIRED);
+    rec->has_launch = in->err->code == 0;
+}
+
+int vmrecord_load(int vmfd, struct vm_record *out, struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *root = NULL;
+    struct vm_record rec = {.arena = ARENA_INIT};
+    struct json_in in = {STORE_RECORD, &rec.arena, err};
+
+    if (json_file_read(vmfd, STORE_RECORD, RECORD_VERSION, &root, err) < 0)
+        return err->code;
+    rec.name = json_in_string(&in, root, "name", JSON_REQUIRED);
+    rec.qmp = json_in_string(&in, root, "qmp", JSON_REQUIRED);
+    rec.agent = json_in_string(&in, root, "agent", JSON_OPTIONAL);
+    rec.launcher = json_in_string(&in, root, "launcher", JSON_OPTIONAL);
+    rec.uuid = json_in_string(&in, root, "uuid", JSON_OPTIONAL);
+    rec.current = json_in_string(&in, root, "current", JSON_OPTIONAL);
+    rec.mapped = json_in_string(&in, root, "mapped", JSON_OPTIONAL);
+    read_disks(&in, root, &rec);
+    read_hidden(&in, root, &rec);
+    read_launch(&in, root, &rec);
+    if (err->code < 0) {
+        vmrecord_fini(&rec);
+        return err->code;
+    }
+    *out = rec;
+    return 0;
+}
+
+static json_t *disks_json(const struct vm_record *rec)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; array && i < rec->disk_count; i++) {
+        const struct vm_disk *d = &rec->disks[i];
+
+        json_array_append_new(
+            array, json_pack("{so so so so so so so sI}", "name",
+                             json_out_string(d->name), "qdev",
+                             json_out_string(d->qdev), "device",
+                             json_out_string(d->device), "attachPath",
+                             json_out_string(d->attach_path), "attachFormat",
+                             json_out_string(d->attach_format), "headPath",
+                             json_out_string(d->head_path), "headFormat",
+                             json_out_string(d->head_format), "virtualSize",
+                             (json_int_t)d->virtual_size));
+    }
+    return array;
+}
+
+static json_t *hidden_json(const struct vm_record *rec)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; array && i < rec->hidden_count; i++)
+        json_array_append_new(
+            array, json_pack("{so so so}", "disk",
+                             json_out_string(rec->hidden[i].disk), "path",
+                             json_out_string(rec->hidden[i].path), "format",
+                             json_out_string(rec->hidden[i].format)));
+    return array;
+}
+
+static size_t strings_count(char *const *list)
+{
+    size_t n = 0;
+
+    while (list && list[n])
+        n++;
+    return n;
+}
+
+static json_t *launch_json(const struct vm_record *rec)
+{
+    const struct launch_record *l = &rec->launch;
+
+    if (!rec->has_launch)
+        return json_null();
+    return json_pack("{so so so so sI sI}", "argv",
+                     json_out_strings(l->argv, strings_count(l->argv)), "env",
+                     json_out_strings(l->env, strings_count(l->env)), "cwd",
+                     json_out_string(l->cwd), "exe", json_out_string(l->exe),
+                     "uid", (json_int_t)l->uid, "gid", (json_int_t)l->gid);
+}
+
+int vmrecord_save(int vmfd, const struct vm_record *rec,
+                  struct qstill_error *err)
+{
+    CLEANUP(json_decrefp)
+    json_t *root = json_pack(
+        "{si so so so so so so so so so so}", "version", RECORD_VERSION, "name",
+        json_out_string(rec->name), "qmp", json_out_string(rec->qmp), "agent",
+        json_out_string(rec->agent), "launcher", json_out_string(rec->launcher),
+        "uuid", json_out_string(rec->uuid), "current",
+        json_out_string(rec->current), "mapped", json_out_string(rec->mapped),
+        "disks", disks_json(rec), "hidden", hidden_json(rec), "launch",
+        launch_json(rec));
+
+    return json_file_write(vmfd, STORE_RECORD, root, err);
+}
+
+void vmrecord_fini(struct vm_record *rec)
+{
+    arena_fini(&rec->arena);
+    memset(rec, 0, sizeof(*rec));
+}
+
+struct vm_disk *vmrecord_disk(const struct vm_record *rec, const char *name)
+{
+    for (size_t i = 0; i < rec->disk_count; i++)
+        if (strcmp(rec->disks[i].name, name) == 0)
+            return &rec->disks[i];
+    return NULL;
+}
+
+/* NULL stays NULL. */
+static int dup_into(struct vm_record *rec, const char **dst, const char *src,
+                    struct qstill_error *err)
+{
+    char *copy = src ? arena_strdup(&rec->arena, src) : NULL;
+
+    if (src && !copy)
+        return err_nomem(err);
+    *dst = copy;
+    return 0;
+}
+
+int vmrecord_set_head(struct vm_record *rec, const char *disk, const char *path,
+                      const char *format, struct qstill_error *err)
+{
+    struct vm_disk *d = vmrecord_disk(rec, disk);
+
+    if (!d)
+        return err_set(err, QSTILL_E_NOT_FOUND, "VM %s has no disk %s",
+                       rec->name, disk);
+    if (dup_into(rec, &d->head_path, path, err) < 0)
+        return err->code;
+    return dup_into(rec, &d->head_format, format, err);
+}
+
+int vmrecord_set_current(struct vm_record *rec, const char *id,
+                         struct qstill_error *err)
+{
+    return dup_into(rec, &rec->current, id, err);
+}
+
+int vmrecord_set_mapped(struct vm_record *rec, const char *id,
+                        struct qstill_error *err)
+{
+    return dup_into(rec, &rec->mapped, id, err);
+}
+
+int vmrecord_hide(struct vm_record *rec, const char *disk, const char *path,
+                  const char *format, struct qstill_error *err)
+{
+    struct vm_hidden *more;
+
+    for (size_t i = 0; i < rec->hidden_count; i++)
+        if (strcmp(rec->hidden[i].path, path) == 0)
+            return 0;
+    if (rec->hidden_count >= VM_HIDDEN_MAX)
+        return err_set(err, QSTILL_E_FAILED, "over %d hidden layers",
+                       VM_HIDDEN_MAX);
+    more = arena_array(&rec->arena, rec->hidden_count + 1, sizeof(*more));
+    if (!more)
+        return err_nomem(err);
+    if (rec->hidden_count > 0)
+        memcpy(more, rec->hidden, rec->hidden_count * sizeof(*more));
+    rec->hidden = more;
+    more += rec->hidden_count;
+    if (dup_into(rec, &more->disk, disk, err) < 0 ||
+        dup_into(rec, &more->path, path, err) < 0 ||
+        dup_into(rec, &more->format, format, err) < 0)
+        return err->code;
+    rec->hidden_count++;
+    return 0;
+}
+
+void vmrecord_unhide(struct vm_record *rec, const char *path)
+{
+    for (size_t i = 0; i < rec->hidden_count; i++)
+        if (strcmp(rec->hidden[i].path, path) == 0) {
+            rec->hidden[i] = rec->hidden[--rec->hidden_count];
+            return;
+        }
+}
+
+static int dup_strings(struct vm_record *rec, char ***dst, char *const *src,
+                       struct qstill_error *err)
+{
+    size_t n = strings_count(src);
+    char **list = arena_array(&rec->arena, n + 1, sizeof(*list));
+
+    if (!list)
+        return err_nomem(err);
+    for (size_t i = 0; i < n; i++) {
+        list[i] = arena_strdup(&rec->arena, src[i]);
+        if (!list[i])
+            return err_nomem(err);
+    }
+    *dst = list;
+    return 0;
+}
+
+int vmrecord_set_launch(struct vm_record *rec,
+                        const struct launch_record *launch,
+                        struct qstill_error *err)
+{
+    struct launch_record *l = &rec->launch;
+
+    l->uid = launch->uid;
+    l->gid = launch->gid;
+    l->cwd = arena_strdup(&rec->arena, launch->cwd);
+    l->exe = arena_strdup(&rec->arena, launch->exe);
+    if (!l->cwd || !l->exe)
+        return err_nomem(err);
+    if (dup_strings(rec, &l->argv, launch->argv, err) < 0 ||
+        dup_strings(rec, &l->env, launch->env, err) < 0)
+        return err->code;
+    rec->has_launch = true;
+    return 0;
+}

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vm.json: what qstill knows of an attached VM. Every string belongs to the
+ * record's arena; setters copy.
+ */
+#ifndef QSTILL_ENGINE_VMRECORD_H
+#define QSTILL_ENGINE_VMRECORD_H
+
+#include "base/arena.h"
+#include "base/error.h"
+#include "launch.h"
+
+/* QEMU itself stops at a few hundred disks; a manifest stays small. */
+#define VM_DISKS_MAX  256
+#define VM_HIDDEN_MAX 4096
+
+struct vm_disk {
+    const char *name;        /* what users call it: qdev id, drive id, ... */
+    const char *qdev;        /* query-block's qdev, or NULL */
+    const char *device;      /* query-block's device name, or NULL */
+    const char *attach_path; /* as QEMU named it when attached */
+    const char *attach_format;
+    const char *head_path; /* the writable top image now; absolute */
+    const char *head_format;
+    uint64_t virtual_size;
+};
+
+/* A layer that no snapshot names any more and that others still read. */
+struct vm_hidden {
+    const char *disk;
+    const char *path;
+    const char *format;
+};
+
+struct vm_record {
+    struct arena arena;
+    const char *name;
+    const char *qmp;
+    const char *agent;
+    const char *launcher;
+    const char *uuid;
+    const char *current; /* id of the current snapshot, or NULL */
+    const char *mapped;  /* id of the snapshot whose RAM files QEMU maps */
+    size_t disk_count;
+    struct vm_disk *disks;
+    size_t hidden_count;
+    struct vm_hidden *hidden;
+    bool has_launch;
+    struct launch_record launch; /* members in the arena: never _fini'ed */
+};
+
+/* CORRUPT, PRECONDITION (version) or NOT_FOUND. */
+int vmrecord_load(int vmfd, struct vm_record *out, struct qstill_error *err);
+int vmrecord_save(int vmfd, const struct vm_record *rec,
+                  struct qstill_error *err);
+void vmrecord_fini(struct vm_record *rec);
+
+struct vm_disk *vmrecord_disk(const struct vm_record *rec, const char *name);
+int vmrecord_set_head(struct vm_record *rec, const char *disk, const char *path,
+                      const char *format, struct qstill_error *err);
+int vmrecord_set_current(struct vm_record *rec, const char *id,
+                         struct qstill_error *err);
+int vmrecord_set_mapped(struct vm_record *rec, const char *id,
+                        struct qstill_error *err);
+/* Adds a hidden layer; one that is known already is fine. */
+int vmrecord_hide(struct vm_record *rec, const char *disk, const char *path,
+                  const char *format, struct qstill_error *err);
+void vmrecord_unhide(struct vm_record *rec, const char *path);
+int vmrecord_set_launch(struct vm_record *rec,
+                        const struct launch_record *launch,
+                        struct qstill_error *err);
+
+#endif
