@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What QEMU has open: the guest's disks, and the graph of block nodes below
+ * them. Reads only; changes are in graph.h.
+ */
+#ifndef QSTILL_QMP_BLOCK_H
+#define QSTILL_QMP_BLOCK_H
+
+#include "base/error.h"
+
+struct qstill_qmp;
+
+/* One front end (or a -drive without one) that has a medium. */
+struct qmp_disk {
+    char *device;        /* the -drive's id; "" with -blockdev */
+    char *qdev;          /* the device's QOM path, as qom-set wants it; "" when
+                            no device uses it */
+    char *qdev_id;       /* its id=, "" when it has none */
+    char *qdev_type;     /* "virtio-blk-pci", "ide-cd", ...; "" */
+    char *node;          /* the head's node name */
+    bool node_auto;      /* a name that QEMU made ("#block123"): it cannot be
+                            reopened and changes with each start */
+    char *path;          /* the head's file name as QEMU tells it: may be
+                            relative to QEMU's cwd, or "json:..." */
+    char *driver;        /* "qcow2", "raw", "vdi", ... */
+    char *protocol;      /* driver below it: "file", "host_device", "nbd", ...;
+                            "" when not known */
+    char *protocol_node; /* its node name; "" when not known */
+    char *protocol_path; /* its file name; "" when not known */
+    bool read_only;
+    bool removable; /* a -drive without a device counts too */
+    bool cdrom;
+    bool encrypted;
+    uint64_t virtual_size;
+};
+struct qmp_disks {
+    size_t count;
+    struct qmp_disk *items; /* QEMU's order */
+};
+#define QMP_DISKS_INIT                                                         \
+    {                                                                          \
+        0                                                                      \
+    }
+int qmp_disks_read(struct qstill_qmp *q, struct qmp_disks *out,
+                   struct qstill_error *err);
+void qmp_disks_fini(struct qmp_disks *d);
+
+/* One node of the graph. Pointers to nodes stay within the graph. */
+struct qmp_node {
+    char *name;
+    bool name_auto;
+    char *driver;
+    char *path;         /* as QEMU tells it; "" for nodes without one */
+    char *backing_path; /* what the live node says its backing file is; "" */
+    bool read_only;
+    bool active; /* true where QEMU does not tell (before 10.0) */
+    bool encrypted;
+    bool filter; /* shows its child's content: throttle, commit_top, ... */
+    bool cache_direct;
+    bool cache_no_flush;
+    char *detect_zeroes; /* "off", "on", "unmap" */
+    uint64_t virtual_size;
+    uint64_t disk_size;           /* allocated bytes of the file */
+    const struct qmp_node *file;  /* the child "file", or NULL */
+    const struct qmp_node *below; /* the next node of the backing chain: the
+                                     child "backing", of a filter the one that
+                                     it filters; NULL at the base */
+};
+
+/* Where the edges come from; the last is a guess by file names, made when QEMU
+ * tells no edges, and ambiguous names make it fail (PRECONDITION). */
+enum qmp_graph_source {
+    QMP_GRAPH_CHILDREN, /* 11.1: query-named-block-nodes.children */
+    QMP_GRAPH_DEBUG,    /* x-debug-query-block-graph */
+    QMP_GRAPH_NAMES
+};
+
+struct qmp_graph {
+    enum qmp_graph_source source;
+    size_t count;
+    struct qmp_node *nodes;
+};
+#define QMP_GRAPH_INIT                                                         \
+    {                                                                          \
+        QMP_GRAPH_CHILDREN, 0, 0                                               \
+    }
+/* All nodes, the protocol ones too. Cycles in what the peer says are CORRUPT,
+ * so that following `below` and `file` always ends. */
+int qmp_graph_read(struct qstill_qmp *q, struct qmp_graph *out,
+                   struct qstill_error *err);
+void qmp_graph_fini(struct qmp_graph *g);
+/* NULL when there is none of that name. */
+const struct qmp_node *qmp_graph_find(const struct qmp_graph *g,
+                                      const char *name);
+/* The live chain, head first, without filters: those are passed over. At most
+ * `max` entries are filled; returns the chain's whole length. */
+size_t qmp_graph_chain(const struct qmp_node *head, const struct qmp_node **out,
+                       size_t max);
+
+#endif
