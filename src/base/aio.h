@@ -43,7 +43,7 @@ struct aio_op {
     void *data; /* not changed by a write */
     size_t len; /* at most AIO_MAX_LEN */
     /* Instead of data when iov_count > 0 (len is then the sum and filled in
-     * by aio_submit). The array is used up: entries change. */
+     * by aio_submit), at most 1024. The array is used up: entries change. */
     struct iovec *iov;
     unsigned iov_count;
     void (*done)(struct aio_op *op); /* NULL: the caller looks at `pending` */

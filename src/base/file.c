@@ -24,6 +24,10 @@ int file_openat(int dirfd, const char *path, int flags, mode_t mode, int *out,
     if (!S_ISREG(st.st_mode))
         return err_set(err, QSTILL_E_PRECONDITION, "%s is no regular file",
                        path);
+    /* It kept a FIFO from blocking the open. Left on, io_uring of older
+     * kernels would answer EAGAIN to reads of what is not in the cache. */
+    if (fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
+        return err_errno(err, errno, "cannot open %s", path);
     *out = take_fd(&fd);
     return 0;
 }
