@@ -6,7 +6,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* `data` is 32-byte aligned and `len` a multiple of 128 (a page is both). */
+/* `len` is a multiple of 128, as a page is; `data` may lie anywhere. */
 bool zero_is(const void *data, size_t len);
 
 /* The two forms by name, for tests and the benchmark; has_avx2 first. */

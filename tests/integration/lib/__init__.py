@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: MIT
-"""What the integration tests stand on: real QEMUs, the guest, the command."""
