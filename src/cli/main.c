@@ -1,8 +1,179 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * qstill: the command. Parses, runs one verb, tells the error, exits with the
+ * status of its class (the negative of enum qstill_code). Everything it can do
+ * it does through include/, as any program could.
+ */
+#include "cli.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <locale.h>
+#include <signal.h>
+#include <stdarg.h>
 #include <stdio.h>
-#include "qstill.h"
-int main(void)
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "args.h"
+#include "launch.h"
+#include "output.h"
+#include "progress.h"
+#include "text.h"
+#include "usage.h"
+
+int cli_usage(const struct cli *cli, struct qstill_error *err, const char *fmt,
+              ...)
 {
-    printf("qstill %s\n", qstill_version());
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(err->message, sizeof(err->message), fmt, ap);
+    va_end(ap);
+    snprintf(err->hint, sizeof(err->hint), "see 'qstill %s%s--help'",
+             cli->verb ? cli->verb->name : "", cli->verb ? " " : "");
+    err->code = QSTILL_E_USAGE;
+    return err->code;
+}
+
+int cli_fail(struct qstill_error *err, int code, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(err->message, sizeof(err->message), fmt, ap);
+    va_end(ap);
+    err->hint[0] = '\0';
+    err->code = code;
+    return code;
+}
+
+static void print_note(void *user, const char *text)
+{
+    struct cli *cli = user;
+
+    if (cli->quiet)
+        return;
+    progress_clear(cli);
+    fprintf(stderr, "qstill: %s: ", cli->verb->name);
+    text_safe(stderr, text);
+    fputc('\n', stderr);
+}
+
+int cli_store(struct cli *cli, struct qstill_store **out,
+              struct qstill_error *err)
+{
+    struct qstill_store_options options = QSTILL_STORE_OPTIONS_INIT;
+
+    if (!cli->store) {
+        options.dir = cli->store_dir;
+        if (qstill_store_open(&cli->store, &options, err) < 0)
+            return err->code;
+        qstill_store_set_note(cli->store, print_note, cli);
+        qstill_store_set_launch(cli->store, cli_launch, NULL);
+    }
+    *out = cli->store;
     return 0;
+}
+
+static void print_error(const struct cli *cli, const struct qstill_error *err)
+{
+    fprintf(stderr, "qstill: %s%s", cli->verb ? cli->verb->name : "",
+            cli->verb ? ": " : "");
+    text_safe(stderr, err->message);
+    fputc('\n', stderr);
+    if (err->hint[0]) {
+        fputs("hint: ", stderr);
+        text_safe(stderr, err->hint);
+        fputc('\n', stderr);
+    }
+    if (cli->json) {
+        struct out o = OUT_INIT(stdout);
+
+        out_object(&o, NULL);
+        out_object(&o, "error");
+        out_text(&o, "code", qstill_code_name(err->code));
+        out_text(&o, "message", err->message);
+        out_text(&o, "hint", err->hint);
+        out_end(&o);
+        out_end(&o);
+    }
+}
+
+/* What was printed must have arrived: a full disk behind ">" is a failure; a
+ * reader that has gone away ("| head") is one without words. */
+static int flush_output(const struct cli *cli, int status)
+{
+    struct qstill_error err = {0};
+
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout))
+        return status;
+    if (errno != EPIPE && status == 0) {
+        struct cli quiet = *cli;
+
+        quiet.json = false;
+        cli_fail(&err, errno == ENOSPC ? QSTILL_E_NO_SPACE : QSTILL_E_FAILED,
+                 "writing to standard output: %s", strerror(errno));
+        print_error(&quiet, &err);
+        return -err.code;
+    }
+    return status ? status : -QSTILL_E_FAILED;
+}
+
+/* Descriptors 0 to 2 must exist, or the store's files would get their numbers
+ * and be printed into. */
+static int open_standard_fds(void)
+{
+    int fd;
+
+    do
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    while (fd >= 0 && fd <= 2);
+    if (fd < 0)
+        return -1;
+    close(fd);
+    return 0;
+}
+
+static int run(struct cli *cli, int argc, char **argv, struct qstill_error *err)
+{
+    struct args args;
+    int r = args_parse(&args, cli, argc, argv, err);
+
+    if (r < 0)
+        return r;
+    if (cli->version)
+        printf("qstill %s\n", qstill_version());
+    else if (cli->help && cli->verb)
+        usage_verb(stdout, cli->verb);
+    else if (cli->help)
+        usage_all(stdout);
+    else
+        r = cli->verb->run(cli, &args, err);
+    args_fini(&args);
+    qstill_store_close(cli->store);
+    cli->store = NULL;
+    return r;
+}
+
+int main(int argc, char **argv)
+{
+    struct cli cli = {0};
+    struct qstill_error err = {0};
+    int status;
+
+    if (open_standard_fds() < 0)
+        return -QSTILL_E_FAILED;
+    setlocale(LC_CTYPE, "");
+    /* a snapshot must not be left half-way because a reader went away */
+    signal(SIGPIPE, SIG_IGN);
+    if (run(&cli, argc, argv, &err) < 0) {
+        print_error(&cli, &err);
+        status = err.code < 0 ? -err.code : -QSTILL_E_FAILED;
+    } else {
+        status = cli.status;
+    }
+    return flush_output(&cli, status);
 }

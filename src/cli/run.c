@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Running a job in the foreground. The first SIGINT, SIGTERM or SIGHUP asks
+ * the job to stop; it undoes what it did, and the verb fails with CANCELLED.
+ * More signals ask the same again: the undo is never cut short.
+ */
+#include "run.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "progress.h"
+
+/* What a signal handler can reach must be static. */
+static struct qstill_job *_Atomic running_job;
+static volatile sig_atomic_t cancel_asked;
+static volatile sig_atomic_t silent;
+
+static void on_cancel(int signal_number)
+{
+    static const char text[] = "\nqstill: cancelling, and undoing what was "
+                               "begun\n";
+    struct qstill_job *job = atomic_load(&running_job);
+    int saved = errno;
+
+    (void)signal_number;
+    if (!cancel_asked && !silent &&
+        write(STDERR_FILENO, text, sizeof(text) - 1) < 0)
+        silent = 1;
+    cancel_asked = 1;
+    if (job)
+        qstill_job_cancel(job);
+    errno = saved;
+}
+
+void run_prepare(const struct cli *cli)
+{
+    static const int cancelling[] = {SIGINT, SIGTERM, SIGHUP};
+    static const int ignored[] = {SIGTSTP, SIGTTIN, SIGTTOU};
+    struct sigaction act = {.sa_handler = on_cancel, .sa_flags = SA_RESTART};
+    struct sigaction old;
+
+    silent = cli->quiet;
+    for (size_t i = 0; i < ARRAY_LEN(cancelling); i++)
+        sigaddset(&act.sa_mask, cancelling[i]);
+    for (size_t i = 0; i < ARRAY_LEN(cancelling); i++) {
+        /* nohup and background shells set SIG_IGN on purpose */
+        if (sigaction(cancelling[i], NULL, &old) == 0 &&
+            old.sa_handler == SIG_IGN)
+            continue;
+        sigaction(cancelling[i], &act, NULL);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(ignored); i++)
+        signal(ignored[i], SIG_IGN);
+}
+
+int run_job(struct cli *cli, struct qstill_job *job, struct qstill_error *err)
+{
+    struct progress progress;
+    int r;
+
+    progress_init(&progress, cli);
+    atomic_store(&running_job, job);
+    if (cancel_asked)
+        qstill_job_cancel(job);
+    r = qstill_job_run(job, progress_tick, &progress, err);
+    atomic_store(&running_job, NULL);
+    progress_end(&progress);
+    return r;
+}
+
+void run_job_freep(struct qstill_job **job)
+{
+    qstill_job_free(*job);
+    *job = NULL;
+}

@@ -1,0 +1,9 @@
+/* SPDX-License-Identifier: MIT */
+/* The table of verbs, in the order in which --help lists them. */
+#include "verbs.h"
+
+const struct verb *const verbs[] = {
+    &verb_completion,
+    &verb_help,
+    NULL,
+};
