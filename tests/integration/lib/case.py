@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: MIT
+"""The base of all integration tests.
+
+What every test checks without saying so, when it is over: no VM is left
+paused that the test did not pause, no guest is left frozen, no block job is
+left in a QEMU, and no file lies in a disk folder or in the store that neither
+a disk nor a listed snapshot needs."""
+
+import contextlib
+import ctypes
+import glob
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+import unittest
+
+from . import image
+from .cli import Qstill
+from .vm import VM, Disk
+
+QEMU = os.environ.get("QSTILL_TEST_QEMU", "")
+QEMU_VERSION = os.environ.get("QSTILL_TEST_QEMU_VERSION", "")
+GUEST = os.environ.get("QSTILL_TEST_GUEST", "")
+BUILD = os.environ.get("QSTILL_TEST_BUILD", "build")
+QUICK = os.environ.get("QSTILL_TEST_QUICK", "") == "1"
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class TimeUp(BaseException):
+    """No Exception: an `except Exception` of a test must not swallow it."""
+
+
+def adopt_orphans():
+    """QEMUs that the command starts become ours when it exits."""
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def scratch_root():
+    """Not /tmp, which may be memory: O_DIRECT belongs to what is tested. Short
+    names: a socket's path has 107 bytes at most."""
+    return "/var/tmp" if os.access("/var/tmp", os.W_OK) else None
+
+
+class Case(unittest.TestCase):
+    limit = 120     # seconds for one test
+    cost = 10       # a guess in seconds, to start the long ones first
+    versions = ("7.2", "10.0")
+    maxDiff = None
+
+    # ----------------------------------------------------------- the workshop
+
+    def setUp(self):
+        self.pids = set()
+        self.vms = []
+        self.paused_on_purpose = set()
+        self.tmp = tempfile.mkdtemp(prefix="qst-", dir=scratch_root())
+        self.addCleanup(shutil.rmtree, self.tmp, ignore_errors=True)
+        self.addCleanup(self._end_processes)
+        self.store = os.path.join(self.tmp, "store")
+        self.q = Qstill(self, os.path.abspath(os.path.join(BUILD, "qstill")),
+                        self.store)
+        signal.signal(signal.SIGALRM, self._time_up)
+        signal.alarm(self.limit)
+        self.addCleanup(signal.alarm, 0)
+
+    def _time_up(self, *_):
+        raise TimeUp("the test's limit of %d s is over" % self.limit)
+
+    def tearDown(self):
+        if self._outcome_is_good():
+            for vm in self.vms:
+                self.check_nothing_left(vm)
+        else:
+            for vm in self.vms:
+                print("--- serial of %s: %s\n--- qemu: %s" % (
+                    vm.name, vm.serial.text()[-800:], vm.words()))
+                for f in glob.glob(os.path.join(self.store, "*", "qemu.log")):
+                    with open(f, errors="replace") as log:
+                        print("--- %s: %s" % (f, log.read()[-2000:]))
+
+    def _outcome_is_good(self):
+        outcome = self._outcome
+        result = getattr(outcome, "result", None)
+        if hasattr(outcome, "errors"):  # Python before 3.11
+            return not any(e for _, e in outcome.errors if e)
+        return not any(t is self for t, _ in result.failures + result.errors)
+
+    def track(self, pid):
+        self.pids.add(pid)
+
+    def reap(self):
+        for pid in list(self.pids):
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        for vm in self.vms:
+            if vm.process:
+                vm.process.poll()
+
+    def _qemus(self):
+        """Processes whose command line names this test's folder."""
+        mine = self.tmp.encode()
+        for d in os.listdir("/proc"):
+            if not d.isdigit() or int(d) == os.getpid():
+                continue
+            with contextlib.suppress(OSError):
+                with open("/proc/%s/cmdline" % d, "rb") as f:
+                    argv = f.read()
+                if mine in argv and b"qemu" in argv.split(b"\0")[0]:
+                    yield int(d)
+
+    def _end_processes(self):
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            found = list(self._qemus())
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                self.track(pid)
+            self.reap()
+            if not found:
+                return
+            time.sleep(0.02)
+
+    def disk(self, id="disk0", fmt="qcow2", vm="vm", **kw):
+        folder = os.path.join(self.tmp, vm)
+        os.makedirs(folder, exist_ok=True)
+        return Disk(id, os.path.join(folder, "%s.%s" % (
+            id, "img" if fmt == "raw" else fmt)), fmt, **kw)
+
+    def make_vm(self, name="vm", disks=None, **kw):
+        folder = os.path.join(self.tmp, name)
+        os.makedirs(folder, exist_ok=True)
+        if disks is None:
+            disks = [self.disk(vm=name)]
+        vm = VM(self, QEMU, GUEST, folder, name, disks, **kw)
+        self.vms.append(vm)
+        return vm
+
+    def running_vm(self, name="vm", attach=True, wait=True, paused=False,
+                   **kw):
+        vm = self.make_vm(name, **kw).start(wait, paused)
+        if attach:
+            self.attach(vm)
+        return vm
+
+    def attach(self, vm, *more):
+        args = ["attach", vm.name, "--qmp", vm.qmp]
+        if vm.agent:
+            args += ["--agent", vm.agent]
+        return self.q(*args, *more)
+
+    # ------------------------------------------------------- what must be true
+
+    def goes_on(self, vm, since=None, count=3, **kw):
+        """The guest runs: `count` more ticks, in order, with one nonce, and
+        nothing wrong inside. Returns these ticks."""
+        since = vm.serial.mark() if since is None else since
+        ticks = vm.serial.wait_ticks(count, since, **kw)
+        numbers = [t.number for t in ticks]
+        self.assertEqual(list(range(numbers[0], numbers[0] + len(numbers))),
+                         numbers, "the guest's ticks jump")
+        self.assertEqual(1, len({t.nonce for t in ticks}))
+        self.assertEqual([], vm.serial.wrong(since))
+        return ticks
+
+    def goes_on_from(self, vm, tick, nonce, since, count=5):
+        """After a revert with memory: the guest goes on from the tick that the
+        snapshot's disk holds, with the nonce that only RAM holds, and has not
+        booted."""
+        ticks = self.goes_on(vm, since, count)
+        # The disk is written before the tick is printed.
+        self.assertIn(ticks[0].number, (tick, tick + 1))
+        self.assertEqual(nonce, ticks[0].nonce)
+        self.assertNotIn("GUEST-UP", vm.serial.text(since))
+        return ticks
+
+    def stands_still(self, vm, seconds=0.5):
+        since = vm.serial.mark()
+        time.sleep(seconds)
+        self.assertEqual([], vm.serial.ticks(since), "the guest runs")
+
+    def frozen(self, vm, snap):
+        """The frozen layers of a snapshot, {disk: (path, format)}."""
+        return {d["name"]: (d["path"], d["format"])
+                for d in self.q.info(vm.name, snap)["disks"]}
+
+    def snapshot_ticks(self, vm, snap):
+        """What the disks held at the snapshot's instant, in disk order."""
+        return [image.tick(path, fmt)
+                for path, fmt in self.frozen(vm, snap).values()]
+
+    def disk_files(self, vm):
+        return {os.path.join(vm.dir, f) for f in os.listdir(vm.dir)
+                if re.search(r"\.(qcow2|img|vdi)$", f)}
+
+    def store_files(self):
+        """Every file of the store with its size; locks come and go."""
+        found = {}
+        for folder, dirs, files in os.walk(self.store):
+            for f in files:
+                path = os.path.join(folder, f)
+                if f not in ("lock", "qemu.log"):
+                    found[path] = os.stat(path).st_size
+            for d in dirs:
+                found[os.path.join(folder, d)] = None
+        return found
+
+    @contextlib.contextmanager
+    def nothing_changes(self, vm):
+        """What runs inside leaves no trace: disks, heads, store, run state."""
+        state = vm.state()
+        heads = vm.heads() if state != "off" else None
+        files, store = self.disk_files(vm), self.store_files()
+        yield
+        self.assertEqual(state, vm.state(), "the VM's state")
+        if state != "off":
+            self.assertEqual(heads, vm.heads(), "the disks' heads")
+            self.assertEqual([], vm.block_jobs())
+        self.assertEqual(files, self.disk_files(vm), "files beside the disks")
+        self.assertEqual(store, self.store_files(), "files in the store")
+        if state == "running":
+            self.goes_on(vm)
+
+    def pause(self, vm):
+        vm.cmd("stop")
+        self.paused_on_purpose.add(vm.name)
+
+    def cont(self, vm):
+        vm.cmd("cont")
+        self.paused_on_purpose.discard(vm.name)
+
+    def check_nothing_left(self, vm):
+        state = vm.state()
+        if state != "off":
+            want = ("paused",) if vm.name in self.paused_on_purpose else \
+                ("running",)
+            self.assertIn(state, want, "%s was left %s" % (vm.name, state))
+            self.assertEqual([], vm.block_jobs(), "a job was left in QEMU")
+            if vm.agent and state == "running":
+                with vm.guest_agent() as agent:
+                    self.assertEqual(
+                        "thawed", agent.cmd("guest-fsfreeze-status"))
+        folder = os.path.join(self.store, vm.name)
+        if not os.path.exists(os.path.join(folder, "vm.json")):
+            return
+        self.check_store(vm, folder, state)
+
+    def check_store(self, vm, folder, state):
+        """Every image and every file of the store has someone who needs it."""
+        self.assertFalse(os.path.exists(os.path.join(folder, "journal.json")),
+                         "a journal was left")
+        listed = self.q("list", vm.name)
+        needed = {d.path for d in vm.disks}
+        heads = list(vm.heads().values()) if state != "off" else []
+        if not heads:
+            heads = [self.q("path", vm.name, d)["path"]
+                     for d in self.disk_names(vm)]
+        for head in heads:
+            needed.update(image.chain(head))
+        for s in listed["snapshots"]:
+            for path, _ in self.frozen(vm, s["id"]).values():
+                needed.update(image.chain(path))
+        self.assertEqual(set(), self.disk_files(vm) - needed,
+                         "images that nobody needs")
+        want = {"vm.json", "lock", "snapshots", "qemu.log"}
+        self.assertEqual(set(), set(os.listdir(folder)) - want,
+                         "the store's folder of the VM")
+        self.assertEqual({s["id"] for s in listed["snapshots"]},
+                         set(os.listdir(os.path.join(folder, "snapshots"))),
+                         "the snapshots' folders")
+
+    def disk_names(self, vm):
+        """The disks' names as the product has them."""
+        import json
+        with open(os.path.join(self.store, vm.name, "vm.json")) as f:
+            return [d["name"] for d in json.load(f)["disks"]]

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: MIT
+"""A QEMU with the test guest in it, started in the ways that people do."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+
+from . import image
+from .guest import Serial
+from .qmp import QMP, Agent, peer_pid
+
+MEMORY_MIB = 96
+
+
+class Disk:
+    """A disk of the VM: `id` is the device's, `path` the image as first
+    attached. bus: virtio or scsi. Without `fmt` known to QEMU's writers (vdi),
+    pattern must be False."""
+
+    def __init__(self, id, path, fmt="qcow2", size=32 << 20, bus="virtio",
+                 pattern=True, fs=False, make=True):
+        self.id = id
+        self.fmt = fmt
+        self.path = path
+        self.bus = bus
+        self.fs = fs
+        if make:
+            image.create(path, fmt, size, pattern and not fs)
+        if fs:
+            subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
+
+
+class VM:
+    """Two monitors: `qmp` for the product, and one for the tests, so that
+    neither takes the other's only client slot.
+
+    style   drive: -drive if=none,id=ID plus -device;  if: -drive if=virtio
+            (QEMU names the device);  blockdev: -blockdev nodes plus -device
+    memory  default, ram, memfd, file: the backend of the guest's RAM
+    """
+
+    def __init__(self, case, qemu, guest_dir, folder, name="vm", disks=(),
+                 style="drive", memory="default", machine="pc", smp=1,
+                 append="", agent=False, extra=(), mib=MEMORY_MIB):
+        self.case = case
+        self.qemu = qemu
+        self.guest_dir = guest_dir
+        self.dir = folder
+        self.name = name
+        self.disks = list(disks)
+        self.style = style
+        self.memory = memory
+        self.machine = machine
+        self.smp = smp
+        self.append = append
+        self.extra = list(extra)
+        self.mib = mib
+        self.qmp = os.path.join(folder, "qmp.sock")
+        self.monitor_path = os.path.join(folder, "test.sock")
+        self.agent = os.path.join(folder, "agent.sock") if agent else None
+        self.log = os.path.join(folder, "qemu.out")
+        self.process = None
+        self.serial = Serial(os.path.join(folder, "serial.log"),
+                             self._must_live)
+
+    # ------------------------------------------------------------- its argv
+
+    def _disk_args(self):
+        args = []
+        if any(d.bus == "scsi" for d in self.disks):
+            args += ["-device", "virtio-scsi-pci,id=scsi0"]
+        for d in self.disks:
+            front = ("scsi-hd,bus=scsi0.0" if d.bus == "scsi"
+                     else "virtio-blk-pci")
+            if self.style == "if":
+                args += ["-drive", "file=%s,format=%s,if=virtio" % (
+                    d.path, d.fmt)]
+            elif self.style == "drive":
+                args += ["-drive", "file=%s,format=%s,if=none,id=%s" % (
+                    d.path, d.fmt, d.id),
+                    "-device", "%s,drive=%s,id=%s-dev" % (front, d.id, d.id)]
+            elif self.style == "blockdev":
+                args += ["-blockdev", "driver=file,filename=%s,node-name=%s-f"
+                         % (d.path, d.id),
+                         "-blockdev", "driver=%s,file=%s-f,node-name=%s-n" % (
+                             d.fmt, d.id, d.id),
+                         "-device", "%s,drive=%s-n,id=%s" % (
+                             front, d.id, d.id)]
+            else:
+                raise ValueError(self.style)
+        return args
+
+    def _memory_args(self):
+        machine, size = self.machine, "%dM" % self.mib
+        if self.memory == "default":
+            return ["-machine", machine, "-m", size]
+        backend = {
+            "ram": "memory-backend-ram,id=ram0",
+            "memfd": "memory-backend-memfd,id=ram0,share=on",
+            "file": "memory-backend-file,id=ram0,share=on,mem-path=%s" %
+                    os.path.join(self.dir, "guest.ram"),
+        }[self.memory]
+        return ["-object", "%s,size=%s" % (backend, size), "-machine",
+                machine + ",memory-backend=ram0", "-m", size]
+
+    def argv(self, paused=False):
+        append = "console=ttyS0 quiet loglevel=1 DISKS=%d %s" % (
+            len(self.disks), self.append)
+        fs = [d.id for d in self.disks if d.fs]
+        if fs:
+            letter = "abcdefgh"[[d.fs for d in self.disks].index(True)]
+            append += " FS=vd%s" % letter
+        args = [self.qemu, "-name", self.name, *self._memory_args(),
+                "-accel", "tcg", "-cpu", "max", "-smp", str(self.smp),
+                "-nodefaults", "-display", "none",
+                "-kernel", os.path.join(self.guest_dir, "vmlinuz"),
+                "-initrd", os.path.join(self.guest_dir, "initrd"),
+                "-append", append.strip(),
+                "-chardev", "file,id=ser,append=on,path=" + self.serial.path,
+                "-serial", "chardev:ser",
+                "-qmp", "unix:%s,server=on,wait=off" % self.qmp,
+                "-qmp", "unix:%s,server=on,wait=off" % self.monitor_path]
+        if self.agent:
+            args += ["-device", "virtio-serial-pci",
+                     "-chardev", "socket,id=ga,path=%s,server=on,wait=off" %
+                     self.agent,
+                     "-device", "virtserialport,chardev=ga,"
+                     "name=org.qemu.guest_agent.0"]
+        args += self._disk_args() + self.extra
+        return args + (["-S"] if paused else [])
+
+    # -------------------------------------------------------- start and end
+
+    def start(self, wait=True, paused=False):
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                self.argv(paused), stdin=subprocess.DEVNULL, stdout=log,
+                stderr=log, cwd=self.dir)
+        since = self.serial.mark()
+        self.case.track(self.process.pid)
+        if wait and not paused:
+            self.wait_up(since)
+        else:
+            with self.monitor():
+                pass
+        return self
+
+    def wait_up(self, since=0):
+        self.serial.wait("GUEST-UP", since)
+        return self.serial.wait_ticks(2, since)
+
+    def monitor(self):
+        return QMP(self.monitor_path)
+
+    def cmd(self, name, **args):
+        with self.monitor() as m:
+            return m.cmd(name, **args)
+
+    def hmp(self, line):
+        return self.cmd("human-monitor-command", command_line=line)
+
+    def guest_agent(self):
+        return Agent(self.agent)
+
+    def pid(self):
+        """Of the QEMU that listens on the test's monitor; None when off."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(5)
+        try:
+            sock.connect(self.monitor_path)
+            pid = peer_pid(sock)
+        except OSError:
+            return None
+        finally:
+            sock.close()
+        self.case.track(pid)
+        return pid
+
+    def alive(self):
+        return self.pid() is not None
+
+    def state(self):
+        """running, paused (or what else QEMU says), or off."""
+        return self.cmd("query-status")["status"] if self.alive() else "off"
+
+    def _must_live(self):
+        if self.process and self.process.poll() is not None and \
+                not self.alive():
+            raise AssertionError("QEMU has ended:\n" + self.words())
+
+    def words(self):
+        try:
+            with open(self.log, errors="replace") as f:
+                return f.read()[-2000:]
+        except FileNotFoundError:
+            return ""
+
+    def end(self, sig=signal.SIGKILL, timeout=20):
+        """Ends the QEMU that is this VM now, and waits for that."""
+        pid = self.pid()
+        if pid:
+            os.kill(pid, sig)
+            self.wait_off(timeout)
+
+    def quit(self):
+        with self.monitor() as m:
+            m.send({"execute": "quit"})
+            self.wait_off()
+
+    def wait_off(self, timeout=20):
+        deadline = time.monotonic() + timeout
+        while self.alive():
+            if time.monotonic() > deadline:
+                raise AssertionError("QEMU did not end in %d s" % timeout)
+            self.case.reap()
+            time.sleep(0.02)
+        self.case.reap()
+
+    # ---------------------------------------------------------- looking at it
+
+    def heads(self):
+        """The file that each disk's device writes to, by device, as QEMU
+        says."""
+        found = {}
+        for b in self.cmd("query-block"):
+            if "inserted" not in b:
+                continue
+            front = b.get("qdev", "") or b["device"]
+            front = front.replace("/machine/peripheral/", "")
+            front = front.split("/virtio-backend")[0]
+            found[front] = b["inserted"]["image"]["filename"]
+        return found
+
+    def block_jobs(self):
+        return self.cmd("query-jobs") + self.cmd("query-block-jobs")
+
+    def ram_at(self, address, length):
+        """Bytes of guest-physical memory, read by QEMU itself."""
+        out = os.path.join(self.dir, "pmem")
+        self.cmd("pmemsave", val=address, size=length, filename=out)
+        with open(out, "rb") as f:
+            data = f.read()
+        os.unlink(out)
+        return data

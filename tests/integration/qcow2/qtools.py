@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""Running qstill, qemu-img and qemu-io, and what is known of a file by them.
+
+Nothing here judges: `Result` holds exit code and output, `guest_hash` is what
+QEMU reads, `FileState` is what a merge must keep of a surviving file.
+Set QSTILL to test another binary, QCOW2_TMP for the scratch directory.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+
+TOP = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../.."))
+QSTILL = os.environ.get("QSTILL", os.path.join(TOP, "build/qstill"))
+TIMEOUT = 120
+# The command must not reach for a real store.
+ENV = dict(os.environ, LC_ALL="C.UTF-8")
+
+
+def scratch_root():
+    for d in (os.environ.get("QCOW2_TMP"), "/dev/shm", "/tmp"):
+        if d and os.path.isdir(d) and os.access(d, os.W_OK):
+            return d
+    return None
+
+
+def scratch(prefix="qcow2-"):
+    return tempfile.mkdtemp(prefix=prefix, dir=scratch_root())
+
+
+def missing(*tools):
+    """The reason to skip, or None."""
+    if not os.access(QSTILL, os.X_OK):
+        return "%s is not built" % QSTILL
+    for t in tools or ("qemu-img", "qemu-io"):
+        if not shutil.which(t):
+            return "%s is not installed" % t
+    return None
+
+
+class Result:
+    def __init__(self, argv, rc, out, err):
+        self.argv, self.rc, self.out, self.err = argv, rc, out, err
+
+    def json(self):
+        return json.loads(self.out)
+
+    def __str__(self):
+        return "$ %s\nexit %d\n%s%s" % (" ".join(map(str, self.argv)), self.rc,
+                                        self.out[-3000:], self.err[-3000:])
+
+
+def run(*argv, timeout=TIMEOUT, cwd=None, env=None):
+    argv = [os.fspath(a) if not isinstance(a, str) else a for a in argv]
+    p = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True,
+                       timeout=timeout, cwd=cwd, env=env or ENV)
+    return Result(argv, p.returncode, p.stdout.decode("utf-8", "replace"),
+                  p.stderr.decode("utf-8", "replace"))
+
+
+def must(*argv, **kw):
+    r = run(*argv, **kw)
+    if r.rc:
+        raise RuntimeError(str(r))
+    return r
+
+
+def qstill(*argv, **kw):
+    return run(QSTILL, *argv, **kw)
+
+
+def image(verb, *argv, **kw):
+    """`qstill --json image VERB ...`"""
+    return run(QSTILL, "--json", "image", verb, *argv, **kw)
+
+
+# ---------------------------------------------------------------- contents
+
+def file_hash(path):
+    with open(path, "rb") as f:
+        return hashlib.sha256(f.read()).hexdigest()
+
+
+def guest_bytes(path, fmt, snapshot=None, cwd=None):
+    """The whole guest view as QEMU reads it."""
+    fd, out = tempfile.mkstemp(dir=scratch_root(), prefix="view-")
+    os.close(fd)
+    try:
+        argv = ["qemu-img", "convert", "-U", "-f", fmt, "-O", "raw"]
+        if snapshot is not None:
+            argv = ["qemu-img", "convert", "-f", fmt, "-O", "raw",
+                    "-l", "snapshot.id=%s" % snapshot]
+        must(*argv, path, out, cwd=cwd)
+        with open(out, "rb") as f:
+            return f.read()
+    finally:
+        os.unlink(out)
+
+
+def guest_hash(path, fmt, snapshot=None):
+    return hashlib.sha256(guest_bytes(path, fmt, snapshot)).hexdigest()
+
+
+def qemu_json(*argv):
+    r = run("qemu-img", *argv)
+    return r, (json.loads(r.out) if r.out.strip().startswith(("{", "["))
+               else None)
+
+
+def qemu_check(path, fmt="qcow2"):
+    """(corruptions, leaks, errors) of `qemu-img check`."""
+    r, j = qemu_json("check", "--output=json", "-f", fmt, path)
+    if j is None:
+        return None
+    return (j.get("corruptions", 0), j.get("leaks", 0),
+            j.get("check-errors", 0))
+
+
+def xattrs(path):
+    out = {}
+    try:
+        for n in os.listxattr(path, follow_symlinks=False):
+            out[n] = os.getxattr(path, n, follow_symlinks=False)
+    except OSError:
+        pass
+    return out
+
+
+class FileState:
+    """What must survive a merge of this file, if the file survives."""
+
+    def __init__(self, path, fmt):
+        import qimage
+        self.path, self.fmt = path, fmt
+        st = os.lstat(path)
+        self.owner, self.mode = (st.st_uid, st.st_gid), st.st_mode
+        self.xattrs = xattrs(path)
+        self.bytes = file_hash(path)
+        self.view = guest_hash(path, fmt)
+        self.size, self.snapshots, self.bitmaps = None, {}, {}
+        self.allocated = []
+        if fmt == "raw":
+            self.size = st.st_size
+            return
+        img = qimage.Image(path)
+        self.size = img.size // 512 * 512
+        self.allocated = img.allocated_ranges()
+        for s in img.snapshots():
+            sid = s.id.decode()
+            self.snapshots[sid] = (s.name, guest_hash(path, fmt, sid))
+        for b in img.bitmaps():
+            self.bitmaps[b.name] = (b.in_use, img.bitmap_ranges(b))
+
+
+def covers(ranges, want):
+    """Whether every byte of `want` lies in the merged sorted `ranges`."""
+    for start, end in want:
+        if not any(a <= start and end <= b for a, b in ranges):
+            return False
+    return True

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+/* What record_io.c writes down and record_replay.c reads. */
+#ifndef TESTS_RECORD_IMPL_H
+#define TESTS_RECORD_IMPL_H
+
+#include <sys/stat.h>
+
+#include "record_io.h"
+
+enum record_type {
+    REC_WRITE,    /* node, off, len, data; a clone too */
+    REC_SIZE,     /* node, off: ftruncate */
+    REC_GROW,     /* node, off + len: fallocate that may extend */
+    REC_PUNCH,    /* node, off, len: reads as zeros now */
+    REC_SYNC,     /* node */
+    REC_CREATE,   /* node under name */
+    REC_RENAME,   /* from name to `to` */
+    REC_UNLINK,   /* name */
+    REC_SYNC_DIR, /* name: the directory, "" for the top one */
+    REC_ATTR,     /* mode, owner: not replayed */
+};
+
+struct record_op {
+    enum record_type type;
+    int node;
+    uint64_t off;
+    uint64_t len;
+    uint8_t *data;
+    char *name; /* relative to the watched directory */
+    char *to;
+    unsigned flags; /* of a rename */
+};
+
+struct record_node {
+    dev_t dev;
+    ino_t ino;
+    uint8_t *start; /* content when recording began; NULL: made later */
+    size_t start_len;
+};
+
+struct record_name {
+    char *name;
+    int node;
+};
+
+struct record {
+    struct io io;
+    char *dir; /* absolute, no symbolic links */
+    struct record_op *ops;
+    size_t op_count;
+    struct record_node *nodes;
+    size_t node_count;
+    struct record_name *names; /* when recording began */
+    size_t name_count;
+};
+
+#endif
