@@ -86,6 +86,74 @@ $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(TLIB_OBJS) $(BUILD)/libqstill.a
 check-unit: all $(UNIT_BINS) ## unit and structure tests: no QEMU, no root
 	$(Q)tests/run-unit.sh $(UNIT_BINS)
 
+# ---------------------------------------------------- tests with a real QEMU
+# QEMU   the versions to test with     JOBS  how many tests at a time
+# TESTS  a word: only tests with it in their name
+comma := ,
+QEMU  ?= 7.2,10.0
+JOBS  ?= 2
+TESTS ?=
+INTEGRATION = python3 tests/integration/run.py --build $(BUILD) -j $(JOBS) \
+              $(if $(TESTS),-k $(TESTS))
+
+FUZZ_SRCS := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ_BINS := $(patsubst tests/fuzz/fuzz_%.c,$(BUILD)/fuzz/%,$(FUZZ_SRCS))
+
+.PHONY: check-fuzz fuzz
+
+deps: ## install with apt what is missing (as root; else names it)
+	$(Q)fixtures/deps.sh test
+
+# Make reads pkg-config's answers before any recipe runs: what deps installs
+# is seen by a make of its own.
+check: deps ## all tests, with both QEMUs; installs what is missing; < 10 min
+	$(Q)$(MAKE) --no-print-directory -j$(JOBS) all $(UNIT_BINS) $(FUZZ_BINS)
+	$(Q)$(MAKE) --no-print-directory check-unit check-fuzz
+	$(Q)$(MAKE) --no-print-directory check-qemu
+
+check-qemu: all ## integration tests (QEMU=7.2,10.0 JOBS=2 TESTS=word)
+	$(Q)$(INTEGRATION) --qemu $(QEMU)
+
+ASAN := BUILD=$(BUILD)/asan SANITIZE=address,undefined \
+        CFLAGS='$(CFLAGS) -fno-sanitize-recover=all'
+check-asan: deps ## unit and fuzz tests and a smoke test under the sanitizers
+	$(Q)$(MAKE) --no-print-directory -j$(JOBS) $(ASAN) all
+	$(Q)$(MAKE) --no-print-directory $(ASAN) check-unit check-fuzz
+	$(Q)python3 tests/integration/run.py --build $(BUILD)/asan \
+	    --cache $(BUILD) --qemu $(firstword $(subst $(comma), ,$(QEMU))) \
+	    -j $(JOBS) -k test_smoke
+
+# The fuzzers over their corpora, once: what they found stays found.
+$(BUILD)/fuzz/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o \
+    $(BUILD)/obj/tests/fuzz/replay.o $(TLIB_OBJS) $(BUILD)/libqstill.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcmocka
+
+check-fuzz: $(FUZZ_BINS)
+	$(Q)tests/fuzz/replay.sh $(FUZZ_BINS)
+
+# make fuzz FUZZ=name [FUZZ_SECONDS=60]: goes on from the corpus, with clang's
+# libFuzzer; new inputs land in $(BUILD)/libfuzzer/corpus/name.
+FUZZ_SECONDS ?= 60
+LIBFUZZER := $(BUILD)/libfuzzer
+fuzz: ## fuzz one parser with libFuzzer (FUZZ=name FUZZ_SECONDS=60)
+	$(Q)test -f tests/fuzz/fuzz_$(FUZZ).c || \
+	    { echo "FUZZ= one of: $(patsubst $(BUILD)/fuzz/%,%,$(FUZZ_BINS))"; exit 2; }
+	$(Q)$(MAKE) --no-print-directory BUILD=$(LIBFUZZER) CC=$(CLANG) \
+	    SANITIZE=address,undefined,fuzzer-no-link $(LIBFUZZER)/run/$(FUZZ)
+	@mkdir -p $(LIBFUZZER)/corpus/$(FUZZ)
+	$(Q)$(LIBFUZZER)/run/$(FUZZ) -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=2048 \
+	    $(LIBFUZZER)/corpus/$(FUZZ) $(wildcard tests/fuzz/corpus/$(FUZZ))
+
+$(BUILD)/run/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(TLIB_OBJS) $(BUILD)/libqstill.a
+	@mkdir -p $(@D)
+	$(Q)$(CC) -pthread -fsanitize=address,undefined,fuzzer -o $@ $^ $(PKG_LIBS) -lcmocka
+
+demo: deps ## the main job on a real guest, step by step, in 2 minutes
+	$(Q)$(MAKE) --no-print-directory -j$(JOBS) all
+	$(Q)python3 tests/integration/demo.py --build $(BUILD)
+
 clean: ## remove everything that was built
 	rm -rf $(BUILD)
 

@@ -3,7 +3,8 @@
 """Runs the integration tests: every class of test_*.py, once per QEMU version,
 each in a process of its own, some at a time.
 
-    run.py [--qemu 7.2,10.0] [--build DIR] [-j N] [-k PATTERN] [--quick] [-v]
+    run.py [--qemu 7.2,10.0] [--build DIR] [--cache DIR] [-j N]
+           [-k WORD] [--quick]
 
 Prints a line per test, the text of what failed, what was skipped and why, and
 as its last line "N passed, N failed, N skipped". Exits 1 when a test failed or
@@ -235,13 +236,13 @@ def environment(args, version, qemu, guest):
 
 def collect(run, args):
     """The jobs, the long ones first."""
-    status, guest, why = fixture("guest.sh", os.path.join(args.build, "guest"))
+    status, guest, why = fixture("guest.sh", os.path.join(args.cache, "guest"))
     if status != 0:
         raise SystemExit("no guest: " + why)
     jobs = []
     for version in args.qemu.split(","):
         status, qemu, why = fixture(
-            "qemu.sh", version, os.path.join(args.build, "qemu-" + version))
+            "qemu.sh", version, os.path.join(args.cache, "qemu-" + version))
         if status not in (0, 3):
             raise SystemExit("no QEMU %s: %s" % (version, why))
         for m in modules():
@@ -266,6 +267,7 @@ def main():
         description="integration tests with real QEMU")
     parser.add_argument("--qemu", default="7.2,10.0")
     parser.add_argument("--build", default=os.path.join(TOP, "build"))
+    parser.add_argument("--cache", help="of the guest and the QEMUs: --build")
     parser.add_argument("-j", type=int, default=2)
     parser.add_argument("-k", default="", help="only tests with this in them")
     parser.add_argument("--quick", action="store_true",
@@ -279,6 +281,7 @@ def main():
     sys.dont_write_bytecode = True
     sys.path.insert(0, HERE)
     args.build = os.path.abspath(args.build)
+    args.cache = os.path.abspath(args.cache or args.build)
     if not os.access(os.path.join(args.build, "qstill"), os.X_OK):
         raise SystemExit("%s/qstill is missing: make all" % args.build)
 
