@@ -46,6 +46,7 @@ forbid "" "\.\./" "no include climbs with .."
 
 home 'jansson\.h' 'src/qmp/*' src/engine/json.c src/engine/json.h \
     src/engine/manifest.c src/engine/journal.c src/engine/vmrecord.c \
+    src/engine/launch_json.c \
     src/cli/output.c src/cli/output.h
 home 'liburing\.h' src/base/aio_uring.c
 home 'zlib\.h' src/base/compress.c

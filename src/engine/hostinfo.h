@@ -26,6 +26,9 @@ struct hostinfo {
  * boot id cannot be read. */
 int hostinfo_read(struct hostinfo *out, struct qstill_error *err);
 
+/* Only hostname, boot_id and kernel, which cost nothing to read. */
+int hostinfo_read_names(struct hostinfo *out, struct qstill_error *err);
+
 /* The CPU members from the text of /proc/cpuinfo (its first CPU). */
 void hostinfo_parse_cpuinfo(struct hostinfo *out, const char *text);
 

@@ -1,0 +1,261 @@
+/* SPDX-License-Identifier: MIT */
+#include "launch_ram.h"
+
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "launch_opts.h"
+
+#define OBJECTS "/objects/"
+
+/* Where the RAM of a machine without a memory backend of its own is. */
+static const char *const default_blocks[] = {
+    "pc.ram",
+    "microvm.ram",
+    "mach-virt.ram",
+};
+
+/* What an object of any memory-backend type keeps when it becomes a file. */
+static const char *const kept_keys[] = {
+    "qom-type", "id", "dump", "merge", "host-nodes", "policy", "reserve",
+};
+
+/* Devices that a private mapping of our file would break, or that would break
+ * the file. Found anywhere in the arguments of these options. */
+static const struct {
+    const char *opt, *word, *why;
+} devices_against[] = {
+    {"device", "virtio-balloon", "would punch holes into the saved RAM"},
+    {"balloon", "virtio", "would punch holes into the saved RAM"},
+    {"device", "virtio-mem", "would punch holes into the saved RAM"},
+    {"device", "vhost-user", "shares the RAM with another process"},
+    {"netdev", "vhost-user", "shares the RAM with another process"},
+    {"device", "vfio-user", "shares the RAM with another process"},
+    {"device", "x-pci-proxy-dev", "shares the RAM with another process"},
+    {"device", "ivshmem-plain", "shares the RAM with another process"},
+    {"device", "nvdimm", "keeps its content in the file"},
+    {"device", "virtio-pmem", "keeps its content in the file"},
+};
+
+static int check_devices(const struct launch_args *args,
+                         struct qstill_error *err)
+{
+    size_t i, k;
+
+    for (i = 0; i < args->count; i++) {
+        const struct launch_arg *arg = &args->v[i];
+
+        for (k = 0; arg->value && k < ARRAY_LEN(devices_against); k++)
+            if (launch_arg_is(arg, devices_against[k].opt) &&
+                strstr(arg->value, devices_against[k].word))
+                return err_set(err, QSTILL_E_PRECONDITION,
+                               "RAM cannot be mapped from files: -%s %.80s %s",
+                               arg->opt, arg->value, devices_against[k].why);
+    }
+    return 0;
+}
+
+/* The object of a memory backend with this id: *arg is its argument, or
+ * args->count. */
+static int find_object(const struct launch_args *args, const char *id,
+                       size_t *arg, struct qstill_error *err)
+{
+    size_t i;
+
+    *arg = args->count;
+    for (i = 0; i < args->count; i++) {
+        CLEANUP(opts_fini) struct opts o = {0};
+        struct qstill_error scratch = {0};
+        const char *type, *name;
+
+        if (!launch_arg_is(&args->v[i], "object") || !args->v[i].value)
+            continue;
+        if (opts_parse(&o, args->v[i].value, "qom-type", &scratch) < 0)
+            continue;
+        type = opts_get(&o, "qom-type");
+        name = opts_get(&o, "id");
+        if (!type || !name || strcmp(name, id) != 0 ||
+            strncmp(type, "memory-backend-", 15) != 0)
+            continue;
+        if (*arg != args->count)
+            return err_set(err, QSTILL_E_PRECONDITION,
+                           "two memory backends are named %s", id);
+        *arg = i;
+    }
+    return 0;
+}
+
+static bool is_kept(const char *key)
+{
+    size_t i;
+
+    for (i = 0; i < ARRAY_LEN(kept_keys); i++) {
+        size_t n = strlen(kept_keys[i]);
+
+        /* "host-nodes.0=" is a list element */
+        if (strncmp(key, kept_keys[i], n) == 0 &&
+            (key[n] == '\0' || key[n] == '.'))
+            return true;
+    }
+    return false;
+}
+
+/* Drops what belongs to the old type, in place of opts_del by name: the types
+ * differ from version to version, what we keep does not. */
+static int keep_common(struct opts *o, struct qstill_error *err)
+{
+    size_t i = 0;
+
+    while (i < o->count) {
+        CLEANUP(freep) char *key = NULL;
+
+        if (!o->pairs[i].key || is_kept(o->pairs[i].key)) {
+            i++;
+            continue;
+        }
+        key = strdup(o->pairs[i].key);
+        if (!key)
+            return err_nomem(err);
+        opts_del(o, key);
+        i = 0;
+    }
+    return 0;
+}
+
+static int fill_object(struct opts *o, const char *id,
+                       const struct launch_ram *ram, struct qstill_error *err)
+{
+    /* Machine types before 4.0 name a file backend's block by its whole path;
+     * the block must have the name that the stream lists. */
+    bool canonical = strncmp(ram->id, OBJECTS, strlen(OBJECTS)) == 0;
+
+    if (opts_set(o, "qom-type", "memory-backend-file", err) < 0 ||
+        opts_set(o, "id", id, err) < 0 ||
+        opts_set_size(o, "size", ram->size, err) < 0 ||
+        opts_set(o, "mem-path", ram->path, err) < 0 ||
+        opts_set_bool(o, "share", false, err) < 0)
+        return err->code;
+    return opts_set_bool(o, "x-use-canonical-path-for-ramblock-id", canonical,
+                         err);
+}
+
+static int replace_object(struct launch_arg *arg, const char *id,
+                          const struct launch_ram *ram,
+                          struct qstill_error *err)
+{
+    CLEANUP(opts_fini) struct opts o = {0};
+    char *text;
+
+    if (opts_parse(&o, arg->value, "qom-type", err) < 0)
+        return err->code;
+    if (strcmp(opts_get(&o, "qom-type"), "memory-backend-epc") == 0)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "RAM block %s is enclave memory", ram->id);
+    if (keep_common(&o, err) < 0 || fill_object(&o, id, ram, err) < 0 ||
+        opts_emit(&o, &text, err) < 0)
+        return err->code;
+    launch_arg_replace(arg, text);
+    return 0;
+}
+
+/* Whether the command line leaves the RAM to QEMU's default backend, as far
+ * as it shows. */
+static bool has_default_ram(const struct launch_args *args)
+{
+    size_t i;
+
+    for (i = 0; i < args->count; i++) {
+        const struct launch_arg *arg = &args->v[i];
+
+        if (launch_arg_is(arg, "readconfig"))
+            return false;
+        if (!arg->value)
+            continue;
+        if ((launch_arg_is(arg, "machine") || launch_arg_is(arg, "M")) &&
+            strstr(arg->value, "memory-backend="))
+            return false;
+        if (launch_arg_is(arg, "numa") && strstr(arg->value, "memdev="))
+            return false;
+    }
+    return true;
+}
+
+static int add_backend(struct launch_args *args, const char *id,
+                       const struct launch_ram *ram, struct qstill_error *err)
+{
+    CLEANUP(opts_fini) struct opts object = {0};
+    CLEANUP(opts_fini) struct opts machine = {0};
+    CLEANUP(freep) char *object_text = NULL;
+    CLEANUP(freep) char *machine_text = NULL;
+
+    if (opts_parse(&object, "memory-backend-file", "qom-type", err) < 0 ||
+        fill_object(&object, id, ram, err) < 0 ||
+        opts_emit(&object, &object_text, err) < 0 ||
+        opts_set(&machine, "memory-backend", id, err) < 0 ||
+        opts_emit(&machine, &machine_text, err) < 0 ||
+        launch_args_add(args, "-object", object_text, err) < 0)
+        return err->code;
+    /* QEMU merges several -machine. */
+    return launch_args_add(args, "-machine", machine_text, err);
+}
+
+/* Options that say how the default RAM, or any, is to be had; QEMU refuses
+ * -mem-path beside a memory backend, and -mem-prealloc would read it all. */
+static void drop_option(struct launch_args *args, const char *opt)
+{
+    size_t i = 0;
+
+    while (i < args->count)
+        if (launch_arg_is(&args->v[i], opt))
+            launch_args_drop(args, i);
+        else
+            i++;
+}
+
+static int map_default(struct launch_args *args, const char *id,
+                       const struct launch_ram *ram, struct qstill_error *err)
+{
+    size_t i;
+
+    for (i = 0; i < ARRAY_LEN(default_blocks); i++)
+        if (strcmp(id, default_blocks[i]) == 0)
+            break;
+    if (i == ARRAY_LEN(default_blocks) || !has_default_ram(args))
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "RAM block %s is no memory backend of the command line "
+                       "of QEMU",
+                       ram->id);
+    drop_option(args, "mem-path");
+    return add_backend(args, id, ram, err);
+}
+
+static int map_one(struct launch_args *args, const struct launch_ram *ram,
+                   struct qstill_error *err)
+{
+    const char *id = ram->id;
+    size_t arg;
+
+    if (strncmp(id, OBJECTS, strlen(OBJECTS)) == 0)
+        id += strlen(OBJECTS);
+    if (find_object(args, id, &arg, err) < 0)
+        return err->code;
+    if (arg == args->count)
+        return map_default(args, id, ram, err);
+    return replace_object(&args->v[arg], id, ram, err);
+}
+
+int launch_ram_map(struct launch_args *args, const struct launch_ram *ram,
+                   size_t count, struct qstill_error *err)
+{
+    size_t i;
+
+    if (count == 0)
+        return 0;
+    if (check_devices(args, err) < 0)
+        return err->code;
+    drop_option(args, "mem-prealloc");
+    for (i = 0; i < count; i++)
+        if (map_one(args, &ram[i], err) < 0)
+            return err->code;
+    return 0;
+}

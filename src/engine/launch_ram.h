@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Saved files as the RAM of the next start: memory-backend-file objects,
+ * mapped privately, with the ids that the RAM blocks had.
+ *
+ * Refused: blocks that no backend of the command line makes, memory that
+ * others share by its file descriptor (vhost-user, ivshmem) or that must
+ * persist (nvdimm), and VMs with a balloon or virtio-mem: QEMU discards what
+ * those give back by punching holes into the file, share=off or not, and
+ * that would ruin the snapshot.
+ */
+#ifndef QSTILL_ENGINE_LAUNCH_RAM_H
+#define QSTILL_ENGINE_LAUNCH_RAM_H
+
+#include "launch.h"
+#include "launch_args.h"
+
+int launch_ram_map(struct launch_args *args, const struct launch_ram *ram,
+                   size_t count, struct qstill_error *err);
+
+#endif
