@@ -52,9 +52,9 @@ static bool steers(uint32_t cp)
            (cp >= 0x2066 && cp <= 0x2069) || cp == 0xfeff;
 }
 
-size_t text_safe(FILE *f, const char *s)
+static size_t put_safe(FILE *f, const char *s, size_t n)
 {
-    size_t n = strlen(s), columns = 0;
+    size_t columns = 0;
 
     while (n > 0) {
         size_t len = text_utf8_len(s, n);
@@ -72,6 +72,22 @@ size_t text_safe(FILE *f, const char *s)
         n -= len;
     }
     return columns;
+}
+
+size_t text_safe(FILE *f, const char *s)
+{
+    return put_safe(f, s, strlen(s));
+}
+
+void text_safe_lines(FILE *f, const char *s)
+{
+    while (*s) {
+        size_t n = strcspn(s, "\n");
+
+        put_safe(f, s, n);
+        fputc('\n', f);
+        s += n + (s[n] == '\n');
+    }
 }
 
 const char *text_size(char out[TEXT_SIZE_MAX], uint64_t bytes)

@@ -19,6 +19,9 @@ size_t text_utf8_len(const char *s, size_t n);
  */
 size_t text_safe(FILE *f, const char *s);
 
+/* The same for text of several lines, each ended by a line break. */
+void text_safe_lines(FILE *f, const char *s);
+
 #define TEXT_SIZE_MAX 16
 /* "0", "312 KiB", "1.4 GiB". Returns `out`. */
 const char *text_size(char out[TEXT_SIZE_MAX], uint64_t bytes);

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: MIT */
+/* VMs and snapshots as the verbs show them: one shape for every verb. */
+#ifndef QSTILL_CLI_SHOW_H
+#define QSTILL_CLI_SHOW_H
+
+#include "cli.h"
+#include "output.h"
+
+/* The JSON objects of the manual: a VM of `vms`, a snapshot of `info`. */
+void show_vm_json(struct out *o, const char *key, const struct qstill_vm *vm);
+void show_snapshot_json(struct out *o, const char *key,
+                        const struct qstill_snapshot *s);
+
+/* The lines of `text` as an array of strings. */
+void show_lines_json(struct out *o, const char *key, const char *text);
+
+/* The plan of a --dry-run: {"plan":[...]} or the lines, on stdout. */
+void show_plan(const struct cli *cli, const struct qstill_job *job);
+
+/* Words for people on stderr, one line; not with --json or -q. */
+void show_words(const struct cli *cli, const char *fmt, ...) PRINTF_LIKE(2, 3);
+
+#endif
