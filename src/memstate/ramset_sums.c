@@ -136,12 +136,25 @@ int sums_check_block(const struct ramset *set, const char *id, uint64_t size,
     return 0;
 }
 
+/* Text without NUL, then zeros up to a multiple of 8. */
+static bool is_id(const struct cursor *c, uint64_t len)
+{
+    size_t padded = (size_t)round_up_u64(len, 8);
+
+    if (c->left < padded || memchr(c->data, 0, (size_t)len))
+        return false;
+    for (size_t i = (size_t)len; i < padded; i++)
+        if (c->data[i] != 0)
+            return false;
+    return true;
+}
+
 static int parse_id(struct cursor *c, char **out, struct qstill_error *err)
 {
     uint64_t len;
 
     if (take_le64(c, &len) < 0 || len == 0 || len > RAMSET_ID_MAX ||
-        c->left < round_up_u64(len, 8) || memchr(c->data, 0, (size_t)len))
+        !is_id(c, len))
         return err_set(err, QSTILL_E_CORRUPT,
                        "the checksums have a bad RAM block id");
     *out = strndup((const char *)c->data, (size_t)len);
