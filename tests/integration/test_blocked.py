@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""VMs that QEMU refuses to migrate."""
+
+import os
+
+from lib.case import Case
+
+BLOCKER = r"vdi format used by node"
+
+
+class Blocked(Case):
+    cost = 25
+
+    def blocked_vm(self):
+        vm = self.running_vm(
+            append="JUNK=8",
+            disks=[self.disk("disk0"), self.disk("disk1", "vdi", size=8 << 20,
+                                                 pattern=False)])
+        reasons = vm.cmd("query-migrate").get("blocked-reasons", [])
+        self.assertRegex(" ".join(reasons), BLOCKER, "QEMU blocks nothing")
+        vm.serial.wait("JUNK-READY")
+        return vm
+
+    def test_a_blocked_vm_is_captured_and_reverted(self):
+        vm = self.blocked_vm()
+        nonce = vm.serial.ticks()[-1].nonce
+        with self.nothing_changes(vm):
+            said = self.q("check", "vm", "--memory")["captureModes"]
+            self.assertIsNone(said["paused"])
+            for mode in ("background", "precopy"):
+                self.assertRegex(said[mode], BLOCKER)
+        made = self.q("create", "vm", "one", "--memory", "--mode", "paused")
+        self.assertEqual("paused", made["mode"])
+        for restore in ("eager", "mapped"):
+            with self.subTest(restore=restore):
+                self.goes_on(vm)
+                tick = self.snapshot_ticks(vm, "one")[0]
+                since = vm.serial.mark()
+                self.q("revert", "vm", "one", "--restore", restore)
+                self.goes_on_from(vm, tick, nonce, since)
+                vm.serial.wait(r"junk pass=\d+ bad=0", since)
+
+    def test_auto_takes_a_mode_that_works_and_says_why(self):
+        vm = self.blocked_vm()
+        made = self.q("create", "vm", "one", "--memory")
+        # cow, where it can be had, needs no migration either.
+        self.assertIn(made["mode"], ("paused", "cow"))
+        if made["mode"] == "paused":
+            why = self.q.stderr + made.get("modeReason", "")
+            self.assertRegex(why, "background.*" + BLOCKER)
+        self.goes_on(vm)
+
+    def test_the_modes_that_migrate_are_refused_with_the_reason(self):
+        vm = self.blocked_vm()
+        for mode in ("background", "precopy"):
+            with self.subTest(mode=mode), self.nothing_changes(vm):
+                self.q.fails("precondition", BLOCKER, "create", "vm", "one",
+                             "--memory", "--mode", mode)
+        self.assertEqual([], self.q.snapshots("vm"))
+
+
+class NonMigratable(Case):
+    """xen-save-devices-state would crash QEMU here: refused before."""
+    cost = 15
+
+    def test_a_device_without_a_state_is_refused_by_its_name(self):
+        vm = self.running_vm(extra=[
+            "-device", "qemu-xhci", "-chardev", "null,id=nul",
+            "-device", "usb-serial,chardev=nul"])
+        pid = vm.pid()
+        for mode in ("auto", "paused", "background", "precopy"):
+            with self.subTest(mode=mode), self.nothing_changes(vm):
+                self.q.fails("precondition", "usb-serial", "create", "vm",
+                             "one", "--memory", "--mode", mode)
+        said = self.q("check", "vm", "--memory")
+        self.assertFalse(said["ok"])
+        self.assertTrue(any(p["code"] == "non-migratable-device" and
+                            "usb-serial" in p["message"]
+                            for p in said["problems"]), said)
+        self.assertEqual(pid, vm.pid())
+        self.assertTrue(os.path.exists("/proc/%d" % pid))
+        with self.subTest("without memory it works"):
+            self.q("create", "vm", "disks")
+            self.goes_on(vm)

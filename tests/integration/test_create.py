@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: MIT
+"""create and revert on every kind of VM: styles, bases, disks, run states,
+backends of the memory."""
+
+import os
+
+from lib import image
+from lib.case import Case
+
+
+class RoundTrip(Case):
+    """snapshot, run on, revert: once for each way a VM can be."""
+    cost = 100
+
+    def taken(self, vm, made, memory):
+        """The snapshot is what it says, and the VM writes elsewhere now."""
+        self.assertEqual(memory, made["memoryIncluded"])
+        self.assertEqual("paused" if memory else "disk", made["mode"])
+        self.assertGreater(made["sizeBytes"], 0)
+        frozen = self.frozen(vm, "one")
+        self.assertEqual([d.path for d in vm.disks],
+                         [path for path, _ in frozen.values()])
+        self.assertEqual([d.fmt for d in vm.disks],
+                         [fmt for _, fmt in frozen.values()])
+        for head, disk in zip(self.head_paths(vm), vm.disks):
+            self.assertEqual([head, disk.path], image.chain(head))
+            self.assertEqual(disk.fmt,
+                             image.info(head)["backing-filename-format"])
+            self.assertEqual(0o600, os.stat(head).st_mode & 0o777)
+            self.assertEqual(os.path.dirname(disk.path),
+                             os.path.dirname(head))
+        if memory:
+            self.memory_files(vm, made)
+
+    def memory_files(self, vm, made):
+        folder = self.q.memory_dir("vm", made["id"])
+        self.assertEqual(0o700, os.stat(folder).st_mode & 0o777)
+        names = os.listdir(folder)
+        self.assertIn("device.state", names)
+        self.assertIn("sums", names)
+        for name in names:
+            path = os.path.join(folder, name)
+            self.assertEqual(0o600, os.stat(path).st_mode & 0o777, name)
+        ram = os.stat(self.main_ram(vm, made))
+        self.assertEqual(vm.mib << 20, ram.st_size)
+        self.assertLess(ram.st_blocks * 512, ram.st_size,
+                        "pages of zeroes are holes")
+
+    def round_trip(self, vm, memory, state="running"):
+        nonce = vm.serial.ticks()[-1].nonce
+        if state == "paused":
+            self.pause(vm)
+        elif state == "off":
+            vm.quit()
+        argv = ["--memory", "--mode", "paused"] if memory else []
+        made = self.q("create", "vm", "one", *argv)
+        self.assertEqual(state, vm.state())
+        self.taken(vm, made, memory)
+        sums = [image.file_digest(d.path) for d in vm.disks]
+        ticks = self.snapshot_ticks(vm, "one")
+        self.assertGreater(min(ticks), 0)
+
+        if state == "paused":
+            self.stands_still(vm)
+            self.cont(vm)
+        elif state == "off":
+            since = vm.serial.mark()
+            self.q("start", "vm")
+            vm.wait_up(since)
+        later = self.goes_on(vm)[-1].number
+        for head, tick in zip(self.head_paths(vm), ticks):
+            self.assertNotEqual(tick, image.tick(head, "qcow2"))
+
+        since = vm.serial.mark()
+        said = self.q("revert", "vm", "one", "--start")
+        self.assertEqual(("vm", "one", "running"), (
+            said["vm"], self.q.info("vm", said["snapshot"])["name"],
+            said["state"]))
+        if memory:
+            self.goes_on_from(vm, ticks[0], nonce, since)
+        else:
+            vm.wait_up(since)
+            for disk, tick in zip(self.kernel_names(vm), ticks):
+                vm.serial.wait(r"disk %s had=%d\n" % (disk, tick), since)
+            self.goes_on(vm)
+        self.assertEqual(sums, [image.file_digest(d.path) for d in vm.disks],
+                         "a frozen layer was written")
+        return later
+
+    @staticmethod
+    def kernel_names(vm):
+        names = []
+        for bus, prefix in (("virtio", "vd"), ("scsi", "sd")):
+            count = len([d for d in vm.disks if d.bus == bus])
+            names += [prefix + "abcdefgh"[i] for i in range(count)]
+        return names
+
+    def test_drive_qcow2_running_disk_only(self):
+        self.round_trip(self.running_vm(style="drive"), memory=False)
+
+    def test_drive_without_names_raw_running_with_memory(self):
+        vm = self.running_vm(style="if", disks=[self.disk(fmt="raw")])
+        self.round_trip(vm, memory=True)
+
+    def test_blockdev_two_disks_running_with_memory(self):
+        vm = self.running_vm(style="blockdev",
+                             disks=[self.disk("disk0"),
+                                    self.disk("disk1", "raw")])
+        self.round_trip(vm, memory=True)
+
+    def test_blockdev_scsi_two_disks_running_disk_only(self):
+        vm = self.running_vm(style="blockdev", machine="q35",
+                             disks=[self.disk("disk0", bus="scsi"),
+                                    self.disk("disk1", "raw", bus="scsi")])
+        self.round_trip(vm, memory=False)
+
+    def test_drive_two_disks_paused_with_memory(self):
+        vm = self.running_vm(disks=[self.disk("disk0", "raw"),
+                                    self.disk("disk1", bus="scsi")])
+        self.round_trip(vm, memory=True, state="paused")
+
+    def test_blockdev_paused_disk_only(self):
+        vm = self.running_vm(style="blockdev")
+        self.round_trip(vm, memory=False, state="paused")
+
+    def test_drive_two_disks_off_disk_only(self):
+        vm = self.running_vm(disks=[self.disk("disk0"),
+                                    self.disk("disk1", "raw")])
+        self.round_trip(vm, memory=False, state="off")
+
+    def test_memory_in_a_memfd_on_q35(self):
+        vm = self.running_vm(memory="memfd", machine="q35", smp=2)
+        self.round_trip(vm, memory=True)
+
+    def test_memory_in_a_file(self):
+        self.round_trip(self.running_vm(memory="file"), memory=True)
+
+    def test_memory_in_a_ram_object_and_a_cdrom_and_a_read_only_disk(self):
+        extra = image.create(os.path.join(self.tmp, "readonly.qcow2"))
+        vm = self.running_vm(memory="ram", extra=[
+            "-drive", "if=none,id=cd0", "-device", "ide-cd,drive=cd0",
+            "-drive", "file=%s,format=qcow2,if=none,id=ro,readonly=on" % extra,
+            "-device", "virtio-scsi-pci,id=s9",
+            "-device", "scsi-hd,drive=ro,bus=s9.0"])
+        self.assertEqual(1, len(self.disk_names(vm)),
+                         "only what is written is a disk")
+        self.round_trip(vm, memory=True)
+
+    def test_a_daemon_with_a_pid_file(self):
+        """As many hosts start it: QEMU itself goes to the background."""
+        vm = self.make_vm(extra=["-daemonize", "-pidfile",
+                                 os.path.join(self.tmp, "pid")])
+        vm.start(wait=False)
+        vm.process.wait(20)
+        vm.process = None
+        vm.wait_up()
+        self.attach(vm)
+        self.round_trip(vm, memory=True)
+        with open(os.path.join(self.tmp, "pid")) as f:
+            self.assertEqual(vm.pid(), int(f.read()))
+
+    def test_overlays_go_where_they_are_asked_to(self):
+        vm = self.running_vm()
+        folder = os.path.join(self.tmp, "elsewhere")
+        os.mkdir(folder)
+        self.q("create", "vm", "one", "--disk-dir", folder)
+        head, = self.head_paths(vm)
+        self.assertEqual(folder, os.path.dirname(head))
+        self.assertEqual([head], list(vm.heads().values()))
+        self.goes_on(vm)

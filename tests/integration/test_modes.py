@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+"""The capture modes. In each, memory and disks are of one instant; the proof
+is a guest that writes one counter to RAM and to its disks without pause
+(fixtures/guest/guest.c, sync_loop)."""
+
+import os
+import time
+
+from lib import image
+from lib.case import QUICK, Case
+
+ROUNDS = 4 if QUICK else 20
+
+
+class Mode(Case):
+    """The tests of all modes; a subclass names one."""
+    mode = None
+    restores = ("eager", "mapped")
+    limit = 300
+    cost = 150
+
+    def create(self, vm, name, *more):
+        made = self.q("create", vm.name, name, "--memory", "--mode", self.mode,
+                      *more)
+        self.assertEqual(self.mode, made["mode"])
+        return made
+
+    def check_rounds(self):
+        vm = self.running_vm(style="blockdev", append="SYNC=vda,vdb JUNK=4 "
+                             "DIRTY=1", disks=[self.disk("disk0"),
+                                               self.disk("disk1", "raw")])
+        paddr = self.sync_address(vm)
+        nonce = vm.serial.ticks()[-1].nonce
+        counts = []
+        for i in range(ROUNDS):
+            with self.subTest(round=i):
+                made = self.create(vm, "round-%d" % i)
+                page = self.check_instant(vm, made, paddr)
+                tick = self.snapshot_ticks(vm, made["id"])[0]
+                since = vm.serial.mark()
+                self.q("revert", "vm", made["id"], "--restore",
+                       self.restores[i % len(self.restores)])
+                self.goes_on_from(vm, tick, nonce, since, 2)
+                m = vm.serial.wait(r"sync count=(\d+) bad=0", since)
+                # The guest says one count in 64: the first one says where it
+                # went on.
+                self.assertIn(int(m.group(1)),
+                              range(page.done, page.done + 129))
+                vm.serial.wait(r"junk pass=\d+ bad=0", since)
+                self.assertEqual([], vm.serial.wrong())
+                counts.append(page.done)
+        self.assertEqual(ROUNDS, len(counts))
+        self.assertEqual(sorted(set(counts)), counts,
+                         "each round goes on from the one before")
+
+    def check_figures(self):
+        """What create says of the pause, against QEMU's own events."""
+        vm = self.running_vm(append="JUNK=24")
+        vm.serial.wait("JUNK-READY")
+        with vm.monitor() as monitor:
+            made = self.create(vm, "one")
+            monitor.cmd("query-status")
+            at = {e["event"]: e["timestamp"]["seconds"] * 1e3 +
+                  e["timestamp"]["microseconds"] / 1e3
+                  for e in monitor.events if e["event"] in ("STOP", "RESUME")}
+        pause = at["RESUME"] - at["STOP"]
+        self.assertGreater(made["pauseMs"], 0)
+        # Ours is measured outside QEMU, and `cont` answers after RESUME.
+        self.assertGreater(made["pauseMs"], pause - 5)
+        self.assertLess(made["pauseMs"], pause * 1.3 + 60)
+        self.assertGreaterEqual(made["longestStallMs"], 0)
+        self.goes_on(vm)
+
+    def check_verify(self, vm):
+        self.q("verify", "vm", "one")
+        ram = self.main_ram(vm, self.q.info("vm", "one"))
+        self.assertGreater(os.stat(ram).st_blocks * 512, 40 << 20,
+                           "40 MiB of known content are in the file")
+
+    def ticks_while_created(self):
+        """The ticks that the guest printed while a slowed-down create ran,
+        and the tick that the snapshot's disk holds."""
+        vm = self.running_vm(append="JUNK=40")
+        vm.serial.wait("JUNK-READY")
+        process = self.q.start("create", "vm", "one", "--memory", "--mode",
+                               self.mode, "--bwlimit", "12M")
+        self.q.wait_journal("vm", process)
+        since = vm.serial.mark()
+        begun = time.monotonic()
+        status, out, err = self.q.finish(process)
+        self.assertEqual(0, status, err + out)
+        lasted = time.monotonic() - begun
+        self.assertGreater(lasted, 2.5, "40 MiB at 12 MiB/s")
+        ticks = [t.number for t in vm.serial.ticks(since)]
+        self.goes_on(vm)
+        self.check_verify(vm)
+        return ticks, self.snapshot_ticks(vm, "one")[0]
+
+
+class Paused(Mode):
+    mode = "paused"
+
+    def test_ram_and_disks_are_of_one_instant_in_every_round(self):
+        self.check_rounds()
+
+    def test_the_pause_that_is_told_is_the_pause_that_was(self):
+        self.check_figures()
+
+    def test_the_guest_stands_still_while_memory_is_copied(self):
+        ticks, tick = self.ticks_while_created()
+        # Some before the stop, some after the cont, none between.
+        self.assertLess(len(ticks), 15)
+        self.assertIn(tick, range(ticks[0] - 3, ticks[-1] + 1))
+
+
+class Background(Mode):
+    mode = "background"
+    # A VM that maps its RAM from a file cannot be captured so (spec 3.3).
+    restores = ("eager",)
+
+    def test_ram_and_disks_are_of_one_instant_in_every_round(self):
+        self.check_rounds()
+
+    def test_the_pause_that_is_told_is_the_pause_that_was(self):
+        self.check_figures()
+
+    def test_the_guest_runs_while_memory_is_copied_as_it_was(self):
+        ticks, tick = self.ticks_while_created()
+        self.assertGreater(len(ticks), 15)
+        self.assertLess(tick, ticks[len(ticks) // 2],
+                        "the instant is at the start")
+
+
+class Precopy(Mode):
+    mode = "precopy"
+
+    def test_ram_and_disks_are_of_one_instant_in_every_round(self):
+        self.check_rounds()
+
+    def test_the_pause_that_is_told_is_the_pause_that_was(self):
+        self.check_figures()
+
+    def test_the_guest_runs_while_memory_is_copied_and_the_end_counts(self):
+        ticks, tick = self.ticks_while_created()
+        self.assertGreater(len(ticks), 15)
+        self.assertGreater(tick, ticks[len(ticks) // 2],
+                           "the instant is at the end")
+
+
+class SameFiles(Case):
+    """All modes end in the same files: of one paused VM, the same bytes."""
+    cost = 25
+
+    def test_every_mode_writes_the_same_memory(self):
+        vm = self.running_vm(append="JUNK=8")
+        vm.serial.wait("JUNK-READY")
+        self.pause(vm)
+        modes = ("paused", "background", "precopy")
+        sums = {}
+        for mode in modes:
+            made = self.q("create", "vm", mode, "--memory", "--mode", mode)
+            self.assertIn(vm.state(), ("paused", "postmigrate"))
+            folder = self.q.memory_dir("vm", made["id"])
+            sums[mode] = {
+                name: image.file_digest(os.path.join(folder, name))
+                for name in os.listdir(folder) if name.endswith(".ram")}
+            self.assertIn("device.state", os.listdir(folder))
+        for mode in modes[1:]:
+            with self.subTest(mode=mode):
+                self.assertEqual(sums["paused"], sums[mode])
+        self.cont(vm)
+        self.goes_on(vm)
+        since = vm.serial.mark()
+        nonce = vm.serial.ticks()[-1].nonce
+        tick = self.snapshot_ticks(vm, "background")[0]
+        self.q("revert", "vm", "background", "--start")
+        self.goes_on_from(vm, tick, nonce, since)
+
+    def test_an_unknown_mode_is_refused(self):
+        vm = self.running_vm()
+        with self.nothing_changes(vm):
+            self.q.fails("usage", "mode", "create", "vm", "one", "--memory",
+                         "--mode", "nosuch")
+
+    def test_auto_takes_a_mode_and_says_which(self):
+        vm = self.running_vm()
+        made = self.q("create", "vm", "one", "--memory")
+        self.assertIn(made["mode"], ("cow", "background", "precopy", "paused"))
+        ok = self.q("check", "vm", "--memory")["captureModes"]
+        self.assertIsNone(ok[made["mode"]])
+        self.goes_on(vm)

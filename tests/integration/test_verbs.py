@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+"""attach, vms, check, list, info, rename, path, start, detach."""
+
+import datetime
+import os
+
+from lib import image
+from lib.case import Case
+
+MODES = {"cow", "background", "precopy", "paused"}
+
+
+class Verbs(Case):
+    cost = 30
+
+    def test_a_vm_is_attached_listed_and_forgotten(self):
+        vm = self.running_vm(attach=False)
+        self.assertEqual([], self.q("vms")["vms"])
+        self.attach(vm)
+        known, = self.q("vms")["vms"]
+        self.assertEqual("vm", known["name"])
+        self.assertEqual(vm.qmp, known["qmp"])
+        self.assertEqual("running", known["state"])
+        self.assertEqual(0, known["snapshots"])
+        self.assertEqual(1, known["disks"])
+        self.q.fails("busy", "vm.* is attached already", "attach", "vm",
+                     "--qmp", vm.qmp)
+        self.pause(vm)
+        self.assertEqual("paused", self.q("vms")["vms"][0]["state"])
+        self.cont(vm)
+        self.assertRegex(self.q.text("vms"), r"vm +running")
+        self.q("create", "vm", "one")
+        self.q.fails("precondition", "snapshot", "detach", "vm")
+        self.q("delete", "vm", "one")
+        self.q("detach", "vm")
+        self.assertEqual([], self.q("vms")["vms"])
+        self.assertFalse(os.path.exists(os.path.join(self.store, "vm")))
+        vm.quit()
+
+    def test_the_tree_is_told_by_list_info_and_rename(self):
+        vm = self.running_vm()
+        a = self.q("create", "vm", "alpha", "--description", "the first",
+                   "--label", "owner=me", "--label", "why=test")
+        b = self.q("create", "vm", "beta")
+        self.assertIsNone(a["parentId"])
+        self.assertEqual(a["id"], b["parentId"])
+        self.assertEqual("the first", a["description"])
+        self.assertFalse(a["memoryIncluded"])
+        self.assertFalse(a["quiesced"])
+        self.assertTrue(a["current"])
+        made = datetime.datetime.strptime(a["createdAt"],
+                                          "%Y-%m-%dT%H:%M:%SZ")
+        age = datetime.datetime.utcnow() - made
+        self.assertLess(abs(age.total_seconds()), 120)
+
+        listed = self.q("list", "vm")
+        self.assertEqual(["alpha", "beta"],
+                         [s["name"] for s in listed["snapshots"]])
+        self.assertEqual(b["id"], listed["current"])
+        self.assertEqual([False, True],
+                         [s["current"] for s in listed["snapshots"]])
+        self.assertEqual([b["id"]], listed["snapshots"][0]["children"])
+        self.assertEqual([], listed["snapshots"][1]["children"])
+        tree = self.q.text("list", "vm", "--tree").splitlines()
+        row = {n: next(r for r in tree if n in r) for n in ("alpha", "beta")}
+        self.assertLess(tree.index(row["alpha"]), tree.index(row["beta"]))
+        self.assertLess(row["alpha"].index("alpha"), row["beta"].index("beta"),
+                        "a child stands further in")
+
+        info = self.q.info("vm", "alpha")
+        self.assertEqual(a["id"], info["id"])
+        self.assertEqual([vm.disks[0].path],
+                         [d["path"] for d in info["disks"]])
+        self.assertEqual(info, self.q.info("vm", a["id"]),
+                         "a name and an id say the same")
+        text = self.q.text("info", "vm", "alpha")
+        for word in ("alpha", "the first", "owner=me", vm.disks[0].path):
+            self.assertIn(word, text)
+
+        self.q("rename", "vm", "alpha", "gamma")
+        self.assertEqual(["gamma", "beta"], self.q.names("vm"))
+        self.assertEqual(a["id"], self.q.info("vm", "gamma")["id"])
+        self.q.fails("busy", "beta", "rename", "vm", "gamma", "beta")
+        self.q.fails("usage", "name", "rename", "vm", "gamma", "a/b")
+        self.q.fails("not-found", "alpha", "rename", "vm", "alpha", "delta")
+        self.assertEqual(["gamma", "beta"], self.q.names("vm"))
+
+    def test_check_says_what_would_hinder(self):
+        vm = self.running_vm()
+        with self.nothing_changes(vm):
+            said = self.q("check", "vm", "--memory")
+            self.assertTrue(said["ok"], said)
+            self.assertEqual(MODES, set(said["captureModes"]))
+            self.assertIsNone(said["captureModes"]["paused"])
+            said = self.q("check", "vm", "--quiesce")
+            self.assertFalse(said["ok"])
+            self.assertTrue(any("agent" in p["message"] and p["hint"]
+                                for p in said["problems"]), said)
+
+    def test_path_and_start_serve_hosts_that_start_their_vms_themselves(self):
+        vm = self.running_vm(disks=[self.disk("disk0"),
+                                    self.disk("disk1", "raw")])
+        self.assertEqual([d.path for d in vm.disks], self.head_paths(vm))
+        self.q("create", "vm", "one")
+        heads = self.head_paths(vm)
+        self.assertEqual(sorted(vm.heads().values()), sorted(heads))
+        self.assertEqual(set(), set(heads) & {d.path for d in vm.disks})
+        name = self.disk_names(vm)[0]
+        self.assertEqual(heads[0], self.q.text("path", "vm", name).strip())
+        self.q.fails("not-found", "nosuch", "path", "vm", "nosuch")
+        self.q.fails("busy", "", "start", "vm")
+        self.goes_on(vm)
+        vm.quit()
+        self.assertEqual("stopped", self.q("vms")["vms"][0]["state"])
+        self.assertEqual(heads, self.head_paths(vm))
+        ticks = [image.tick(p, "qcow2") for p in heads]
+        since = vm.serial.mark()
+        self.q("start", "vm")
+        vm.wait_up(since)
+        self.assertEqual(sorted(heads), sorted(vm.heads().values()))
+        for disk, tick in zip(("vda", "vdb"), ticks):
+            vm.serial.wait(r"disk %s had=%d\n" % (disk, tick), since)
+        self.goes_on(vm)
+
+    def test_a_dry_run_changes_nothing(self):
+        vm = self.running_vm()
+        self.q("create", "vm", "one")
+        with self.nothing_changes(vm):
+            for argv in (["create", "vm", "two", "--memory", "--dry-run"],
+                         ["revert", "vm", "one", "--dry-run"],
+                         ["delete", "vm", "one", "--dry-run"]):
+                self.q(*argv)
+                self.assertTrue(self.q.text(*argv).strip(),
+                                "%s says nothing" % argv)
