@@ -77,11 +77,25 @@ $(BUILD)/qstill: $(CLI_OBJS) $(BUILD)/libqstill.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(CLI_OBJS) $(BUILD)/libqstill.a $(PKG_LIBS)
 
+.SECONDARY: # make would remove the tests' objects, and build them again
+
 $(BUILD)/unit/%: $(BUILD)/obj/tests/unit/%.o $(TLIB_OBJS) $(BUILD)/libqstill.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) $(UNIT_LDFLAGS_$*) -o $@ $< $(TLIB_OBJS) \
 	    $(BUILD)/libqstill.a $(PKG_LIBS) -lcmocka
+
+# The tests of the command's own files link them too, all but main.
+$(BUILD)/obj/cli.a: $(filter-out %/main.o,$(CLI_OBJS))
+	@rm -f $@
+	$(Q)ar rcs $@ $^
+
+$(BUILD)/unit/test_cli_%: $(BUILD)/obj/tests/unit/test_cli_%.o $(TLIB_OBJS) \
+    $(BUILD)/obj/cli.a $(BUILD)/libqstill.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) $(UNIT_LDFLAGS_test_cli_$*) -o $@ $^ \
+	    $(PKG_LIBS) -lcmocka
 
 check-unit: all $(UNIT_BINS) ## unit and structure tests: no QEMU, no root
 	$(Q)tests/run-unit.sh $(UNIT_BINS)

@@ -53,7 +53,7 @@ int args_size(const char *text, uint64_t *out)
     }
     if (*end == 'B')
         end++;
-    if (*end || (scale > 1 && unit == 1) || whole > (UINT64_MAX / unit) - 1)
+    if (*end || (scale > 1 && unit == 1) || whole > UINT64_MAX / unit)
         return -1;
     /* part < 10^6 and unit <= 2^40, so the product fits */
     *out = whole * unit + part * unit / scale;
