@@ -69,9 +69,10 @@ struct launch_change {
  * say how *that* one began (-S, -incoming, -loadvm, -runas) are left out.
  *
  * Fails with PRECONDITION, and the reason, when a disk or a RAM block cannot
- * be put in. It touches no file (it stats the disks' paths), so a preflight
- * may call it to learn whether a later start can be built; when only the RAM
- * files hinder, the same change with mapped_count 0 succeeds.
+ * be put in. It changes no file (it stats the disks' paths, and may read the
+ * header of an attached image), so a preflight may call it to learn whether a
+ * later start can be built; when only the RAM files hinder, the same change
+ * with mapped_count 0 succeeds.
  */
 int launch_build(const struct launch_record *rec,
                  const struct launch_change *change, char ***argv_out,
@@ -99,11 +100,11 @@ struct launch_hinder_list {
 
 /*
  * All that hinders a start from this record with these disks (head_path and
- * head_format may be NULL). No hinder gives an empty list. `out` is zeroed or
- * empty before; free it with launch_hinder_list_fini(). Codes: inherited-fd,
- * disk-not-in-argv, disk-ambiguous, disk-option, binary-missing, chroot,
- * loadvm, snapshot-mode, incoming-only, readconfig, user-changed,
- * stdio-to-log.
+ * head_format may be NULL). No hinder gives an empty list. `out` is zeroed
+ * before; free it with launch_hinder_list_fini(). Codes of blockers:
+ * inherited-fd, disk-not-in-argv, disk-ambiguous, disk-option,
+ * binary-missing, cwd-missing, file-missing, chroot, preconfig, terminal,
+ * snapshot-mode; of notes: loadvm, readconfig, user-changed, stdio-to-log.
  */
 int launch_hinders(const struct launch_record *rec,
                    const struct launch_disk *disks, size_t disk_count,

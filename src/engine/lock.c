@@ -123,8 +123,9 @@ static int busy(int fd, struct qstill_error *err)
         return err_set(err, QSTILL_E_BUSY,
                        "VM is locked by another qstill that has just begun");
     describe_since(fd, since, sizeof(since));
-    err_set(err, QSTILL_E_BUSY, "VM is locked by %lld (qstill %s, since %s)",
-            o.pid, o.verb, since);
+    err_set(err, QSTILL_E_BUSY,
+            "VM is locked by process %lld (qstill %s, since %s)", o.pid, o.verb,
+            since);
     return err_hint(err, "try again when it is done");
 }
 
@@ -143,7 +144,8 @@ static int check_left(int fd, const struct hostinfo *host,
         return 0;
     describe_since(fd, since, sizeof(since));
     err_set(err, QSTILL_E_BUSY,
-            "VM is locked by %lld on host %s (qstill %s, since %s), which did "
+            "VM is locked by process %lld on host %s (qstill %s, since %s), "
+            "which did "
             "not release it",
             o.pid, o.host, o.verb, since);
     return err_hint(err,

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: MIT */
+/* Saved files as RAM: tables of a recorded command line and the next one. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "../lib/launch_case.h"
+
+struct ram_case {
+    const char *why;
+    const char *id[2];
+    const char *in[LAUNCH_CASE_WORDS];
+    const char *out[LAUNCH_CASE_WORDS]; /* or the message */
+};
+
+#define FILE_PC                                                                \
+    "memory-backend-file,id=pc.ram,size=67108864,mem-path=/s/0.ram,share=off," \
+    "x-use-canonical-path-for-ramblock-id=off"
+
+static const struct ram_case ram_cases[] = {
+    {"the default RAM gets a backend",
+     {"pc.ram"},
+     {"q", "-machine", "pc", "-m", "64"},
+     {"-machine", "pc", "-m", "64", "-object", FILE_PC, "-machine",
+      "memory-backend=pc.ram"}},
+    {"-mem-path and -mem-prealloc do not go with a backend",
+     {"pc.ram"},
+     {"q", "-M", "q35,accel=tcg", "-mem-path", "/dev/hugepages",
+      "-mem-prealloc", "-m", "size=64,slots=2,maxmem=1G"},
+     {"-M", "q35,accel=tcg", "-m", "size=64,slots=2,maxmem=1G", "-object",
+      FILE_PC, "-machine", "memory-backend=pc.ram"}},
+    {"a backend keeps its id and its nodes, and loses its type's options",
+     {"ram0"},
+     {"q", "-object",
+      "memory-backend-memfd,id=ram0,size=64M,share=on,hugetlb=on,host-nodes=0-"
+      "1,"
+      "policy=bind,prealloc=on",
+      "-machine", "pc,memory-backend=ram0"},
+     {"-object",
+      "memory-backend-file,id=ram0,host-nodes=0-1,policy=bind,size=67108864,"
+      "mem-path=/s/0.ram,share=off,x-use-canonical-path-for-ramblock-id=off",
+      "-machine", "pc,memory-backend=ram0"}},
+    {"a block named by its path, and JSON",
+     {"/objects/ram0"},
+     {"q", "-object",
+      "{\"qom-type\":\"memory-backend-ram\",\"id\":\"ram0\",\"size\":1,"
+      "\"host-nodes\":[0],\"policy\":\"bind\",\"prealloc\":true}"},
+     {"-object",
+      "{\"qom-type\":\"memory-backend-file\",\"id\":\"ram0\","
+      "\"host-nodes\":[0],\"policy\":\"bind\",\"size\":67108864,\"mem-path\":"
+      "\"/s/0.ram\","
+      "\"share\":false,\"x-use-canonical-path-for-ramblock-id\":true}"}},
+    {"two nodes",
+     {"n0", "n1"},
+     {"q", "-object", "memory-backend-ram,id=n0,size=64M", "-object",
+      "memory-backend-ram,id=n1,size=64M", "-numa", "node,memdev=n0", "-numa",
+      "node,memdev=n1"},
+     {"-object",
+      "memory-backend-file,id=n0,size=67108864,mem-path=/s/0.ram,share=off,"
+      "x-use-canonical-path-for-ramblock-id=off",
+      "-object",
+      "memory-backend-file,id=n1,size=67108864,mem-path=/s/1,,.ram,share=off,"
+      "x-use-canonical-path-for-ramblock-id=off",
+      "-numa", "node,memdev=n0", "-numa", "node,memdev=n1"}},
+};
+
+static const struct ram_case ram_refused[] = {
+    {"hot-plugged",
+     {"dimm0"},
+     {"q", "-m", "64"},
+     {"RAM block dimm0 is no memory backend of the command line of QEMU"}},
+    {"two default blocks",
+     {"pc.ram", "mach-virt.ram"},
+     {"q"},
+     {"RAM block mach-virt.ram is no memory backend of the command line of "
+      "QEMU"}},
+    {"the backend is elsewhere",
+     {"pc.ram"},
+     {"q", "-machine", "pc,memory-backend=pc.ram"},
+     {"RAM block pc.ram is no memory backend of the command line of QEMU"}},
+    {"a configuration file may have it",
+     {"pc.ram"},
+     {"q", "-readconfig", "x"},
+     {"RAM block pc.ram is no memory backend of the command line of QEMU"}},
+    {"balloon",
+     {"pc.ram"},
+     {"q", "-device", "virtio-balloon-pci,id=b"},
+     {"RAM cannot be mapped from files: -device virtio-balloon-pci,id=b would "
+      "punch holes into the saved RAM"}},
+    {"vhost-user",
+     {"pc.ram"},
+     {"q", "-netdev", "vhost-user,id=n,chardev=c"},
+     {"RAM cannot be mapped from files: -netdev vhost-user,id=n,chardev=c "
+      "shares the RAM with another process"}},
+    {"two of one id",
+     {"r"},
+     {"q", "-object", "memory-backend-ram,id=r,size=1", "-object",
+      "memory-backend-ram,id=r,size=1"},
+     {"two memory backends are named r"}},
+};
+
+static int build_ram(const struct ram_case *c, char ***argv,
+                     struct qstill_error *err)
+{
+    struct launch_record rec = launch_case_record(c->in);
+    struct launch_ram ram[] = {
+        {c->id[0], 64 << 20, "/s/0.ram"},
+        {c->id[1], 64 << 20, "/s/1,.ram"},
+    };
+    struct launch_change change = {.mapped = ram,
+                                   .mapped_count = c->id[1] ? 2 : 1};
+
+    return launch_build(&rec, &change, argv, err);
+}
+
+static void saved_files_become_the_ram(void **state)
+{
+    size_t i;
+
+    (void)state;
+    for (i = 0; i < sizeof(ram_cases) / sizeof(ram_cases[0]); i++) {
+        struct qstill_error err = {0};
+        char **argv = NULL;
+
+        if (build_ram(&ram_cases[i], &argv, &err) < 0)
+            fail_msg("%s: %s", ram_cases[i].why, err.message);
+        launch_case_assert(ram_cases[i].why, argv + 1, ram_cases[i].out);
+        launch_argv_free(argv);
+    }
+}
+
+static void ram_that_cannot_be_mapped_is_refused(void **state)
+{
+    size_t i;
+
+    (void)state;
+    for (i = 0; i < sizeof(ram_refused) / sizeof(ram_refused[0]); i++) {
+        struct qstill_error err = {0};
+        char **argv = NULL;
+
+        assert_int_equal(build_ram(&ram_refused[i], &argv, &err),
+                         QSTILL_E_PRECONDITION);
+        assert_string_equal(err.message, ram_refused[i].out[0]);
+        assert_null(argv);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(saved_files_become_the_ram),
+        cmocka_unit_test(ram_that_cannot_be_mapped_is_refused),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
