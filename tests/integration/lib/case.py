@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import tempfile
 import time
 import unittest
@@ -60,7 +61,7 @@ class Case(unittest.TestCase):
         self.paused_on_purpose = set()
         self.damaged_on_purpose = set()
         self.tmp = tempfile.mkdtemp(prefix="qst-", dir=scratch_root())
-        self.addCleanup(shutil.rmtree, self.tmp, ignore_errors=True)
+        self.addCleanup(self._remove_scratch)
         self.addCleanup(self._end_processes)
         self.store = os.path.join(self.tmp, "store")
         self.q = Qstill(self, os.path.abspath(os.path.join(BUILD, "qstill")),
@@ -113,6 +114,25 @@ class Case(unittest.TestCase):
                     argv = f.read()
                 if mine in argv and b"qemu" in argv.split(b"\0")[0]:
                     yield int(d)
+
+    def _remove_scratch(self):
+        self.unprotect(self.tmp)
+        shutil.rmtree(self.tmp, ignore_errors=True)
+
+    def unprotect(self, path):
+        """Frozen layers are immutable where the filesystem can say so."""
+        subprocess.run(["chattr", "-R", "-f", "-i", path], check=False,
+                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def mount_tmpfs(self, path, options):
+        """A filesystem of its own for the test; skips where we may not."""
+        os.makedirs(path, exist_ok=True)
+        p = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "qst", path],
+                           stderr=subprocess.PIPE, text=True)
+        if p.returncode != 0:
+            self.skipTest("mounting a tmpfs is not allowed here: " +
+                          p.stderr.strip())
+        self.addCleanup(subprocess.run, ["umount", "-l", path])
 
     def _end_processes(self):
         deadline = time.monotonic() + 10

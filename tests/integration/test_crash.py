@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""Two at once, cancelled, QEMU killed, ourselves killed: in the middle."""
+
+import os
+import signal
+import time
+
+from lib import image
+from lib.case import QUICK, Case
+
+MODES = ("paused", "background", "precopy")
+
+
+class Middle(Case):
+    """What the tests here share: a create that takes seconds."""
+
+    def slow_vm(self, **kw):
+        vm = self.running_vm(append="JUNK=24 SYNC=vda,vdb",
+                             disks=[self.disk("disk0"),
+                                    self.disk("disk1", "raw")], **kw)
+        vm.serial.wait("JUNK-READY")
+        return vm
+
+    def slow_create(self, name, mode):
+        process = self.q.start("create", "vm", name, "--memory", "--mode",
+                               mode, "--bwlimit", "8M")
+        self.q.wait_journal("vm", process)
+        return process
+
+    def wait_memory(self, vm, least=1 << 20, timeout=20):
+        """Waits until memory is being written."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            used = sum(os.stat(os.path.join(folder, f)).st_blocks * 512
+                       for folder, _, files in os.walk(self.store)
+                       for f in files if f.endswith(".ram"))
+            if used >= least:
+                return
+            time.sleep(0.01)
+        self.fail("no memory was written in %d s" % timeout)
+
+    def as_before(self, vm, paths):
+        self.assertEqual([], self.q.snapshots("vm"))
+        self.assertEqual(sorted(paths), sorted(vm.heads().values()))
+        self.assertEqual({d.path for d in vm.disks}, self.disk_files(vm))
+        since = vm.serial.mark()
+        self.goes_on(vm)
+        vm.serial.wait(r"sync count=\d+ bad=0", since)
+
+
+class AtOnce(Middle):
+    cost = 25
+
+    def test_the_second_command_is_told_who_holds_the_lock(self):
+        vm = self.slow_vm()
+        self.q("create", "vm", "zero")
+        first = self.slow_create("one", "background")
+        for argv in (["create", "vm", "two"], ["revert", "vm", "zero"],
+                     ["delete", "vm", "zero"], ["detach", "vm"],
+                     ["rename", "vm", "zero", "two"], ["recover", "vm"]):
+            with self.subTest(verb=argv[0]):
+                failure = self.q.fails("busy", r"\b%d\b" % first.pid, *argv)
+                self.assertTrue(failure.hint)
+        self.assertIn("zero", self.q.names("vm"), "looking is allowed")
+        self.assertIsNone(first.poll(), "the test was too slow to prove it")
+        status, out, err = self.q.finish(first)
+        self.assertEqual(0, status, err + out)
+        self.assertEqual(["zero", "one"], self.q.names("vm"))
+        self.q("create", "vm", "two")
+
+    def test_a_cancelled_create_leaves_nothing(self):
+        vm = self.slow_vm()
+        for mode in MODES:
+            for sig in (signal.SIGINT, signal.SIGTERM):
+                with self.subTest(mode=mode, sig=sig.name), \
+                        self.nothing_changes(vm):
+                    process = self.slow_create("one", mode)
+                    self.wait_memory(vm)
+                    process.send_signal(sig)
+                    status, out, err = self.q.finish(process, 20)
+                    self.q.failed("cancelled", "cancel", ["create"], status,
+                                  out, err)
+                    self.as_before(vm, [d.path for d in vm.disks])
+
+
+class QemuKilled(Middle):
+    cost = 45
+    limit = 180
+
+    def killed(self, mode):
+        vm = self.slow_vm()
+        process = self.slow_create("one", mode)
+        self.wait_memory(vm)
+        time.sleep(0.3)
+        last = vm.serial.ticks()[-1].number
+        vm.end()
+        status, out, err = self.q.finish(process, 40)
+        self.q.failed("unreachable", "", ["create"], status, out, err)
+        self.assertEqual("off", vm.state())
+        self.assertEqual([], self.q.snapshots("vm"))
+        # Nothing that the guest had written is lost, and it starts.
+        for path, fmt in zip(self.head_paths(vm), ("qcow2", "raw")):
+            fmt = "qcow2" if path.endswith(".qcow2") else fmt
+            self.assertGreaterEqual(image.tick(path, fmt), last)
+        since = vm.serial.mark()
+        self.q("start", "vm")
+        vm.wait_up(since)
+        self.assertGreaterEqual(int(vm.serial.wait(
+            r"disk vda had=(\d+)", since).group(1)), last)
+        self.q("create", "vm", "after")
+
+    def test_in_a_create_paused(self):
+        self.killed("paused")
+
+    def test_in_a_create_background(self):
+        self.killed("background")
+
+    def test_in_a_create_precopy(self):
+        self.killed("precopy")
+
+
+class OurselvesKilled(Middle):
+    """SIGKILL at many moments of a create; then `recover`, or just the next
+    command: the VM runs, and the snapshot is whole or was never there."""
+    cost = 100
+    limit = 240
+    delays = (0, 0.05, 0.4) if QUICK else (0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+    def killed(self, mode):
+        vm = self.slow_vm()
+        nonce = vm.serial.ticks()[0].nonce
+        anchor = self.q("create", "vm", "anchor", "--memory", "--mode",
+                        "paused")["id"]
+        tick = self.snapshot_ticks(vm, anchor)[0]
+        for i, delay in enumerate(self.delays):
+            with self.subTest(delay=delay):
+                process = self.slow_create("s%d" % i, mode)
+                time.sleep(delay)
+                process.kill()
+                process.wait()
+                since = vm.serial.mark()
+                if i % 2:
+                    self.q("recover", "vm")
+                else:
+                    self.q("rename", "vm", anchor, "anchor-%d" % i)
+                self.assertEqual("running", vm.state())
+                self.goes_on(vm)
+                vm.serial.wait(r"sync count=\d+ bad=0", since)
+                self.assertEqual(nonce, vm.serial.ticks()[-1].nonce)
+                self.assertEqual([], vm.serial.wrong())
+                for name in self.q.names("vm"):
+                    self.q("verify", "vm", name)
+                self.check_nothing_left(vm)
+        since = vm.serial.mark()
+        self.q("revert", "vm", anchor)
+        self.goes_on_from(vm, tick, nonce, since)
+
+    def test_in_a_create_paused(self):
+        self.killed("paused")
+
+    def test_in_a_create_background(self):
+        self.killed("background")
+
+    def test_in_a_create_precopy(self):
+        self.killed("precopy")
+
+    def test_in_a_create_without_memory(self):
+        vm = self.slow_vm()
+        for i in range(4 if QUICK else 12):
+            process = self.q.start("create", "vm", "s%d" % i)
+            # It is over in some 100 ms: spread the kills over them.
+            time.sleep(0.008 * i)
+            process.kill()
+            process.wait()
+            self.q("recover", "vm")
+            self.assertEqual("running", vm.state())
+            self.check_nothing_left(vm)
+        self.goes_on(vm)
+        self.assertEqual([], vm.serial.wrong())
+
+    def test_in_a_revert(self):
+        vm = self.slow_vm()
+        nonce = vm.serial.ticks()[0].nonce
+        self.q("create", "vm", "one", "--memory", "--mode", "paused")
+        tick = self.snapshot_ticks(vm, "one")[0]
+        for i, delay in enumerate(self.delays):
+            with self.subTest(delay=delay):
+                self.goes_on(vm)
+                process = self.q.start("revert", "vm", "one", "--restore",
+                                       "eager")
+                self.q.wait_journal("vm", process)
+                time.sleep(delay)
+                process.kill()
+                process.wait()
+                self.q("recover", "vm")
+                # Never dead for good: it runs, old or new, or can be
+                # started.
+                if vm.state() == "off":
+                    since = vm.serial.mark()
+                    self.q("start", "vm")
+                    vm.wait_up(since)
+                self.assertEqual("running", vm.state())
+                self.goes_on(vm)
+                self.check_nothing_left(vm)
+                since = vm.serial.mark()
+                self.q("revert", "vm", "one")
+                self.goes_on_from(vm, tick, nonce, since)

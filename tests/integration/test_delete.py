@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""delete: what is left reads as before, what is deleted is gone, and a
+deleted half does not exist."""
+
+import os
+import time
+
+from lib import image
+from lib.case import QUICK, Case
+
+
+class Delete(Case):
+    cost = 60
+    limit = 180
+
+    def take(self, vm, name, memory=False):
+        """A snapshot; then the guest writes on. Remembers what its disks
+        hold."""
+        argv = ["--memory", "--mode", "paused"] if memory else []
+        made = self.q("create", vm.name, name, *argv)
+        self.content = getattr(self, "content", {})
+        self.content[name] = [image.digest(p, f) for p, f in
+                              self.frozen(vm, name).values()]
+        self.goes_on(vm, count=2)
+        return made
+
+    def holds(self, vm, *names):
+        """These snapshots are all there are, and hold what they held."""
+        self.assertEqual(list(names), self.q.names(vm.name))
+        for name in names:
+            self.assertEqual(self.content[name],
+                             [image.digest(p, f) for p, f in
+                              self.frozen(vm, name).values()], name)
+        for path in self.head_paths(vm):
+            for layer in image.chain(path):
+                if layer.endswith(".qcow2"):
+                    image.check(layer)
+
+    def gone(self, paths):
+        for path in paths:
+            self.assertFalse(os.path.exists(path), path)
+
+    def test_a_chain_of_a_running_vm_from_the_middle(self):
+        vm = self.running_vm(style="blockdev",
+                             disks=[self.disk("disk0"),
+                                    self.disk("disk1", "raw")])
+        nonce = vm.serial.ticks()[0].nonce
+        for name in ("a", "b", "c", "d"):
+            made = self.take(vm, name, memory=name in "bd")
+        files = len(self.disk_files(vm))
+        self.assertEqual(2 * 5, files)
+        parents = {s["name"]: s["parentId"] for s in self.q.snapshots("vm")}
+        b = self.q.info("vm", "b")["id"]
+        self.q("delete", "vm", "b")
+        self.holds(vm, "a", "c", "d")
+        self.assertEqual(parents["b"], self.q.info("vm", "c")["parentId"])
+        self.gone([os.path.join(self.store, "vm", "snapshots", b)])
+        self.assertEqual(files - 2, len(self.disk_files(vm)))
+        self.goes_on(vm)
+        self.check_nothing_left(vm)
+
+        with self.subTest("the root: the first image takes its layer in"):
+            self.q("delete", "vm", "a")
+            self.holds(vm, "c", "d")
+            self.assertIsNone(self.q.info("vm", "c")["parentId"])
+            self.check_nothing_left(vm)
+        with self.subTest("the active one"):
+            self.assertTrue(self.q.info("vm", "d")["current"])
+            self.q("delete", "vm", "d")
+            self.holds(vm, "c")
+            self.assertEqual(self.q.info("vm", "c")["id"],
+                             self.q("list", "vm")["current"])
+            self.goes_on(vm)
+            self.check_nothing_left(vm)
+        with self.subTest("the last: no overlay is left"):
+            self.q("delete", "vm", "c")
+            self.holds(vm)
+            self.assertIsNone(self.q("list", "vm")["current"])
+            self.assertEqual(2, len(self.disk_files(vm)))
+        self.assertEqual(nonce, self.goes_on(vm)[-1].nonce)
+        self.assertNotIn(made["id"], os.listdir(
+            os.path.join(self.store, "vm", "snapshots")))
+
+    def test_what_the_guest_writes_meanwhile_is_not_lost(self):
+        """SYNC reads its rings back all the time: a lost write shows."""
+        vm = self.running_vm(style="drive", append="SYNC=vda,vdb",
+                             disks=[self.disk("disk0"),
+                                    self.disk("disk1", "raw")])
+        self.sync_address(vm)
+        for i in range(2 if QUICK else 4):
+            self.take(vm, "a%d" % i)
+            self.take(vm, "b%d" % i)
+            since = vm.serial.mark()
+            self.q("delete", "vm", "a%d" % i)
+            self.q("delete", "vm", "b%d" % i)
+            vm.serial.wait(r"sync count=\d+ bad=0", since)
+            self.assertEqual([], vm.serial.wrong())
+        self.assertEqual([], self.q.names("vm"))
+        self.assertEqual(2, len(self.disk_files(vm)))
+
+    def test_several_at_once_and_with_children(self):
+        vm = self.running_vm()
+        for name in ("a", "b", "c", "d"):
+            self.take(vm, name)
+        self.q("delete", "vm", "b", "c")
+        self.holds(vm, "a", "d")
+        self.check_nothing_left(vm)
+        self.q("delete", "vm", "a", "--children")
+        self.holds(vm)
+        self.goes_on(vm)
+
+    def test_a_branch_that_is_not_in_use(self):
+        vm = self.running_vm()
+        self.take(vm, "a", memory=True)
+        self.take(vm, "b", memory=True)
+        nonce = vm.serial.ticks()[-1].nonce
+        self.q("revert", "vm", "a")
+        self.goes_on(vm)
+        self.take(vm, "c")
+        self.q("delete", "vm", "b")
+        self.holds(vm, "a", "c")
+        self.check_nothing_left(vm)
+        self.assertEqual(nonce, self.goes_on(vm)[-1].nonce)
+
+    def test_a_paused_vm(self):
+        vm = self.running_vm()
+        self.take(vm, "a")
+        self.take(vm, "b")
+        self.pause(vm)
+        self.q("delete", "vm", "a")
+        self.holds(vm, "b")
+        self.stands_still(vm)
+        self.q("delete", "vm", "b")
+        self.holds(vm)
+        self.stands_still(vm)
+        self.cont(vm)
+        self.goes_on(vm)
+
+    def test_after_a_deletion_the_others_can_be_reverted_to(self):
+        vm = self.running_vm()
+        nonce = vm.serial.ticks()[-1].nonce
+        self.take(vm, "a", memory=True)
+        self.take(vm, "b", memory=True)
+        self.take(vm, "c", memory=True)
+        self.q("delete", "vm", "b")
+        for name in ("c", "a"):
+            with self.subTest(to=name):
+                tick = self.snapshot_ticks(vm, name)[0]
+                since = vm.serial.mark()
+                self.q("revert", "vm", name)
+                self.goes_on_from(vm, tick, nonce, since)
+
+    def test_killed_in_the_middle_it_is_whole_or_gone(self):
+        vm = self.running_vm(append="SYNC=vda,vdb",
+                             disks=[self.disk("disk0"),
+                                    self.disk("disk1", "raw")])
+        for i in range(4 if QUICK else 10):
+            with self.subTest(round=i):
+                self.take(vm, "a%d" % i)
+                self.take(vm, "b%d" % i)
+                names = self.q.names("vm")
+                process = self.q.start("delete", "vm", "a%d" % i)
+                # Over in some 100 ms: the kills are spread over them.
+                time.sleep(0.012 * i)
+                process.kill()
+                process.wait()
+                self.q("recover", "vm")
+                left = self.q.names("vm")
+                self.assertIn(left, (names, [n for n in names
+                                             if n != "a%d" % i]))
+                self.holds(vm, *left)
+                self.check_nothing_left(vm)
+                self.assertEqual([], vm.serial.wrong())
+                self.q("delete", "vm", *left)
+        self.goes_on(vm)
+
+
+class DeleteOff(Case):
+    cost = 20
+
+    def test_a_vm_that_is_off(self):
+        """Done whole, or refused with nothing changed."""
+        vm = self.running_vm()
+        self.q("create", "vm", "a")
+        self.goes_on(vm)
+        self.q("create", "vm", "b")
+        self.goes_on(vm)
+        vm.quit()
+        content = [image.digest(p, "qcow2") for p in self.head_paths(vm)]
+        status, out, err = self.q.finish(self.q.start("delete", "vm", "a"))
+        if status != 0:
+            self.q.failed("precondition", "", ["delete"], status, out, err)
+            self.assertEqual(["a", "b"], self.q.names("vm"))
+        else:
+            self.assertEqual(["b"], self.q.names("vm"))
+        self.assertEqual(content, [image.digest(p, "qcow2")
+                                   for p in self.head_paths(vm)])
+        self.check_nothing_left(vm)
