@@ -62,8 +62,9 @@ int qstill_qmp_open_fd(struct qstill_qmp **out, int fd, const char *name,
 /* Closes the connection; the VM goes on. NULL is fine. */
 void qstill_qmp_close(struct qstill_qmp *q);
 
-/* Readable when a reply or an event may be waiting: then call
- * qstill_qmp_pump(). Belongs to the handle. */
+/* Becomes readable when a reply or an event comes: then call qstill_qmp_pump().
+ * Commands read ahead, so look once (pump, next_event without waiting) before
+ * you wait for it. Belongs to the handle. */
 int qstill_qmp_fd(const struct qstill_qmp *q);
 
 /* The path or name that it was opened with. */

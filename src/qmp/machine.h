@@ -65,4 +65,23 @@ int qmp_cpus_read(struct qstill_qmp *q, struct qmp_cpus *out,
                   struct qstill_error *err);
 void qmp_cpus_fini(struct qmp_cpus *c);
 
+/* A device of the user's: from -device or device_add. */
+struct qmp_device {
+    char *path; /* QOM path */
+    char *id;   /* "" when it has none */
+    char *type; /* "virtio-blk-pci", "vfio-pci", ... */
+};
+struct qmp_devices {
+    size_t count;
+    struct qmp_device *items;
+};
+#define QMP_DEVICES_INIT                                                       \
+    {                                                                          \
+        0                                                                      \
+    }
+/* Not the ones that the machine brings along itself. */
+int qmp_devices_read(struct qstill_qmp *q, struct qmp_devices *out,
+                     struct qstill_error *err);
+void qmp_devices_fini(struct qmp_devices *d);
+
 #endif

@@ -53,7 +53,7 @@ struct qmp_ram_range {
 };
 struct qmp_ram_map {
     size_t count;
-    struct qmp_ram_range *ranges; /* ascending */
+    struct qmp_ram_range *ranges; /* ascending, as QEMU prints them */
 };
 #define QMP_RAM_MAP_INIT                                                       \
     {                                                                          \

@@ -1,0 +1,272 @@
+/* SPDX-License-Identifier: MIT */
+#include "block.h"
+
+#include <string.h>
+
+#include "base/buf.h"
+#include "client.h"
+#include "edges.h"
+#include "field.h"
+#include "monitor.h"
+
+#define AUTO_PREFIX  "#" /* no user may name a node so */
+#define VIRTIO_CHILD "/virtio-backend"
+#define PERIPHERAL   "/machine/peripheral/"
+
+/* Nodes that show their child's content as it is. */
+static const char *const filters[] = {
+    "throttle",   "copy-on-read", "compress",          "preallocate",
+    "commit_top", "mirror_top",   "copy-before-write", "blkdebug",
+    "blkverify",  "blklogwrites", "blkreplay",         "snapshot-access",
+};
+
+/* --------------------------------------------------------------------- nodes
+ */
+
+static bool is_filter(const char *driver)
+{
+    for (size_t i = 0; i < ARRAY_LEN(filters); i++)
+        if (strcmp(driver, filters[i]) == 0)
+            return true;
+    return false;
+}
+
+static void node_fini(struct qmp_node *n)
+{
+    free(n->name);
+    free(n->driver);
+    free(n->path);
+    free(n->backing_path);
+    free(n->detect_zeroes);
+}
+
+/* What is filled in by a failed call is freed with the graph. */
+static int node_fill(struct qmp_node *n, const json_t *v,
+                     struct qstill_error *err)
+{
+    const json_t *image = json_object_get(v, "image");
+    const json_t *cache = json_object_get(v, "cache");
+
+    if (field_need(v, "node-name", &n->name, err) < 0 ||
+        field_need(v, "drv", &n->driver, err) < 0 ||
+        field_dup(v, "file", &n->path, err) < 0 ||
+        field_dup(v, "backing_file", &n->backing_path, err) < 0 ||
+        field_dup(v, "detect_zeroes", &n->detect_zeroes, err) < 0)
+        return err->code;
+    n->name_auto = strncmp(n->name, AUTO_PREFIX, strlen(AUTO_PREFIX)) == 0;
+    n->filter = is_filter(n->driver);
+    n->read_only = field_bool(v, "ro", false);
+    n->active = field_bool(v, "active", true);
+    n->encrypted = field_bool(v, "encrypted", false);
+    n->cache_direct = field_bool(cache, "direct", false);
+    n->cache_no_flush = field_bool(cache, "no-flush", false);
+    n->virtual_size = field_u64(image, "virtual-size", 0);
+    n->disk_size = field_u64(image, "actual-size", 0);
+    return 0;
+}
+
+static int compare_nodes(const void *a, const void *b)
+{
+    return strcmp(((const struct qmp_node *)a)->name,
+                  ((const struct qmp_node *)b)->name);
+}
+
+static int nodes_fill(struct qmp_graph *g, const json_t *list,
+                      struct qstill_error *err)
+{
+    size_t i;
+    json_t *v;
+
+    g->nodes = calloc(json_array_size(list) + 1, sizeof(*g->nodes));
+    if (!g->nodes)
+        return err_nomem(err);
+    json_array_foreach(list, i, v)
+    {
+        g->count = i + 1;
+        if (node_fill(&g->nodes[i], v, err) < 0)
+            return err->code;
+    }
+    qsort(g->nodes, g->count, sizeof(*g->nodes), compare_nodes);
+    return 0;
+}
+
+int qmp_graph_read(struct qstill_qmp *q, struct qmp_graph *out,
+                   struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    CLEANUP(json_decrefp) json_t *list = NULL;
+
+    if (client_call(q, "query-named-block-nodes",
+                    json_pack("{s:b}", "flat", true), &list, err) < 0)
+        return err->code;
+    if (nodes_fill(&g, list, err) < 0 || edges_read(q, &g, list, err) < 0)
+        return err_wrap(err, "reading the block graph");
+    *out = g;
+    g = (struct qmp_graph)QMP_GRAPH_INIT;
+    return 0;
+}
+
+void qmp_graph_fini(struct qmp_graph *g)
+{
+    for (size_t i = 0; i < g->count; i++)
+        node_fini(&g->nodes[i]);
+    free(g->nodes);
+    *g = (struct qmp_graph)QMP_GRAPH_INIT;
+}
+
+const struct qmp_node *qmp_graph_find(const struct qmp_graph *g,
+                                      const char *name)
+{
+    struct qmp_node key = {.name = (char *)(uintptr_t)name};
+
+    if (g->count == 0)
+        return NULL;
+    return bsearch(&key, g->nodes, g->count, sizeof(key), compare_nodes);
+}
+
+size_t qmp_graph_chain(const struct qmp_node *head, const struct qmp_node **out,
+                       size_t max)
+{
+    size_t n = 0;
+
+    for (; head; head = head->below) {
+        if (head->filter)
+            continue;
+        if (n < max)
+            out[n] = head;
+        n++;
+    }
+    return n;
+}
+
+/* --------------------------------------------------------------------- disks
+ */
+
+static void disk_fini(struct qmp_disk *d)
+{
+    free(d->device);
+    free(d->qdev);
+    free(d->qdev_id);
+    free(d->qdev_type);
+    free(d->node);
+    free(d->path);
+    free(d->driver);
+    free(d->protocol);
+    free(d->protocol_node);
+    free(d->protocol_path);
+}
+
+void qmp_disks_fini(struct qmp_disks *d)
+{
+    for (size_t i = 0; i < d->count; i++)
+        disk_fini(&d->items[i]);
+    free(d->items);
+    *d = (struct qmp_disks)QMP_DISKS_INIT;
+}
+
+/*
+ * query-block names the device by its id, or by its QOM path when it has none.
+ * A virtio disk is two objects: the inner one holds the medium, and the outer
+ * one has the id and the property "drive".
+ */
+static int qdev_fill(struct qmp_disk *d, const char *qdev,
+                     struct qstill_error *err)
+{
+    CLEANUP(buf_fini) struct buf path = BUF_INIT;
+    const char *prefix = qdev[0] == '/' || qdev[0] == '\0' ? "" : PERIPHERAL;
+    size_t len = strlen(qdev), tail = strlen(VIRTIO_CHILD);
+    const char *id = "";
+
+    if (len > tail && strcmp(qdev + len - tail, VIRTIO_CHILD) == 0)
+        len -= tail;
+    if (buf_printf(&path, "%s%.*s", prefix, (int)len, qdev) < 0)
+        return err_nomem(err);
+    d->qdev = buf_take_string(&path);
+    if (d->qdev && strncmp(d->qdev, PERIPHERAL, strlen(PERIPHERAL)) == 0)
+        id = d->qdev + strlen(PERIPHERAL);
+    d->qdev_id = strdup(strchr(id, '/') ? "" : id);
+    return d->qdev && d->qdev_id ? 0 : err_nomem(err);
+}
+
+static int qdev_type_fill(struct qstill_qmp *q, struct qmp_disk *d,
+                          struct qstill_error *err)
+{
+    int rc = QSTILL_E_NOT_FOUND;
+
+    if (d->qdev[0])
+        rc = qmp_qom_get_string(q, d->qdev, "type", &d->qdev_type, err);
+    if (rc == QSTILL_E_NOT_FOUND) {
+        d->qdev_type = strdup("");
+        rc = d->qdev_type ? 0 : err_nomem(err);
+    }
+    if (rc < 0)
+        return rc;
+    d->cdrom = strcmp(d->qdev_type, "ide-cd") == 0 ||
+               strcmp(d->qdev_type, "scsi-cd") == 0;
+    return 0;
+}
+
+/* The last node below the head on the way of "file": the one that does I/O. */
+static int protocol_fill(struct qmp_disk *d, const struct qmp_graph *g,
+                         struct qstill_error *err)
+{
+    const struct qmp_node *n = qmp_graph_find(g, d->node);
+
+    while (n && (n->file || (n->filter && n->below)))
+        n = n->file ? n->file : n->below;
+    d->protocol = strdup(n ? n->driver : "");
+    d->protocol_node = strdup(n ? n->name : "");
+    d->protocol_path = strdup(n ? n->path : "");
+    if (!d->protocol || !d->protocol_node || !d->protocol_path)
+        return err_nomem(err);
+    return 0;
+}
+
+static int disk_fill(struct qstill_qmp *q, struct qmp_disk *d, const json_t *v,
+                     const struct qmp_graph *g, struct qstill_error *err)
+{
+    const json_t *inserted = json_object_get(v, "inserted");
+
+    if (field_dup(v, "device", &d->device, err) < 0 ||
+        field_need(inserted, "node-name", &d->node, err) < 0 ||
+        field_dup(inserted, "file", &d->path, err) < 0 ||
+        field_need(inserted, "drv", &d->driver, err) < 0 ||
+        field_need_u64(json_object_get(inserted, "image"), "virtual-size",
+                       &d->virtual_size, err) < 0)
+        return err->code;
+    d->node_auto = strncmp(d->node, AUTO_PREFIX, strlen(AUTO_PREFIX)) == 0;
+    d->read_only = field_bool(inserted, "ro", false);
+    d->encrypted = field_bool(inserted, "encrypted", false);
+    d->removable = field_bool(v, "removable", false);
+    if (qdev_fill(d, field_string(v, "qdev", ""), err) < 0 ||
+        qdev_type_fill(q, d, err) < 0)
+        return err->code;
+    return protocol_fill(d, g, err);
+}
+
+int qmp_disks_read(struct qstill_qmp *q, struct qmp_disks *out,
+                   struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    CLEANUP(qmp_disks_fini) struct qmp_disks d = QMP_DISKS_INIT;
+    CLEANUP(json_decrefp) json_t *list = NULL;
+    size_t i;
+    json_t *v;
+
+    if (qmp_graph_read(q, &g, err) < 0 ||
+        client_ask(q, "query-block", &list, err) < 0)
+        return err->code;
+    d.items = calloc(json_array_size(list) + 1, sizeof(*d.items));
+    if (!d.items)
+        return err_nomem(err);
+    json_array_foreach(list, i, v)
+    {
+        if (!json_object_get(v, "inserted"))
+            continue;
+        if (disk_fill(q, &d.items[d.count++], v, &g, err) < 0)
+            return err_wrap(err, "reading the VM's disks");
+    }
+    *out = d;
+    d = (struct qmp_disks)QMP_DISKS_INIT;
+    return 0;
+}
