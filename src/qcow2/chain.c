@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT */
+#include "chain.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+
+/* ------------------------------------------------------------------- names */
+
+int chain_resolve(const char *overlay, const char *name, char **out,
+                  struct qstill_error *err)
+{
+    const char *slash = strrchr(overlay, '/');
+    size_t colon = strcspn(name, ":/");
+    CLEANUP(freep) char *path = NULL;
+
+    if (name[colon] == ':') {
+        err_set(err, QSTILL_E_PRECONDITION,
+                "%s names \"%.200s\" as its backing file, which is no plain "
+                "file name",
+                overlay, name);
+        return err_hint(err, "a file name with a colon is stored as ./NAME");
+    }
+    if (name[0] == '/' || !slash)
+        path = strdup(name);
+    else if (asprintf(&path, "%.*s%s", (int)(slash - overlay + 1), overlay,
+                      name) < 0)
+        path = NULL;
+    if (!path)
+        return err_nomem(err);
+    if (strlen(path) >= PATH_MAX)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "%s: the path of its backing file is too long", overlay);
+    *out = take_ptr(&path);
+    return 0;
+}
+
+int chain_backing_of(const struct image *img, char **path,
+                     enum qcow2_format *format, struct qstill_error *err)
+{
+    const struct qcow2_header *h = &img->info.header;
+
+    *path = NULL;
+    if (!image_is_qcow2(img) || !h->has_backing)
+        return 0;
+    if (!h->has_format) {
+        err_set(err, QSTILL_E_PRECONDITION,
+                "%s does not say which format its backing file has", img->path);
+        return err_hint(err,
+                        "write it down with qemu-img rebase -u -F FORMAT -b "
+                        "'%.100s' FILE",
+                        h->backing);
+    }
+    if (qcow2_format_parse(h->backing_format, format, err) < 0)
+        return err_wrap(err, "the backing file of %s", img->path);
+    return chain_resolve(img->path, h->backing, path, err);
+}
+
+/* ----------------------------------------------------------------- opening */
+
+void chain_close(struct chain *c)
+{
+    if (!c)
+        return;
+    for (size_t i = 0; i < c->n; i++)
+        image_close(c->layers[i]);
+    free(c->layers);
+    aio_close(c->aio);
+    free(c);
+}
+
+void chain_closep(struct chain **c)
+{
+    chain_close(*c);
+}
+
+static int check_loop(const struct chain *c, const struct image *img,
+                      struct qstill_error *err)
+{
+    for (size_t i = 0; i < c->n; i++)
+        if (c->layers[i]->info.dev == img->info.dev &&
+            c->layers[i]->info.ino == img->info.ino)
+            return err_set(err, QSTILL_E_CORRUPT,
+                           "%s is its own backing file, through %zu layers",
+                           img->path, c->n - i);
+    return 0;
+}
+
+static int add_layer(struct chain *c, const char *path,
+                     enum qcow2_format format, enum chain_lock lock,
+                     struct qstill_error *err)
+{
+    CLEANUP(image_closep) struct image *img = NULL;
+
+    if (c->n == CHAIN_MAX_LAYERS)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "the chain of %s has more than %u layers",
+                       c->layers[0]->path, CHAIN_MAX_LAYERS);
+    if (image_open(&img, c->io, path, format, IMAGE_READ, err) < 0 ||
+        check_loop(c, img, err) < 0)
+        return err->code;
+    if (lock == CHAIN_LOCKED &&
+        image_lock(img->fd, img->path, IMAGE_LOCK_READ, err) < 0)
+        return err->code;
+    c->layers[c->n++] = take_ptr(&img);
+    return 0;
+}
+
+int chain_open(struct chain **out, const struct io *io, const char *path,
+               enum qcow2_format format, enum chain_lock lock,
+               struct qstill_error *err)
+{
+    CLEANUP(chain_closep) struct chain *c = calloc(1, sizeof(*c));
+    CLEANUP(freep) char *next = strdup(path);
+
+    if (!c || !next)
+        return err_nomem(err);
+    c->io = io;
+    c->layers = calloc(CHAIN_MAX_LAYERS, sizeof(struct image *));
+    if (!c->layers)
+        return err_nomem(err);
+    while (next) {
+        if (add_layer(c, next, format, lock, err) < 0)
+            return c->n == 0 ? err->code
+                             : err_wrap(err, "backing file of %s",
+                                        c->layers[c->n - 1]->path);
+        free(take_ptr(&next));
+        if (chain_backing_of(c->layers[c->n - 1], &next, &format, err) < 0)
+            return err->code;
+    }
+    *out = take_ptr(&c);
+    return 0;
+}
+
+int chain_load(struct chain *c, size_t first, size_t last,
+               struct qstill_error *err)
+{
+    if (!c->aio && aio_open(&c->aio, c->io, NULL, err) < 0)
+        return err->code;
+    for (size_t i = first; i <= last; i++)
+        if (image_load_map(c->layers[i], c->aio, err) < 0)
+            return err->code;
+    return 0;
+}
+
+/* ------------------------------------------------------------------- views */
+
+/* The map of layer i with its number, ended by what a short layer adds. */
+static int own_view(const struct chain *c, size_t first, size_t i,
+                    struct extents *out)
+{
+    const struct image *img = c->layers[i];
+    uint64_t size = c->layers[first]->size;
+
+    out->v = malloc((img->map.n + 1) * sizeof(*out->v));
+    if (!out->v)
+        return -1;
+    out->cap = img->map.n + 1;
+    for (size_t k = 0; k < img->map.n && img->map.v[k].guest < size; k++) {
+        out->v[out->n] = extent_cut(&img->map.v[k], 0, size);
+        out->v[out->n++].layer = (uint16_t)i;
+    }
+    if (i > first && img->size < size)
+        out->v[out->n++] = (struct extent){.guest = img->size,
+                                           .len = size - img->size,
+                                           .kind = EXTENT_PAST_END,
+                                           .layer = (uint16_t)(i - 1)};
+    return 0;
+}
+
+static void extents_finip(struct extents *x)
+{
+    extents_fini(x);
+}
+
+/* Halves: an extent is copied once per level, not once per layer. */
+static int view(const struct chain *c, size_t top, size_t first, size_t last,
+                struct extents *out)
+{
+    CLEANUP(extents_finip) struct extents upper = EXTENTS_INIT;
+    CLEANUP(extents_finip) struct extents lower = EXTENTS_INIT;
+    size_t mid = first + (last - first) / 2;
+
+    if (first == last)
+        return own_view(c, top, first, out);
+    if (view(c, top, first, mid, &upper) < 0 ||
+        view(c, top, mid + 1, last, &lower) < 0)
+        return -1;
+    return extents_overlay(&upper, &lower, out);
+}
+
+int chain_view(const struct chain *c, size_t first, size_t last,
+               struct extents *out, struct qstill_error *err)
+{
+    *out = (struct extents)EXTENTS_INIT;
+    if (view(c, first, first, last, out) < 0) {
+        extents_fini(out);
+        return err_nomem(err);
+    }
+    return 0;
+}

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * An image and its backing files, down to the base; layer 0 is the top. Names
+ * are resolved as QEMU does, but names with a protocol (json:, nbd:, ...),
+ * missing formats, symbolic links, loops and chains of more than
+ * CHAIN_MAX_LAYERS are refused (PRECONDITION).
+ */
+#ifndef QSTILL_QCOW2_CHAIN_H
+#define QSTILL_QCOW2_CHAIN_H
+
+#include "image.h"
+
+#define CHAIN_MAX_LAYERS 256u
+
+struct chain {
+    const struct io *io;
+    struct aio *aio; /* for loading maps; sync or io_uring */
+    struct image **layers;
+    size_t n;
+};
+
+/*
+ * Opens all layers for reading. `lock`: whether to take the read locks; NULL
+ * err entries name the layer. Maps are loaded by chain_load().
+ */
+enum chain_lock { CHAIN_UNLOCKED, CHAIN_LOCKED };
+int chain_open(struct chain **out, const struct io *io, const char *path,
+               enum qcow2_format format, enum chain_lock lock,
+               struct qstill_error *err);
+void chain_close(struct chain *c);
+void chain_closep(struct chain **c);
+
+/* Loads the maps of layers [first, last]. */
+int chain_load(struct chain *c, size_t first, size_t last,
+               struct qstill_error *err);
+
+/*
+ * What layers [first, last] together hold, each extent with the layer that it
+ * comes from, up to the size of layer `first`. Where a layer ends before the
+ * one above it, there are EXTENT_PAST_END extents, with the layer above.
+ * Maps must be loaded.
+ */
+int chain_view(const struct chain *c, size_t first, size_t last,
+               struct extents *out, struct qstill_error *err);
+
+/*
+ * The path of a backing name stored in the image at `overlay`: absolute, or
+ * relative to the directory part of `overlay`. Free with free().
+ */
+int chain_resolve(const char *overlay, const char *name, char **out,
+                  struct qstill_error *err);
+
+/* Opens the image a header names as its backing file; *out is NULL without
+ * one. Used by chain_open(), and for the children of a layer. */
+int chain_backing_of(const struct image *img, char **path,
+                     enum qcow2_format *format, struct qstill_error *err);
+
+#endif

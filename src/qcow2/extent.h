@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A guest disk as a sorted list of extents: what one image holds, or what a
+ * guest sees through several. What no extent covers falls through to the layer
+ * below, or reads as zeros when there is none.
+ */
+#ifndef QSTILL_QCOW2_EXTENT_H
+#define QSTILL_QCOW2_EXTENT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum extent_kind {
+    EXTENT_DATA = 1,   /* the bytes at `host` */
+    EXTENT_ZERO,       /* zeros; host is 0 */
+    EXTENT_ZERO_OWNED, /* zeros, though the clusters at `host` belong to it */
+    EXTENT_COMPRESSED, /* (a part of) one cluster, in `clen` bytes at `host` */
+    EXTENT_OWNED,      /* falls through, though clusters at `host` are owned */
+    EXTENT_PAST_END,   /* zeros: the layer below ends before (spec: a short
+                          layer never shows what is below it) */
+};
+
+struct extent {
+    uint64_t guest;
+    uint64_t len;
+    uint64_t host : 56;
+    uint64_t kind : 8; /* enum extent_kind */
+    uint32_t clen;     /* compressed: bytes at host, an upper bound */
+    uint16_t layer;    /* which image of the chain; 0 is the top */
+};
+
+struct extents {
+    struct extent *v;
+    size_t n;
+    size_t cap;
+};
+
+#define EXTENTS_INIT                                                           \
+    {                                                                          \
+        NULL, 0, 0                                                             \
+    }
+
+void extents_fini(struct extents *x);
+
+/* Appends, or lengthens the last extent when `e` continues it. Extents come in
+ * guest order and do not overlap. -1: out of memory. */
+int extents_push(struct extents *x, const struct extent *e);
+/* The same, out of line for the case that it does not continue. */
+int extents_append(struct extents *x, const struct extent *e);
+
+/* The part of e within [from, to); they must overlap. */
+struct extent extent_cut(const struct extent *e, uint64_t from, uint64_t to);
+
+static inline uint64_t extent_end(const struct extent *e)
+{
+    return e->guest + e->len;
+}
+
+static inline bool extent_is_zero(const struct extent *e)
+{
+    return e->kind == EXTENT_ZERO || e->kind == EXTENT_ZERO_OWNED ||
+           e->kind == EXTENT_PAST_END;
+}
+
+/* Has the extent bytes of a file behind it that would have to be moved? */
+static inline bool extent_has_bytes(const struct extent *e)
+{
+    return e->kind == EXTENT_DATA || e->kind == EXTENT_COMPRESSED;
+}
+
+/* The first extent that ends after `guest`; x->n when there is none. */
+size_t extents_find(const struct extents *x, uint64_t guest);
+
+/*
+ * out = upper where it has an extent, else lower. EXTENT_OWNED of either is
+ * left out. -1: out of memory; `out` must be empty.
+ */
+int extents_overlay(const struct extents *upper, const struct extents *lower,
+                    struct extents *out);
+
+#endif

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT */
+#include "image.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+
+void image_close(struct image *img)
+{
+    if (!img)
+        return;
+    extents_fini(&img->map);
+    qcow2_info_fini(&img->info);
+    closep(&img->direct);
+    closep(&img->fd);
+    free(img->l1);
+    free(img->path);
+    free(img);
+}
+
+void image_closep(struct image **img)
+{
+    image_close(*img);
+}
+
+static int setup(struct image *img, enum qcow2_format format,
+                 struct qstill_error *err)
+{
+    if (qcow2_info_read_fd(img->io, img->fd, format, &img->info, err) < 0)
+        return err_wrap(err, "%s", img->path);
+    img->size = img->info.virtual_size;
+    img->cluster_size = format == QCOW2_FORMAT_QCOW2
+                            ? qcow2_cluster_size(&img->info.header)
+                            : QCOW2_SECTOR;
+    if (format == QCOW2_FORMAT_QCOW2 &&
+        image_clusters(img) > IMAGE_MAX_CLUSTERS)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "%s has %llu clusters, more than the %llu that are "
+                       "handled here",
+                       img->path, (unsigned long long)image_clusters(img),
+                       IMAGE_MAX_CLUSTERS);
+    return 0;
+}
+
+int image_open(struct image **out, const struct io *io, const char *path,
+               enum qcow2_format format, enum image_access access,
+               struct qstill_error *err)
+{
+    CLEANUP(image_closep) struct image *img = calloc(1, sizeof(*img));
+
+    if (!img)
+        return err_nomem(err);
+    img->io = io;
+    img->fd = img->direct = -1;
+    img->writable = access == IMAGE_WRITE;
+    img->path = strdup(path);
+    if (!img->path)
+        return err_nomem(err);
+    if (io_openat(io, AT_FDCWD, path, access == IMAGE_WRITE ? O_RDWR : O_RDONLY,
+                  0, &img->fd, err) < 0 ||
+        setup(img, format, err) < 0)
+        return err->code;
+    *out = take_ptr(&img);
+    return 0;
+}
+
+int image_open_direct(struct image *img, struct qstill_error *err)
+{
+    if (img->direct >= 0 || !io_is_real(img->io))
+        return 0;
+    return io_open_direct(img->fd, 4096, &img->direct, &img->align, err);
+}
+
+int image_check_readable(const struct image *img, struct qstill_error *err)
+{
+    const struct qcow2_header *h = &img->info.header;
+
+    if (!image_is_qcow2(img))
+        return 0;
+    if (h->crypt_method != 0) {
+        err_set(err, QSTILL_E_PRECONDITION, "%s is encrypted", img->path);
+        return err_hint(err, "qemu-img convert can decrypt it");
+    }
+    if (h->incompatible & QCOW2_INCOMPAT_DATA_FILE)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "%s keeps its data in an external data file", img->path);
+    return 0;
+}
+
+static int check_l1_entry(const struct image *img, uint64_t i, uint64_t v,
+                          struct qstill_error *err)
+{
+    uint64_t off = v & QCOW2_L1_OFFSET_MASK;
+    const char *why = NULL;
+
+    if (v & QCOW2_L1_RESERVED_MASK)
+        why = "has reserved bits set";
+    else if (off % img->cluster_size != 0)
+        why = "is not aligned";
+    else if (off >= img->info.file_size)
+        why = "lies outside the file";
+    if (!why || v == 0)
+        return 0;
+    return err_set(err, QSTILL_E_CORRUPT, "%s: L1 entry %llu %s", img->path,
+                   (unsigned long long)i, why);
+}
+
+int image_load_l1(struct image *img, struct qstill_error *err)
+{
+    const struct qcow2_header *h = &img->info.header;
+    CLEANUP(freep) uint64_t *l1 = NULL;
+    size_t bytes = 8 * (size_t)h->l1_size;
+
+    if (img->l1 || !image_is_qcow2(img))
+        return 0;
+    l1 = malloc(bytes ? bytes : 8);
+    if (!l1)
+        return err_nomem(err);
+    if (io_read_full(img->io, img->fd, l1, bytes, h->l1_offset, err) < 0)
+        return err_wrap(err, "%s: L1 table", img->path);
+    for (size_t i = 0; i < h->l1_size; i++) {
+        l1[i] = get_be64((const uint8_t *)&l1[i]);
+        if (check_l1_entry(img, i, l1[i], err) < 0)
+            return err->code;
+    }
+    img->l1 = take_ptr(&l1);
+    return 0;
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One open image file and, once loaded, the map of what it holds. Opening
+ * checks the header; loading the map checks every table entry that the guest
+ * can reach (QEMU finds such damage only at use): nothing lies outside the
+ * file, nothing overlaps metadata, no cluster has two owners.
+ *
+ * Never opened: what is no regular file or is a symbolic link. Not mapped
+ * (PRECONDITION): encrypted images, external data files.
+ */
+#ifndef QSTILL_QCOW2_IMAGE_H
+#define QSTILL_QCOW2_IMAGE_H
+
+#include "base/aio.h"
+#include "extent.h"
+#include "info.h"
+#include "lock.h"
+
+/* 2^29 clusters are 32 TiB at 64 KiB; the arrays by cluster stay under 2 GiB
+ * of address space, and under what is touched of it in memory. */
+#define IMAGE_MAX_CLUSTERS (1ull << 29)
+
+struct image {
+    const struct io *io;
+    char *path;
+    int fd;     /* through the page cache; holds the locks */
+    int direct; /* O_DIRECT, or -1 */
+    struct io_align align;
+    bool writable;
+    struct qcow2_info info;
+    uint64_t size;         /* virtual */
+    uint64_t cluster_size; /* raw: 512, as nothing coarser is promised */
+    uint64_t *l1;          /* entries as on disk, in host order */
+    bool mapped;
+    struct extents map;
+};
+
+enum image_access { IMAGE_READ, IMAGE_WRITE };
+
+int image_open(struct image **out, const struct io *io, const char *path,
+               enum qcow2_format format, enum image_access access,
+               struct qstill_error *err);
+void image_close(struct image *img);
+void image_closep(struct image **img);
+
+/* Opens the O_DIRECT twin when the cluster size and the file allow it. */
+int image_open_direct(struct image *img, struct qstill_error *err);
+
+/* Loads img->l1 (qcow2), with its entries checked. Idempotent. */
+int image_load_l1(struct image *img, struct qstill_error *err);
+
+/* Loads img->map; the extents have layer 0. Idempotent. */
+int image_load_map(struct image *img, struct aio *aio,
+                   struct qstill_error *err);
+
+/* PRECONDITION when the image's guest data cannot be read by us. */
+int image_check_readable(const struct image *img, struct qstill_error *err);
+
+static inline bool image_is_qcow2(const struct image *img)
+{
+    return img->info.format == QCOW2_FORMAT_QCOW2;
+}
+
+static inline uint64_t image_l2_entries(const struct image *img)
+{
+    return img->cluster_size / (qcow2_has_extl2(&img->info.header) ? 16 : 8);
+}
+
+/* The file in clusters, the last one perhaps cut off. */
+static inline uint64_t image_clusters(const struct image *img)
+{
+    return img->info.file_size / img->cluster_size +
+           (img->info.file_size % img->cluster_size != 0);
+}
+
+#endif
