@@ -175,4 +175,5 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | \
 	    expand -t 20
 
+-include tests/*.mk
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -12,6 +12,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 
 TOP = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../.."))
 QSTILL = os.environ.get("QSTILL", os.path.join(TOP, "build/qstill"))
@@ -59,6 +61,27 @@ def run(*argv, timeout=TIMEOUT, cwd=None, env=None):
                        timeout=timeout, cwd=cwd, env=env or ENV)
     return Result(argv, p.returncode, p.stdout.decode("utf-8", "replace"),
                   p.stderr.decode("utf-8", "replace"))
+
+
+def run_measured(*argv, timeout=TIMEOUT):
+    """As run(), with .seconds and .rss_kib (the peak) in the result. A command
+    that outlives `timeout` is killed: its rc is then -9."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        start = time.monotonic()
+        p = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=out,
+                             stderr=err, env=ENV)
+        timer = threading.Timer(timeout, p.kill)
+        timer.start()
+        _, status, usage = os.wait4(p.pid, 0)
+        timer.cancel()
+        p.returncode = os.waitstatus_to_exitcode(status)
+        texts = []
+        for f in (out, err):
+            f.seek(0)
+            texts.append(f.read().decode("utf-8", "replace"))
+    r = Result(argv, p.returncode, *texts)
+    r.seconds, r.rss_kib = time.monotonic() - start, usage.ru_maxrss
+    return r
 
 
 def must(*argv, **kw):

@@ -1,0 +1,155 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Images made to harm us (hostile.py): each use of each is refused with a
+reason and the right exit code, in bounded time and memory, and changes
+nothing; what is legal though odd works."""
+
+import os
+import random
+import shutil
+import unittest
+
+import hostile
+import qbuild
+import qcompare
+import qmerge
+import qtools
+
+SECONDS = float(os.environ.get("HOSTILE_SECONDS", "10"))
+MIB = int(os.environ.get("HOSTILE_MIB", "256"))
+CODES = {hostile.DAMAGED: {3}, hostile.FOREIGN: {6}}
+
+
+class File:
+    def __init__(self, path, fmt="qcow2"):
+        self.path, self.fmt = path, fmt
+
+
+@unittest.skipIf(qtools.missing(), qtools.missing())
+class HostileImagesAreRefused(unittest.TestCase):
+    def setUp(self):
+        self.dir = qtools.scratch()
+        self.addCleanup(shutil.rmtree, self.dir, True)
+
+    def use(self, *argv):
+        r = qtools.run_measured(qtools.QSTILL, "--json", "image", *argv,
+                                timeout=SECONDS * 2)
+        self.assertIn(r.rc, range(0, 11), "crash or hang: %s" % r)
+        self.assertLess(r.seconds, SECONDS, str(r))
+        self.assertLess(r.rss_kib, MIB * 1024, str(r))
+        if r.rc not in (0, 1):
+            self.assertRegex(r.err, "(?m)^qstill: ", str(r))
+            for c in r.err:
+                self.assertTrue(c.isprintable() or c == "\n",
+                                "raw control characters: %r" % r.err)
+        return r
+
+    def place(self, case):
+        """The image, a good one to compare with, and an overlay on it."""
+        d = os.path.join(self.dir, case.name)
+        os.makedirs(d)
+        path = hostile.make(case.name, d)
+        good = hostile.good().write(os.path.join(d, "good"))
+        b = qbuild.Builder(random.Random(3), 40 << 12, 12,
+                           backing=os.path.basename(path),
+                           backing_format="qcow2")
+        b.data(3, b"over" * 1024)
+        return d, path, good, b.write(os.path.join(d, "overlay"))
+
+    def uses(self, d, path, good, overlay):
+        """(what, result) of every verb that reads or writes the image."""
+        flat = os.path.join(d, "flat.qcow2")
+        yield "map", self.use("map", path)
+        yield "check", self.use("check", path)
+        yield "compare", self.use("compare", path, good)
+        yield "flatten", self.use("flatten", path, flat)
+        if os.path.exists(flat):
+            os.unlink(flat)
+        yield "map of an overlay", self.use("map", overlay)
+        for direction in ("up", "down", "new", "auto"):
+            if os.path.exists(path):
+                yield "merge " + direction, self.use(
+                    "merge", overlay, "--drop", path, "--direction",
+                    direction)
+
+    def refused(self, case, what, r):
+        codes = set(CODES[case.kind])
+        if case.name.startswith("backing-"):
+            codes |= {3, 4, 6}
+        self.assertIn(r.rc, codes, "%s of %s: %s" % (what, case.name, r))
+        text = (r.err + r.out).lower()
+        self.assertTrue(any(w.lower() in text for w in case.words),
+                        "%s of %s does not say why (%s): %s" % (
+                            what, case.name, case.words, r))
+
+    def each(self, kind, check):
+        for case in hostile.CASES.values():
+            if case.kind == kind:
+                with self.subTest(case.name):
+                    d, path, good, overlay = self.place(case)
+                    self.use("info", path)
+                    check(case, d, path, good, overlay)
+                    shutil.rmtree(d, True)
+
+    def test_damaged_images_are_refused_by_every_verb(self):
+        def check(case, d, path, good, overlay):
+            before = {p: qtools.file_hash(p) for p in (path, overlay)}
+            for what, r in self.uses(d, path, good, overlay):
+                self.refused(case, what, r)
+            for p, h in before.items():
+                self.assertEqual(h, qtools.file_hash(p), p)
+        self.each(hostile.DAMAGED, check)
+
+    def test_foreign_images_are_not_merged(self):
+        def check(case, d, path, good, overlay):
+            listing = qmerge.tree(d)
+            before = {p: qtools.file_hash(p) for p in (path, overlay)}
+            for what, r in self.uses(d, path, good, overlay):
+                if what.startswith(("merge", "flatten")):
+                    self.refused(case, what, r)
+            for p, h in before.items():
+                self.assertEqual(h, qtools.file_hash(p), p)
+            self.assertEqual(listing, qmerge.tree(d))
+        self.each(hostile.FOREIGN, check)
+
+    def test_low_refcounts_are_refused_or_mended_never_trusted(self):
+        def check(case, d, path, good, overlay):
+            for direction in ("up", "down", "new"):
+                shutil.rmtree(d)
+                d, path, good, overlay = self.place(case)
+                bottom = hostile.good().write(os.path.join(d, "bottom"))
+                qtools.must("qemu-img", "rebase", "-u", "-f", "qcow2", "-F",
+                            "qcow2", "-b", "bottom", path)
+                hostile.CASES[case.name].make(path)
+                hostile.patch(path, 0, "4s", b"QFI\xfb")
+                r = self.use("merge", overlay, "--drop", path, "--direction",
+                             direction)
+                self.judge_low(case, path, overlay, r)
+        self.each(hostile.READONLY, check)
+
+    def judge_low(self, case, path, overlay, r):
+        if r.rc == 0:
+            self.assertEqual(qtools.qemu_check(overlay), (0, 0, 0), str(r))
+        else:
+            self.assertIn(r.rc, (3, 6), str(r))
+            self.assertTrue(any(w in r.err for w in case.words), str(r))
+            self.assertTrue(os.path.exists(path))
+
+    def test_odd_but_legal_images_work(self):
+        def check(case, d, path, good, overlay):
+            fmt = "qcow2"
+            self.assertEqual(qcompare.same_map(path, fmt, True), [])
+            files = [File(path), File(overlay)]
+            m = qmerge.Merge(d, files, [path, overlay], [path])
+            m.listing = {p for p in m.listing if p in (path, overlay)}
+            huge = os.path.getsize(path) > 1 << 30 or "8-tib" in case.name
+            if huge:
+                return
+            r = m.run("auto")
+            self.assertEqual(r.rc, 0 if "control" not in case.name else r.rc,
+                             str(r))
+        self.each(hostile.ODD, check)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)

@@ -1,0 +1,546 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Merges that are known to go wrong, each a case of its own.
+
+First those that QEMU 7.2 itself gets wrong (measured: a layer shorter than its
+neighbours, block-commit and rebase), then zero clusters, last partial
+clusters, names, permissions, bitmaps, children, refusals.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import unittest
+
+import qbuild
+import qimage
+import qmerge
+import qtools
+
+KIB, MIB = 1024, 1 << 20
+DIRECTIONS = ("up", "down", "new", "auto")
+
+
+class File:
+    def __init__(self, path, fmt):
+        self.path, self.fmt = path, fmt
+
+
+def fmt_of(path):
+    with open(path, "rb") as f:
+        return "qcow2" if f.read(4) == qimage.MAGIC else "raw"
+
+
+@unittest.skipIf(qtools.missing(), qtools.missing())
+class MergeCase(unittest.TestCase):
+    """Helpers: images by a few words, a merge in every direction."""
+
+    def setUp(self):
+        self.dir = qtools.scratch()
+        self.addCleanup(shutil.rmtree, self.dir, True)
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def create(self, name, size, backing=None, options="", writes=()):
+        path = self.path(name)
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2"]
+        if options:
+            argv += ["-o", options]
+        if backing:
+            argv += ["-b", backing, "-F", fmt_of(os.path.join(
+                os.path.dirname(path), backing))]
+        qtools.must(*argv, path, str(size))
+        self.io(path, *writes)
+        return path
+
+    def io(self, path, *commands, fmt="qcow2"):
+        if commands:
+            argv = ["qemu-io", "-f", fmt, "-d", "unmap"]
+            for c in commands:
+                argv += ["-c", c]
+            r = qtools.must(*argv, path)
+            self.assertNotIn("failed", r.out + r.err)
+
+    def view(self, path):
+        return qtools.guest_bytes(path, fmt_of(path))
+
+    def merge_each(self, build, judge=None, directions=DIRECTIONS,
+                   may_refuse=()):
+        """build() makes files in an empty directory and returns (chain, drop,
+        children); every direction starts from fresh files."""
+        for direction in directions:
+            with self.subTest(direction=direction):
+                for n in os.listdir(self.dir):
+                    p = self.path(n)
+                    shutil.rmtree(p) if os.path.isdir(p) else os.unlink(p)
+                chain, drop, children = build()
+                files = [File(p, fmt_of(p)) for p in chain + children]
+                m = qmerge.Merge(self.dir, files, chain, drop, [])
+                r = m.run(direction)
+                if r.rc == qmerge.REFUSED and direction in may_refuse:
+                    self.assertEqual(m.untouched(), [])
+                    continue
+                self.assertEqual(r.rc, 0, str(r))
+                self.assertEqual(m.merged() + m.account(direction), [])
+                if judge:
+                    judge(m, direction)
+                self.assertEqual(m.still_writable(1), [])
+
+
+class QemuGetsTheseWrong(MergeCase):
+    def test_short_middle_layer_hides_the_base_behind_its_end(self):
+        """Spec 2.2: QEMU's block-commit shows the base's old bytes."""
+        def build():
+            base = self.create("base", 2 * MIB, writes=["write -q -P 1 0 2M"])
+            mid = self.create("mid", MIB, "base",
+                              writes=["write -q -P 2 0 64k"])
+            top = self.create("top", 2 * MIB, "mid")
+            return [base, mid, top], [mid], []
+
+        def judge(m, direction):
+            got = self.view(self.path("top"))
+            self.assertEqual(got[MIB:], bytes(MIB), "stale base shows")
+            self.assertEqual(got[64 * KIB:MIB], b"\1" * (MIB - 64 * KIB))
+        self.merge_each(build, judge)
+
+    def test_short_dropped_base(self):
+        def build():
+            base = self.create("base", 100 * 512,
+                               writes=["write -q -P 1 0 50k"])
+            top = self.create("top", MIB, "base",
+                              writes=["write -q -P 2 60k 8k"])
+            return [base, top], [base], []
+        self.merge_each(build)
+
+    def test_long_base_below_a_short_dropped_layer(self):
+        def build():
+            b0 = self.create("b0", 4 * MIB, writes=["write -q -P 1 0 4M"])
+            b1 = self.create("b1", MIB + 512, "b0",
+                             writes=["write -q -P 2 1M 512"])
+            b2 = self.create("b2", 4 * MIB, "b1",
+                             writes=["write -q -P 3 3M 64k"])
+            return [b0, b1, b2], [b1], []
+        self.merge_each(build)
+
+    def test_two_short_layers_dropped_at_once(self):
+        def build():
+            b0 = self.create("b0", 3 * MIB, writes=["write -q -P 1 0 3M"])
+            b1 = self.create("b1", 2 * MIB, "b0",
+                             writes=["write -q -P 2 1M 1M"])
+            b2 = self.create("b2", MIB, "b1", writes=["write -q -P 3 0 4k"])
+            b3 = self.create("b3", 3 * MIB, "b2")
+            return [b0, b1, b2, b3], [b1, b2], []
+        self.merge_each(build)
+
+    def test_a_top_shorter_than_what_it_stands_on(self):
+        """Its child must read zeros behind its end, not the dropped layer."""
+        def build():
+            b0 = self.create("b0", 2 * MIB, writes=["write -q -P 1 0 2M"])
+            b1 = self.create("b1", 2 * MIB, "b0",
+                             writes=["write -q -P 2 0 2M"])
+            b2 = self.create("b2", MIB, "b1", writes=["write -q -P 3 0 4k"])
+            b3 = self.create("b3", 2 * MIB, "b2")
+            return [b0, b1, b2, b3], [b1], []
+        self.merge_each(build)
+
+    def test_a_top_shorter_than_the_dropped_base(self):
+        def build():
+            b1 = self.create("b1", 2 * MIB, writes=["write -q -P 2 0 2M"])
+            b2 = self.create("b2", MIB + 512, "b1",
+                             writes=["write -q -P 3 0 4k"])
+            b3 = self.create("b3", 2 * MIB, "b2")
+            return [b1, b2, b3], [b1], []
+        self.merge_each(build)
+
+    def test_bytes_behind_the_end_in_the_last_cluster_never_show(self):
+        """T4: the dropped layer's last cluster holds bytes past its end."""
+        def build():
+            b = qbuild.Builder(random.Random(1), MIB + 512, 16)
+            b.data(16, b"LEAK" * 16384)
+            base = b.write(self.path("base"))
+            top = self.create("top", 2 * MIB, "base")
+            return [base, top], [base], []
+
+        def judge(m, direction):
+            with open(self.path("top"), "rb") as f:
+                img = qimage.Image(self.path("top"))
+            self.assertEqual(self.view(img.path)[MIB + 512:],
+                             bytes(MIB - 512))
+        self.merge_each(build, judge)
+
+    def test_compressed_last_cluster_of_a_shorter_layer(self):
+        def build():
+            b = qbuild.Builder(random.Random(1), MIB + 1024, 16)
+            b.compressed(16, b"LEAK" * 16384)
+            base = b.write(self.path("base"))
+            top = self.create("top", 2 * MIB, "base")
+            return [base, top], [base], []
+        self.merge_each(build)
+
+    def test_raw_base_with_an_odd_size(self):
+        def build():
+            base = self.path("base.img")
+            with open(base, "wb") as f:
+                f.write(b"R" * (300 * KIB + 512))
+            top = self.create("top", MIB, "base.img",
+                              writes=["write -q -P 3 64k 4k"])
+            return [base, top], [base], []
+        self.merge_each(build, may_refuse=("down",))
+
+
+class ZerosStayZeros(MergeCase):
+    def chain(self, lower, upper, options="", upper_options="", size=MIB):
+        b0 = self.create("b0", size, writes=["write -q -P 1 0 1M"])
+        b1 = self.create("b1", size, "b0", options, lower)
+        b2 = self.create("b2", size, "b1", upper_options or options, upper)
+        return [b0, b1, b2], [b1], []
+
+    def test_zero_flag_over_data(self):
+        self.merge_each(lambda: self.chain(["write -q -P 2 0 512k"],
+                                           ["write -q -z -u 64k 128k"]))
+
+    def test_allocated_zero_over_data(self):
+        self.merge_each(lambda: self.chain(
+            ["write -q -P 2 0 512k"],
+            ["write -q -P 9 0 256k", "write -q -z 64k 128k"]))
+
+    def test_zero_flag_in_the_dropped_layer(self):
+        self.merge_each(lambda: self.chain(["write -q -z -u 0 512k"],
+                                           ["write -q -P 3 0 64k"]))
+
+    def test_zeros_into_version_2(self):
+        """Version 2 has no zero flag: zeros must be written."""
+        self.merge_each(lambda: self.chain(["write -q -z -u 0 512k"],
+                                           ["write -q -P 3 0 64k"],
+                                           upper_options="compat=0.10"))
+
+    def test_zeros_out_of_version_3_into_version_2_below(self):
+        self.merge_each(lambda: self.chain(["write -q -P 2 0 512k"],
+                                           ["write -q -z -u 64k 128k"],
+                                           options="compat=0.10",
+                                           upper_options="compat=1.1"))
+
+    def test_discarded_clusters(self):
+        self.merge_each(lambda: self.chain(
+            ["write -q -P 2 0 512k"],
+            ["write -q -P 3 0 512k", "discard -q 128k 128k"]))
+
+    def test_stale_bytes_of_allocated_zeros_never_show(self):
+        def build():
+            b = qbuild.Builder(random.Random(1), MIB, 16)
+            for i in range(8):
+                b.zero_alloc(i)
+            base = b.write(self.path("base"))
+            top = self.create("top", MIB, "base",
+                              writes=["write -q -P 5 32k 64k"])
+            return [base, top], [base], []
+        self.merge_each(build)
+
+    def test_subcluster_zeros_of_every_kind(self):
+        def build():
+            ext = "extended_l2=on,cluster_size=128k"
+            b0 = self.create("b0", MIB, writes=["write -q -P 1 0 1M"])
+            b1 = self.create("b1", MIB, "b0", ext,
+                             ["write -q -P 2 4k 8k", "write -q -z 32k 8k",
+                              "write -q -P 6 128k 128k"])
+            b2 = self.create("b2", MIB, "b1", ext,
+                             ["write -q -P 3 8k 12k", "write -q -z 0 4k",
+                              "write -q -z 132k 4k",
+                              "write -q -z -u 256k 128k"])
+            return [b0, b1, b2], [b1], []
+        self.merge_each(build)
+
+    def test_subclusters_into_plain_clusters_and_back(self):
+        ext = "extended_l2=on,cluster_size=64k"
+        for lower, upper in ((ext, "cluster_size=16k"),
+                             ("cluster_size=4k", ext)):
+            def build():
+                b0 = self.create("b0", MIB, writes=["write -q -P 1 0 1M"])
+                b1 = self.create("b1", MIB, "b0", lower,
+                                 ["write -q -P 2 2k 6k",
+                                  "write -q -z 80k 10k"])
+                b2 = self.create("b2", MIB, "b1", upper,
+                                 ["write -q -P 3 4k 2k",
+                                  "write -q -z 84k 2k"])
+                return [b0, b1, b2], [b1], []
+            self.merge_each(build)
+
+
+class NothingButTheLayerGoes(MergeCase):
+    def test_owner_mode_and_xattrs_are_the_upper_files(self):
+        def build():
+            base = self.create("base", MIB, writes=["write -q -P 1 0 1M"])
+            top = self.create("top", MIB, "base",
+                              writes=["write -q -P 2 0 64k"])
+            os.chmod(base, 0o600)
+            os.chmod(top, 0o664)
+            os.setxattr(base, "user.who", b"base")
+            os.setxattr(top, "user.me", b"top")
+            if os.geteuid() == 0:
+                os.chown(base, 0, 0)
+                os.chown(top, 65534, 65534)
+            return [base, top], [base], []
+        self.merge_each(build)
+
+    def test_relative_names_hold_from_every_directory(self):
+        """T10: a name is relative to the directory of who stores it."""
+        def build():
+            for d in ("lower", "mid/deep", "upper"):
+                os.makedirs(self.path(d))
+            b0 = self.create("lower/b0", MIB, writes=["write -q -P 1 0 1M"])
+            b1 = self.create("mid/deep/b1", MIB, "../../lower/b0",
+                             writes=["write -q -P 2 0 64k"])
+            b2 = self.create("upper/b2", MIB, "../mid/deep/b1",
+                             writes=["write -q -P 3 64k 64k"])
+            return [b0, b1, b2], [b1], []
+        self.merge_each(build)
+
+    def test_a_layer_named_with_a_colon(self):
+        def build():
+            b0 = self.create("a:b0", MIB, writes=["write -q -P 1 0 1M"])
+            b1 = self.create("b1", MIB, "./a:b0",
+                             writes=["write -q -P 2 0 64k"])
+            b2 = self.create("b2", MIB, "b1")
+            return [b0, b1, b2], [b1], []
+        self.merge_each(build)
+
+    def test_every_child_of_a_dropped_layer_keeps_its_content(self):
+        def build():
+            b0 = self.create("b0", MIB, writes=["write -q -P 1 0 1M"])
+            b1 = self.create("b1", MIB, "b0",
+                             writes=["write -q -P 2 0 512k"])
+            top = self.create("top", MIB, "b1",
+                              writes=["write -q -P 3 64k 64k"])
+            kids = [self.create("kid%d" % i, MIB, "b1",
+                                writes=["write -q -P %d %dk 4k" % (4 + i % 9, i)])
+                    for i in (0, 40, 900)]
+            return [b0, b1, top], [b1], kids
+        self.merge_each(build, may_refuse=("down",))
+
+    def test_children_of_the_survivors_keep_their_content(self):
+        def build():
+            b0 = self.create("b0", MIB, writes=["write -q -P 1 0 1M"])
+            b1 = self.create("b1", MIB, "b0",
+                             writes=["write -q -P 2 0 512k"])
+            b2 = self.create("b2", MIB, "b1",
+                             writes=["write -q -P 3 64k 64k"])
+            top = self.create("top", MIB, "b2")
+            kids = [self.create("kid", MIB, "b2",
+                                writes=["write -q -P 8 0 4k"]),
+                    self.create("nephew", MIB, "b0",
+                                writes=["write -q -P 9 0 4k"])]
+            return [b0, b1, b2, top], [b1], kids
+        self.merge_each(build)
+
+    def test_an_empty_upper_layer_moves_no_data(self):
+        def build():
+            b0 = self.create("b0", 8 * MIB, writes=["write -q -P 1 0 8M"])
+            b1 = self.create("b1", 8 * MIB, "b0",
+                             writes=["write -q -P 2 0 4M"])
+            top = self.create("top", 8 * MIB, "b1")
+            return [b0, b1, top], [b1], []
+
+        def judge(m, direction):
+            self.assertEqual(m.result.json()["bytesMoved"], 0)
+        self.merge_each(build, judge, ("auto",))
+
+    def test_a_dropped_layer_that_is_all_hidden_moves_no_data(self):
+        def build():
+            b0 = self.create("b0", 8 * MIB, writes=["write -q -P 1 0 8M"])
+            b1 = self.create("b1", 8 * MIB, "b0",
+                             writes=["write -q -P 2 1M 2M"])
+            top = self.create("top", 8 * MIB, "b1",
+                              writes=["write -q -P 3 0 6M"])
+            return [b0, b1, top], [b1], []
+
+        def judge(m, direction):
+            self.assertEqual(m.result.json()["bytesMoved"], 0)
+        self.merge_each(build, judge, ("auto", "up"))
+
+    def test_compressed_clusters_are_carried_as_they_are(self):
+        def build():
+            b0 = self.create("b0", 4 * MIB)
+            b1 = self.create("b1", 4 * MIB, "b0", writes=[
+                "write -q -c -P %d %dk 64k" % (i + 1, i * 64)
+                for i in range(40)])
+            top = self.create("top", 4 * MIB, "b1",
+                              writes=["write -q -P 99 0 4k"])
+            return [b0, b1, top], [b1], []
+
+        def judge(m, direction):
+            img = qimage.Image(self.path("top"))
+            n = sum(bool(w & qimage.COMPRESSED) for e in img.l1() if e
+                    for w, _ in img.l2(e & qimage.OFFSET))
+            self.assertGreaterEqual(n, 39, "they were inflated")
+        self.merge_each(build, judge)
+
+
+class BitmapsAreNeverWrong(MergeCase):
+    def ranges(self, name):
+        img = qimage.Image(self.path("top"))
+        for b in img.bitmaps():
+            if b.name == name and not b.in_use:
+                return img.bitmap_ranges(b)
+        return None
+
+    def build(self):
+        base = self.create("base", 4 * MIB)
+        b1 = self.create("b1", 4 * MIB, "base")
+        qtools.must("qemu-img", "bitmap", "--add", b1, "both")
+        qtools.must("qemu-img", "bitmap", "--add", b1, "lower")
+        self.io(b1, "write -q -P 1 1M 64k")
+        top = self.create("top", 4 * MIB, "b1")
+        qtools.must("qemu-img", "bitmap", "--add", top, "both")
+        qtools.must("qemu-img", "bitmap", "--add", top, "upper")
+        self.io(top, "write -q -P 2 3M 64k")
+        return [base, b1, top], [b1], []
+
+    def test_bitmaps_are_joined_or_made_void(self):
+        low, high = (MIB, MIB + 65536), (3 * MIB, 3 * MIB + 65536)
+
+        def judge(m, direction):
+            for name, want in (("both", [low, high]), ("upper", [high]),
+                               ("lower", [low, high])):
+                got = self.ranges(name)
+                if got is not None:
+                    self.assertTrue(qtools.covers(got, want), (name, got))
+        self.merge_each(self.build, judge)
+
+    def test_qemu_agrees_about_what_is_left(self):
+        """No bitmap may be there that QEMU refuses to read."""
+        def judge(m, direction):
+            r, j = qtools.qemu_json("info", "--output=json", self.path("top"))
+            self.assertEqual(r.rc, 0, str(r))
+            self.assertEqual(r.err, "", "QEMU warns")
+        self.merge_each(self.build, judge)
+
+
+class MergesAreRefused(MergeCase):
+    def chain3(self):
+        b0 = self.create("b0", MIB, writes=["write -q -P 1 0 1M"])
+        b1 = self.create("b1", MIB, "b0", writes=["write -q -P 2 0 64k"])
+        top = self.create("top", MIB, "b1", writes=["write -q -P 3 64k 64k"])
+        return b0, b1, top
+
+    def refused(self, rc, words, *argv, **kw):
+        before = {n: qtools.file_hash(self.path(n))
+                  for n in os.listdir(self.dir)}
+        r = qtools.image("merge", *argv, **kw)
+        self.assertEqual(r.rc, rc, str(r))
+        self.assertRegex(r.err, words)
+        self.assertEqual(before, {n: qtools.file_hash(self.path(n))
+                                  for n in os.listdir(self.dir)})
+        return r
+
+    def test_a_layer_that_is_not_there(self):
+        b0, b1, top = self.chain3()
+        self.refused(4, "nothere", top, "--drop", self.path("nothere"))
+
+    def test_a_file_that_is_not_in_the_chain(self):
+        b0, b1, top = self.chain3()
+        other = self.create("other", MIB)
+        self.refused(4, "other", top, "--drop", other)
+
+    def test_the_top_itself(self):
+        b0, b1, top = self.chain3()
+        r = qtools.image("merge", top, "--drop", top)
+        self.assertIn(r.rc, (2, 6), str(r))
+        self.assertTrue(os.path.exists(top))
+
+    def test_no_layer_at_all(self):
+        b0, b1, top = self.chain3()
+        self.refused(2, "drop", top)
+
+    def test_an_unknown_direction(self):
+        b0, b1, top = self.chain3()
+        self.refused(2, "sideways", top, "--drop", b1, "--direction",
+                     "sideways")
+
+    def test_down_into_a_layer_with_two_children(self):
+        b0, b1, top = self.chain3()
+        self.create("kid", MIB, "b1")
+        self.refused(6, "child", top, "--drop", b1, "--direction", "down")
+
+    def test_an_image_qemu_has_open_for_writing(self):
+        b0, b1, top = self.chain3()
+        with Holder("-f", "qcow2", top):
+            self.refused(5, "top", top, "--drop", b1)
+
+    def test_a_layer_below_an_image_that_qemu_writes(self):
+        b0, b1, top = self.chain3()
+        kid = self.create("kid", MIB, "b1")
+        with Holder("-f", "qcow2", kid):
+            self.refused(5, "b1|kid", top, "--drop", b1)
+
+    def test_a_layer_that_qemu_reads(self):
+        b0, b1, top = self.chain3()
+        with Holder("-r", "-f", "qcow2", b1):
+            for direction in ("up", "down"):
+                self.refused(5, "b1|top", top, "--drop", b1, "--direction",
+                             direction)
+
+    def test_an_image_with_the_corrupt_bit(self):
+        b0, b1, top = self.chain3()
+        with open(top, "r+b") as f:
+            f.seek(79)
+            f.write(b"\2")
+        self.refused(6, "corrupt", top, "--drop", b1)
+
+    def test_a_symbolic_link_as_layer(self):
+        b0, b1, top = self.chain3()
+        os.rename(b1, self.path("real"))
+        os.symlink("real", b1)
+        r = qtools.image("merge", top, "--drop", b1)
+        self.assertIn(r.rc, (0, 6), str(r))
+        if r.rc == 6:
+            self.assertTrue(os.path.islink(b1))
+
+    def test_internal_snapshots_are_kept_or_the_merge_is_refused(self):
+        for holder in ("b1", "top"):
+            for direction in DIRECTIONS:
+                with self.subTest(holder=holder, direction=direction):
+                    for n in os.listdir(self.dir):
+                        os.unlink(self.path(n))
+                    chain = list(self.chain3())
+                    qtools.must("qemu-img", "snapshot", "-c", "s",
+                                self.path(holder))
+                    m = qmerge.Merge(self.dir, [File(p, "qcow2")
+                                                for p in chain], chain,
+                                     [chain[1]])
+                    r = m.run(direction)
+                    if r.rc == 0 and holder == "top":
+                        self.assertEqual(m.merged(), [])
+                    else:
+                        self.assertEqual(r.rc, 6, str(r))
+                        self.assertRegex(r.err, "snapshot")
+                        self.assertEqual(m.untouched(), [])
+
+
+class Holder:
+    """A qemu-io that has an image open until the block ends."""
+
+    def __init__(self, *argv):
+        self.argv = argv
+
+    def __enter__(self):
+        self.p = subprocess.Popen(["qemu-io", *self.argv],
+                                  stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT)
+        self.p.stdin.write(b"length\n")
+        self.p.stdin.flush()
+        line = self.p.stdout.readline()
+        if b"rror" in line or not line:
+            raise RuntimeError("qemu-io: %r" % line)
+        return self
+
+    def __exit__(self, *exc):
+        self.p.stdin.close()
+        self.p.stdout.close()
+        self.p.wait()
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)

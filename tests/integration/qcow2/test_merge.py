@@ -1,0 +1,144 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Random merges and flattens of random chains: nothing that survives changes.
+
+COUNT (default 12) chains from SEED (default 1) on. A merge may be refused
+(exit 6) only where `excuses` knows a reason; then nothing may have changed.
+"""
+
+import collections
+import os
+import random
+import shutil
+import unittest
+
+import qchain
+import qmerge
+import qtools
+
+SEED = int(os.environ.get("SEED", "1"))
+COUNT = int(os.environ.get("COUNT", "12"))
+
+
+def excuses(chain, merge, direction):
+    """Why this merge may be refused: words, or nothing."""
+    out = set()
+    touched = set(merge.drop)
+    for path in merge.state:
+        if merge.dropped_below(path):
+            touched.add(path)
+    by_path = {f.path: f for f in chain.files()}
+    for path in touched:
+        out |= by_path[path].notes & {"snapshots", "shared"}
+    if direction == "down":
+        if any(by_path[p].fmt == "raw" for p in merge.drop):
+            out.add("raw below")
+        for p in merge.drop:
+            users = [c for c, b in merge.parent.items() if b == p]
+            if len(users) > 1:
+                out.add("several children")
+    return out
+
+
+class Refusals(collections.Counter):
+    def __str__(self):
+        return ", ".join("%s: %d" % i for i in self.most_common())
+
+
+def choose(chain):
+    """A set of layers to drop and a direction, by the chain's seed."""
+    rng = random.Random("merge %d" % chain.seed)
+    candidates = [f.path for f in chain.layers[:-1]]
+    n = rng.choice((1, 1, 1, 2, 3, len(candidates)))
+    drop = rng.sample(candidates, min(n, len(candidates)))
+    direction = rng.choice(("auto", "auto", "up", "down", "new"))
+    known = {os.path.dirname(f.path) for f in chain.layers}
+    children = [c.path for c in chain.children
+                if os.path.dirname(c.path) not in known or rng.random() < 0.5]
+    return drop, direction, children
+
+
+def one_merge(seed, directory, refusals):
+    chain = qchain.Chain.make(seed, directory,
+                              random.Random(seed).choice((2, 2, 3, 3, 4, 5)))
+    drop, direction, children = choose(chain)
+    m = qmerge.Merge(directory, chain.files(), [f.path for f in chain.layers],
+                     drop, children)
+    plan = m.run(direction, "--dry-run")
+    bad = ["dry run: " + b for b in m.untouched()]
+    r = m.run(direction)
+    if plan.rc != r.rc:
+        bad.append("the dry run and the merge differ:\n%s\n%s" % (plan, r))
+    if r.rc == qmerge.REFUSED:
+        why = excuses(chain, m, direction)
+        refusals[" ".join(sorted(why)) or "NO EXCUSE"] += 1
+        if not why:
+            bad.append("refused without an excuse: %s" % r)
+        if not r.err.strip().startswith("qstill: "):
+            bad.append("no reason given: %s" % r)
+        bad += m.untouched()
+    elif r.rc:
+        bad += [str(r)] + m.untouched()
+    else:
+        bad += m.merged() + m.account(direction)
+        if not bad:
+            bad += m.still_writable(seed)
+    return chain, [str(m.argv(direction))] * bool(bad) + bad
+
+
+def one_flatten(seed, directory):
+    chain = qchain.Chain.make(seed, directory)
+    rng = random.Random("flatten %d" % seed)
+    before = {f.path: qtools.file_hash(f.path) for f in chain.files()}
+    fmt = rng.choice(("qcow2", "qcow2", "raw"))
+    argv = ["--format", fmt]
+    if fmt == "qcow2" and rng.random() < 0.4:
+        argv.append("--compress")
+    out = os.path.join(directory, "flat." + fmt)
+    view = qtools.guest_hash(chain.top.path, chain.top.fmt)
+    r = qtools.image("flatten", chain.top.path, out, *argv)
+    if r.rc:
+        return chain, [str(r)]
+    bad = ["%s was changed" % p for p, h in before.items()
+           if qtools.file_hash(p) != h]
+    if qtools.guest_hash(out, fmt) != view:
+        bad.append("flattened content differs (%s)" % argv)
+    if fmt == "qcow2":
+        check = qtools.qemu_check(out)
+        if check != (0, 0, 0):
+            bad.append("flattened image: qemu-img check says %r" % (check,))
+        _, info = qtools.qemu_json("info", "--output=json", out)
+        if "backing-filename" in info:
+            bad.append("the flattened image has a backing file")
+    again = qtools.image("flatten", chain.top.path, out, *argv)
+    if again.rc != 5:
+        bad.append("over an existing file: %s" % again)
+    return chain, bad
+
+
+@unittest.skipIf(qtools.missing(), qtools.missing())
+class MergesLoseNothing(unittest.TestCase):
+    def each(self, one):
+        print("%s: %d chains, seeds %d..%d" % (self.id(), COUNT, SEED,
+                                               SEED + COUNT - 1))
+        for seed in range(SEED, SEED + COUNT):
+            d = qtools.scratch()
+            with self.subTest(seed=seed):
+                chain, bad = one(seed, d)
+                if bad:
+                    self.fail("seed %d, kept in %s\n%s\n%s" % (
+                        seed, d, "\n".join(chain.recipe), "\n".join(bad)))
+                shutil.rmtree(d)
+
+    def test_random_merges(self):
+        refusals = Refusals()
+        self.each(lambda seed, d: one_merge(seed, d, refusals))
+        print("merges: %d, refused: %d (%s)" % (
+            COUNT, sum(refusals.values()), refusals))
+
+    def test_random_flattens(self):
+        self.each(one_flatten)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)

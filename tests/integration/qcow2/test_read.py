@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""info, map, check and compare agree with qemu-img on random chains.
+
+COUNT (default 12) chains from SEED (default 1) on; a failure prints the seed,
+the commands that made the images, and keeps the directory.
+"""
+
+import os
+import random
+import shutil
+import unittest
+
+import qchain
+import qcompare
+import qtools
+
+SEED = int(os.environ.get("SEED", "1"))
+COUNT = int(os.environ.get("COUNT", "12"))
+
+
+def each_chain(test, check, **kw):
+    print("%s: %d chains, seeds %d..%d" % (test.id(), COUNT, SEED,
+                                           SEED + COUNT - 1))
+    for seed in range(SEED, SEED + COUNT):
+        d = qtools.scratch()
+        chain = qchain.Chain.make(seed, d, **kw)
+        with test.subTest(seed=seed):
+            bad = check(chain)
+            if bad:
+                test.fail("seed %d, kept in %s\n%s\n%s" % (
+                    seed, d, "\n".join(chain.recipe), "\n".join(bad)))
+            shutil.rmtree(d)
+
+
+@unittest.skipIf(qtools.missing(), qtools.missing())
+class ReadsAsQemuDoes(unittest.TestCase):
+    def test_info_map_and_check_of_random_chains(self):
+        def check(chain):
+            bad = []
+            for f in chain.files():
+                bad += qcompare.same_info(f.path, f.fmt)
+                bad += qcompare.same_map(f.path, f.fmt, loose_zero=True)
+                if f.fmt == "qcow2":
+                    bad += qcompare.same_check(f.path)
+            return bad
+        each_chain(self, check)
+
+    def test_compare_of_random_chains(self):
+        def check(chain):
+            rng, top, bad = random.Random(chain.seed), chain.top.path, []
+            flat = os.path.join(chain.dir, "flat.img")
+            qtools.must("qemu-img", "convert", "-O", "raw", "-f",
+                        chain.top.fmt, top, flat)
+            r = qtools.image("compare", top, flat)
+            if r.rc != 0:
+                bad.append(str(r))
+            size = os.path.getsize(flat)
+            at = rng.choice((0, size - 1, rng.randrange(size)))
+            with open(flat, "r+b") as f:
+                f.seek(at)
+                byte = f.read(1)
+                f.seek(at)
+                f.write(bytes([byte[0] ^ 0x40]))
+            r = qtools.image("compare", top, flat)
+            if r.rc != 1:
+                bad.append("a changed byte at %d: %s" % (at, r))
+            return bad
+        each_chain(self, check)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)

@@ -1,0 +1,13 @@
+# SPDX-License-Identifier: MIT
+# The proofs of the qcow2 engine. SEED and COUNT choose the random chains: a
+# failure prints its seed, and SEED=n COUNT=1 brings it back.
+QCOW2_TESTS := tests/integration/qcow2
+QCOW2_RUN    = QSTILL=$(abspath $(BUILD)/qstill) python3 $(QCOW2_TESTS)/run.py
+
+.PHONY: check-qcow2 check-deep
+
+check-qcow2: all ## the qcow2 engine against qemu-img, few images (SEED COUNT)
+	$(Q)$(QCOW2_RUN) --seed $(or $(SEED),1) --count $(or $(COUNT),8)
+
+check-deep: all ## the same with many (SEED=1 COUNT=1500), hours
+	$(Q)$(QCOW2_RUN) --seed $(or $(SEED),1) --count $(or $(COUNT),1500) --deep
