@@ -121,11 +121,18 @@ deps: ## install with apt what is missing (as root; else names it)
 # Make reads pkg-config's answers before any recipe runs: what deps installs
 # is seen by a make of its own.
 check: deps ## all tests, with both QEMUs; installs what is missing; < 10 min
-	$(Q)$(MAKE) --no-print-directory -j$(JOBS) all $(UNIT_BINS) $(FUZZ_BINS)
+	$(Q)$(MAKE) --no-print-directory -j$(JOBS) all $(UNIT_BINS) $(FUZZ_BINS) \
+	    $(PROBES)
 	$(Q)$(MAKE) --no-print-directory check-unit check-fuzz
 	$(Q)$(MAKE) --no-print-directory check-qemu
 
-check-qemu: all ## integration tests (QEMU=7.2,10.0 JOBS=2 TESTS=word)
+# Programs that the integration tests drive: they see include/ only.
+PROBES := $(BUILD)/qmp_probe
+$(PROBES): $(BUILD)/%: $(BUILD)/obj/tests/integration/%.o $(BUILD)/libqstill.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)
+
+check-qemu: all $(PROBES) ## integration tests (QEMU=7.2,10.0 JOBS=2 TESTS=word)
 	$(Q)$(INTEGRATION) --qemu $(QEMU)
 
 ASAN := BUILD=$(BUILD)/asan SANITIZE=address,undefined \
