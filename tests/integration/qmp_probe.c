@@ -62,46 +62,43 @@ static void hello(struct qstill_qmp *q)
     json_decref(version);
 }
 
-/* QEMU writes guest memory into a memfd of ours, through add-fd. */
+/* Adds `fd` and has QEMU write its device state into it. */
+static int save_into(struct qstill_qmp *q, int fd)
+{
+    json_t *ret = NULL;
+    char name[64];
+
+    must(qstill_qmp_execute_fd(q, "add-fd", NULL, fd, 0, &ret, &err), "add-fd");
+    snprintf(name, sizeof(name), "/dev/fdset/%d",
+             (int)json_integer_value(json_object_get(ret, "fdset-id")));
+    json_decref(ret);
+    return qstill_qmp_execute(
+        q, "xen-save-devices-state",
+        json_pack("{s:s, s:b}", "filename", name, "live", 0), 0, NULL, &err);
+}
+
 static void pass_fds(struct qstill_qmp *q)
 {
     int fd = memfd_create("probe", MFD_CLOEXEC);
-    json_t *ret = NULL;
-    char name[64];
+    char path[64];
     struct stat st;
+    FILE *f;
 
     must(qstill_qmp_execute_fd(q, "getfd", json_pack("{s:s}", "fdname", "p"),
                                fd, 0, NULL, &err),
          "getfd");
     json_decref(run(q, "closefd", json_pack("{s:s}", "fdname", "p")));
     printf("closefd=ok\n");
-    must(qstill_qmp_execute_fd(q, "add-fd", NULL, fd, 0, &ret, &err), "add-fd");
-    snprintf(name, sizeof(name), "/dev/fdset/%d",
-             (int)json_integer_value(json_object_get(ret, "fdset-id")));
-    json_decref(ret);
-    /* opened write-only by QEMU, which wants an fd of that very mode */
-    ret = NULL;
-    print_failure("mode",
-                  qstill_qmp_execute(q, "pmemsave",
-                                     json_pack("{s:i, s:i, s:s}", "val", 0,
-                                               "size", 8192, "filename", name),
-                                     0, &ret, &err));
-    close(fd);
-    fd = memfd_create("probe", MFD_CLOEXEC);
-    snprintf(name, sizeof(name), "/proc/self/fd/%d", fd);
-    FILE *f = fopen(name, "we");
-    ret = NULL;
-    must(qstill_qmp_execute_fd(q, "add-fd", NULL, fileno(f), 0, &ret, &err),
-         "add-fd");
-    snprintf(name, sizeof(name), "/dev/fdset/%d",
-             (int)json_integer_value(json_object_get(ret, "fdset-id")));
-    json_decref(ret);
-    json_decref(run(q, "pmemsave",
-                    json_pack("{s:i, s:i, s:s}", "val", 0, "size", 8192,
-                              "filename", name)));
-    fclose(f);
+    json_decref(run(q, "stop", NULL));
+    /* QEMU opens write-only and wants an fd of that very mode */
+    print_failure("mode", save_into(q, fd));
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    f = fopen(path, "we");
+    must(save_into(q, fileno(f)), "xen-save-devices-state");
+    json_decref(run(q, "cont", NULL));
     fstat(fd, &st);
     printf("written=%lld\n", (long long)st.st_size);
+    fclose(f);
     close(fd);
 }
 

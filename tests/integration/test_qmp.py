@@ -34,7 +34,7 @@ class Client(Case):
         with self.subTest("descriptors"):
             said = self.probe("fds", vm.qmp)
             self.assertEqual(["ok"], said["closefd"])
-            self.assertEqual(["8192"], said["written"])
+            self.assertGreater(int(said["written"][0]), 4096)
             self.assertEqual(["failed"], said["mode"])
         with self.subTest("features by the schema"):
             self.assertEqual(
