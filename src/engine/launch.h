@@ -59,6 +59,9 @@ struct launch_change {
     size_t disk_count;
     const struct launch_ram *mapped; /* RAM blocks to map from files */
     size_t mapped_count;
+    /* QEMU's memory-backend-file has a property "rom" (9.0 and later): the
+     * RAM files are opened read-only, which no guest can get around. */
+    bool mapped_readonly;
     bool paused;          /* start with -S */
     const char *incoming; /* NULL, or the argument of -incoming ("defer") */
 };

@@ -95,7 +95,7 @@ int launch_build(const struct launch_record *rec,
     for (i = 0; i < change->disk_count; i++)
         if (launch_disk_put(&args, rec->cwd, &change->disks[i], err) < 0)
             return err->code;
-    if (launch_ram_map(&args, change->mapped, change->mapped_count, err) < 0)
+    if (launch_ram_map(&args, change, err) < 0)
         return err->code;
     if (change->paused && launch_args_add(&args, "-S", NULL, err) < 0)
         return err->code;

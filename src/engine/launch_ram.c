@@ -20,24 +20,36 @@ static const char *const kept_keys[] = {
     "qom-type", "id", "dump", "merge", "host-nodes", "policy", "reserve",
 };
 
+#define HOLES  "would punch holes into the saved RAM"
+#define SHARES "shares the RAM with another process"
+#define KEEPS  "keeps its content in the file"
+
 /* Devices that a private mapping of our file would break, or that would break
  * the file. Found anywhere in the arguments of these options. */
 static const struct {
     const char *opt, *word, *why;
+    bool readonly_helps; /* a balloon then only gives nothing back */
 } devices_against[] = {
-    {"device", "virtio-balloon", "would punch holes into the saved RAM"},
-    {"balloon", "virtio", "would punch holes into the saved RAM"},
-    {"device", "virtio-mem", "would punch holes into the saved RAM"},
-    {"device", "vhost-user", "shares the RAM with another process"},
-    {"netdev", "vhost-user", "shares the RAM with another process"},
-    {"device", "vfio-user", "shares the RAM with another process"},
-    {"device", "x-pci-proxy-dev", "shares the RAM with another process"},
-    {"device", "ivshmem-plain", "shares the RAM with another process"},
-    {"device", "nvdimm", "keeps its content in the file"},
-    {"device", "virtio-pmem", "keeps its content in the file"},
+    {"device", "virtio-balloon", HOLES, true},
+    {"balloon", "virtio", HOLES, true},
+    {"device", "virtio-mem", HOLES, false},
+    {"device", "vhost-user", SHARES, false},
+    {"netdev", "vhost-user", SHARES, false},
+    {"device", "vfio-user", SHARES, false},
+    {"device", "x-pci-proxy-dev", SHARES, false},
+    {"device", "ivshmem-plain", SHARES, false},
+    {"device", "nvdimm", KEEPS, false},
+    {"device", "virtio-pmem", KEEPS, false},
 };
 
-static int check_devices(const struct launch_args *args,
+static bool is_against(const struct launch_arg *arg, size_t k, bool readonly)
+{
+    return launch_arg_is(arg, devices_against[k].opt) &&
+           strstr(arg->value, devices_against[k].word) &&
+           !(readonly && devices_against[k].readonly_helps);
+}
+
+static int check_devices(const struct launch_args *args, bool readonly,
                          struct qstill_error *err)
 {
     size_t i, k;
@@ -46,8 +58,7 @@ static int check_devices(const struct launch_args *args,
         const struct launch_arg *arg = &args->v[i];
 
         for (k = 0; arg->value && k < ARRAY_LEN(devices_against); k++)
-            if (launch_arg_is(arg, devices_against[k].opt) &&
-                strstr(arg->value, devices_against[k].word))
+            if (is_against(arg, k, readonly))
                 return err_set(err, QSTILL_E_PRECONDITION,
                                "RAM cannot be mapped from files: -%s %.80s %s",
                                arg->opt, arg->value, devices_against[k].why);
@@ -123,7 +134,8 @@ static int keep_common(struct opts *o, struct qstill_error *err)
 }
 
 static int fill_object(struct opts *o, const char *id,
-                       const struct launch_ram *ram, struct qstill_error *err)
+                       const struct launch_ram *ram, bool readonly,
+                       struct qstill_error *err)
 {
     /* Machine types before 4.0 name a file backend's block by its whole path;
      * the block must have the name that the stream lists. */
@@ -135,12 +147,15 @@ static int fill_object(struct opts *o, const char *id,
         opts_set(o, "mem-path", ram->path, err) < 0 ||
         opts_set_bool(o, "share", false, err) < 0)
         return err->code;
+    if (readonly && (opts_set_bool(o, "readonly", true, err) < 0 ||
+                     opts_set(o, "rom", "off", err) < 0))
+        return err->code;
     return opts_set_bool(o, "x-use-canonical-path-for-ramblock-id", canonical,
                          err);
 }
 
 static int replace_object(struct launch_arg *arg, const char *id,
-                          const struct launch_ram *ram,
+                          const struct launch_ram *ram, bool readonly,
                           struct qstill_error *err)
 {
     CLEANUP(opts_fini) struct opts o = {0};
@@ -151,7 +166,8 @@ static int replace_object(struct launch_arg *arg, const char *id,
     if (strcmp(opts_get(&o, "qom-type"), "memory-backend-epc") == 0)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "RAM block %s is enclave memory", ram->id);
-    if (keep_common(&o, err) < 0 || fill_object(&o, id, ram, err) < 0 ||
+    if (keep_common(&o, err) < 0 ||
+        fill_object(&o, id, ram, readonly, err) < 0 ||
         opts_emit(&o, &text, err) < 0)
         return err->code;
     launch_arg_replace(arg, text);
@@ -181,7 +197,8 @@ static bool has_default_ram(const struct launch_args *args)
 }
 
 static int add_backend(struct launch_args *args, const char *id,
-                       const struct launch_ram *ram, struct qstill_error *err)
+                       const struct launch_ram *ram, bool readonly,
+                       struct qstill_error *err)
 {
     CLEANUP(opts_fini) struct opts object = {0};
     CLEANUP(opts_fini) struct opts machine = {0};
@@ -189,7 +206,7 @@ static int add_backend(struct launch_args *args, const char *id,
     CLEANUP(freep) char *machine_text = NULL;
 
     if (opts_parse(&object, "memory-backend-file", "qom-type", err) < 0 ||
-        fill_object(&object, id, ram, err) < 0 ||
+        fill_object(&object, id, ram, readonly, err) < 0 ||
         opts_emit(&object, &object_text, err) < 0 ||
         opts_set(&machine, "memory-backend", id, err) < 0 ||
         opts_emit(&machine, &machine_text, err) < 0 ||
@@ -213,7 +230,8 @@ static void drop_option(struct launch_args *args, const char *opt)
 }
 
 static int map_default(struct launch_args *args, const char *id,
-                       const struct launch_ram *ram, struct qstill_error *err)
+                       const struct launch_ram *ram, bool readonly,
+                       struct qstill_error *err)
 {
     size_t i;
 
@@ -226,11 +244,11 @@ static int map_default(struct launch_args *args, const char *id,
                        "of QEMU",
                        ram->id);
     drop_option(args, "mem-path");
-    return add_backend(args, id, ram, err);
+    return add_backend(args, id, ram, readonly, err);
 }
 
 static int map_one(struct launch_args *args, const struct launch_ram *ram,
-                   struct qstill_error *err)
+                   bool readonly, struct qstill_error *err)
 {
     const char *id = ram->id;
     size_t arg;
@@ -240,22 +258,22 @@ static int map_one(struct launch_args *args, const struct launch_ram *ram,
     if (find_object(args, id, &arg, err) < 0)
         return err->code;
     if (arg == args->count)
-        return map_default(args, id, ram, err);
-    return replace_object(&args->v[arg], id, ram, err);
+        return map_default(args, id, ram, readonly, err);
+    return replace_object(&args->v[arg], id, ram, readonly, err);
 }
 
-int launch_ram_map(struct launch_args *args, const struct launch_ram *ram,
-                   size_t count, struct qstill_error *err)
+int launch_ram_map(struct launch_args *args, const struct launch_change *change,
+                   struct qstill_error *err)
 {
     size_t i;
 
-    if (count == 0)
+    if (change->mapped_count == 0)
         return 0;
-    if (check_devices(args, err) < 0)
+    if (check_devices(args, change->mapped_readonly, err) < 0)
         return err->code;
     drop_option(args, "mem-prealloc");
-    for (i = 0; i < count; i++)
-        if (map_one(args, &ram[i], err) < 0)
+    for (i = 0; i < change->mapped_count; i++)
+        if (map_one(args, &change->mapped[i], change->mapped_readonly, err) < 0)
             return err->code;
     return 0;
 }

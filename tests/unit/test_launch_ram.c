@@ -148,11 +148,47 @@ static void ram_that_cannot_be_mapped_is_refused(void **state)
     }
 }
 
+/* A file that is open read-only cannot get holes. */
+static void read_only_files_allow_a_balloon(void **state)
+{
+    static const char *const in[] = {"q", "-device", "virtio-balloon-pci",
+                                     NULL};
+    static const char *const out[] = {
+        "-device",
+        "virtio-balloon-pci",
+        "-object",
+        "memory-backend-file,id=pc.ram,size=4096,mem-path=/s,share=off,"
+        "readonly=on,rom=off,x-use-canonical-path-for-ramblock-id=off",
+        "-machine",
+        "memory-backend=pc.ram",
+        NULL};
+    static const char *const virtio_mem[] = {"q", "-device", "virtio-mem-pci",
+                                             NULL};
+    struct launch_record rec = launch_case_record(in);
+    struct launch_ram ram = {"pc.ram", 4096, "/s"};
+    struct launch_change change = {
+        .mapped = &ram, .mapped_count = 1, .mapped_readonly = true};
+    struct qstill_error err = {0};
+    char **argv = NULL;
+
+    (void)state;
+    assert_int_equal(launch_build(&rec, &change, &argv, &err), 0);
+    launch_case_assert("read-only", argv + 1, out);
+    launch_argv_free(argv);
+    rec = launch_case_record(virtio_mem);
+    assert_int_equal(launch_build(&rec, &change, &argv, &err),
+                     QSTILL_E_PRECONDITION);
+    assert_string_equal(err.message,
+                        "RAM cannot be mapped from files: -device "
+                        "virtio-mem-pci would punch holes into the saved RAM");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(saved_files_become_the_ram),
         cmocka_unit_test(ram_that_cannot_be_mapped_is_refused),
+        cmocka_unit_test(read_only_files_allow_a_balloon),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
