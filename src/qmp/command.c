@@ -13,17 +13,19 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/buf.h"
 #include "deadline.h"
 #include "field.h"
 
-/* The command's line, ready to be sent. Takes `arguments` over. */
+/* The command's line, ready to be sent. QEMU needs no newline, but peers that
+ * read lines do. Takes `arguments` over. */
 static int command_line(const char *command, json_t *arguments, uint64_t number,
-                        char **out, struct qstill_error *err)
+                        struct buf *out, struct qstill_error *err)
 {
     CLEANUP(json_decrefp) json_t *args = arguments;
     CLEANUP(json_decrefp) json_t *msg = NULL;
+    CLEANUP(freep) char *text = NULL;
     char id[sizeof(CLIENT_ID_PREFIX) + 20];
-    char *line;
 
     if (args && !json_is_object(args))
         return err_set(err, QSTILL_E_USAGE,
@@ -31,11 +33,12 @@ static int command_line(const char *command, json_t *arguments, uint64_t number,
     snprintf(id, sizeof(id), CLIENT_ID_PREFIX "%" PRIu64, number);
     msg = json_pack("{s:s, s:O*, s:s}", "execute", command, "arguments", args,
                     "id", id);
-    line = msg ? json_dumps(msg, JSON_COMPACT) : NULL;
-    if (!line)
+    text = msg ? json_dumps(msg, JSON_COMPACT) : NULL;
+    if (!text)
         return err_set(err, QSTILL_E_USAGE, "cannot make a message of '%s'",
                        command);
-    *out = line;
+    if (buf_puts(out, text) < 0 || buf_puts(out, "\n") < 0)
+        return err_nomem(err);
     return 0;
 }
 
@@ -44,7 +47,7 @@ static int send_command(struct qstill_qmp *q, const char *command,
                         json_t *arguments, int fd, uint64_t *number,
                         struct qstill_error *err)
 {
-    CLEANUP(freep) char *line = NULL;
+    CLEANUP(buf_fini) struct buf line = BUF_INIT;
     struct slot *s = client_slot(q, 0);
 
     q->error_class[0] = q->error_text[0] = '\0';
@@ -56,8 +59,8 @@ static int send_command(struct qstill_qmp *q, const char *command,
         return err_set(err, QSTILL_E_BUSY,
                        "QEMU owes the replies to %d commands, '%s' must wait",
                        QSTILL_QMP_IN_FLIGHT_MAX, command);
-    if (channel_send(&q->ch, line, strlen(line), fd, deadline_in(q->timeout_ms),
-                     err) < 0)
+    if (channel_send(&q->ch, line.data, line.len, fd,
+                     deadline_in(q->timeout_ms), err) < 0)
         return client_die(q, err);
     s->number = ++q->last_number;
     snprintf(s->command, sizeof(s->command), "%s", command);
