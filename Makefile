@@ -5,6 +5,7 @@ PREFIX   ?= /usr/local
 DESTDIR  ?=
 CC       ?= cc
 CLANG    ?= clang
+OBJCOPY  ?= objcopy
 BUILD    ?= build
 V        ?= 0
 WERROR   ?= $(if $(CI),1,0)
@@ -71,11 +72,21 @@ $(BUILD)/libqstill.so: $(LIB_OBJS) src/libqstill.map
 	    -Wl,--version-script=src/libqstill.map -Wl,--no-undefined \
 	    -o $@ $(LIB_OBJS) $(PKG_LIBS)
 
+# The library for others to link statically: only qstill_* can be seen in it.
+# (build/libqstill.a has the inner names too, for the unit tests.)
+$(BUILD)/public/libqstill.a: $(LIB_OBJS)
+	$(call say,AR,$@)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(Q)$(LD) -r -o $(@D)/libqstill.o $(LIB_OBJS)
+	$(Q)$(OBJCOPY) --localize-hidden $(@D)/libqstill.o
+	$(Q)ar rcs $@ $(@D)/libqstill.o
+
 # The command links the library statically, so one file can be copied to a
-# host; it still sees include/ only (tests/layers.sh).
-$(BUILD)/qstill: $(CLI_OBJS) $(BUILD)/libqstill.a
+# host; like any other program it gets the public names only.
+$(BUILD)/qstill: $(CLI_OBJS) $(BUILD)/public/libqstill.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(CLI_OBJS) $(BUILD)/libqstill.a $(PKG_LIBS)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)
 
 .SECONDARY: # make would remove the tests' objects, and build them again
 
@@ -174,6 +185,65 @@ $(BUILD)/run/%: $(BUILD)/obj/tests/fuzz/fuzz_%.o $(TLIB_OBJS) $(BUILD)/libqstill
 demo: deps ## the main job on a real guest, step by step, in 2 minutes
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) all
 	$(Q)python3 tests/integration/demo.py --build $(BUILD)
+
+# ------------------------------------------------- install, format and tidy
+MANDIR  ?= $(PREFIX)/share/man
+COMPDIR ?= $(PREFIX)/share/bash-completion/completions
+HEADERS := $(wildcard include/*.h)
+MANUALS := $(patsubst docs/man/%.pod,$(BUILD)/man/%,$(wildcard docs/man/*.pod))
+POD2MAN := $(shell command -v pod2man)
+at      = $(DESTDIR)$(1)
+
+# "=for example FILE" stands for the file itself.
+$(BUILD)/man/%: docs/man/%.pod $(wildcard examples/*)
+	@mkdir -p $(@D)
+	$(Q)awk '/^=for example /{while((getline l<$$3)>0)print l==""?l:"    " l; \
+	    next}{print}' $< | $(POD2MAN) --section=$(subst .,,$(suffix $*)) \
+	    --name=$(basename $*) --release='qstill $(VERSION)' \
+	    --center='qstill' --errors=die - $@
+
+install: all $(if $(POD2MAN),$(MANUALS)) ## command, library, manuals (PREFIX, DESTDIR)
+	install -d $(call at,$(PREFIX)/bin) $(call at,$(PREFIX)/include) \
+	    $(call at,$(PREFIX)/lib/pkgconfig) $(call at,$(COMPDIR))
+	install -m 755 $(BUILD)/qstill $(call at,$(PREFIX)/bin/qstill)
+	install -m 644 $(HEADERS) $(call at,$(PREFIX)/include)
+	install -m 644 $(BUILD)/public/libqstill.a $(call at,$(PREFIX)/lib)
+	install -m 755 $(BUILD)/libqstill.so \
+	    $(call at,$(PREFIX)/lib/libqstill.so.$(VERSION))
+	ln -sf libqstill.so.$(VERSION) $(call at,$(PREFIX)/lib/libqstill.so.$(SOMAJOR))
+	ln -sf libqstill.so.$(SOMAJOR) $(call at,$(PREFIX)/lib/libqstill.so)
+	sed -e 's|@PREFIX@|$(PREFIX)|' -e 's|@VERSION@|$(VERSION)|' \
+	    -e 's|@PKGS@|$(PKGS)|' src/qstill.pc.in \
+	    >$(call at,$(PREFIX)/lib/pkgconfig/qstill.pc)
+	$(BUILD)/qstill completion bash >$(call at,$(COMPDIR)/qstill)
+ifneq ($(POD2MAN),)
+	for m in $(notdir $(MANUALS)); do s=$${m##*.}; \
+	    install -D -m 644 $(BUILD)/man/$$m \
+	        $(call at,$(MANDIR)/man$$s/$$m) || exit 1; done
+else
+	@echo "no pod2man (package perl): the manuals are not installed"
+endif
+
+uninstall: ## take away what install brought
+	rm -f $(call at,$(PREFIX)/bin/qstill) $(call at,$(COMPDIR)/qstill) \
+	    $(call at,$(PREFIX)/lib/pkgconfig/qstill.pc) \
+	    $(foreach h,$(notdir $(HEADERS)),$(call at,$(PREFIX)/include/$(h))) \
+	    $(foreach s,a so so.$(SOMAJOR) so.$(VERSION),$(call \
+	        at,$(PREFIX)/lib/libqstill.$(s))) \
+	    $(foreach m,$(notdir $(MANUALS)),$(call \
+	        at,$(MANDIR)/man$(subst .,,$(suffix $(m)))/$(m)))
+
+C_FILES = $(shell find src include tests examples bench -name '*.[ch]' \
+              2>/dev/null | sort)
+format-check: ## do all C files have the house's format?
+	@command -v clang-format >/dev/null || { echo "install clang-format"; exit 1; }
+	$(Q)clang-format --dry-run --Werror $(C_FILES)
+
+tidy: ## clang-tidy over the library and the command
+	@command -v clang-tidy >/dev/null || { echo "install clang-tidy"; exit 1; }
+	$(Q)printf '%s\n' $(LIB_SRCS) $(CLI_SRCS) | xargs -P 2 -n 4 sh -c \
+	    'clang-tidy --quiet --warnings-as-errors="*" "$$@" -- -std=c11 \
+	    -D_GNU_SOURCE -D_FILE_OFFSET_BITS=64 -Iinclude -Isrc' tidy
 
 clean: ## remove everything that was built
 	rm -rf $(BUILD)
