@@ -11,6 +11,7 @@
 #define QSTILL_MEMSTATE_CAPTURE_IMPL_H
 
 #include "memstate/capture.h"
+#include "memstate/worker.h"
 
 struct capture_ops {
     /* Needs capture_device_state() and capture_instant() by the owner. */
@@ -39,6 +40,9 @@ void capture_add_done(struct capture *c, uint64_t bytes);
 bool capture_cancelled(const struct capture *c);
 /* Readable for good once the capture is cancelled: to be polled along. */
 int capture_cancel_fd(const struct capture *c);
+/* Until `fd` has one of poll's `events`; CANCELLED when cancelled. */
+int capture_wait_fd(struct capture *c, int fd, short events,
+                    struct qstill_error *err);
 /* Readable for good once the owner called capture_instant(). */
 int capture_instant_fd(const struct capture *c);
 /* Blocks until then; CANCELLED when the capture is cancelled. */
@@ -48,19 +52,7 @@ int capture_wait_instant(struct capture *c, struct qstill_error *err);
  * blocks, memory_bytes, zero_bytes, disk_bytes and device_bytes. */
 struct capture_result *capture_figures(struct capture *c);
 
-/*
- * A rate limit, held by value: pace_init(), then pace_take() before each
- * `bytes`: sleeps as needed, at most 100 ms at a time, and ends with
- * CANCELLED when the capture is.
- */
-struct pace {
-    uint64_t rate; /* bytes per second; 0: none */
-    uint64_t taken;
-    uint64_t start_ns;
-};
-void pace_init(struct pace *p, uint64_t rate);
-/* How long to wait, in ns, before `bytes` more may move; counts them. */
-uint64_t pace_take(struct pace *p, uint64_t bytes);
+/* Counts and waits (worker.h); CANCELLED when cancelled. */
 int capture_pace(struct capture *c, struct pace *p, uint64_t bytes,
                  struct qstill_error *err);
 

@@ -32,6 +32,12 @@ static size_t find_vmdescription(const uint8_t *data, size_t len)
     return 0;
 }
 
+bool devstate_begins(const uint8_t *head)
+{
+    return memcmp(head, "QEVM\0\0\0\3", 8) == 0 &&
+           head[DEVSTATE_HEADER] == SECTION_FULL;
+}
+
 int devstate_parse(struct devstate *out, const uint8_t *data, size_t len,
                    struct qstill_error *err)
 {

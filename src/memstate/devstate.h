@@ -28,6 +28,9 @@ struct devstate {
     bool footers;        /* the last section ends in a footer */
 };
 
+/* Do these DEVSTATE_HEADER + 1 bytes begin a device state? */
+bool devstate_begins(const uint8_t *head);
+
 /* CORRUPT when the beginning or the end is not as drawn above. */
 int devstate_parse(struct devstate *out, const uint8_t *data, size_t len,
                    struct qstill_error *err);

@@ -79,9 +79,23 @@ static inline void ramset_map_set(struct ramset_map *m, size_t page)
     m->bits[page / 64] |= (uint64_t)1 << (page % 64);
 }
 
+static inline void ramset_map_clear(struct ramset_map *m, size_t page)
+{
+    m->bits[page / 64] &= ~((uint64_t)1 << (page % 64));
+}
+
 static inline bool ramset_map_has(const struct ramset_map *m, size_t page)
 {
     return m->bits[page / 64] >> (page % 64) & 1;
+}
+
+static inline size_t ramset_map_count(const struct ramset_map *m)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < sizeof(m->bits) / sizeof(m->bits[0]); i++)
+        n += (size_t)__builtin_popcountll(m->bits[i]);
+    return n;
 }
 
 static inline uint64_t ramset_page_sum(const void *page, uint64_t index)
@@ -150,9 +164,6 @@ void ramset_sum_add(struct ramset_writer *w, unsigned index, uint64_t chunk,
  * it between. CORRUPT past RAMSET_DEVICE_MAX. */
 int ramset_device_append(struct ramset_writer *w, const void *data, size_t len,
                          struct qstill_error *err);
-/* Copies the whole of `fd` (a memfd, a file) there instead. */
-int ramset_device_copy(struct ramset_writer *w, int fd,
-                       struct qstill_error *err);
 
 /* Makes all files durable, writes `sums`, syncs the directory. To be called
  * once, when every write has returned. */
@@ -160,6 +171,10 @@ int ramset_commit(struct ramset_writer *w, struct qstill_error *err);
 
 /* Disk blocks used by the files so far, in bytes. */
 uint64_t ramset_writer_used(const struct ramset_writer *w);
+/* Length of device.state. */
+uint64_t ramset_writer_device(const struct ramset_writer *w);
+/* Takes a commit back: the files will be removed by ramset_writer_free(). */
+void ramset_discard(struct ramset_writer *w);
 
 /* Without a commit the files that were made are removed. NULL is fine. */
 void ramset_writer_free(struct ramset_writer *w);

@@ -172,25 +172,6 @@ int ramset_device_append(struct ramset_writer *w, const void *data, size_t len,
     return 0;
 }
 
-int ramset_device_copy(struct ramset_writer *w, int fd,
-                       struct qstill_error *err)
-{
-    CLEANUP(freep) void *piece = malloc(RAMSET_CHUNK);
-    uint64_t off = 0;
-    size_t got;
-
-    if (!piece)
-        return err_nomem(err);
-    do {
-        if (file_read_upto(fd, piece, RAMSET_CHUNK, off, &got, err) < 0)
-            return err_wrap(err, "reading the device state");
-        if (ramset_device_append(w, piece, got, err) < 0)
-            return err->code;
-        off += got;
-    } while (got == RAMSET_CHUNK);
-    return 0;
-}
-
 /* ----------------------------------------------------------------- commit */
 
 /* All at once: the filesystem then needs few journal commits, not one for
@@ -261,6 +242,16 @@ uint64_t ramset_writer_used(const struct ramset_writer *w)
     for (size_t i = 0; i < w->set.block_count; i++)
         used += used_bytes(w->files[i].fd);
     return used;
+}
+
+uint64_t ramset_writer_device(const struct ramset_writer *w)
+{
+    return w->set.device_len;
+}
+
+void ramset_discard(struct ramset_writer *w)
+{
+    w->committed = false;
 }
 
 static void remove_all(struct ramset_writer *w)
