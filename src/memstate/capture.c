@@ -43,6 +43,7 @@ int capture_new(struct capture **out, const struct capture_ops *ops, void *ctx,
     c->ctx = ctx;
     c->options = *options;
     c->options.dirfd = -1;
+    c->options.io = options->io ? options->io : io_real();
     c->device_fd = -1;
     c->result.machine = "";
     c->worker.event_fd = c->worker.cancel_fd = -1;
