@@ -3,6 +3,9 @@
 #include "verbs.h"
 
 const struct verb *const verbs[] = {
+    &verb_image_info,
+    &verb_image_map,
+    &verb_image_check,
     &verb_completion,
     &verb_help,
     NULL,

@@ -6,6 +6,11 @@
 #include "cli.h"
 
 extern const struct verb verb_completion;
+
+extern const struct verb verb_image_info; /* image.c */
+extern const struct verb verb_image_map;
+extern const struct verb verb_image_check;
+
 extern const struct verb verb_help; /* usage.c */
 
 #endif

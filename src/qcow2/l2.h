@@ -19,6 +19,7 @@ struct l2_entry {
     enum l2_kind kind;
     uint64_t host;
     uint32_t clen;
+    bool copied;     /* marked as having one owner */
     uint32_t has;    /* extended: subclusters with data */
     uint32_t zeros;  /* extended: subclusters that read as zeros */
     const char *why; /* of L2_BAD */
@@ -58,6 +59,7 @@ static inline struct l2_entry l2_decode(const struct qcow2_header *h,
     if (v & QCOW2_L2_RESERVED_MASK)
         return l2_bad("an L2 entry has reserved bits set");
     e.host = v & QCOW2_L2_OFFSET_MASK;
+    e.copied = (v & QCOW2_COPIED) != 0;
     if (e.host & (qcow2_cluster_size(h) - 1))
         return l2_bad("a data cluster is not aligned");
     if (v & QCOW2_ZERO) {
@@ -85,6 +87,7 @@ static inline struct l2_entry l2_decode_ext(const struct qcow2_header *h,
         return l2_bad("an L2 entry has reserved bits set");
     e = (struct l2_entry){.kind = L2_MIXED,
                           .host = v & QCOW2_L2_OFFSET_MASK,
+                          .copied = (v & QCOW2_COPIED) != 0,
                           .has = (uint32_t)bits,
                           .zeros = (uint32_t)(bits >> 32)};
     if (e.host & (qcow2_cluster_size(h) - 1))

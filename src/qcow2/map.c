@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * From tables to extents. L2 tables are read many at a time, in batches of
- * bounded size, and forgotten once they are extents. For raw files the
- * filesystem is asked for data and holes, once.
+ * From tables to extents: the tables are forgotten once they are extents. For
+ * raw files the filesystem is asked for data and holes, once.
  */
 #include "image.h"
 
@@ -14,25 +13,17 @@
 #include "base/checked.h"
 #include "claims.h"
 #include "l2.h"
-
-/* L2 tables in memory at a time; 8 GiB of guest at 64 KiB clusters need 1. */
-#define BATCH_BYTES ((size_t)16 << 20)
+#include "l2walk.h"
 
 struct loader {
     struct image *img;
     const struct qcow2_header *h;
-    struct aio *aio;
     struct claims claims;
-    uint8_t *tables; /* a batch of L2 tables */
-    struct aio_op *ops;
-    size_t batch; /* tables in it at most */
 };
 
 static void loader_finip(struct loader *l)
 {
     claims_fini(&l->claims);
-    free(l->tables);
-    free(l->ops);
 }
 
 static int corrupt(const struct loader *l, uint64_t guest, const char *why,
@@ -202,11 +193,12 @@ static int add_entry(struct loader *l, uint64_t guest, const struct l2_entry *e,
     }
 }
 
-/* The entries of one table; `guest` is what its first one stands for. */
-static int add_table(struct loader *l, uint64_t guest, const uint8_t *table,
+static int add_table(void *user, uint64_t l1_index, const uint8_t *table,
                      struct qstill_error *err)
 {
+    struct loader *l = user;
     uint64_t cs = l->img->cluster_size;
+    uint64_t guest = l1_index * cs * image_l2_entries(l->img);
     bool extended = qcow2_has_extl2(l->h);
     size_t step = extended ? 16 : 8;
 
@@ -226,91 +218,12 @@ static int add_table(struct loader *l, uint64_t guest, const uint8_t *table,
     return 0;
 }
 
-/* ----------------------------------------------------------------- batches */
-
-/* Queues reads for the tables of L1 entries from `i` on into the batch, tables
- * that follow each other in one read. Returns the first entry not taken. */
-static uint64_t read_batch(struct loader *l, uint64_t i, uint64_t end,
-                           size_t *op_count)
-{
-    uint64_t cs = l->img->cluster_size;
-    size_t slot = 0, ops = 0;
-
-    for (; i < end && slot < l->batch; i++) {
-        uint64_t off = l->img->l1[i] & QCOW2_L1_OFFSET_MASK;
-        struct aio_op *last = ops ? &l->ops[ops - 1] : NULL;
-
-        if (!off)
-            continue;
-        if (last && last->off + last->len == off)
-            last->len += cs;
-        else
-            l->ops[ops++] = (struct aio_op){.type = AIO_READ,
-                                            .fd = l->img->fd,
-                                            .off = off,
-                                            .data = l->tables + slot * cs,
-                                            .len = cs};
-        slot++;
-    }
-    for (size_t k = 0; k < ops; k++)
-        aio_submit(l->aio, &l->ops[k]);
-    *op_count = ops;
-    return i;
-}
-
-/* A table cut off by the end of the file reads as zeros there. */
-static int finish_batch(struct loader *l, size_t ops, struct qstill_error *err)
-{
-    if (aio_drain(l->aio, err) < 0)
-        return err->code;
-    for (size_t k = 0; k < ops; k++) {
-        struct aio_op *op = &l->ops[k];
-
-        if (op->error)
-            return err_errno(err, op->error, "%s: reading L2 tables",
-                             l->img->path);
-        memset((uint8_t *)op->data + op->moved, 0, op->len - op->moved);
-    }
-    return 0;
-}
-
-static int load_tables(struct loader *l, struct qstill_error *err)
-{
-    uint64_t cs = l->img->cluster_size;
-    uint64_t span = cs * image_l2_entries(l->img);
-    uint64_t end = qcow2_l1_needed(l->h, l->img->size);
-
-    for (uint64_t i = 0; i < end;) {
-        size_t ops, slot = 0;
-        uint64_t next = read_batch(l, i, end, &ops);
-
-        if (finish_batch(l, ops, err) < 0)
-            return err->code;
-        for (; i < next; i++) {
-            if (!(l->img->l1[i] & QCOW2_L1_OFFSET_MASK))
-                continue;
-            if (add_table(l, i * span, l->tables + slot++ * cs, err) < 0)
-                return err->code;
-        }
-    }
-    return 0;
-}
-
-static size_t tables_in_use(const struct image *img)
-{
-    size_t n = 0;
-
-    for (size_t i = 0; i < img->info.header.l1_size; i++)
-        n += (img->l1[i] & QCOW2_L1_OFFSET_MASK) != 0;
-    return n;
-}
-
 static int load_qcow2(struct image *img, struct aio *aio,
                       struct qstill_error *err)
 {
     CLEANUP(loader_finip)
-    struct loader l = {.img = img, .h = &img->info.header, .aio = aio};
-    size_t tables;
+    struct loader l = {.img = img, .h = &img->info.header};
+    struct l2walk walk = {.img = img, .aio = aio, .visit = add_table};
 
     if (image_load_l1(img, err) < 0)
         return err->code;
@@ -318,16 +231,10 @@ static int load_qcow2(struct image *img, struct aio *aio,
         return err_nomem(err);
     if (claim_metadata(&l, err) < 0)
         return err->code;
-    tables = tables_in_use(img);
-    l.batch = BATCH_BYTES / img->cluster_size;
-    l.batch = tables < l.batch ? tables : l.batch;
-    if (l.batch == 0)
-        return 0;
-    l.tables = malloc(l.batch * img->cluster_size);
-    l.ops = calloc(l.batch, sizeof(*l.ops));
-    if (!l.tables || !l.ops)
-        return err_nomem(err);
-    return load_tables(&l, err);
+    walk.l1 = img->l1;
+    walk.l1_size = qcow2_l1_needed(l.h, img->size);
+    walk.user = &l;
+    return l2walk(&walk, err);
 }
 
 /* --------------------------------------------------------------------- raw */

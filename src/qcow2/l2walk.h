@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Visits the L2 tables of an L1 table in guest order. They are read many at a
+ * time, into memory of bounded size; a table that the end of the file cuts off
+ * reads as zeros there.
+ */
+#ifndef QSTILL_QCOW2_L2WALK_H
+#define QSTILL_QCOW2_L2WALK_H
+
+#include "image.h"
+
+struct l2walk {
+    const struct image *img;
+    struct aio *aio;
+    const uint64_t *l1; /* host order; offsets aligned and in the file */
+    uint64_t l1_size;
+    /* `table` is one cluster, valid during the call; < 0 ends the walk */
+    int (*visit)(void *user, uint64_t l1_index, const uint8_t *table,
+                 struct qstill_error *err);
+    void *user;
+};
+
+int l2walk(const struct l2walk *w, struct qstill_error *err);
+
+#endif

@@ -1,0 +1,429 @@
+/* SPDX-License-Identifier: MIT */
+#include "refs.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "bitmaps.h"
+#include "l2.h"
+#include "l2walk.h"
+#include "snaps.h"
+
+/* ------------------------------------------------------------------ report */
+
+void refs_report_fini(struct refs_report *r)
+{
+    for (size_t i = 0; i < r->message_count; i++)
+        free(r->messages[i]);
+    free(r->messages);
+    *r = (struct refs_report){0};
+}
+
+PRINTF_LIKE(2, 3)
+static void say(struct refs_report *r, const char *fmt, ...)
+{
+    va_list ap;
+    char *text;
+
+    if (r->message_count == REFS_MAX_MESSAGES)
+        return;
+    if (!r->messages)
+        r->messages = calloc(REFS_MAX_MESSAGES, sizeof(*r->messages));
+    va_start(ap, fmt);
+    if (!r->messages || vasprintf(&text, fmt, ap) < 0)
+        r->nomem = true;
+    else
+        r->messages[r->message_count++] = text;
+    va_end(ap);
+}
+
+/* ------------------------------------------------------- stored refcounts */
+
+uint64_t refcount_get(const uint8_t *block, unsigned order, uint64_t i)
+{
+    switch (order) {
+    case 3:
+        return block[i];
+    case 4:
+        return get_be16(block + 2 * i);
+    case 5:
+        return get_be32(block + 4 * i);
+    case 6:
+        return get_be64(block + 8 * i);
+    default: {
+        unsigned bits = 1u << order, per_byte = 8 / bits;
+
+        return block[i / per_byte] >> (i % per_byte * bits) &
+               ((1u << bits) - 1);
+    }
+    }
+}
+
+void refcount_set(uint8_t *block, unsigned order, uint64_t i, uint64_t v)
+{
+    switch (order) {
+    case 3:
+        block[i] = (uint8_t)v;
+        return;
+    case 4:
+        put_be16(block + 2 * i, (uint16_t)v);
+        return;
+    case 5:
+        put_be32(block + 4 * i, (uint32_t)v);
+        return;
+    case 6:
+        put_be64(block + 8 * i, v);
+        return;
+    default: {
+        unsigned bits = 1u << order, per_byte = 8 / bits;
+        unsigned shift = (unsigned)(i % per_byte) * bits;
+        unsigned mask = ((1u << bits) - 1) << shift;
+
+        block[i / per_byte] = (uint8_t)((block[i / per_byte] & ~mask) |
+                                        ((unsigned)v << shift & mask));
+        return;
+    }
+    }
+}
+
+void refblocks_fini(struct refblocks *b)
+{
+    for (size_t i = 0; b->block && i < b->table_len; i++)
+        free(b->block[i]);
+    free(b->block);
+    free(b->table);
+    *b = (struct refblocks){0};
+}
+
+static int load_block(const struct image *img, struct refblocks *b, size_t i,
+                      struct qstill_error *err)
+{
+    size_t got, len = (size_t)img->cluster_size;
+
+    b->block[i] = malloc(len);
+    if (!b->block[i])
+        return err_nomem(err);
+    if (io_read_upto(img->io, img->fd, b->block[i], len, b->table[i], &got,
+                     err) < 0)
+        return err_wrap(err, "%s: refcount block", img->path);
+    memset(b->block[i] + got, 0, len - got);
+    return 0;
+}
+
+int refblocks_load(const struct image *img, struct refblocks *b,
+                   struct refs_report *report, struct qstill_error *err)
+{
+    const struct qcow2_header *h = &img->info.header;
+    size_t bytes = (size_t)h->reftable_clusters << h->cluster_bits, got;
+
+    b->h = h;
+    b->table_len = bytes / 8;
+    b->table = malloc(bytes);
+    b->block = calloc(b->table_len, sizeof(*b->block));
+    if (!b->table || !b->block)
+        return err_nomem(err);
+    if (io_read_upto(img->io, img->fd, b->table, bytes, h->reftable_offset,
+                     &got, err) < 0)
+        return err_wrap(err, "%s: refcount table", img->path);
+    memset((uint8_t *)b->table + got, 0, bytes - got);
+    for (size_t i = 0; i < b->table_len; i++) {
+        uint64_t v = get_be64((const uint8_t *)&b->table[i]);
+
+        b->table[i] = v & QCOW2_REFTABLE_MASK;
+        if (b->table[i] % img->cluster_size ||
+            (b->table[i] && b->table[i] >= img->info.file_size)) {
+            report->corruptions++;
+            say(report, "refcount block %zu lies outside the file", i);
+            b->table[i] = 0;
+        }
+        if (b->table[i] && load_block(img, b, i, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+uint64_t refblocks_get(const struct refblocks *b, uint64_t cluster)
+{
+    unsigned shift = b->h->cluster_bits + 3 - b->h->refcount_order;
+    uint64_t i = cluster >> shift;
+
+    if (i >= b->table_len || !b->block[i])
+        return 0;
+    return refcount_get(b->block[i], b->h->refcount_order,
+                        cluster & ((1ull << shift) - 1));
+}
+
+/* ---------------------------------------------------------------- counting */
+
+struct counter {
+    struct image *img;
+    const struct qcow2_header *h;
+    struct refs *refs;
+    const struct refblocks *stored;
+    struct refs_report *report;
+    bool active;   /* the active tables: also COPIED marks, fragmentation */
+    uint64_t next; /* where the next cluster would be contiguous */
+};
+
+void refs_fini(struct refs *refs)
+{
+    free(refs->count);
+    *refs = (struct refs){0};
+}
+
+static void count_range(struct counter *c, const char *what, uint64_t off,
+                        uint64_t bytes)
+{
+    uint64_t cs = c->img->cluster_size, end;
+
+    if (bytes == 0)
+        return;
+    if (add_u64(off, bytes, &end) || div_up_u64(end, cs) > c->refs->n) {
+        c->report->corruptions++;
+        say(c->report, "%s at offset %llu lies outside the file", what,
+            (unsigned long long)off);
+        return;
+    }
+    for (uint64_t i = off / cs; i <= (end - 1) / cs; i++)
+        if (c->refs->count[i] < UINT32_MAX)
+            c->refs->count[i]++;
+}
+
+/* The mark allows writing in place: set it must be when and only when there is
+ * one owner. Marks of inactive tables mean nothing. */
+static void check_copied(struct counter *c, const char *what, uint64_t host,
+                         bool copied)
+{
+    uint64_t count = refblocks_get(c->stored, host / c->img->cluster_size);
+
+    if (!c->active || copied == (count == 1))
+        return;
+    c->report->corruptions++;
+    say(c->report, "%s at %llu: refcount %llu, but COPIED is %s", what,
+        (unsigned long long)host, (unsigned long long)count,
+        copied ? "set" : "clear");
+}
+
+static void count_contiguous(struct counter *c, const struct l2_entry *e)
+{
+    if (!c->active)
+        return;
+    c->report->allocated++;
+    if (e->kind == L2_COMPRESSED) {
+        /* never contiguous, in the sense of QEMU's figures */
+        c->report->compressed++;
+        c->report->fragmented++;
+        return;
+    }
+    if (c->next && c->next != e->host)
+        c->report->fragmented++;
+    c->next = e->host + c->img->cluster_size;
+}
+
+static void count_entry(struct counter *c, const struct l2_entry *e,
+                        uint64_t guest)
+{
+    if (e->kind == L2_BAD) {
+        c->report->corruptions++;
+        say(c->report, "at guest offset %llu %s", (unsigned long long)guest,
+            e->why);
+        return;
+    }
+    if (e->host == 0)
+        return;
+    count_contiguous(c, e);
+    if (e->kind != L2_COMPRESSED)
+        check_copied(c, "data cluster", e->host, e->copied);
+    if (e->kind == L2_COMPRESSED)
+        count_range(c, "compressed data", e->host, e->clen);
+    else
+        count_range(c, "a data cluster", e->host, c->img->cluster_size);
+}
+
+static int count_table(void *user, uint64_t l1_index, const uint8_t *table,
+                       struct qstill_error *err)
+{
+    struct counter *c = user;
+    uint64_t cs = c->img->cluster_size;
+    uint64_t guest = l1_index * cs * image_l2_entries(c->img);
+    bool extended = qcow2_has_extl2(c->h);
+
+    (void)err;
+    c->next = 0;
+    for (size_t i = 0; i < cs; i += extended ? 16 : 8, guest += cs) {
+        uint64_t v = get_be64(table + i);
+        struct l2_entry e;
+
+        if (extended)
+            e = l2_decode_ext(c->h, v, get_be64(table + i + 8));
+        else if (v == 0)
+            continue;
+        else
+            e = l2_decode(c->h, v);
+        if (e.kind != L2_NONE)
+            count_entry(c, &e, guest);
+    }
+    return 0;
+}
+
+/* The table itself, its L2 tables, their clusters. Entries that cannot be
+ * followed are reported and made 0. */
+static int count_l1(struct counter *c, struct aio *aio, uint64_t off,
+                    uint32_t size, struct qstill_error *err)
+{
+    CLEANUP(freep) uint64_t *l1 = malloc(8 * (size_t)size + 1);
+    struct l2walk walk = {.img = c->img,
+                          .aio = aio,
+                          .l1 = l1,
+                          .l1_size = size,
+                          .visit = count_table,
+                          .user = c};
+    size_t got;
+
+    if (!l1)
+        return err_nomem(err);
+    if (io_read_upto(c->img->io, c->img->fd, l1, 8 * (size_t)size, off, &got,
+                     err) < 0)
+        return err_wrap(err, "%s: L1 table", c->img->path);
+    memset((uint8_t *)l1 + got, 0, 8 * (size_t)size - got);
+    count_range(c, "an L1 table", off, 8 * (uint64_t)size);
+    for (size_t i = 0; i < size; i++) {
+        uint64_t table;
+
+        l1[i] = get_be64((const uint8_t *)&l1[i]);
+        table = l1[i] & QCOW2_L1_OFFSET_MASK;
+        if ((l1[i] & QCOW2_L1_RESERVED_MASK) || table % c->img->cluster_size ||
+            (table && table >= c->img->info.file_size)) {
+            c->report->corruptions++;
+            say(c->report, "L1 entry %zu of the table at %llu is damaged", i,
+                (unsigned long long)off);
+            l1[i] = 0;
+        } else if (table) {
+            count_range(c, "an L2 table", table, c->img->cluster_size);
+            check_copied(c, "L2 table", table, (l1[i] & QCOW2_COPIED) != 0);
+        }
+    }
+    return l2walk(&walk, err);
+}
+
+static int count_snapshots(struct counter *c, struct aio *aio,
+                           struct qstill_error *err)
+{
+    CLEANUP(snaps_fini) struct snaps snaps = {0};
+
+    if (snaps_load(c->img, &snaps, err) < 0)
+        return err->code;
+    count_range(c, "the snapshot table", c->h->snapshots_offset, snaps.bytes);
+    for (size_t i = 0; i < snaps.n; i++)
+        if (count_l1(c, aio, snaps.v[i].l1_offset, snaps.v[i].l1_size, err) < 0)
+            return err->code;
+    return 0;
+}
+
+static int count_bitmaps(struct counter *c, struct qstill_error *err)
+{
+    CLEANUP(bitmaps_fini) struct bitmaps maps = {0};
+
+    if (!c->h->has_bitmaps)
+        return 0;
+    if (bitmaps_load(c->img, &maps, err) < 0)
+        return err->code;
+    count_range(c, "the bitmap directory", c->h->bitmap_dir_offset,
+                c->h->bitmap_dir_size);
+    for (size_t i = 0; i < maps.n; i++) {
+        const struct bitmap *b = &maps.v[i];
+
+        count_range(c, "a bitmap's table", b->table_offset,
+                    8ull * b->table_entries);
+        for (size_t k = 0; k < b->table_entries; k++)
+            if (b->table[k] & BITMAP_OFFSET_MASK)
+                count_range(c, "a bitmap's cluster",
+                            b->table[k] & BITMAP_OFFSET_MASK,
+                            c->img->cluster_size);
+    }
+    return 0;
+}
+
+/* The LUKS header is the only other thing that an extension points to. */
+static void count_crypto(struct counter *c)
+{
+    const struct buf *other = &c->h->other;
+
+    for (size_t at = 0; at + 8 <= other->len;) {
+        uint32_t len = get_be32(other->data + at + 4);
+
+        if (get_be32(other->data + at) == QCOW2_EXT_CRYPTO)
+            count_range(c, "the encryption header",
+                        get_be64(other->data + at + 8),
+                        get_be64(other->data + at + 16));
+        at += 8 + round_up_u64(len, 8);
+    }
+}
+
+/* Each block counts itself, once. */
+static void count_blocks(struct counter *c)
+{
+    for (size_t i = 0; i < c->stored->table_len; i++)
+        if (c->stored->table[i])
+            count_range(c, "a refcount block", c->stored->table[i],
+                        c->img->cluster_size);
+}
+
+int refs_count(struct image *img, struct aio *aio, struct refs *refs,
+               struct refblocks *stored, struct refs_report *report,
+               struct qstill_error *err)
+{
+    const struct qcow2_header *h = &img->info.header;
+    struct counter c = {.img = img,
+                        .h = h,
+                        .refs = refs,
+                        .stored = stored,
+                        .report = report,
+                        .active = true};
+
+    /* compressed data may be said to reach one cluster past the end */
+    refs->n = image_clusters(img) + 1;
+    refs->count = calloc(refs->n, sizeof(*refs->count));
+    if (!refs->count)
+        return err_nomem(err);
+    if (refblocks_load(img, stored, report, err) < 0)
+        return err->code;
+    count_range(&c, "the header", 0, img->cluster_size);
+    if (count_l1(&c, aio, h->l1_offset, h->l1_size, err) < 0)
+        return err->code;
+    c.active = false;
+    if (count_snapshots(&c, aio, err) < 0 || count_bitmaps(&c, err) < 0)
+        return err->code;
+    count_crypto(&c);
+    count_range(&c, "the refcount table", h->reftable_offset,
+                (uint64_t)h->reftable_clusters << h->cluster_bits);
+    count_blocks(&c);
+    return report->nomem ? err_nomem(err) : 0;
+}
+
+void refs_compare(const struct image *img, const struct refs *refs,
+                  const struct refblocks *stored, struct refs_report *report)
+{
+    for (uint64_t i = 0; i < refs->n; i++) {
+        uint64_t is = refblocks_get(stored, i), should = refs->count[i];
+
+        /* past the end of the file only references count */
+        if (i >= image_clusters(img) && should == 0)
+            continue;
+        if (is || should)
+            report->end = (i + 1) * img->cluster_size;
+        if (is == should)
+            continue;
+        if (is < should)
+            report->corruptions++;
+        else
+            report->leaks++;
+        say(report, "%s cluster %llu: refcount %llu, references %llu",
+            is < should ? "corrupt" : "leaked", (unsigned long long)i,
+            (unsigned long long)is, (unsigned long long)should);
+    }
+}

@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: MIT */
+#include "status.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "refs.h"
+
+struct teller {
+    const struct chain *c;
+    struct block_status now; /* not yet told; length 0: nothing */
+    block_status_fn *fn;
+    void *user;
+    bool *sparse; /* by layer: see holes_count() */
+};
+
+static bool continues(const struct block_status *a,
+                      const struct block_status *b)
+{
+    return a->start + a->length == b->start && a->depth == b->depth &&
+           a->present == b->present && a->zero == b->zero &&
+           a->data == b->data && a->compressed == b->compressed &&
+           a->has_offset == b->has_offset &&
+           (!a->has_offset || a->offset + a->length == b->offset);
+}
+
+static int tell(struct teller *t, const struct block_status *s)
+{
+    int r = 0;
+
+    if (s->length == 0)
+        return 0;
+    if (t->now.length && continues(&t->now, s)) {
+        t->now.length += s->length;
+        return 0;
+    }
+    if (t->now.length)
+        r = t->fn(t->user, &t->now);
+    t->now = *s;
+    return r;
+}
+
+/* A range that layer `depth` lets fall through to nothing. With extended L2
+ * entries it may own clusters there, whose offset QEMU tells. */
+static int tell_nothing(struct teller *t, uint32_t depth, uint64_t from,
+                        uint64_t to)
+{
+    const struct extents *map = &t->c->layers[depth]->map;
+    struct block_status s = {.depth = depth, .zero = true};
+    size_t i = extents_find(map, from);
+
+    while (from < to) {
+        const struct extent *e =
+            i < map->n && map->v[i].guest < to ? &map->v[i] : NULL;
+        int r;
+
+        s.start = from;
+        s.has_offset = e && e->kind == EXTENT_OWNED && e->guest <= from;
+        s.offset = s.has_offset ? e->host + (from - e->guest) : 0;
+        if (s.has_offset)
+            s.length = min_u64(extent_end(e), to) - from;
+        else
+            s.length = (e && e->guest > from ? e->guest : to) - from;
+        if (e && (s.has_offset || e->guest <= from))
+            i++;
+        r = tell(t, &s);
+        if (r)
+            return r;
+        from += s.length;
+    }
+    return 0;
+}
+
+/* Data clusters of an image with preallocated metadata may be holes of its
+ * file: data that reads as zeros. */
+static int tell_sparse(struct teller *t, struct block_status s)
+{
+    int fd = t->c->layers[s.depth]->fd;
+    uint64_t end = s.start + s.length, off = s.offset;
+
+    while (s.start < end) {
+        off_t data = lseek(fd, (off_t)off, SEEK_DATA), next;
+        int r;
+
+        s.zero = data < 0 ? errno == ENXIO : (uint64_t)data > off;
+        next = s.zero ? data : lseek(fd, (off_t)off, SEEK_HOLE);
+        s.offset = off;
+        s.length = end - s.start;
+        if (next > (off_t)off)
+            s.length = min_u64(s.length, (uint64_t)next - off);
+        r = tell(t, &s);
+        if (r)
+            return r;
+        s.start += s.length;
+        off += s.length;
+    }
+    return 0;
+}
+
+static int tell_extent(struct teller *t, const struct extent *e)
+{
+    struct block_status s = {.start = e->guest,
+                             .length = e->len,
+                             .depth = e->layer,
+                             .present = true};
+
+    switch ((enum extent_kind)e->kind) {
+    case EXTENT_DATA:
+        s.data = s.has_offset = true;
+        s.offset = e->host;
+        if (t->sparse[e->layer])
+            return tell_sparse(t, s);
+        break;
+    case EXTENT_ZERO_OWNED:
+        s.zero = s.has_offset = true;
+        s.offset = e->host;
+        break;
+    case EXTENT_ZERO:
+        s.zero = true;
+        s.has_offset = !image_is_qcow2(t->c->layers[e->layer]);
+        s.offset = s.has_offset ? e->guest : 0;
+        break;
+    case EXTENT_COMPRESSED:
+        s.data = s.compressed = true;
+        break;
+    case EXTENT_OWNED:
+    case EXTENT_PAST_END:
+        return tell_nothing(t, e->layer, e->guest, extent_end(e));
+    }
+    return tell(t, &s);
+}
+
+/*
+ * Whether QEMU would look for holes in the clusters of a layer: when more
+ * clusters are in use than the file has disk blocks for.
+ */
+static int holes_count(const struct image *img, bool *out,
+                       struct qstill_error *err)
+{
+    CLEANUP(refblocks_fini) struct refblocks stored = {0};
+    CLEANUP(refs_report_fini) struct refs_report ignored = {0};
+    uint64_t real = img->info.allocated / img->cluster_size, used = 0;
+    uint64_t enough = max_u64(real * 10 / 9, real + 2);
+
+    *out = false;
+    if (!image_is_qcow2(img) || image_clusters(img) < enough)
+        return 0;
+    if (refblocks_load(img, &stored, &ignored, err) < 0)
+        return err->code;
+    for (uint64_t i = 0; i < image_clusters(img) && used < enough; i++)
+        used += refblocks_get(&stored, i) != 0;
+    *out = used >= enough;
+    return 0;
+}
+
+static int tell_view(struct teller *t, const struct extents *view)
+{
+    uint64_t pos = 0, size = t->c->layers[0]->size;
+    uint32_t last = (uint32_t)t->c->n - 1;
+
+    for (size_t i = 0; i <= view->n; i++) {
+        const struct extent *e = i < view->n ? &view->v[i] : NULL;
+        int r = tell_nothing(t, last, pos, e ? e->guest : size);
+
+        if (r == 0 && e) {
+            r = tell_extent(t, e);
+            pos = extent_end(e);
+        }
+        if (r)
+            return r;
+    }
+    return t->now.length ? t->fn(t->user, &t->now) : 0;
+}
+
+static void extents_finip(struct extents *x)
+{
+    extents_fini(x);
+}
+
+int block_status(const struct chain *c, block_status_fn *fn, void *user,
+                 struct qstill_error *err)
+{
+    CLEANUP(extents_finip) struct extents view = EXTENTS_INIT;
+    CLEANUP(freep) bool *sparse = calloc(c->n, sizeof(bool));
+    struct teller t = {.c = c, .fn = fn, .user = user, .sparse = sparse};
+
+    if (!sparse)
+        return err_nomem(err);
+    for (size_t i = 0; i < c->n; i++)
+        if (holes_count(c->layers[i], &sparse[i], err) < 0)
+            return err->code;
+    if (chain_view(c, 0, c->n - 1, &view, err) < 0)
+        return err->code;
+    return tell_view(&t, &view);
+}
