@@ -158,7 +158,8 @@ class Run:
         log = os.path.join(self.args.build, "integration")
         os.makedirs(log, exist_ok=True)
         log = os.path.join(log, "%s.log" % label.replace(" ", "-"))
-        with open(log, "wb") as words:
+        open(log, "wb").close()
+        with open(log, "ab") as words:  # output() empties it meanwhile
             p = subprocess.Popen(argv, env=env, pass_fds=[w], stdout=words,
                                  stderr=words, stdin=subprocess.DEVNULL,
                                  start_new_session=True)

@@ -25,7 +25,7 @@ class Blocked(Case):
         vm = self.blocked_vm()
         nonce = vm.serial.ticks()[-1].nonce
         with self.nothing_changes(vm):
-            said = self.q("check", "vm", "--memory")["captureModes"]
+            said = self.q.check("vm", "--memory")["captureModes"]
             self.assertIsNone(said["paused"])
             for mode in ("background", "precopy"):
                 self.assertRegex(said[mode], BLOCKER)
@@ -72,7 +72,7 @@ class NonMigratable(Case):
             with self.subTest(mode=mode), self.nothing_changes(vm):
                 self.q.fails("precondition", "usb-serial", "create", "vm",
                              "one", "--memory", "--mode", mode)
-        said = self.q("check", "vm", "--memory")
+        said = self.q.check("vm", "--memory")
         self.assertFalse(said["ok"])
         self.assertTrue(any(p["code"] == "non-migratable-device" and
                             "usb-serial" in p["message"]

@@ -186,6 +186,6 @@ class SameFiles(Case):
         vm = self.running_vm()
         made = self.q("create", "vm", "one", "--memory")
         self.assertIn(made["mode"], ("cow", "background", "precopy", "paused"))
-        ok = self.q("check", "vm", "--memory")["captureModes"]
+        ok = self.q.check("vm", "--memory")["captureModes"]
         self.assertIsNone(ok[made["mode"]])
         self.goes_on(vm)

@@ -37,7 +37,7 @@ class Quiesce(Case):
 
     def test_the_file_system_is_clean_on_the_frozen_layer(self):
         vm = self.fs_vm()
-        self.assertTrue(self.q("check", "vm", "--quiesce")["ok"])
+        self.assertTrue(self.q.check("vm", "--quiesce")["ok"])
         self.assertTrue(self.q("create", "vm", "clean",
                                "--quiesce")["quiesced"])
         self.thawed(vm)

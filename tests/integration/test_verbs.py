@@ -48,9 +48,11 @@ class Verbs(Case):
         self.assertFalse(a["memoryIncluded"])
         self.assertFalse(a["quiesced"])
         self.assertTrue(a["current"])
-        made = datetime.datetime.strptime(a["createdAt"],
-                                          "%Y-%m-%dT%H:%M:%SZ")
-        age = datetime.datetime.utcnow() - made
+        self.assertRegex(a["createdAt"],
+                         r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z$")
+        made = datetime.datetime.fromisoformat(
+            a["createdAt"].split(".")[0].rstrip("Z") + "+00:00")
+        age = datetime.datetime.now(datetime.timezone.utc) - made
         self.assertLess(abs(age.total_seconds()), 120)
 
         listed = self.q("list", "vm")
@@ -88,11 +90,11 @@ class Verbs(Case):
     def test_check_says_what_would_hinder(self):
         vm = self.running_vm()
         with self.nothing_changes(vm):
-            said = self.q("check", "vm", "--memory")
+            said = self.q.check("vm", "--memory")
             self.assertTrue(said["ok"], said)
             self.assertEqual(MODES, set(said["captureModes"]))
             self.assertIsNone(said["captureModes"]["paused"])
-            said = self.q("check", "vm", "--quiesce")
+            said = self.q.check("vm", "--quiesce")
             self.assertFalse(said["ok"])
             self.assertTrue(any("agent" in p["message"] and p["hint"]
                                 for p in said["problems"]), said)

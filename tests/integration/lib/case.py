@@ -103,17 +103,20 @@ class Case(unittest.TestCase):
             if vm.process:
                 vm.process.poll()
 
-    def _qemus(self):
-        """Processes whose command line names this test's folder."""
-        mine = self.tmp.encode()
+    @staticmethod
+    def processes(word):
+        """The QEMUs whose command line has `word` in it. A zombie has none."""
         for d in os.listdir("/proc"):
             if not d.isdigit() or int(d) == os.getpid():
                 continue
             with contextlib.suppress(OSError):
                 with open("/proc/%s/cmdline" % d, "rb") as f:
                     argv = f.read()
-                if mine in argv and b"qemu" in argv.split(b"\0")[0]:
+                if word.encode() in argv and b"qemu" in argv.split(b"\0")[0]:
                     yield int(d)
+
+    def _qemus(self):
+        return self.processes(self.tmp)
 
     def _remove_scratch(self):
         self.unprotect(self.tmp)
@@ -135,15 +138,15 @@ class Case(unittest.TestCase):
         self.addCleanup(subprocess.run, ["umount", "-l", path])
 
     def _end_processes(self):
+        """Ends what this test started, and waits until it is gone."""
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
-            found = list(self._qemus())
-            for pid in found:
+            for pid in self._qemus():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 self.track(pid)
             self.reap()
-            if not found:
+            if not any(os.path.exists("/proc/%d" % p) for p in self.pids):
                 return
             time.sleep(0.02)
 

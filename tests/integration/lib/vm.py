@@ -3,13 +3,12 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 
 from . import image
 from .guest import Serial
-from .qmp import QMP, Agent, peer_pid
+from .qmp import QMP, Agent
 
 MEMORY_MIB = 96
 
@@ -165,18 +164,15 @@ class VM:
         return Agent(self.agent)
 
     def pid(self):
-        """Of the QEMU that listens on the test's monitor; None when off."""
-        sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(5)
-        try:
-            sock.connect(self.monitor_path)
-            pid = peer_pid(sock)
-        except OSError:
-            return None
-        finally:
-            sock.close()
-        self.case.track(pid)
-        return pid
+        """Of the QEMU that is this VM now; None when it is off. (Connecting
+        to find out fails when QEMU has not yet accepted the one before.)"""
+        found = [p for p in self.case.processes(self.monitor_path)]
+        for pid in found:
+            self.case.track(pid)
+        if len(found) < 2:
+            return found[0] if found else None
+        with self.monitor() as m:  # an old one is just ending
+            return m.pid
 
     def alive(self):
         return self.pid() is not None
