@@ -1,0 +1,580 @@
+/* SPDX-License-Identifier: MIT */
+/* One system call in another process: what comes back, and that the other
+ * process does not notice. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../lib/cow_spin.h"
+#include "../lib/cow_target.h"
+#include "memstate/inject.h"
+#include "memstate/inject_tracee.h"
+
+static struct qstill_error err;
+
+static struct inject_call eventfd_call(unsigned value)
+{
+    return (struct inject_call){
+        "eventfd2", SYS_eventfd2, {value, O_CLOEXEC | O_NONBLOCK}};
+}
+
+/* Asserts that it works, and that the target's descriptors are as before. */
+static void inject_once(const struct cow_target *t, unsigned value)
+{
+    struct inject_call call = eventfd_call(value);
+    unsigned before = cow_target_fds(t);
+    struct inject_result result;
+    uint64_t got = 0;
+
+    if (inject_fd(t->pid, &call, NULL, &result, &err) < 0)
+        fail_msg("%s", err.message);
+    assert_int_equal(result.remote_errno, 0);
+    assert_true(result.fd >= 0);
+    assert_int_equal(fcntl(result.fd, F_GETFD), FD_CLOEXEC);
+    assert_int_equal(read(result.fd, &got, 8), 8);
+    assert_int_equal(got, value);
+    close(result.fd);
+    assert_int_equal(cow_target_fds(t), before);
+}
+
+static void expect_refusal(const struct cow_target *t, int code,
+                           const char *text)
+{
+    const struct inject_options options = {.timeout_ms = 150};
+    struct inject_call call = eventfd_call(1);
+    struct inject_result result;
+    uint64_t begun = tracee_now_ns();
+
+    assert_int_equal(inject_fd(t->pid, &call, &options, &result, &err), code);
+    if (!strstr(err.message, text))
+        fail_msg("'%s' is not in '%s'", text, err.message);
+    assert_true(tracee_now_ns() - begun < 3000000000u);
+}
+
+static void a_descriptor_comes_over_and_none_stays_behind(void **state)
+{
+    struct cow_target t;
+
+    (void)state;
+    cow_target_start(&t, COW_MANY);
+    for (unsigned i = 1; i <= 100; i++)
+        inject_once(&t, i);
+    cow_target_goes_on(&t);
+    cow_target_stop(&t);
+}
+
+static void a_call_that_fails_there_tells_its_errno(void **state)
+{
+    struct inject_call call = eventfd_call(0);
+    struct inject_result result;
+    struct cow_target t;
+
+    (void)state;
+    cow_target_start(&t, COW_SPIN);
+    call.args[1] = 0x7fffffff; /* flags that do not exist */
+    assert_int_equal(inject_fd(t.pid, &call, NULL, &result, &err), 0);
+    assert_int_equal(result.remote_errno, EINVAL);
+    assert_int_equal(result.fd, -1);
+    cow_target_goes_on(&t);
+    cow_target_stop(&t);
+}
+
+static void all_registers_of_a_busy_thread_stay(void **state)
+{
+    struct cow_target t;
+
+    (void)state;
+    assert_int_equal(cow_spin(1000), 0);
+    cow_target_start(&t, COW_SPIN);
+    for (unsigned i = 1; i <= 150; i++)
+        inject_once(&t, i);
+    cow_target_goes_on(&t);
+    cow_target_goes_on(&t);
+    cow_target_stop(&t);
+}
+
+static void a_wait_is_restarted_and_sees_no_eintr(void **state)
+{
+    static const enum cow_kind kinds[] = {COW_PPOLL, COW_READ, COW_FUTEX,
+                                          COW_ALTSTACK};
+    struct cow_target t;
+
+    (void)state;
+    for (size_t k = 0; k < 4; k++) {
+        cow_target_start(&t, kinds[k]);
+        for (unsigned i = 1; i <= 50; i++) {
+            inject_once(&t, i);
+            if (i % 2)
+                assert_int_equal(write(t.write_fd, "x", 1), 1);
+        }
+        usleep(20000);
+        assert_int_equal(t.report->loops, kinds[k] == COW_FUTEX ? 0 : 25);
+        cow_target_stop(&t);
+    }
+}
+
+static void a_wait_with_a_time_limit_keeps_its_time(void **state)
+{
+    struct cow_target t;
+
+    (void)state;
+    cow_target_start(&t, COW_PPOLL_TIME);
+    for (unsigned i = 1; i <= 20; i++) {
+        inject_once(&t, i);
+        usleep(10000);
+    }
+    for (int i = 0; i < 3000 && !t.report->done; i++)
+        usleep(1000);
+    assert_true(t.report->value >= 400 && t.report->value < 700);
+    cow_target_stop(&t);
+}
+
+static void a_sleep_counted_by_the_kernel_is_left_alone(void **state)
+{
+    struct cow_target t;
+
+    (void)state;
+    cow_target_start(&t, COW_SLEEP);
+    expect_refusal(&t, QSTILL_E_PRECONDITION,
+                   "waits for a time that the kernel counts");
+    for (int i = 0; i < 3000 && !t.report->done; i++)
+        usleep(1000);
+    assert_true(t.report->value >= 600 && t.report->value < 900);
+    cow_target_stop(&t);
+}
+
+static void a_wait_with_its_own_signal_mask_is_left_alone(void **state)
+{
+    struct cow_target t;
+
+    (void)state;
+    cow_target_start(&t, COW_SUSPEND);
+    expect_refusal(&t, QSTILL_E_PRECONDITION,
+                   "waits with a signal mask of its own");
+    for (uint64_t i = 1; i <= 20; i++) {
+        kill(t.pid, SIGUSR1);
+        for (int ms = 0; ms < 3000 && t.report->signals < i; ms++)
+            usleep(1000);
+        assert_int_equal(t.report->signals, i);
+    }
+    cow_target_stop(&t);
+}
+
+static void no_signal_is_lost(void **state)
+{
+    enum { SIGNALS = 4000 };
+    union sigval v = {.sival_int = 0};
+    struct cow_target t;
+    pid_t sender;
+    int status;
+
+    (void)state;
+    cow_target_start(&t, COW_COUNT);
+    sender = fork();
+    assert_true(sender >= 0);
+    if (sender == 0) {
+        for (int i = 0; i < SIGNALS;) {
+            if (sigqueue(t.pid, SIGRTMIN, v) == 0)
+                i++;
+            usleep(50);
+        }
+        _exit(0);
+    }
+    for (unsigned i = 1; waitpid(sender, &status, WNOHANG) == 0; i++)
+        inject_once(&t, i);
+    for (int i = 0; i < 2000 && t.report->signals < SIGNALS; i++)
+        usleep(1000);
+    assert_int_equal(t.report->signals, SIGNALS);
+    cow_target_stop(&t);
+}
+
+static void a_stopped_process_is_refused_and_stays_stopped(void **state)
+{
+    struct cow_target t;
+    uint64_t before;
+
+    (void)state;
+    cow_target_start(&t, COW_MANY);
+    kill(t.pid, SIGSTOP);
+    usleep(20000);
+    before = t.report->loops;
+    expect_refusal(&t, QSTILL_E_PRECONDITION, "is stopped by a signal");
+    usleep(20000);
+    assert_int_equal(t.report->loops, before);
+    kill(t.pid, SIGCONT);
+    cow_target_goes_on(&t);
+    inject_once(&t, 5);
+    cow_target_stop(&t);
+}
+
+/* SIGSTOP and SIGCONT all the time: it works, or is refused with a reason. */
+static void stops_and_continues_in_between_do_no_harm(void **state)
+{
+    struct inject_call call = eventfd_call(9);
+    struct inject_result result;
+    struct cow_target t;
+    pid_t other;
+
+    (void)state;
+    cow_target_start(&t, COW_MANY);
+    other = fork();
+    assert_true(other >= 0);
+    if (other == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (unsigned i = 0;; i++) {
+            kill(t.pid, i % 2 ? SIGCONT : SIGSTOP);
+            usleep(100 + i % 7 * 50);
+        }
+    }
+    for (int i = 0; i < 200; i++) {
+        if (inject_fd(t.pid, &call, NULL, &result, &err) == 0)
+            close(result.fd);
+        else
+            assert_int_equal(err.code, QSTILL_E_PRECONDITION);
+    }
+    kill(other, SIGKILL);
+    waitpid(other, NULL, 0);
+    kill(t.pid, SIGCONT);
+    cow_target_goes_on(&t);
+    inject_once(&t, 6);
+    cow_target_stop(&t);
+}
+
+static void a_process_that_is_gone_is_unreachable(void **state)
+{
+    struct cow_target t;
+    pid_t pid = fork();
+
+    (void)state;
+    if (pid == 0)
+        _exit(0);
+    t.pid = pid;
+    usleep(20000); /* a zombie */
+    expect_refusal(&t, QSTILL_E_UNREACHABLE, "has ended");
+    waitpid(pid, NULL, 0);
+    expect_refusal(&t, QSTILL_E_UNREACHABLE, "there is no process");
+}
+
+static void a_process_that_dies_meanwhile_is_an_error(void **state)
+{
+    struct inject_call call = eventfd_call(1);
+    struct inject_result result;
+    struct cow_target t;
+
+    (void)state;
+    for (unsigned i = 0; i < 25; i++) {
+        pid_t killer;
+
+        cow_target_start(&t, COW_MANY);
+        killer = fork();
+        if (killer == 0) {
+            usleep(i * 50);
+            kill(t.pid, SIGKILL);
+            _exit(0);
+        }
+        if (inject_fd(t.pid, &call, NULL, &result, &err) == 0)
+            close(result.fd);
+        else if (err.code != QSTILL_E_UNREACHABLE)
+            fail_msg("%d %s", err.code, err.message);
+        waitpid(killer, NULL, 0);
+        waitpid(t.pid, NULL, 0);
+        close(t.write_fd);
+    }
+}
+
+static void one_that_is_traced_already_is_refused(void **state)
+{
+    struct cow_target t;
+    int ready[2];
+    pid_t tracer;
+    char c;
+
+    (void)state;
+    cow_target_start(&t, COW_SPIN);
+    assert_int_equal(pipe(ready), 0);
+    tracer = fork();
+    if (tracer == 0) {
+        tracee_request(0x4206 /* PTRACE_SEIZE */, t.pid, 0, NULL);
+        if (write(ready[1], "x", 1) != 1)
+            _exit(1);
+        pause();
+    }
+    assert_int_equal(read(ready[0], &c, 1), 1);
+    expect_refusal(&t, QSTILL_E_PRECONDITION, "is traced by process");
+    kill(tracer, SIGKILL);
+    waitpid(tracer, NULL, 0);
+    close(ready[0]);
+    close(ready[1]);
+    inject_once(&t, 3);
+    cow_target_stop(&t);
+}
+
+/* ------------------------------------------------------------- seccomp */
+
+static void install(const struct sock_filter *f, unsigned short n)
+{
+    struct sock_fprog prog = {n, (struct sock_filter *)(uintptr_t)f};
+
+    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 ||
+        prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog, 0, 0) < 0)
+        _exit(5);
+}
+
+/* A filter that kills for eventfd2, and nothing else. */
+static void deny_eventfd(void)
+{
+    static const struct sock_filter f[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_eventfd2, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+
+    install(f, 4);
+}
+
+static void deny_mount(void)
+{
+    static const struct sock_filter f[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_mount, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+
+    install(f, 4);
+    install(f, 4);
+}
+
+/* Reading another process' filters takes CAP_SYS_ADMIN. */
+static bool may_read_filters(void)
+{
+    return geteuid() == 0;
+}
+
+static void a_filter_that_would_kill_is_respected(void **state)
+{
+    struct cow_target t;
+
+    (void)state;
+    cow_target_start_with(&t, COW_SPIN, deny_eventfd);
+    expect_refusal(&t, QSTILL_E_PRECONDITION,
+                   may_read_filters() ? "does not allow eventfd2"
+                                      : "seccomp filter");
+    cow_target_goes_on(&t);
+    cow_target_stop(&t);
+}
+
+static void filters_that_allow_it_are_no_hindrance(void **state)
+{
+    struct cow_target t;
+
+    (void)state;
+    cow_target_start_with(&t, COW_PPOLL, deny_mount);
+    if (may_read_filters())
+        inject_once(&t, 12);
+    else
+        expect_refusal(&t, QSTILL_E_PRECONDITION, "seccomp filter");
+    cow_target_goes_on(&t);
+    cow_target_stop(&t);
+}
+
+/* --------------------------------------------------------------- 32 bits */
+
+/* An ELF32 program of one loop: pause() by int 0x80, then a jump to itself. */
+static const unsigned char program32[] = {
+    0x7f, 'E', 'L', 'F',  1,  1, 1, 0,    0,    0,    0,    0,    0,
+    0,    0,   0,                                                 /* ident */
+    2,    0,   3,   0,    1,  0, 0, 0,    0x54, 0x80, 0x04, 0x08, /* type..entry
+                                                                   */
+    52,   0,   0,   0,    0,  0, 0, 0,    0,    0,    0,    0,    52,
+    0,    32,  0,   1,    0,  0, 0, 0,    0,    0,    0,    1,    0,
+    0,    0,   0,   0,    0,  0, 0, 0x80, 0x04, 0x08, 0,    0x80, 0x04,
+    0x08, /* load */
+    93,   0,   0,   0,    93, 0, 0, 0,    5,    0,    0,    0,    0,
+    0x10, 0,   0,   0xb8, 29, 0, 0, 0,    0xcd, 0x80, 0xeb, 0xf7, /* pause;
+                                                                     again */
+};
+
+static void a_32_bit_process_is_refused(void **state)
+{
+    int fd = (int)syscall(SYS_memfd_create, "p32", 0);
+    static char *argv[] = {(char *)(uintptr_t) "p32", NULL};
+    struct cow_target t;
+    int status;
+
+    (void)state;
+    assert_int_equal(write(fd, program32, sizeof(program32)),
+                     sizeof(program32));
+    t.pid = fork();
+    if (t.pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        fexecve(fd, argv, argv + 1);
+        _exit(6);
+    }
+    close(fd);
+    usleep(50000);
+    if (waitpid(t.pid, &status, WNOHANG) == t.pid) {
+        print_message("skipped: this kernel runs no 32-bit programs\n");
+        skip();
+    }
+    expect_refusal(&t, QSTILL_E_PRECONDITION, "");
+    assert_true(strstr(err.message, "32-bit") || strstr(err.message, "code"));
+    assert_int_equal(waitpid(t.pid, &status, WNOHANG), 0);
+    kill(t.pid, SIGKILL);
+    waitpid(t.pid, &status, 0);
+}
+
+/* A program that reaps whatever comes, on another thread. */
+static volatile int reaping;
+static void *reap_all(void *arg)
+{
+    (void)arg;
+    while (reaping)
+        waitpid(-1, NULL, WNOHANG | __WALL);
+    return NULL;
+}
+
+static void notices_taken_by_another_thread_do_not_matter(void **state)
+{
+    struct cow_target t;
+    pthread_t thread;
+
+    (void)state;
+    cow_target_start(&t, COW_MANY);
+    reaping = 1;
+    assert_int_equal(pthread_create(&thread, NULL, reap_all, NULL), 0);
+    for (unsigned i = 1; i <= 50; i++)
+        inject_once(&t, i);
+    reaping = 0;
+    pthread_join(thread, NULL);
+    cow_target_goes_on(&t);
+    cow_target_stop(&t);
+}
+
+/* ------------------------------------------------------- our own death */
+
+struct death {
+    unsigned at;
+    unsigned steps;
+};
+
+static void die_at_step(void *user, const char *name)
+{
+    struct death *d = user;
+
+    (void)name;
+    if (d->steps++ == d->at)
+        raise(SIGKILL);
+}
+
+/* A process of its own injects and dies. True when it died before the end. */
+static bool inject_and_die(const struct cow_target *t, unsigned step,
+                           unsigned kill_after_us)
+{
+    struct inject_call call = eventfd_call(2);
+    struct inject_result result;
+    struct death death = {step, 0};
+    struct inject_options options = {0, die_at_step, &death};
+    pid_t pid = fork();
+    int status;
+
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        for (int i = 0; i < (kill_after_us ? 1000 : 1); i++)
+            if (inject_fd(t->pid, &call, &options, &result, &err) == 0)
+                close(result.fd);
+        _exit(0);
+    }
+    if (kill_after_us) {
+        usleep(kill_after_us);
+        kill(pid, SIGKILL);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    return WIFSIGNALED(status);
+}
+
+static void the_target_survives_our_death_at_each_step(void **state)
+{
+    static const enum cow_kind kinds[] = {COW_SPIN, COW_PPOLL, COW_ALTSTACK,
+                                          COW_MANY};
+    struct cow_target t;
+    unsigned step;
+
+    (void)state;
+    for (size_t k = 0; k < 4; k++) {
+        cow_target_start(&t, kinds[k]);
+        for (step = 0; inject_and_die(&t, step, 0); step++) {
+            cow_target_goes_on(&t);
+            assert_int_equal(t.report->faults, 0);
+        }
+        assert_true(step >= 15);
+        /* At most the one descriptor for each death before its close. */
+        assert_true(cow_target_fds(&t) < 3 + 3 + step);
+        inject_once(&t, 8);
+        cow_target_stop(&t);
+    }
+}
+
+static void the_target_survives_our_death_at_any_time(void **state)
+{
+    const char *more = getenv("QSTILL_TEST_ROUNDS");
+    unsigned rounds = more ? (unsigned)atoi(more) : 80;
+    unsigned died = 0;
+    struct cow_target t;
+
+    (void)state;
+    cow_target_start(&t, COW_MANY);
+    for (unsigned i = 0; i < rounds; i++) {
+        died += inject_and_die(&t, ~0u, 300 + i * 37 % 1500);
+        assert_int_equal(write(t.write_fd, "x", 1), 1);
+        assert_int_equal(t.report->faults, 0);
+    }
+    assert_int_equal(died, rounds);
+    cow_target_goes_on(&t);
+    inject_once(&t, 8);
+    cow_target_stop(&t);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_descriptor_comes_over_and_none_stays_behind),
+        cmocka_unit_test(a_call_that_fails_there_tells_its_errno),
+        cmocka_unit_test(all_registers_of_a_busy_thread_stay),
+        cmocka_unit_test(a_wait_is_restarted_and_sees_no_eintr),
+        cmocka_unit_test(a_wait_with_a_time_limit_keeps_its_time),
+        cmocka_unit_test(a_sleep_counted_by_the_kernel_is_left_alone),
+        cmocka_unit_test(a_wait_with_its_own_signal_mask_is_left_alone),
+        cmocka_unit_test(no_signal_is_lost),
+        cmocka_unit_test(a_stopped_process_is_refused_and_stays_stopped),
+        cmocka_unit_test(stops_and_continues_in_between_do_no_harm),
+        cmocka_unit_test(a_process_that_is_gone_is_unreachable),
+        cmocka_unit_test(a_process_that_dies_meanwhile_is_an_error),
+        cmocka_unit_test(one_that_is_traced_already_is_refused),
+        cmocka_unit_test(a_filter_that_would_kill_is_respected),
+        cmocka_unit_test(filters_that_allow_it_are_no_hindrance),
+        cmocka_unit_test(a_32_bit_process_is_refused),
+        cmocka_unit_test(notices_taken_by_another_thread_do_not_matter),
+        cmocka_unit_test(the_target_survives_our_death_at_each_step),
+        cmocka_unit_test(the_target_survives_our_death_at_any_time),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
