@@ -27,6 +27,15 @@ static int code_of_errno(int errno_value)
     return QSTILL_E_FAILED;
 }
 
+/* Names and paths in a message are anybody's: a newline or a terminal's
+ * control sequence in them must not get through. */
+static void one_line(char *s)
+{
+    for (; *s; s++)
+        if ((unsigned char)*s < 0x20 || *s == 0x7f)
+            *s = '?';
+}
+
 int err_set(struct qstill_error *err, int code, const char *fmt, ...)
 {
     va_list ap;
@@ -34,6 +43,7 @@ int err_set(struct qstill_error *err, int code, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(err->message, sizeof(err->message), fmt, ap);
     va_end(ap);
+    one_line(err->message);
     err->hint[0] = '\0';
     err->code = code;
     return code;
@@ -51,6 +61,7 @@ int err_errno(struct qstill_error *err, int errno_value, const char *fmt, ...)
     /* strerror_r never fails into `why` being unset: it fills or points */
     snprintf(err->message, sizeof(err->message), "%.360s: %s", what,
              strerror_r(errno_value, why, sizeof(why)));
+    one_line(err->message);
     err->hint[0] = '\0';
     err->code = code_of_errno(errno_value);
     return err->code;
@@ -74,6 +85,7 @@ int err_wrap(struct qstill_error *err, const char *fmt, ...)
     if (n >= 0 && (size_t)n < sizeof(err->message))
         snprintf(err->message + n, sizeof(err->message) - (size_t)n, ": %s",
                  old);
+    one_line(err->message);
     return err->code;
 }
 
@@ -84,5 +96,6 @@ int err_hint(struct qstill_error *err, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(err->hint, sizeof(err->hint), fmt, ap);
     va_end(ap);
+    one_line(err->hint);
     return err->code;
 }

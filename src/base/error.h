@@ -10,7 +10,8 @@
 #include "qstill.h"
 #include "cleanup.h"
 
-/* Sets code and message, drops any old hint. Returns `code` (negative). */
+/* Sets code and message, drops any old hint. Control characters become '?'.
+ * Returns `code` (negative). */
 int err_set(struct qstill_error *err, int code, const char *fmt, ...)
     PRINTF_LIKE(3, 4);
 

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/utsname.h>
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -183,6 +184,7 @@ int hostinfo_file_sum(const char *path, char out[HOSTINFO_SUM_MAX],
     CLEANUP(sum_stream_freep) struct sum_stream *sum = sum_stream_new();
     CLEANUP(freep) void *chunk = malloc(SUM_CHUNK);
     CLEANUP(closep) int fd = -1;
+    struct stat st;
     uint64_t off = 0;
     size_t n;
 
@@ -192,6 +194,9 @@ int hostinfo_file_sum(const char *path, char out[HOSTINFO_SUM_MAX],
     fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return err_errno(err, errno, "cannot open %s", path);
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return err_set(err, QSTILL_E_PRECONDITION, "%s is no regular file",
+                       path);
     do {
         if (file_read_upto(fd, chunk, SUM_CHUNK, off, &n, err) < 0)
             return err_wrap(err, "%s", path);

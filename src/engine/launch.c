@@ -18,6 +18,9 @@
  * limit: 2 MiB of the usual 8 MiB. */
 enum { PROC_TEXT_MAX = 2 << 20, PROC_STATUS_MAX = 64 << 10 };
 
+/* 2 MiB of words of 32 bytes, an option of QEMU. */
+enum { PROC_WORDS_MAX = 64 * 1024 };
+
 /* What a later QEMU finds its programs, files, display and sound by. A '*' at
  * the end stands for anything. All else stays behind: an environment may hold
  * secrets, and nobody would look for them in a store. */
@@ -160,6 +163,10 @@ static int split(const struct buf *b, bool (*keep)(const char *word),
 
     for (w = s; w < end; w += strlen(w) + 1)
         n++;
+    if (n > PROC_WORDS_MAX)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "a command line or environment has more than %d words",
+                       PROC_WORDS_MAX);
     list = calloc(n + 1, sizeof(*list));
     if (!list)
         return err_nomem(err);

@@ -69,7 +69,8 @@ struct launch_change {
 /*
  * The argv of the next start, ending with NULL, to be freed with
  * launch_argv_free(). argv[0] is rec->exe. Options of the recorded start that
- * say how *that* one began (-S, -incoming, -loadvm, -runas) are left out.
+ * say how *that* one began (-S, -incoming, -loadvm, -runas) are left out, and
+ * RAM that it mapped from a snapshot of ours is ordinary RAM again.
  *
  * Fails with PRECONDITION, and the reason, when a disk or a RAM block cannot
  * be put in. It changes no file (it stats the disks' paths, and may read the
@@ -107,7 +108,8 @@ struct launch_hinder_list {
  * before; free it with launch_hinder_list_fini(). Codes of blockers:
  * inherited-fd, disk-not-in-argv, disk-ambiguous, disk-option,
  * binary-missing, cwd-missing, file-missing, chroot, preconfig, terminal,
- * snapshot-mode; of notes: loadvm, readconfig, user-changed, stdio-to-log.
+ * snapshot-mode; of notes: loadvm, readconfig, user-changed, stdio-to-log,
+ * helper-process.
  */
 int launch_hinders(const struct launch_record *rec,
                    const struct launch_disk *disks, size_t disk_count,

@@ -19,6 +19,7 @@ static const char *const flag_options[] = {
     "async-teardown",
     "audio-help",
     "ctrl-grab",
+    "curses",
     "daemonize",
     "enable-fips",
     "enable-hax",
@@ -164,6 +165,19 @@ void launch_args_drop(struct launch_args *args, size_t i)
     args->count--;
     memmove(&args->v[i], &args->v[i + 1],
             (args->count - i) * sizeof(args->v[0]));
+}
+
+int launch_arg_name(struct launch_arg *arg, const char *word,
+                    struct qstill_error *err)
+{
+    char *copy = strdup(word);
+
+    if (!copy)
+        return err_nomem(err);
+    free(arg->word);
+    arg->word = copy;
+    arg->opt = without_dashes(copy);
+    return 0;
 }
 
 void launch_arg_replace(struct launch_arg *arg, char *value)

@@ -33,6 +33,9 @@ void launch_args_fini(struct launch_args *args);
 int launch_args_add(struct launch_args *args, const char *word,
                     const char *value, struct qstill_error *err);
 void launch_args_drop(struct launch_args *args, size_t i);
+/* Makes it an option of another word. */
+int launch_arg_name(struct launch_arg *arg, const char *word,
+                    struct qstill_error *err);
 /* Takes the malloc'ed `value` over. */
 void launch_arg_replace(struct launch_arg *arg, char *value);
 

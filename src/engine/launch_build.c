@@ -27,18 +27,21 @@ static bool is_stripped(const struct launch_arg *arg)
     return false;
 }
 
-/* -run-with user=NAME is the newer -runas. */
-static int strip_user(struct launch_args *args, size_t i,
-                      struct qstill_error *err)
+/* -run-with user=NAME is the newer -runas; exit-with-parent= would end the
+ * next QEMU together with the command that started it. */
+static int strip_run_with(struct launch_args *args, size_t i,
+                          struct qstill_error *err)
 {
     CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error scratch = {0};
     char *text;
 
-    if (opts_parse(&o, args->v[i].value, NULL, err) < 0)
-        return err->code;
-    if (!opts_has(&o, "user"))
+    if (opts_parse(&o, args->v[i].value, NULL, &scratch) < 0)
+        return 0; /* QEMU had not taken it either */
+    if (!opts_has(&o, "user") && !opts_has(&o, "exit-with-parent"))
         return 0;
     opts_del(&o, "user");
+    opts_del(&o, "exit-with-parent");
     if (o.count == 0) {
         launch_args_drop(args, i);
         return 0;
@@ -59,7 +62,7 @@ static int strip_start(struct launch_args *args, struct qstill_error *err)
         if (is_stripped(arg))
             launch_args_drop(args, i);
         else if (launch_arg_is(arg, "run-with") && arg->value &&
-                 strip_user(args, i, err) < 0)
+                 strip_run_with(args, i, err) < 0)
             return err->code;
     }
     return 0;
@@ -90,7 +93,8 @@ int launch_build(const struct launch_record *rec,
     size_t i;
 
     if (launch_args_parse(&args, rec->argv, err) < 0 ||
-        strip_start(&args, err) < 0 || check_distinct(rec, change, err) < 0)
+        strip_start(&args, err) < 0 || launch_ram_unmap(&args, err) < 0 ||
+        check_distinct(rec, change, err) < 0)
         return err->code;
     for (i = 0; i < change->disk_count; i++)
         if (launch_disk_put(&args, rec->cwd, &change->disks[i], err) < 0)

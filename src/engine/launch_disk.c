@@ -223,8 +223,13 @@ static int store(struct launch_arg *arg, const struct opts *o,
 static int put_value(struct launch_arg *arg, const struct launch_disk *disk,
                      struct qstill_error *err)
 {
-    char *text = strdup(disk->head_path);
+    char *text;
 
+    /* An image that stands alone is -hda, and as such it cannot be taken for
+     * the argument of an option before it that we do not know. */
+    if (!arg->word && launch_arg_name(arg, "-hda", err) < 0)
+        return err->code;
+    text = strdup(disk->head_path);
     if (!text)
         return err_nomem(err);
     /* No format is named here: QEMU finds a qcow2 head by its magic. */
@@ -369,6 +374,8 @@ static int put_node(struct launch_args *args, const struct disk_place *place,
         if (change_format(&o, parent.text, word, cwd, disk, err) < 0 ||
             change_file(&o, place->prefix, disk, err) < 0)
             return err->code;
+    } else if (drive && !*place->prefix) {
+        return refuse(err, disk, "no format node"); /* driver=file,filename= */
     } else if (*place->prefix) {
         if (wrap_file(&o, place->prefix, disk, err) < 0)
             return err->code;

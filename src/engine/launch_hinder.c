@@ -47,15 +47,16 @@ static int PRINTF_LIKE(5, 6)
         const char *hint, const char *fmt, ...)
 {
     struct launch_hinder item = {weight, code, NULL, strdup(hint)};
+    struct qstill_error text; /* its setter knows what a message may hold */
     struct launch_hinder *items;
+    char raw[sizeof(text.message)];
     va_list ap;
-    int n;
 
     va_start(ap, fmt);
-    n = vasprintf(&item.message, fmt, ap);
+    vsnprintf(raw, sizeof(raw), fmt, ap);
     va_end(ap);
-    if (n < 0)
-        item.message = NULL;
+    err_set(&text, QSTILL_E_PRECONDITION, "%s", raw);
+    item.message = strdup(text.message);
     items = realloc(h->list.items, (h->list.count + 1) * sizeof(*items));
     if (items)
         h->list.items = items;
@@ -226,11 +227,11 @@ static int check_fd(struct hinders *h, const struct launch_arg *arg)
 static int check_run_with(struct hinders *h, const struct launch_arg *arg)
 {
     CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error scratch = {0};
 
-    if (!launch_arg_is(arg, "run-with") || !arg->value)
+    if (!launch_arg_is(arg, "run-with") || !arg->value ||
+        opts_parse(&o, arg->value, NULL, &scratch) < 0)
         return 0;
-    if (opts_parse(&o, arg->value, NULL, h->err) < 0)
-        return h->err->code;
     if (opts_has(&o, "chroot") &&
         add(h, LAUNCH_BLOCKER, "chroot", USE_LAUNCHER,
             "-run-with chroot= changes the root directory, where the recorded "
@@ -241,6 +242,30 @@ static int check_run_with(struct hinders *h, const struct launch_arg *arg)
                    "-run-with user= is left out: QEMU is started as that user "
                    "from the beginning, and may then lack what only root can "
                    "open (taps, /dev/vhost-net)");
+    return 0;
+}
+
+/* Devices that live in a process of their own, which ended with QEMU. */
+static int check_helpers(struct hinders *h, const struct launch_arg *arg)
+{
+    static const struct {
+        const char *opt, *word;
+    } helpers[] = {
+        {"netdev", "vhost-user"},
+        {"device", "vhost-user"},
+        {"device", "vfio-user"},
+        {"tpmdev", "emulator"},
+    };
+    size_t i;
+
+    for (i = 0; arg->value && i < ARRAY_LEN(helpers); i++)
+        if (launch_arg_is(arg, helpers[i].opt) &&
+            strstr(arg->value, helpers[i].word))
+            return add(h, LAUNCH_NOTE, "helper-process",
+                       "see that it is started first, or " USE_LAUNCHER,
+                       "-%s %.*s needs its own process, which qstill does not "
+                       "start",
+                       arg->opt, SHOWN, arg->value);
     return 0;
 }
 
@@ -335,7 +360,8 @@ int launch_hinders(const struct launch_record *rec,
 {
     static int (*const checks[])(struct hinders *,
                                  const struct launch_arg *) = {
-        check_plain, check_fd, check_run_with, check_stdio, check_files,
+        check_plain, check_fd,      check_run_with,
+        check_stdio, check_helpers, check_files,
     };
     CLEANUP(hinders_fini) struct hinders h = {.rec = rec, .err = err};
     size_t i, k;

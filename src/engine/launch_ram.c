@@ -174,6 +174,58 @@ static int replace_object(struct launch_arg *arg, const char *id,
     return 0;
 }
 
+/* A name that a RAM file has in a store, and hardly any other. */
+static bool is_saved_ram(const char *path)
+{
+    const char *snapshots = strstr(path, "/snapshots/");
+    const char *memory = snapshots ? strstr(snapshots, "/memory/") : NULL;
+    size_t n = strlen(path);
+
+    return memory && !strchr(memory + strlen("/memory/"), '/') && n > 4 &&
+           strcmp(path + n - 4, ".ram") == 0;
+}
+
+static int unmap_one(struct launch_arg *arg, struct qstill_error *err)
+{
+    static const char *const gone[] = {
+        "mem-path",
+        "share",
+        "readonly",
+        "rom",
+    };
+    CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error scratch = {0};
+    const char *type, *path;
+    char *text;
+    size_t i;
+
+    if (opts_parse(&o, arg->value, "qom-type", &scratch) < 0)
+        return 0;
+    type = opts_get(&o, "qom-type");
+    path = opts_get(&o, "mem-path");
+    if (!type || strcmp(type, "memory-backend-file") != 0 || !path ||
+        !is_saved_ram(path))
+        return 0;
+    for (i = 0; i < ARRAY_LEN(gone); i++)
+        opts_del(&o, gone[i]);
+    if (opts_set(&o, "qom-type", "memory-backend-ram", err) < 0 ||
+        opts_emit(&o, &text, err) < 0)
+        return err->code;
+    launch_arg_replace(arg, text);
+    return 0;
+}
+
+int launch_ram_unmap(struct launch_args *args, struct qstill_error *err)
+{
+    size_t i;
+
+    for (i = 0; i < args->count; i++)
+        if (launch_arg_is(&args->v[i], "object") && args->v[i].value &&
+            unmap_one(&args->v[i], err) < 0)
+            return err->code;
+    return 0;
+}
+
 /* Whether the command line leaves the RAM to QEMU's default backend, as far
  * as it shows. */
 static bool has_default_ram(const struct launch_args *args)

@@ -16,6 +16,13 @@
 #include "launch.h"
 #include "launch_args.h"
 
+/*
+ * When the recorded process was itself started on the RAM files of a snapshot
+ * (by name: .../snapshots/ID/memory/BLOCK.ram), its next start must not need
+ * them: those backends become anonymous memory.
+ */
+int launch_ram_unmap(struct launch_args *args, struct qstill_error *err);
+
 int launch_ram_map(struct launch_args *args, const struct launch_change *change,
                    struct qstill_error *err);
 

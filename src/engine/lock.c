@@ -111,11 +111,11 @@ static void describe_since(int fd, char *out, size_t len)
         snprintf(out, len, "unknown");
 }
 
-static int busy(int fd, struct qstill_error *err)
+static int busy(int fd, const struct hostinfo *host, struct qstill_error *err)
 {
     struct owner o;
     char since[32];
-    bool any;
+    bool any, here;
 
     if (owner_read(fd, &o, &any, err) < 0)
         return err->code;
@@ -123,9 +123,10 @@ static int busy(int fd, struct qstill_error *err)
         return err_set(err, QSTILL_E_BUSY,
                        "VM is locked by another qstill that has just begun");
     describe_since(fd, since, sizeof(since));
+    here = strcmp(o.host, host->hostname) == 0;
     err_set(err, QSTILL_E_BUSY,
-            "VM is locked by process %lld (qstill %s, since %s)", o.pid, o.verb,
-            since);
+            "VM is locked by process %lld%s%s (qstill %s, since %s)", o.pid,
+            here ? "" : " on host ", here ? "" : o.host, o.verb, since);
     return err_hint(err, "try again when it is done");
 }
 
@@ -164,14 +165,15 @@ static bool is_current(int vmdirfd, int fd)
            a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-static int try_lock(int fd, struct qstill_error *err)
+static int try_lock(int fd, const struct hostinfo *host,
+                    struct qstill_error *err)
 {
     struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
 
     if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
         return 0;
     if (errno == EAGAIN || errno == EACCES)
-        return busy(fd, err);
+        return busy(fd, host, err);
     return err_errno(err, errno, "cannot lock the VM");
 }
 
@@ -188,7 +190,7 @@ int lock_take(int vmdirfd, const char *verb, int *lockfd,
 
         if (file_openat(vmdirfd, LOCK_NAME, O_RDWR | O_CREAT, 0600, &fd, err) <
                 0 ||
-            try_lock(fd, err) < 0)
+            try_lock(fd, &host, err) < 0)
             return err->code;
         if (!is_current(vmdirfd, fd))
             continue;

@@ -29,7 +29,8 @@ struct lock_info {
 /*
  * Takes the lock of the VM directory for `verb` (a word, "create"), without
  * waiting. BUSY names the holder. A lock left by a dead process of this host
- * is taken over. *lockfd is close-on-exec; give it to lock_release().
+ * is taken over. *lockfd is close-on-exec; give it to lock_release(). (A child
+ * that is forked and does not exec would keep the lock.)
  */
 int lock_take(int vmdirfd, const char *verb, int *lockfd,
               struct qstill_error *err);

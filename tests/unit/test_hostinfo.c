@@ -90,6 +90,9 @@ static void the_sum_of_a_file_is_that_of_its_bytes(void **state)
     assert_int_equal(unlinkat(dirfd, "bin", 0), 0);
     assert_int_equal(hostinfo_file_sum(path, got, &err), QSTILL_E_NOT_FOUND);
     assert_non_null(strstr(err.message, "cannot open "));
+    assert_int_equal(hostinfo_file_sum("/dev/zero", got, &err),
+                     QSTILL_E_PRECONDITION);
+    assert_string_equal(err.message, "/dev/zero is no regular file");
     assert_string_equal(got, want);
     mem_tmpdir_remove(dir, dirfd);
 }

@@ -82,7 +82,7 @@ static const struct disk_case disk_cases[] = {
      "/vm/d.img",
      "qcow2",
      {"q", "-nographic", "d.img", "-m", "64"},
-     {"-nographic", "/h/1.qcow2", "-m", "64"}},
+     {"-nographic", "-hda", "/h/1.qcow2", "-m", "64"}},
     {"-pflash",
      "/vars.fd",
      "raw",
@@ -164,7 +164,7 @@ static const struct disk_case disk_cases[] = {
      "raw",
      {"q", "-S", "-hda", "/d.img", "--incoming", "tcp:0:1", "-loadvm", "x",
       "--loadvm", "y", "-runas", "u", "-append", "-S", "-run-with", "user=u",
-      "-run-with", "async-teardown=on,user=u"},
+      "-run-with", "async-teardown=on,user=u,exit-with-parent=on"},
      {"-hda", "/h/1.qcow2", "-append", "-S", "-run-with", "async-teardown=on"}},
 };
 
@@ -339,6 +339,12 @@ static const struct {
      {"q", "-drive", "id=x,file=/d.img", "-set", "drive.x.file=/e.img"},
      "disk d: the command line of QEMU gives options with -set for /d.img, "
      "which a new image cannot take over"},
+    {"/d.img",
+     "raw",
+     "qcow2",
+     {"q", "-drive", "if=none,id=d,driver=file,filename=/d.img"},
+     "disk d: the command line of QEMU gives no format node for /d.img, which "
+     "a new image cannot take over"},
     {"/d.img",
      "raw",
      "raw",

@@ -108,6 +108,16 @@ static const struct {
      "stdio-to-log",
      "-nographic used the terminal; after a start by qstill the output goes to "
      "the log"},
+    {{"-tpmdev", "emulator,id=t,chardev=c"},
+     LAUNCH_NOTE,
+     "helper-process",
+     "-tpmdev emulator,id=t,chardev=c needs its own process, which qstill does "
+     "not start"},
+    {{"-tpmdev", "emulator,\n\033[2J"},
+     LAUNCH_NOTE,
+     "helper-process",
+     "-tpmdev emulator,??[2J needs its own process, which qstill does not "
+     "start"},
     {{"-loadvm", "s1"},
      LAUNCH_NOTE,
      "loadvm",

@@ -183,12 +183,50 @@ static void read_only_files_allow_a_balloon(void **state)
                         "virtio-mem-pci would punch holes into the saved RAM");
 }
 
+/* Recorded from a VM that a revert had started: what it maps may be deleted. */
+static void ram_mapped_from_a_snapshot_becomes_ordinary_again(void **state)
+{
+    static const char *const in[] = {
+        "q",
+        "-object",
+        "memory-backend-file,id=pc.ram,size=4096,"
+        "mem-path=/s/vm/snapshots/1/memory/pc.ram.ram,share=off,readonly=on,"
+        "rom=off,x-use-canonical-path-for-ramblock-id=off",
+        "-machine",
+        "memory-backend=pc.ram",
+        "-object",
+        "memory-backend-file,id=m,size=4096,mem-path=/dev/hugepages,share=off",
+        "-S",
+        "-incoming",
+        "defer",
+        NULL};
+    static const char *const out[] = {
+        "-object",
+        "memory-backend-ram,id=pc.ram,size=4096,"
+        "x-use-canonical-path-for-ramblock-id=off",
+        "-machine",
+        "memory-backend=pc.ram",
+        "-object",
+        "memory-backend-file,id=m,size=4096,mem-path=/dev/hugepages,share=off",
+        NULL};
+    struct launch_record rec = launch_case_record(in);
+    struct launch_change change = {0};
+    struct qstill_error err = {0};
+    char **argv = NULL;
+
+    (void)state;
+    assert_int_equal(launch_build(&rec, &change, &argv, &err), 0);
+    launch_case_assert("unmapped", argv + 1, out);
+    launch_argv_free(argv);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(saved_files_become_the_ram),
         cmocka_unit_test(ram_that_cannot_be_mapped_is_refused),
         cmocka_unit_test(read_only_files_allow_a_balloon),
+        cmocka_unit_test(ram_mapped_from_a_snapshot_becomes_ordinary_again),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
