@@ -11,3 +11,7 @@ check-qcow2: all ## the qcow2 engine against qemu-img, few images (SEED COUNT)
 
 check-deep: all ## the same with many (SEED=1 COUNT=1500), hours
 	$(Q)$(QCOW2_RUN) --seed $(or $(SEED),1) --count $(or $(COUNT),1500) --deep
+
+.PHONY: bench-merge
+bench-merge: all ## merges against qemu-img and fio (SCALE=8 for a quick look)
+	$(Q)bench/merge.py --scale $(or $(SCALE),1) --reps $(or $(REPS),3)
