@@ -19,7 +19,8 @@ import sys
 import qbuild
 import qimage
 
-DAMAGED, FOREIGN, READONLY, ODD = "damaged", "foreign", "readonly", "odd"
+DAMAGED, FOREIGN, ASIDE, READONLY, ODD = (
+    "damaged", "foreign", "aside", "readonly", "odd")
 CASES = {}
 
 
@@ -85,8 +86,8 @@ def table(name, kind, words, change, snapshot=False, bitmap=False, **builder):
 
 # ------------------------------------------------------------------ header
 
-header("version-1", DAMAGED, "version", (4, "I", 1))
-header("version-4", DAMAGED, "version", (4, "I", 4))
+header("version-1", FOREIGN, "version", (4, "I", 1))
+header("version-4", FOREIGN, "version", (4, "I", 4))
 header("cluster-bits-8", DAMAGED, "cluster", (20, "I", 8))
 header("cluster-bits-22", DAMAGED, "cluster", (20, "I", 22))
 header("cluster-bits-64", DAMAGED, "cluster", (20, "I", 64))
@@ -130,7 +131,7 @@ header("compression-bit-without-type", DAMAGED, "compression",
        (72, "Q", 8))
 header("compression-type-without-bit", DAMAGED, "compression",
        (104, "B", 1))
-header("compression-type-2", DAMAGED, "compression", (72, "Q", 8),
+header("compression-type-2", FOREIGN, "compression", (72, "Q", 8),
        (104, "B", 2))
 header("extended-l2-with-small-clusters", DAMAGED, "extended|cluster",
        (72, "Q", 16))
@@ -259,19 +260,18 @@ def _long_name(path):
     good(backing="x" * 1024, backing_format="qcow2").write(path)
 
 
-def backing_at(name, offset, size, words="backing"):
+def backing_at(name, offset, size, words="backing", kind=DAMAGED):
     def make(path):
         good(backing="x.qcow2", backing_format="qcow2").write(path)
         patch(path, 8, "QI", offset, size)
-    case(name, DAMAGED, words)(make)
+    case(name, kind, words)(make)
 
 
 backing_at("backing-name-past-cluster", 4090, 7)
 backing_at("backing-name-far-away", 1 << 40, 7)
 backing_at("backing-name-in-header", 8, 7, "backing|header|extension")
 backing_at("backing-name-overflows", 2**64 - 2, 7)
-backing_at("backing-name-empty-but-placed", 1000, 0,
-           "backing|open|regular|directory|empty")
+backing_at("backing-name-empty-but-placed", 1000, 0, "", ODD)
 backing("backing-name-with-nul", DAMAGED, "backing|NUL", "a\0b.qcow2")
 
 
@@ -314,7 +314,7 @@ table("l1-entry-unaligned", DAMAGED, "align|L2|L1",
 table("l1-entry-past-end", DAMAGED, "end|L2", l1_entry(C | 1 << 45))
 table("l2-over-header-and-l1", DAMAGED, "overlap|L2|twice",
       l1_entry(lambda i, w: C | i.l1_offset))
-table("l2-over-reftable", DAMAGED, "overlap|twice|refcount",
+table("l2-over-reftable", DAMAGED, "over|twice|refcount",
       l1_entry(lambda i, w: C | i.reftable_offset))
 table("l2-used-twice", DAMAGED, "twice|share|L2|overlap",
       l1_entry(lambda i, w: i.l1()[0], 1), size=1 << 20, bits=9)
@@ -331,9 +331,9 @@ table("cluster-over-l1", DAMAGED, "overlap|metadata|L1",
       l2_entry(lambda i, w: C | i.l1_offset))
 table("cluster-over-its-l2", DAMAGED, "overlap|metadata|L2",
       l2_entry(lambda i, w: i.l1()[0]))
-table("cluster-over-reftable", DAMAGED, "overlap|metadata|refcount",
+table("cluster-over-reftable", DAMAGED, "over|metadata|belongs",
       l2_entry(lambda i, w: C | i.reftable_offset))
-table("cluster-over-refblock", DAMAGED, "overlap|metadata|refcount",
+table("cluster-over-refblock", DAMAGED, "over|metadata|belongs",
       l2_entry(lambda i, w: C | w["refblocks"][0]))
 table("cluster-shared-with-refcount-1", DAMAGED,
       "share|twice|refcount|referenc",
@@ -374,14 +374,14 @@ def refcount(value, cluster):
     return change
 
 
-table("refblock-reserved-bits", DAMAGED, "refcount|reserved",
+table("refblock-reserved-bits", ASIDE, "refcount|reserved",
       refblock(lambda i, w: w["refblocks"][0] | 1))
-table("refblock-unaligned", DAMAGED, "refcount|align",
+table("refblock-unaligned", ASIDE, "refcount|align",
       refblock(lambda i, w: w["refblocks"][0] + 512))
-table("refblock-past-end", DAMAGED, "refcount|end", refblock(1 << 47))
-table("refblock-over-l1", DAMAGED, "refcount|overlap",
+table("refblock-past-end", ASIDE, "refcount|end", refblock(1 << 47))
+table("refblock-over-l1", ASIDE, "refcount|overlap",
       refblock(lambda i, w: i.l1_offset))
-table("refblock-over-header", DAMAGED, "refcount|overlap",
+table("refblock-over-header", ASIDE, "refcount|overlap",
       refblock(0x1000000000000000))
 table("refcount-0-of-data", READONLY, "refcount",
       refcount(0, lambda i, w: first(i) & qimage.OFFSET))
@@ -400,19 +400,19 @@ def snap(at, fmt, *values):
         path, img.snapshots_offset + at, fmt, *values)
 
 
-table("snapshot-extra-of-1025", DAMAGED, "snapshot", snap(36, "I", 1025),
+table("snapshot-extra-of-1025", ASIDE, "snapshot", snap(36, "I", 1025),
       snapshot=True)
-table("snapshot-extra-of-8", DAMAGED, "snapshot", snap(36, "I", 8),
+table("snapshot-extra-of-8", ASIDE, "snapshot", snap(36, "I", 8),
       snapshot=True)
-table("snapshot-extra-all-ones", DAMAGED, "snapshot",
+table("snapshot-extra-all-ones", ASIDE, "snapshot",
       snap(36, "I", 2**32 - 1), snapshot=True)
-table("snapshot-l1-past-end", DAMAGED, "snapshot|L1|end",
+table("snapshot-l1-past-end", ASIDE, "snapshot|L1|end",
       snap(0, "Q", 1 << 44), snapshot=True)
-table("snapshot-l1-unaligned", DAMAGED, "snapshot|L1",
+table("snapshot-l1-unaligned", ASIDE, "snapshot|L1",
       snap(0, "Q", 4100), snapshot=True)
-table("snapshot-l1-huge", DAMAGED, "snapshot|L1",
+table("snapshot-l1-huge", ASIDE, "snapshot|L1",
       snap(8, "I", 2**32 - 1), snapshot=True)
-table("snapshot-name-past-end", DAMAGED, "snapshot",
+table("snapshot-name-past-end", ASIDE, "snapshot",
       snap(12, "HH", 65535, 65535), snapshot=True)
 
 
@@ -421,19 +421,19 @@ def bit(at, fmt, *values):
         path, where["bitmaps"] + at, fmt, *values)
 
 
-table("bitmap-table-past-end", DAMAGED, "bitmap|end", bit(0, "Q", 1 << 44),
+table("bitmap-table-past-end", ASIDE, "bitmap|end", bit(0, "Q", 1 << 44),
       bitmap=True)
-table("bitmap-table-unaligned", DAMAGED, "bitmap", bit(0, "Q", 4100),
+table("bitmap-table-unaligned", ASIDE, "bitmap", bit(0, "Q", 4100),
       bitmap=True)
-table("bitmap-table-huge", DAMAGED, "bitmap", bit(8, "I", 2**32 - 1),
+table("bitmap-table-huge", ASIDE, "bitmap", bit(8, "I", 2**32 - 1),
       bitmap=True)
-table("bitmap-granularity-63", DAMAGED, "bitmap|granularity",
+table("bitmap-granularity-63", ASIDE, "bitmap|granularity",
       bit(17, "B", 63), bitmap=True)
-table("bitmap-of-type-9", DAMAGED, "bitmap|type", bit(16, "B", 9),
+table("bitmap-of-type-9", ASIDE, "bitmap|type", bit(16, "B", 9),
       bitmap=True)
-table("bitmap-name-past-directory", DAMAGED, "bitmap|name",
+table("bitmap-name-past-directory", ASIDE, "bitmap|name",
       bit(18, "H", 65535), bitmap=True)
-table("bitmap-unknown-flags", DAMAGED, "bitmap|flag",
+table("bitmap-unknown-flags", ASIDE, "bitmap|flag",
       bit(12, "I", 0x80000000), bitmap=True)
 
 
@@ -459,7 +459,7 @@ def _one_l2(path):
     patch(path, 24, "Q", 4194304 * (8192 << 16))
 
 
-@case("snapshots-65536-of-huge-l1", DAMAGED, "snapshot|L1|limit|refcount")
+@case("snapshots-65536-of-huge-l1", ASIDE, "snapshot|L1|limit|refcount")
 def _many_l1(path):
     """65536 snapshots that share one hole of 32 MiB as their L1."""
     b = good(bits=16, size=1 << 20)

@@ -292,6 +292,7 @@ class Chain:
 
     def _fill(self, b, layer, order):
         rng, notes = self.rng, set()
+        sharing = rng.random() < 0.06  # legal, and nobody makes it
         n = (layer.size + b.cs - 1) // b.cs
         crowded = rng.random() < 0.2
         for _ in range(min(rng.randrange(0, 2 * n + 1), 60)):
@@ -314,7 +315,7 @@ class Chain:
                 else:
                     b.sub(i, alloc, zero, self._cluster(b.cs))
             elif roll < 0.94 and i not in b.guest and b.guest:
-                if rng.random() < 0.3 and b.share(
+                if sharing and b.share(
                         i, rng.choice(sorted(b.guest))):
                     notes.add("shared")
             elif roll > 0.985 and order >= 3:

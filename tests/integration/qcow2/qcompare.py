@@ -17,7 +17,7 @@ CHECK_KEYS = ("total-clusters", "allocated-clusters", "compressed-clusters",
 
 
 def same_info(path, fmt):
-    ours = qtools.image("info", path)
+    ours = qtools.image("info", "--format", fmt, path)
     theirs, want = qtools.qemu_json("info", "--output=json", "-f", fmt, path)
     if theirs.rc or ours.rc:
         return [] if theirs.rc and ours.rc else [str(ours), str(theirs)]
@@ -69,7 +69,7 @@ def normal_map(entries, loose_zero):
 
 
 def same_map(path, fmt, loose_zero=False):
-    ours = qtools.image("map", path)
+    ours = qtools.image("map", "--format", fmt, path)
     theirs, want = qtools.qemu_json("map", "--output=json", "-f", fmt, path)
     if ours.rc or theirs.rc:
         return [] if theirs.rc and ours.rc else [str(ours), str(theirs)]

@@ -1,0 +1,303 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""The real command, killed at every system call that changes something, with
+every one of them failing (ENOSPC, EIO), with every allocation failing, with a
+full filesystem, and cancelled: afterwards, and after the recovery that the
+next command makes, every image still listed has its content.
+
+A surviving file's content never changes by a merge, so "old or new" is: all
+survivors read as before, and the dropped layers are either all there and read
+as before, or all gone. Without DEEP=1 only some of the points are tried.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+import unittest
+
+import qcompare
+import qimage
+import qmerge
+import qtools
+
+DEEP = bool(os.environ.get("DEEP"))
+MUTATORS = ("pwrite64", "pwritev", "pwritev2", "write", "fdatasync", "fsync",
+            "ftruncate", "fallocate", "renameat", "renameat2", "rename",
+            "unlink", "unlinkat", "ioctl", "io_uring_enter", "openat",
+            "fchmod", "fchown", "fsetxattr", "copy_file_range", "linkat")
+# Calls that a fault makes fail; openat and write do too much else.
+FAILING = ("pwrite64", "pwritev", "pwritev2", "fdatasync", "fsync",
+           "ftruncate", "fallocate", "renameat", "renameat2", "unlinkat",
+           "copy_file_range", "io_uring_enter", "fchmod", "fchown",
+           "fsetxattr")
+FAILALLOC = os.path.join(os.path.dirname(qtools.QSTILL),
+                         "crash/failalloc.so")
+
+
+class File:
+    def __init__(self, path):
+        self.path, self.fmt = path, "qcow2"
+
+
+def chain(directory, seed=1):
+    """A base, two layers, a top and a child, with something of everything:
+    small, because every point of a merge makes it anew."""
+    rng = random.Random(seed)
+    os.makedirs(directory)
+    size, paths = 1 << 20, []
+    for i, opts in enumerate(("cluster_size=4k", "cluster_size=16k",
+                              "cluster_size=16k,compat=1.1",
+                              "cluster_size=16k")):
+        path = os.path.join(directory, "l%d" % i)
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", opts]
+        if paths:
+            argv += ["-b", "l%d" % (i - 1), "-F", "qcow2"]
+        qtools.must(*argv, path, str(size))
+        io = ["qemu-io", "-f", "qcow2"]
+        for k in range(6):
+            at, n = rng.randrange(60) * 16384, rng.choice((16384, 5000))
+            io += ["-c", rng.choice((
+                "write -q -P %d %d %d" % (rng.randrange(1, 255), at, n),
+                "write -q -z -u %d %d" % (at, n)))]
+        io += ["-c", "write -q -c -P %d 1032192 16384" % (i + 1)]
+        qtools.run(*io, path)
+        paths.append(path)
+    return paths
+
+
+class Template:
+    """Files to start from again and again, and their states."""
+
+    def __init__(self, root, drop, mode):
+        self.source = os.path.join(root, "template")
+        self.work = os.path.join(root, "work")
+        self.paths = [p.replace("/template/", "/work/")
+                      for p in chain(self.source)]
+        self.fresh()
+        self.merge = qmerge.Merge(self.work, [File(p) for p in self.paths],
+                                  self.paths,
+                                  [self.paths[i] for i in drop])
+        self.mode = mode
+
+    def fresh(self):
+        shutil.rmtree(self.work, True)
+        shutil.copytree(self.source, self.work)
+
+    def argv(self, *more):
+        return [qtools.QSTILL, "--json", "image", "merge",
+                *self.merge.argv(self.mode), *more]
+
+    # -- judging --------------------------------------------------------
+
+    def recover(self):
+        """What a person does after a crash: any command on the chain. Its
+        result is not judged, the files are."""
+        return qtools.image("merge", *self.merge.argv(self.mode))
+
+    def whole(self, recovered):
+        """Complaints about the files as they are now."""
+        m, bad = self.merge, []
+        there = [p for p in m.drop if os.path.exists(p)]
+        if recovered and there and len(there) != len(m.drop):
+            bad.append("half of the layers are gone: %s stay" % there)
+        for s in m.survivors() + [m.state[p] for p in there]:
+            try:
+                if qtools.guest_hash(s.path, s.fmt) != s.view:
+                    bad.append("%s reads differently" % s.path)
+            except RuntimeError as e:
+                bad.append(str(e))
+            if not bad and recovered:
+                bad += self.clean(s.path)
+        if recovered:
+            bad += ["left behind: " + p
+                    for p in qmerge.tree(self.work) - m.listing]
+        return bad
+
+    def clean(self, path):
+        check = qtools.qemu_check(path)
+        if check is None or check[0] or check[2]:
+            return ["%s: qemu-img check says %r" % (path, check)]
+        return []
+
+
+MERGES = (([1], "up"), ([1], "down"), ([1], "new"), ([1, 2], "up"),
+          ([0, 1], "down"), ([1, 2], "new"))
+
+
+@unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "strace"),
+                 qtools.missing("qemu-img", "qemu-io", "strace"))
+class MergesSurviveFaults(unittest.TestCase):
+    def setUp(self):
+        self.root = qtools.scratch()
+        self.addCleanup(shutil.rmtree, self.root, True)
+        self.points = 0
+
+    def tearDown(self):
+        print("kills: %d points in %s" % (self.points, self.id()))
+
+    def each_merge(self, body):
+        for drop, mode in MERGES:
+            with self.subTest(drop=drop, direction=mode):
+                shutil.rmtree(self.root)
+                os.makedirs(self.root)
+                body(Template(self.root, drop, mode))
+
+    def strace(self, t, *options):
+        return qtools.run("strace", "-f", "-qq", "-o", "/dev/null", *options,
+                          *t.argv())
+
+    def calls(self, t):
+        """{system call: how often} of an undisturbed merge."""
+        t.fresh()
+        log = os.path.join(self.root, "log")
+        r = qtools.run("strace", "-f", "-qq", "-o", log, "-e",
+                       "trace=" + ",".join(MUTATORS), *t.argv())
+        self.assertEqual(r.rc, 0, str(r))
+        count = {}
+        with open(log, errors="replace") as f:
+            for line in f:
+                m = re.match(r"\d+ +(\w+)\(", line)
+                if m:
+                    count[m[1]] = count.get(m[1], 0) + 1
+        os.unlink(log)
+        return count
+
+    def some(self, n):
+        """All points, or without DEEP an even dozen of them."""
+        step = 1 if DEEP else max(1, n // 6)
+        return sorted(set(range(1, n + 1, step)) | {n})
+
+    def judge(self, t, what, r):
+        self.points += 1
+        before = t.whole(False) if t.mode != "down" else []
+        self.assertEqual(before, [], "%s, before recovery\n%s" % (what, r))
+        again = t.recover()
+        self.assertEqual(t.whole(True), [], "%s\n%s\nthen %s" % (what, r,
+                                                                 again))
+
+    def test_killed_at_every_call_that_changes_something(self):
+        def body(t):
+            for name, count in self.calls(t).items():
+                for n in self.some(count):
+                    t.fresh()
+                    r = self.strace(t, "-e", "trace=" + name, "-e",
+                                    "inject=%s:signal=KILL:when=%d" %
+                                    (name, n))
+                    self.judge(t, "killed at %s %d" % (name, n), r)
+        self.each_merge(body)
+
+    def test_every_call_that_changes_something_fails(self):
+        def body(t):
+            for name, count in self.calls(t).items():
+                for n in self.some(count) if name in FAILING else ():
+                    for error in ("ENOSPC", "EIO"):
+                        t.fresh()
+                        r = self.strace(t, "-e", "trace=" + name, "-e",
+                                        "inject=%s:error=%s:when=%d" %
+                                        (name, error, n))
+                        what = "%s %d: %s" % (name, n, error)
+                        self.assertIn(r.rc, range(0, 11), "%s\n%s" % (what, r))
+                        self.judge(t, what, r)
+        self.each_merge(body)
+
+    @unittest.skipUnless(os.path.exists(FAILALLOC), "failalloc.so: make it")
+    def test_every_allocation_fails(self):
+        def body(t):
+            t.fresh()
+            count = os.path.join(self.root, "count")
+            env = dict(qtools.ENV, LD_PRELOAD=FAILALLOC)
+            r = qtools.run(*t.argv(), env=dict(env, FAILALLOC_COUNT=count))
+            self.assertEqual(r.rc, 0, str(r))
+            with open(count) as f:
+                total = int(f.read())
+            os.unlink(count)
+            points = range(1, total + 1) if DEEP else \
+                sorted(random.Random(total).sample(range(1, total + 1),
+                                                   min(total, 40)))
+            for n in points:
+                t.fresh()
+                r = qtools.run(*t.argv(), env=dict(env, FAILALLOC_AT=str(n)))
+                self.assertIn(r.rc, range(0, 11), "allocation %d\n%s" %
+                              (n, r))
+                self.judge(t, "allocation %d failed" % n, r)
+        self.each_merge(body)
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs root for a mount")
+    def test_a_full_filesystem(self):
+        """Room for all sizes from nothing to enough: exit 7 or 0."""
+        def body(t):
+            mount = os.path.join(self.root, "small")
+            os.makedirs(mount)
+            used = sum(os.stat(os.path.join(t.source, n)).st_blocks * 512
+                       for n in os.listdir(t.source))
+            outer, t.work = t.work, mount
+            for room in range(0, 1024, 64 if not DEEP else 16):
+                qtools.must("mount", "-t", "tmpfs", "-o", "size=%dk" %
+                            (used // 1024 + room), "none", mount)
+                try:
+                    self.full(t, mount, outer)
+                finally:
+                    qtools.must("umount", mount)
+            t.work = outer
+        self.each_merge(body)
+
+    def full(self, t, mount, outer):
+        self.points += 1
+        for n in os.listdir(t.source):
+            shutil.copy(os.path.join(t.source, n), mount)
+        argv = [a.replace(outer, mount) for a in t.argv()]
+        r = qtools.run(*argv)
+        self.assertIn(r.rc, (0, 7), str(r))
+        for s in t.merge.state.values():
+            path = s.path.replace(outer, mount)
+            if r.rc == 7 or s.path not in t.merge.drop:
+                self.assertEqual(qtools.guest_hash(path, "qcow2"), s.view,
+                                 "%s\n%s" % (path, r))
+        if r.rc == 7:
+            self.assertEqual(set(os.listdir(mount)),
+                             set(os.listdir(t.source)), str(r))
+
+    def test_cancelled_by_sigint_at_any_time(self):
+        def body(t):
+            t.fresh()
+            start = time.monotonic()
+            r = qtools.run(*t.argv())
+            took = time.monotonic() - start
+            self.assertEqual(r.rc, 0, str(r))
+            for i in range(40 if DEEP else 6):
+                t.fresh()
+                p = subprocess.Popen(t.argv(), stdin=subprocess.DEVNULL,
+                                     stdout=subprocess.PIPE,
+                                     stderr=subprocess.PIPE, text=True)
+                time.sleep(took * (i + 1) / (42 if DEEP else 8))
+                p.send_signal(signal.SIGINT)
+                out, err = p.communicate(timeout=60)
+                r = qtools.Result(p.args, p.returncode, out, err)
+                self.assertIn(r.rc, (0, 10, -signal.SIGINT), str(r))
+                self.judge(t, "SIGINT after %d/42" % (i + 1), r)
+        self.each_merge(body)
+
+    def test_bwlimit_slows_down_and_cancel_stops_at_once(self):
+        t = Template(self.root, [1, 2], "up")
+        t.fresh()
+        argv = t.argv("--bwlimit", "20000")
+        start = time.monotonic()
+        p = subprocess.Popen(argv, stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True)
+        time.sleep(1.0)
+        self.assertIsNone(p.poll(), "a limit of 20 kB/s made no difference")
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=20)
+        r = qtools.Result(argv, p.returncode, out, err)
+        self.assertEqual(r.rc, 10, str(r))
+        self.assertLess(time.monotonic() - start, 5)
+        self.judge(t, "cancelled", r)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
