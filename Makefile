@@ -137,8 +137,9 @@ check: deps ## all tests, with both QEMUs; installs what is missing; < 10 min
 	$(Q)$(MAKE) --no-print-directory check-unit check-fuzz
 	$(Q)$(MAKE) --no-print-directory check-qemu
 
-# Programs that the integration tests drive: they see include/ only.
-PROBES := $(BUILD)/qmp_probe
+# Programs that the integration tests drive: qmp_probe sees include/ only,
+# qmp_calls has the library's own typed calls.
+PROBES := $(BUILD)/qmp_probe $(BUILD)/qmp_calls
 $(PROBES): $(BUILD)/%: $(BUILD)/obj/tests/integration/%.o $(BUILD)/libqstill.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)
