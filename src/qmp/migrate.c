@@ -7,6 +7,7 @@
 
 #include "client.h"
 #include "field.h"
+#include "machine.h"
 
 /* How query-migrate begins a reason that is a device without a description of
  * its state: QEMU crashes when told to save it all the same. */
@@ -171,9 +172,40 @@ static json_t *uri_of(const char *fd_name)
     return json_pack("{s:s+}", "uri", "fd:", fd_name);
 }
 
+static bool names_have(const struct qmp_names *n, const char *name)
+{
+    for (size_t i = 0; i < n->count; i++)
+        if (strcmp(n->items[i], name) == 0)
+            return true;
+    return false;
+}
+
+/* QEMU 7.2.22 started with -S: "invalid runstate transition: 'prelaunch' ->
+ * 'paused'", and it aborts, the guest with it. */
+static int check_background(struct qstill_qmp *q, struct qstill_error *err)
+{
+    CLEANUP(qmp_names_fini) struct qmp_names on = QMP_NAMES_INIT;
+    struct qmp_status st;
+
+    if (qmp_migrate_capabilities_on(q, &on, err) < 0)
+        return err->code;
+    if (!names_have(&on, "background-snapshot"))
+        return 0;
+    if (qmp_status_read(q, &st, err) < 0)
+        return err->code;
+    if (st.running || strcmp(st.state, "paused") == 0)
+        return 0;
+    return err_set(err, QSTILL_E_PRECONDITION,
+                   "a background snapshot of a VM that is '%s' would make QEMU"
+                   " abort",
+                   st.state);
+}
+
 int qmp_migrate_start(struct qstill_qmp *q, const char *fd_name,
                       struct qstill_error *err)
 {
+    if (check_background(q, err) < 0)
+        return err->code;
     return client_call(q, "migrate", uri_of(fd_name), NULL, err);
 }
 

@@ -48,7 +48,10 @@ int qmp_migrate_get_parameter(struct qstill_qmp *q, const char *name,
                               int64_t *out, struct qstill_error *err);
 
 /* --- outgoing. The fd was given with qmp_getfd() and is consumed. Returns when
- * QEMU has begun; follow with qmp_migration_read() or MIGRATION events. */
+ * QEMU has begun; follow with qmp_migration_read() or MIGRATION events.
+ * PRECONDITION: background-snapshot is on and the VM neither runs nor is paused
+ * ("prelaunch", "postmigrate", ...): QEMU would abort on the way to "paused".
+ */
 int qmp_migrate_start(struct qstill_qmp *q, const char *fd_name,
                       struct qstill_error *err);
 /* Goes on after pre-switchover. */

@@ -12,7 +12,8 @@
 struct qstill_qmp;
 
 struct qmp_ram_block {
-    char *name; /* the id in the migration stream */
+    char *name; /* the id in the migration stream; "" for a block that is no
+                   part of it (a memory backend that nothing uses) */
     uint64_t page_size;
     uint64_t offset; /* in QEMU's own RAM address space */
     uint64_t used;   /* what the migration stream carries */

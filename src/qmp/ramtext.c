@@ -170,7 +170,7 @@ static bool parse_block(char *line, const struct columns *c,
     out->used = values[USED];
     out->total = values[TOTAL];
     out->hva = values[HVA];
-    return out->used <= out->total && *skip_blanks(line) != '\0';
+    return out->used <= out->total;
 }
 
 static int add_block(struct qmp_ram *ram, char *line, const struct columns *c,
