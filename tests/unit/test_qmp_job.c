@@ -117,17 +117,16 @@ static void optional_arguments_are_left_out_or_sent(void **state)
 static void a_failed_job_gives_its_own_error(void **state)
 {
     struct qstill_qmp *q;
-    struct qmp_peer *p =
-        qmp_peer_client(
-            ASK JOB("running", "") "S {\"event\":\"STOP\"}\n" CHANGE("aborting")
-                ASK JOB("aborting", "") CHANGE("concluded")
-                    ASK JOB("concluded", ",\"error\":\"No space left\\non "
-                                         "device\"") "C "
-                                                     "{\"execute\":\"job-"
-                                                     "dismiss\",\"arguments\":{"
-                                                     "\"id\":\"j\"}}\n"
-                                                     "S {\"return\":{}}",
-            &q);
+    struct qmp_peer *p = qmp_peer_client(
+        ASK JOB("running", "") "S {\"event\":\"STOP\"}\n" CHANGE("aborting")
+            ASK JOB("aborting", "") CHANGE("concluded")
+                ASK JOB("concluded", ",\"error\":\"No space left\\non "
+                                     "device\"") "C "
+                                                 "{\"execute\":\"job-"
+                                                 "dismiss\",\"arguments\":{"
+                                                 "\"id\":\"j\"}}\n"
+                                                 "S {\"return\":{}}",
+        &q);
     json_t *event = NULL;
 
     (void)state;
