@@ -185,14 +185,12 @@ void qstill_qga_close(struct qstill_qga *a)
 /* ------------------------------------------------------------------ commands
  */
 
-/* `prefix` goes before the line. Takes `arguments` over. */
-static int send_line(struct qstill_qga *a, const char *prefix,
-                     const char *command, json_t *arguments, uint64_t deadline,
-                     struct qstill_error *err)
+/* The command's line behind `prefix`. Takes `arguments` over. */
+static int make_line(struct buf *line, const char *prefix, const char *command,
+                     json_t *arguments, struct qstill_error *err)
 {
     CLEANUP(json_decrefp) json_t *args = arguments;
     CLEANUP(json_decrefp) json_t *msg = NULL;
-    CLEANUP(buf_fini) struct buf line = BUF_INIT;
     CLEANUP(freep) char *text = NULL;
 
     if (args && !json_is_object(args))
@@ -203,10 +201,10 @@ static int send_line(struct qstill_qga *a, const char *prefix,
     if (!text)
         return err_set(err, QSTILL_E_USAGE, "cannot make a message of '%s'",
                        command);
-    if (buf_puts(&line, prefix) < 0 || buf_puts(&line, text) < 0 ||
-        buf_puts(&line, "\n") < 0)
+    if (buf_puts(line, prefix) < 0 || buf_puts(line, text) < 0 ||
+        buf_puts(line, "\n") < 0)
         return err_nomem(err);
-    return channel_send(&a->ch, line.data, line.len, -1, deadline, err);
+    return 0;
 }
 
 static int receive_reply(struct qstill_qga *a, const char *command,
@@ -248,15 +246,15 @@ static int execute(struct qstill_qga *a, const char *command, json_t *arguments,
                    uint32_t timeout_ms, json_t **ret, enum came *came,
                    struct qstill_error *err)
 {
+    CLEANUP(buf_fini) struct buf line = BUF_INIT;
     uint64_t deadline = deadline_in(timeout_ms);
 
     *came = NOT_SENT;
-    if (sync_agent(a, earlier(deadline, deadline_in(a->timeout_ms)), err) < 0) {
-        json_decref(arguments);
+    if (make_line(&line, "", command, arguments, err) < 0 ||
+        sync_agent(a, earlier(deadline, deadline_in(a->timeout_ms)), err) < 0)
         return err->code;
-    }
     *came = SENT; /* a part of it, at least, even when this fails */
-    if (send_line(a, "", command, arguments, deadline, err) < 0)
+    if (channel_send(&a->ch, line.data, line.len, -1, deadline, err) < 0)
         return err->code;
     return receive_reply(a, command, deadline, ret, err);
 }
@@ -286,10 +284,13 @@ int qstill_qga_ping(struct qstill_qga *a, struct qstill_error *caller)
  * reads on. The first error stands, this one is of no interest. */
 static void thaw_blindly(struct qstill_qga *a)
 {
+    CLEANUP(buf_fini) struct buf line = BUF_INIT;
     struct qstill_error ignored;
 
-    (void)send_line(a, SENTINEL_STRING, "guest-fsfreeze-thaw", NULL,
-                    deadline_in(BLIND_TIMEOUT_MS), &ignored);
+    if (make_line(&line, SENTINEL_STRING, "guest-fsfreeze-thaw", NULL,
+                  &ignored) == 0)
+        (void)channel_send(&a->ch, line.data, line.len, -1,
+                           deadline_in(BLIND_TIMEOUT_MS), &ignored);
 }
 
 static int check_count(const char *command, const json_t *ret, uint32_t *count,

@@ -308,6 +308,18 @@ static int step_answer(struct qmp_peer *p, const char *text)
     return p->answers[p->standing++] ? 0 : -1;
 }
 
+static int step_trickle(struct qmp_peer *p, const char *text)
+{
+    const char *what = strchr(text, ' ');
+
+    for (int i = atoi(text); what && i > 0; i--) {
+        if (send(p->fd, what + 1, strlen(what + 1), MSG_NOSIGNAL) < 0)
+            break;
+        poll(NULL, 0, 10);
+    }
+    return 0;
+}
+
 static int step_sleep(struct qmp_peer *p, const char *text)
 {
     (void)p;
@@ -343,9 +355,11 @@ static int run_line(struct qmp_peer *p, char *line)
         const char *word;
         int (*step)(struct qmp_peer *p, const char *text);
     } steps[] = {
-        {"C", step_command},   {"S", step_send},      {"R", send_raw},
-        {"A", step_standing},  {"=", step_answer},    {"FD", step_fd},
-        {"SLEEP", step_sleep}, {"CLOSE", step_close}, {"IGNORE", step_ignore},
+        {"C", step_command},   {"S", step_send},
+        {"R", send_raw},       {"A", step_standing},
+        {"=", step_answer},    {"FD", step_fd},
+        {"SLEEP", step_sleep}, {"TRICKLE", step_trickle},
+        {"CLOSE", step_close}, {"IGNORE", step_ignore},
     };
     size_t len = strcspn(line, " ");
     char *text = line + len + (line[len] == ' ');

@@ -17,6 +17,8 @@
  *   FD text     the last command must have brought a file descriptor: writes
  *               the text into it and closes it (one that is not so announced is
  *               a failure)
+ *   TRICKLE n text   sends the text n times, 10 ms apart, or until the client
+ *               closes
  *   SLEEP ms
  *   CLOSE       closes the connection
  *   IGNORE      reads on until the client closes, and cares for nothing
