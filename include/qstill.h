@@ -203,8 +203,8 @@ int qstill_snapshot_list(struct qstill_store *store, const char *vm,
                          struct qstill_error *err);
 void qstill_snapshot_list_free(struct qstill_snapshot_list *list);
 
-/* Finds SNAP (an id or a unique name) in a list: NOT_FOUND, or BUSY when a
- * name is not unique. The result belongs to the list. */
+/* Finds SNAP (an id or a name; both are unique within a VM) in a list, else
+ * NOT_FOUND. The result belongs to the list. */
 int qstill_snapshot_find(const struct qstill_snapshot_list *list,
                          const char *snap, const struct qstill_snapshot **out,
                          struct qstill_error *err);

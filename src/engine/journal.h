@@ -31,7 +31,9 @@ struct journal {
     struct arena arena;
     enum journal_op op;
     enum journal_phase phase;
-    const char *snapshot;    /* its id */
+    const char *snapshot; /* its id; of a delete the first one's */
+    size_t id_count;      /* delete: all that go */
+    char **ids;
     const char *old_current; /* vm.json's before (revert) */
     bool was_running;        /* resume the VM when it is found paused */
     bool freezing;           /* thaw the guest */

@@ -244,3 +244,14 @@ json_t *json_out_strings(char *const *list, size_t count)
         }
     return array;
 }
+
+char *json_text_of_strings(char *const *list)
+{
+    CLEANUP(json_decrefp) json_t *array = NULL;
+    size_t n = 0;
+
+    while (list[n])
+        n++;
+    array = json_out_strings(list, n);
+    return array ? json_dumps(array, JSON_COMPACT) : NULL;
+}

@@ -55,4 +55,8 @@ char **json_in_strings(struct json_in *in, const json_t *obj, const char *key,
 json_t *json_out_string(const char *s);
 json_t *json_out_strings(char *const *list, size_t count);
 
+/* A NULL-terminated list as the text of a JSON array; the caller's (free), or
+ * NULL when out of memory. */
+char *json_text_of_strings(char *const *list);
+
 #endif

@@ -33,6 +33,8 @@ static void read_disks(struct json_in *in, const json_t *root,
         d->virtual_size = json_in_u64(in, o, "virtualSize", JSON_REQUIRED);
         d->dev = json_in_u64(in, o, "dev", JSON_OPTIONAL);
         d->ino = json_in_u64(in, o, "ino", JSON_OPTIONAL);
+        d->file_size = json_in_u64(in, o, "fileSize", JSON_OPTIONAL);
+        d->mtime_ns = json_in_u64(in, o, "mtimeNs", JSON_OPTIONAL);
         d->header_hash = json_in_string(in, o, "headerHash", JSON_OPTIONAL);
     }
     m->disk_count = n;
@@ -139,7 +141,7 @@ static json_t *disks_json(const struct manifest *m)
         const struct manifest_disk *d = &m->disks[i];
 
         json_array_append_new(
-            array, json_pack("{so so so so so so sI sI sI so}", "name",
+            array, json_pack("{so so so so so so sI sI sI sI sI so}", "name",
                              json_out_string(d->name), "qdev",
                              json_out_string(d->qdev), "device",
                              json_out_string(d->device), "node",

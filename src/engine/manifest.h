@@ -20,7 +20,8 @@ struct manifest_disk {
     const char *path; /* the frozen layer, absolute */
     const char *format;
     uint64_t virtual_size;
-    uint64_t dev, ino;
+    /* what it was when it was frozen; all 0 when that is not known */
+    uint64_t dev, ino, file_size, mtime_ns;
     const char *header_hash; /* NULL where the format has none of ours */
 };
 
