@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * attach: makes a running VM known. Reads its disks and how its process was
+ * started; refuses what would make snapshots of it wrong.
+ */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "lock.h"
+#include "name.h"
+#include "qmp/machine.h"
+#include "qstill-qmp.h"
+#include "session.h"
+
+/* A disk that takes part: writable, with a medium, a file underneath. */
+static bool takes_part(const struct qmp_disk *q)
+{
+    return !q->read_only && *q->path;
+}
+
+static bool name_is_free(const struct vm_record *rec, const char *name)
+{
+    return *name && !vmrecord_disk(rec, name);
+}
+
+/* What users call the disk: the device's id, the drive's, the node's. */
+static const char *pick_name(struct vm_record *rec, const struct qmp_disk *q,
+                             size_t index)
+{
+    const char *choices[] = {q->qdev_id, q->device,
+                             q->node_auto ? "" : q->node};
+
+    for (size_t i = 0; i < ARRAY_LEN(choices); i++)
+        if (choices[i] && name_is_free(rec, choices[i]) &&
+            strlen(choices[i]) <= NAME_MAX_LEN && !strchr(choices[i], '/'))
+            return arena_strdup(&rec->arena, choices[i]);
+    return arena_printf(&rec->arena, "disk%zu", index);
+}
+
+static const char *dup_or_null(struct arena *a, const char *s)
+{
+    return s && *s ? arena_strdup(a, s) : NULL;
+}
+
+static int check_disk(const struct vm_record *rec, const struct qmp_disk *q,
+                      const char *path, struct qstill_error *err)
+{
+    struct stat st;
+
+    if (q->encrypted)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "disk %s is encrypted, which qstill cannot snapshot",
+                       path);
+    if (*q->protocol && strcmp(q->protocol, "file") != 0) {
+        err_set(err, QSTILL_E_PRECONDITION,
+                "disk %s is no file but %s, and its snapshots cannot be kept",
+                path, q->protocol);
+        return err_hint(err, "only disks that are image files are supported");
+    }
+    if (stat(path, &st) < 0 || !S_ISREG(st.st_mode))
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "disk image %s cannot be found from here", path);
+    for (size_t i = 0; i < rec->disk_count; i++)
+        if (session_same_file(rec->disks[i].head_path, path))
+            return err_set(err, QSTILL_E_PRECONDITION,
+                           "two disks of the VM use the image %s", path);
+    return 0;
+}
+
+static int add_disk(struct vm_record *rec, const struct qmp_disk *q,
+                    size_t index, struct qstill_error *err)
+{
+    struct arena *a = &rec->arena;
+    const char *path = *q->protocol_path ? q->protocol_path : q->path;
+    struct vm_disk *d = &rec->disks[rec->disk_count];
+    char *abs = session_resolve(a, &rec->launch, path);
+
+    if (!abs)
+        return err_nomem(err);
+    if (check_disk(rec, q, abs, err) < 0)
+        return err->code;
+    d->qdev = dup_or_null(a, q->qdev);
+    d->device = dup_or_null(a, q->device);
+    d->attach_path = arena_strdup(a, path);
+    d->attach_format = arena_strdup(a, q->driver);
+    d->head_path = abs;
+    d->head_format = d->attach_format;
+    d->virtual_size = q->virtual_size;
+    d->name = pick_name(rec, q, index);
+    if (!d->attach_path || !d->attach_format || !d->name)
+        return err_nomem(err);
+    rec->disk_count++;
+    return 0;
+}
+
+static int read_disks(struct vm_record *rec, struct qstill_qmp *q,
+                      struct qstill_error *err)
+{
+    CLEANUP(qmp_disks_fini) struct qmp_disks disks = QMP_DISKS_INIT;
+
+    if (qmp_disks_read(q, &disks, err) < 0)
+        return err->code;
+    if (disks.count > VM_DISKS_MAX)
+        return err_set(err, QSTILL_E_PRECONDITION, "over %d disks",
+                       VM_DISKS_MAX);
+    rec->disks = arena_array(&rec->arena, disks.count + 1, sizeof(*rec->disks));
+    if (!rec->disks)
+        return err_nomem(err);
+    for (size_t i = 0; i < disks.count; i++)
+        if (takes_part(&disks.items[i]) &&
+            add_disk(rec, &disks.items[i], i, err) < 0)
+            return err->code;
+    return 0;
+}
+
+static int read_launch(struct vm_record *rec, struct qstill_qmp *q,
+                       struct qstill_error *err)
+{
+    CLEANUP(launch_record_fini) struct launch_record launch = {0};
+    pid_t pid;
+
+    if (qstill_qmp_peer_pid(q, &pid, err) < 0 ||
+        launch_read(pid, &launch, err) < 0)
+        return err->code;
+    return vmrecord_set_launch(rec, &launch, err);
+}
+
+static int read_vm(struct vm_record *rec, const char *socket,
+                   struct qstill_store *store, struct qstill_error *err)
+{
+    CLEANUP(qmp_machine_fini) struct qmp_machine machine = QMP_MACHINE_INIT;
+    struct qstill_qmp *q = NULL;
+    struct qstill_error why = {0};
+    int r;
+
+    if (qstill_qmp_open(&q, socket, NULL, err) < 0)
+        return err->code;
+    if (read_launch(rec, q, &why) < 0)
+        store_note(store,
+                   "cannot read how the VM was started (%s): it cannot be "
+                   "started again without --launcher",
+                   why.message);
+    r = qmp_machine_read(q, &machine, err);
+    if (r == 0) {
+        rec->uuid = dup_or_null(&rec->arena, machine.uuid);
+        r = read_disks(rec, q, err);
+    }
+    qstill_qmp_close(q);
+    return r;
+}
+
+/* Sockets are kept as absolute paths: later commands run elsewhere. */
+static const char *absolute(struct arena *a, const char *path)
+{
+    CLEANUP(freep) char *cwd = NULL;
+
+    if (!path || path[0] == '/')
+        return path ? arena_strdup(a, path) : NULL;
+    cwd = getcwd(NULL, 0);
+    return cwd ? arena_printf(a, "%s/%s", cwd, path) : NULL;
+}
+
+static int fill_record(struct vm_record *rec, const char *vm,
+                       const struct qstill_attach_options *o,
+                       struct qstill_error *err)
+{
+    rec->name = arena_strdup(&rec->arena, vm);
+    rec->qmp = absolute(&rec->arena, o->qmp);
+    rec->agent = absolute(&rec->arena, o->agent);
+    rec->launcher = dup_or_null(&rec->arena, o->launcher);
+    if (!rec->name || !rec->qmp || (o->agent && !rec->agent))
+        return err_nomem(err);
+    return 0;
+}
+
+static int publish_vm(struct qstill_store *store, const char *vm,
+                      const struct vm_record *rec, struct qstill_error *err)
+{
+    CLEANUP(closep) int vmfd = -1;
+    int lockfd = -1;
+
+    if (store_make_vm(store, vm, &vmfd, err) < 0 ||
+        lock_take(vmfd, "attach", &lockfd, err) < 0)
+        return err->code;
+    if (faccessat(vmfd, STORE_RECORD, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+        err_set(err, QSTILL_E_BUSY, "VM %s is attached already", vm);
+    else
+        vmrecord_save(vmfd, rec, err);
+    lock_release(&lockfd);
+    return err->code;
+}
+
+QSTILL_PUBLIC int qstill_vm_attach(struct qstill_store *store, const char *vm,
+                                   const struct qstill_attach_options *options,
+                                   struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    CLEANUP(vmrecord_fini) struct vm_record rec = {.arena = ARENA_INIT};
+    CLEANUP(closep) int vmfd = -1;
+    struct qstill_error absent = {0};
+
+    if (name_check("VM name", vm, err) < 0)
+        return err->code;
+    if (!options || options->size < sizeof(*options) || !options->qmp ||
+        !*options->qmp)
+        return err_set(err, QSTILL_E_USAGE, "attach needs a QMP socket");
+    if (store_open_vm(store, vm, &vmfd, &absent) == 0) {
+        err_set(err, QSTILL_E_BUSY, "VM %s is attached already", vm);
+        return err_hint(err, "qstill detach %s forgets it", vm);
+    }
+    if (absent.code != QSTILL_E_NOT_FOUND) {
+        *err = absent;
+        return err->code;
+    }
+    if (fill_record(&rec, vm, options, err) < 0 ||
+        read_vm(&rec, rec.qmp, store, err) < 0)
+        return err->code;
+    return publish_vm(store, vm, &rec, err);
+}
+
+QSTILL_PUBLIC int qstill_vm_detach(struct qstill_store *store, const char *vm,
+                                   struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    CLEANUP(closep) int top = -1;
+    struct session s;
+
+    if (session_open(&s, store, vm, "detach", err) < 0)
+        return err->code;
+    if (s.tree.count > 0) {
+        err_set(err, QSTILL_E_PRECONDITION, "VM %s still has %zu snapshot%s",
+                vm, s.tree.count, s.tree.count == 1 ? "" : "s");
+        err_hint(err, "delete them first: qstill list %s", vm);
+    } else if (s.rec.hidden_count > 0) {
+        err_set(err, QSTILL_E_PRECONDITION,
+                "VM %s still has %zu layers to be merged", vm,
+                s.rec.hidden_count);
+        err_hint(err, "run qstill recover %s", vm);
+    } else if (store_open_dir(store, &top, err) == 0) {
+        store_remove_tree(top, vm, err);
+    }
+    session_close(&s);
+    return err->code;
+}

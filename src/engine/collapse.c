@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Merging hidden layers away. One pass looks at the whole graph and does one
+ * merge; passes repeat until nothing more can be done. Each pass starts from
+ * what the images' headers say, so that it may be cut and run again anywhere.
+ *
+ *   no child        the file is removed (never the disk's first image)
+ *   one child       VM running, both in the live chain: QEMU merges them;
+ *                   neither open: we do
+ *   more children   the layer stays hidden until they are fewer
+ */
+#include <string.h>
+
+#include "journal.h"
+#include "layers.h"
+#include "livechain.h"
+#include "session.h"
+
+enum outcome { NOTHING, PROGRESS };
+
+static bool is_first_image(struct session *s, const struct layer *l)
+{
+    const struct vm_disk *d = vmrecord_disk(&s->rec, l->disk);
+    const char *first =
+        d ? session_resolve(&s->rec.arena, &s->rec.launch, d->attach_path)
+          : NULL;
+
+    return !first || session_same_file(first, l->path);
+}
+
+static struct layer *only_child(const struct layers *all, const struct layer *l)
+{
+    for (size_t i = 0; i < all->count; i++)
+        if (all->items[i].below == l)
+            return &all->items[i];
+    return NULL;
+}
+
+static int forget(struct session *s, const char *path, struct qstill_error *err)
+{
+    vmrecord_unhide(&s->rec, path);
+    return vmrecord_save(s->vmfd, &s->rec, err);
+}
+
+/* After a merge the file that a snapshot names has another header. */
+static int reidentify(struct session *s, const struct layer *l,
+                      struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+    struct manifest *m = l->owner ? tree_find(&s->tree, l->owner) : NULL;
+
+    if (!m)
+        return 0;
+    for (size_t i = 0; i < m->disk_count; i++)
+        if (strcmp(m->disks[i].path, l->path) == 0 &&
+            layer_identify(m, &m->disks[i], err) < 0)
+            return err->code;
+    if (store_opendirat(s->snapsfd, m->id, &fd, err) < 0)
+        return err->code;
+    return manifest_save(fd, m, err);
+}
+
+static int drop_file(struct session *s, const struct layer *l, struct buf *text,
+                     struct qstill_error *err)
+{
+    if (layer_remove(l->path, err) < 0 || forget(s, l->path, err) < 0)
+        return err->code;
+    if (text)
+        buf_printf(text, "removed %s\n", l->path);
+    return 0;
+}
+
+/* The head is folded into the hidden layer below it, which becomes the head. */
+static int fold_head(struct session *s, struct vm_disk *d,
+                     const struct layer *gone, const struct layer *head,
+                     struct journal *j, struct buf *text,
+                     struct qstill_error *err)
+{
+    if (livechain_commit_head(s, d, gone->path, gone->format, j, err) < 0 ||
+        session_refresh(s, err) < 0 || forget(s, gone->path, err) < 0 ||
+        layer_remove(head->path, err) < 0)
+        return err->code;
+    if (text)
+        buf_printf(text, "folded %s into %s\n", head->path, gone->path);
+    return 0;
+}
+
+static int pull(struct session *s, struct vm_disk *d, const struct layer *gone,
+                const struct layer *child, struct buf *text,
+                struct qstill_error *err)
+{
+    if (livechain_pull(s, d, child->path, gone->path, err) < 0 ||
+        reidentify(s, child, err) < 0 || drop_file(s, gone, NULL, err) < 0)
+        return err->code;
+    if (text)
+        buf_printf(text, "pulled %s into %s\n", gone->path, child->path);
+    return 0;
+}
+
+static int merge_live(struct session *s, struct vm_disk *d,
+                      const struct layer *gone, const struct layer *child,
+                      struct journal *j, struct buf *text,
+                      enum outcome *outcome, struct qstill_error *err)
+{
+    bool first = is_first_image(s, gone);
+
+    /* The first image is where the VM came from: it only ever is folded into,
+     * and only by the head, so that the last delete gives it back. */
+    if (first && !child->head)
+        return 0;
+    *outcome = PROGRESS;
+    if (child->head && (first || child->allocated <= gone->allocated))
+        return fold_head(s, d, gone, child, j, text, err);
+    return pull(s, d, gone, child, text, err);
+}
+
+static int merge_one(struct session *s, const struct layers *all,
+                     const struct layer *gone, struct journal *j,
+                     struct buf *text, enum outcome *outcome,
+                     struct qstill_error *err)
+{
+    struct vm_disk *d = vmrecord_disk(&s->rec, gone->disk);
+    const struct layer *child = only_child(all, gone);
+    bool has_gone = false, has_child = false;
+
+    if (!d || !child)
+        return 0;
+    if (s->qmp && (livechain_has(s, d, gone->path, &has_gone, err) < 0 ||
+                   livechain_has(s, d, child->path, &has_child, err) < 0))
+        return err->code;
+    if (has_gone && has_child)
+        return merge_live(s, d, gone, child, j, text, outcome, err);
+    return 0;
+}
+
+static int look_at(struct session *s, const struct layers *all,
+                   const struct layer *l, struct journal *j, struct buf *text,
+                   enum outcome *outcome, struct qstill_error *err)
+{
+    if (!l->hidden || l->head || l->owner)
+        return 0;
+    if (l->missing) {
+        *outcome = PROGRESS;
+        return forget(s, l->path, err);
+    }
+    if (l->children == 0) {
+        if (is_first_image(s, l))
+            return 0;
+        *outcome = PROGRESS;
+        return drop_file(s, l, text, err);
+    }
+    if (l->children == 1)
+        return merge_one(s, all, l, j, text, outcome, err);
+    return 0;
+}
+
+static int one_pass(struct session *s, struct journal *j, struct buf *text,
+                    enum outcome *outcome, struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0, NULL};
+
+    *outcome = NOTHING;
+    if (layers_load(s, &all, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < all.count && *outcome == NOTHING; i++)
+        if (look_at(s, &all, &all.items[i], j, text, outcome, err) < 0)
+            return err->code;
+    return 0;
+}
+
+int layers_collapse(struct session *s, struct journal *j, struct buf *text,
+                    struct qstill_error *err)
+{
+    enum outcome outcome = PROGRESS;
+
+    while (outcome == PROGRESS)
+        if (one_pass(s, j, text, &outcome, err) < 0)
+            return err->code;
+    if (text && s->rec.hidden_count > 0)
+        buf_printf(text, "%zu layer%s stay%s hidden for now\n",
+                   s->rec.hidden_count, s->rec.hidden_count == 1 ? "" : "s",
+                   s->rec.hidden_count == 1 ? "s" : "");
+    return 0;
+}

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: MIT */
+#include "livechain.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "journal.h"
+#include "qmp/job.h"
+#include "qmp/migrate.h"
+#include "session.h"
+
+/* One job at a time works on a VM, under its lock. */
+#define JOB_ID         "qstill-merge"
+#define JOB_SLICE_MS   10000
+#define PIVOT_MS       30000
+#define CHAIN_MAX      512
+#define RESUME_WAIT_MS 30000
+
+static const struct qmp_node *
+head_node(struct session *s, const struct qmp_graph *g, const struct vm_disk *d)
+{
+    const struct qmp_disk *q = session_live_disk(s, d);
+
+    return q ? qmp_graph_find(g, q->node) : NULL;
+}
+
+static const struct qmp_node *node_of(struct session *s,
+                                      const struct qmp_graph *g,
+                                      const struct vm_disk *d, const char *path)
+{
+    const struct qmp_node *chain[CHAIN_MAX];
+    const struct qmp_node *head = head_node(s, g, d);
+    size_t n = head ? qmp_graph_chain(head, chain, CHAIN_MAX) : 0;
+
+    for (size_t i = 0; i < n && i < CHAIN_MAX; i++) {
+        const char *name =
+            chain[i]->file ? chain[i]->file->path : chain[i]->path;
+        const char *abs = session_resolve(&s->rec.arena, &s->rec.launch, name);
+
+        if (abs && session_same_file(abs, path))
+            return chain[i];
+    }
+    return NULL;
+}
+
+int livechain_has(struct session *s, struct vm_disk *d, const char *path,
+                  bool *has, struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+
+    if (qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    *has = node_of(s, &g, d, path) != NULL;
+    return 0;
+}
+
+static int missing_node(const struct vm_disk *d, const char *path,
+                        struct qstill_error *err)
+{
+    return err_set(err, QSTILL_E_PRECONDITION,
+                   "%s is not in the live chain of disk %s", path, d->name);
+}
+
+/* As long as QEMU answers, its job is left its time. */
+static int wait_job(struct session *s, enum qmp_job_state until,
+                    struct qstill_error *err)
+{
+    struct qmp_job job;
+
+    for (;;) {
+        if (qmp_job_read(s->qmp, JOB_ID, &job, err) < 0)
+            return err->code;
+        if (job.state == QMP_JOB_CONCLUDED ||
+            (until == QMP_JOB_READY && job.state == QMP_JOB_READY))
+            return 0;
+        if (qmp_job_wait(s->qmp, JOB_ID, until, JOB_SLICE_MS, &job, err) == 0)
+            return 0;
+        if (err->code != QSTILL_E_UNREACHABLE)
+            return err->code;
+        err->code = 0; /* took longer: ask whether QEMU still answers */
+    }
+}
+
+int livechain_settle(struct session *s, struct qstill_error *err)
+{
+    struct qmp_job job;
+    struct qstill_error absent = {0};
+
+    if (qmp_job_read(s->qmp, JOB_ID, &job, &absent) < 0)
+        return absent.code == QSTILL_E_NOT_FOUND ? 0 : (*err = absent).code;
+    if (job.state != QMP_JOB_CONCLUDED) {
+        qmp_job_cancel(s->qmp, JOB_ID, &absent);
+        if (wait_job(s, QMP_JOB_CONCLUDED, err) < 0)
+            return err->code;
+    }
+    return qmp_job_dismiss(s->qmp, JOB_ID, err);
+}
+
+int livechain_resume(struct session *s, bool was_running,
+                     struct qstill_error *err)
+{
+    double deadline = clock_ms() + RESUME_WAIT_MS;
+
+    if (!was_running)
+        return 0;
+    for (;;) {
+        if (qmp_cont(s->qmp, err) == 0)
+            return session_refresh(s, err);
+        if (err->code != QSTILL_E_FAILED || clock_ms() > deadline)
+            return err_wrap(err, "resuming the guest");
+        clock_sleep_ms(20);
+        err->code = 0;
+    }
+}
+
+/* The VM is stopped: both files read the same until it runs again. */
+static int pivot(struct session *s, struct vm_disk *d, const char *to,
+                 const char *to_format, struct journal *j,
+                 struct qstill_error *err)
+{
+    j->pivot_disk = d->name;
+    j->pivot_from = d->head_path;
+    j->pivot_to = to;
+    j->pivot_to_format = to_format;
+    if (journal_save(s->vmfd, j, err) < 0 ||
+        qmp_job_complete(s->qmp, JOB_ID, err) < 0 ||
+        qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0)
+        return err->code;
+    if (vmrecord_set_head(&s->rec, d->name, to, to_format, err) < 0 ||
+        vmrecord_save(s->vmfd, &s->rec, err) < 0)
+        return err->code;
+    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+    return journal_save(s->vmfd, j, err);
+}
+
+static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
+                          const char *to_format, struct journal *j,
+                          struct qstill_error *err)
+{
+    struct qstill_error second = {0};
+    bool was_running, had = j->was_running;
+
+    if (session_refresh(s, err) < 0)
+        return err->code;
+    was_running = s->status.running;
+    j->was_running = had || was_running;
+    if (was_running && qmp_stop(s->qmp, 0, err) < 0)
+        return err->code;
+    pivot(s, d, to, to_format, j, err);
+    if (livechain_resume(s, was_running, &second) < 0 && err->code == 0)
+        *err = second;
+    return err->code;
+}
+
+int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
+                          const char *to_format, struct journal *j,
+                          struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    struct qmp_commit c = {.job = JOB_ID};
+    const struct qmp_node *head, *base;
+    struct qstill_error second = {0};
+    struct qmp_job job;
+
+    if (livechain_settle(s, err) < 0 || qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    head = head_node(s, &g, d);
+    base = node_of(s, &g, d, to);
+    if (!head || !base)
+        return missing_node(d, to, err);
+    c.device = head->name;
+    c.base_node = base->name;
+    if (qmp_block_commit(s->qmp, &c, err) < 0 ||
+        wait_job(s, QMP_JOB_READY, err) < 0 ||
+        qmp_job_read(s->qmp, JOB_ID, &job, err) < 0)
+        return err_wrap(err, "folding %s into %s", d->head_path, to);
+    if (job.state == QMP_JOB_CONCLUDED)
+        return qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0
+                   ? err_wrap(err, "folding %s into %s", d->head_path, to)
+                   : 0;
+    if (stop_and_pivot(s, d, to, to_format, j, err) < 0) {
+        livechain_settle(s, &second);
+        return err_wrap(err, "folding %s into %s", d->head_path, to);
+    }
+    return 0;
+}
+
+int livechain_pull(struct session *s, struct vm_disk *d, const char *layer,
+                   const char *drop, struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    struct qmp_stream st = {.job = JOB_ID};
+    const struct qmp_node *top, *gone;
+
+    if (livechain_settle(s, err) < 0 || qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    top = node_of(s, &g, d, layer);
+    gone = node_of(s, &g, d, drop);
+    if (!top || !gone)
+        return missing_node(d, top ? drop : layer, err);
+    st.device = top->name;
+    st.base_node = gone->below ? gone->below->name : NULL;
+    if (qmp_block_stream(s->qmp, &st, err) < 0 ||
+        wait_job(s, QMP_JOB_CONCLUDED, err) < 0 ||
+        qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0)
+        return err_wrap(err, "pulling %s into %s", drop, layer);
+    return 0;
+}

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: MIT */
+#include "session.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include "lock.h"
+#include "qstill-qmp.h"
+#include "recover.h"
+
+/* A session whose verb only reads holds no lock. */
+int session_open(struct session *s, struct qstill_store *store, const char *vm,
+                 const char *verb, struct qstill_error *err)
+{
+    memset(s, 0, sizeof(*s));
+    s->vmfd = s->snapsfd = s->lockfd = -1;
+    s->store = store;
+    if (store_open_vm(store, vm, &s->vmfd, err) < 0)
+        return err->code;
+    if (!verb)
+        recover_if_abandoned(store, vm, s->vmfd);
+    s->vm = strdup(vm);
+    if (!s->vm) {
+        session_close(s);
+        return err_nomem(err);
+    }
+    if (store_open_snapshots(s->vmfd, &s->snapsfd, err) < 0 ||
+        (verb && lock_take(s->vmfd, verb, &s->lockfd, err) < 0) ||
+        session_reload(s, err) < 0 ||
+        (verb && recover_session(s, NULL, err) < 0)) {
+        err_wrap(err, "VM %s", vm);
+        session_close(s);
+        return err->code;
+    }
+    return 0;
+}
+
+void session_close(struct session *s)
+{
+    session_disconnect(s);
+    tree_fini(&s->tree);
+    vmrecord_fini(&s->rec);
+    if (s->lockfd >= 0)
+        lock_release(&s->lockfd);
+    closep(&s->snapsfd);
+    closep(&s->vmfd);
+    s->lockfd = s->snapsfd = s->vmfd = -1;
+    free(s->vm);
+    s->vm = NULL;
+}
+
+int session_reload(struct session *s, struct qstill_error *err)
+{
+    struct vm_record rec = {.arena = ARENA_INIT};
+    struct tree tree = {0, NULL};
+
+    if (vmrecord_load(s->vmfd, &rec, err) < 0)
+        return err->code;
+    if (tree_load(s->vmfd, &tree, err) < 0) {
+        vmrecord_fini(&rec);
+        return err->code;
+    }
+    vmrecord_fini(&s->rec);
+    tree_fini(&s->tree);
+    s->rec = rec;
+    s->tree = tree;
+    return 0;
+}
+
+/* Nobody listens: no such file, or a socket that a dead QEMU left. */
+static bool socket_is_dead(const char *path)
+{
+    CLEANUP(closep) int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    struct sockaddr_un sun = {.sun_family = AF_UNIX};
+
+    if (fd < 0 || strlen(path) >= sizeof(sun.sun_path))
+        return false;
+    memcpy(sun.sun_path, path, strlen(path) + 1);
+    if (connect(fd, (struct sockaddr *)&sun, sizeof(sun)) == 0)
+        return false;
+    return errno == ENOENT || errno == ECONNREFUSED || errno == ENOTDIR;
+}
+
+int session_connect(struct session *s, struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+    pid_t pid = 0;
+
+    if (s->qmp)
+        return 0;
+    if (qstill_qmp_open(&s->qmp, s->rec.qmp, NULL, &why) < 0) {
+        if (why.code == QSTILL_E_UNREACHABLE && socket_is_dead(s->rec.qmp))
+            return 0;
+        *err = why;
+        return err->code;
+    }
+    if (qstill_qmp_peer_pid(s->qmp, &pid, &why) == 0)
+        s->pid = pid;
+    if (session_refresh(s, err) < 0) {
+        session_disconnect(s);
+        return err->code;
+    }
+    return 0;
+}
+
+void session_disconnect(struct session *s)
+{
+    qmp_disks_fini(&s->live);
+    memset(&s->live, 0, sizeof(s->live));
+    qstill_qmp_close(s->qmp);
+    s->qmp = NULL;
+    s->pid = 0;
+}
+
+int session_refresh(struct session *s, struct qstill_error *err)
+{
+    struct qmp_disks live = QMP_DISKS_INIT;
+
+    if (qmp_status_read(s->qmp, &s->status, err) < 0 ||
+        qmp_disks_read(s->qmp, &live, err) < 0)
+        return err->code;
+    qmp_disks_fini(&s->live);
+    s->live = live;
+    return 0;
+}
+
+static bool same_string(const char *a, const char *b)
+{
+    return a && b && *a && strcmp(a, b) == 0;
+}
+
+const struct qmp_disk *session_live_disk(const struct session *s,
+                                         const struct vm_disk *d)
+{
+    for (size_t i = 0; i < s->live.count; i++) {
+        const struct qmp_disk *q = &s->live.items[i];
+
+        if (same_string(d->qdev, q->qdev) ||
+            (!d->qdev && same_string(d->device, q->device)))
+            return q;
+    }
+    return NULL;
+}
+
+char *session_resolve(struct arena *a, const struct launch_record *launch,
+                      const char *path)
+{
+    if (strncmp(path, "file:", 5) == 0)
+        path += 5;
+    if (path[0] == '/' || !launch->cwd)
+        return arena_strdup(a, path);
+    return arena_printf(a, "%s/%s", launch->cwd, path);
+}
+
+bool session_same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+
+    if (strcmp(a, b) == 0)
+        return true;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev &&
+           x.st_ino == y.st_ino;
+}
+
+const char *session_live_path(struct session *s, const struct vm_disk *d)
+{
+    const struct qmp_disk *q = session_live_disk(s, d);
+    const char *path = NULL;
+
+    if (q)
+        path = *q->protocol_path ? q->protocol_path : q->path;
+    return path ? session_resolve(&s->rec.arena, &s->rec.launch, path) : NULL;
+}
+
+static int wrong_head(struct session *s, const struct vm_disk *d,
+                      const char *live, struct qstill_error *err)
+{
+    const struct manifest *owner = tree_owner(&s->tree, live);
+
+    if (owner) {
+        err_set(err, QSTILL_E_PRECONDITION,
+                "disk %s of VM %s runs on %s, the frozen layer of snapshot %s",
+                d->name, s->vm, live, owner->name);
+        return err_hint(err,
+                        "stop the VM at once and start it with: qstill "
+                        "start %s",
+                        s->vm);
+    }
+    err_set(err, QSTILL_E_PRECONDITION,
+            "disk %s of VM %s runs on %s, but its head is %s", d->name, s->vm,
+            live, d->head_path);
+    return err_hint(err, "somebody else changed the disk: stop the VM and "
+                         "start it with qstill start, or detach and attach it");
+}
+
+int session_check_heads(struct session *s, struct qstill_error *err)
+{
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const struct vm_disk *d = &s->rec.disks[i];
+        const char *live = session_live_path(s, d);
+
+        if (!live) {
+            err_set(err, QSTILL_E_PRECONDITION, "VM %s has no disk %s any more",
+                    s->vm, d->name);
+            return err_hint(err, "plug it in again, or detach and attach the "
+                                 "VM");
+        }
+        if (!session_same_file(live, d->head_path))
+            return wrong_head(s, d, live, err);
+    }
+    return 0;
+}
+
+bool session_vm_is_paused(const struct session *s)
+{
+    return s->qmp && !s->status.running;
+}

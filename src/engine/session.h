@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * One verb at work on one VM: the lock, the record, the tree and, when QEMU
+ * runs, the connection to it with its own view of the disks.
+ */
+#ifndef QSTILL_ENGINE_SESSION_H
+#define QSTILL_ENGINE_SESSION_H
+
+#include "qmp/block.h"
+#include "qmp/machine.h"
+#include "store.h"
+#include "tree.h"
+#include "vmrecord.h"
+
+struct qstill_qmp;
+
+struct session {
+    struct qstill_store *store;
+    char *vm;
+    int vmfd;
+    int snapsfd;
+    int lockfd;
+    struct vm_record rec;
+    struct tree tree;
+    struct qstill_qmp *qmp; /* NULL: the VM is off (or not asked yet) */
+    int pid;                /* QEMU's; 0 when not known */
+    struct qmp_status status;
+    struct qmp_disks live;
+};
+
+/* Opens STORE/VM, takes the lock for `verb` (NULL: none, only reading),
+ * finishes what an abandoned operation left, and loads record and tree. */
+int session_open(struct session *s, struct qstill_store *store, const char *vm,
+                 const char *verb, struct qstill_error *err);
+void session_close(struct session *s);
+
+/* Loads record and tree again. */
+int session_reload(struct session *s, struct qstill_error *err);
+
+/* Connects to QEMU and reads status and disks. A VM that is off (no socket,
+ * or nobody listens) is no error: s->qmp stays NULL. */
+int session_connect(struct session *s, struct qstill_error *err);
+void session_disconnect(struct session *s);
+/* Reads status and disks again. */
+int session_refresh(struct session *s, struct qstill_error *err);
+
+/* QEMU's view of a disk of the record, or NULL. */
+const struct qmp_disk *session_live_disk(const struct session *s,
+                                         const struct vm_disk *d);
+/* The absolute path of QEMU's present image of it. In arena of the record. */
+const char *session_live_path(struct session *s, const struct vm_disk *d);
+
+/* Each disk of a running VM must be on its recorded head: PRECONDITION else,
+ * with what to do. */
+int session_check_heads(struct session *s, struct qstill_error *err);
+
+bool session_vm_is_paused(const struct session *s);
+
+/* Resolves QEMU's file name: relative to its working directory, no json:. */
+char *session_resolve(struct arena *a, const struct launch_record *launch,
+                      const char *path);
+/* The same file: by name, or by device and inode. */
+bool session_same_file(const char *a, const char *b);
+
+#endif

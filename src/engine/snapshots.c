@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT */
+/* The public list of snapshots, made from the tree; and rename. */
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "lock.h"
+#include "name.h"
+#include "recover.h"
+#include "store.h"
+#include "tree.h"
+#include "vmrecord.h"
+
+struct list_obj {
+    struct qstill_snapshot_list list; /* first: the public pointer */
+    struct tree tree;
+    struct vm_record rec;
+    struct arena arena;
+};
+
+static uint64_t layer_usage(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
+}
+
+static int fill_disks(struct list_obj *o, const struct manifest *m,
+                      struct qstill_snapshot *s, struct qstill_error *err)
+{
+    struct qstill_disk_info *disks =
+        arena_array(&o->arena, m->disk_count + 1, sizeof(*disks));
+
+    if (!disks)
+        return err_nomem(err);
+    for (size_t i = 0; i < m->disk_count; i++) {
+        disks[i].name = m->disks[i].name;
+        disks[i].path = m->disks[i].path;
+        disks[i].format = m->disks[i].format;
+        disks[i].virtual_size = m->disks[i].virtual_size;
+        s->size_bytes += layer_usage(m->disks[i].path);
+    }
+    s->disks = disks;
+    s->disk_count = m->disk_count;
+    return 0;
+}
+
+static int fill_children(struct list_obj *o, const struct manifest *m,
+                         struct qstill_snapshot *s, struct qstill_error *err)
+{
+    size_t n = tree_children(&o->tree, m->id);
+    const char **children = arena_array(&o->arena, n + 1, sizeof(*children));
+
+    if (!children)
+        return err_nomem(err);
+    for (size_t i = 0; i < o->tree.count; i++) {
+        const struct manifest *c = &o->tree.nodes[i];
+
+        if (c->parent_id && strcmp(c->parent_id, m->id) == 0)
+            children[s->child_count++] = c->id;
+    }
+    s->children = children;
+    return 0;
+}
+
+static int fill(struct list_obj *o, int snapsfd, const struct manifest *m,
+                struct qstill_snapshot *s, struct qstill_error *err)
+{
+    s->id = m->id;
+    s->name = m->name;
+    s->description = m->description ? m->description : "";
+    s->parent_id = m->parent_id;
+    s->created_at = m->created_at;
+    s->mode = m->mode;
+    s->mode_reason = m->mode_reason ? m->mode_reason : "";
+    s->memory_included = m->memory_included;
+    s->quiesced = m->quiesced;
+    s->current = o->rec.current && strcmp(o->rec.current, m->id) == 0;
+    s->pause_ms = m->pause_ms;
+    s->longest_stall_ms = m->stall_ms;
+    s->memory_bytes = m->memory_bytes;
+    s->memory_written = m->memory_written;
+    s->label_count = m->label_count;
+    s->labels = (const char *const *)m->labels;
+    if (m->memory_included)
+        s->size_bytes = store_tree_usage(snapsfd, m->id);
+    if (fill_disks(o, m, s, err) < 0)
+        return err->code;
+    return fill_children(o, m, s, err);
+}
+
+static int list_load(struct list_obj *o, int vmfd, struct qstill_error *err)
+{
+    CLEANUP(closep) int snapsfd = -1;
+    struct qstill_snapshot *s;
+
+    if (vmrecord_load(vmfd, &o->rec, err) < 0 ||
+        tree_load(vmfd, &o->tree, err) < 0 ||
+        store_open_snapshots(vmfd, &snapsfd, err) < 0)
+        return err->code;
+    s = arena_array(&o->arena, o->tree.count + 1, sizeof(*s));
+    if (!s)
+        return err_nomem(err);
+    for (size_t i = 0; i < o->tree.count; i++)
+        if (fill(o, snapsfd, &o->tree.nodes[i], &s[i], err) < 0)
+            return err->code;
+    o->list.count = o->tree.count;
+    o->list.snapshots = s;
+    o->list.current = o->rec.current;
+    return 0;
+}
+
+QSTILL_PUBLIC int qstill_snapshot_list(struct qstill_store *store,
+                                       const char *vm,
+                                       struct qstill_snapshot_list **out,
+                                       struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    CLEANUP(closep) int vmfd = -1;
+    struct list_obj *o;
+
+    if (store_open_vm(store, vm, &vmfd, err) < 0)
+        return err->code;
+    recover_if_abandoned(store, vm, vmfd);
+    o = calloc(1, sizeof(*o));
+    if (!o)
+        return err_nomem(err);
+    if (list_load(o, vmfd, err) < 0) {
+        qstill_snapshot_list_free(&o->list);
+        return err_wrap(err, "VM %s", vm);
+    }
+    *out = &o->list;
+    return 0;
+}
+
+QSTILL_PUBLIC void qstill_snapshot_list_free(struct qstill_snapshot_list *list)
+{
+    struct list_obj *o = (struct list_obj *)list;
+
+    if (!o)
+        return;
+    tree_fini(&o->tree);
+    vmrecord_fini(&o->rec);
+    arena_fini(&o->arena);
+    free(o);
+}
+
+QSTILL_PUBLIC int qstill_snapshot_find(const struct qstill_snapshot_list *list,
+                                       const char *snap,
+                                       const struct qstill_snapshot **out,
+                                       struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    struct manifest *m = NULL;
+
+    if (tree_resolve(&((const struct list_obj *)list)->tree, snap, &m, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < list->count; i++)
+        if (strcmp(list->snapshots[i].id, m->id) == 0)
+            *out = &list->snapshots[i];
+    return 0;
+}
+
+static int rename_locked(int vmfd, const char *snap, const char *new_name,
+                         struct qstill_error *err)
+{
+    CLEANUP(closep) int snapsfd = -1, fd = -1;
+    CLEANUP(tree_fini) struct tree tree = {0, NULL};
+    struct manifest *m = NULL, *other = NULL;
+    struct qstill_error scratch = {0};
+
+    if (tree_load(vmfd, &tree, err) < 0 ||
+        tree_resolve(&tree, snap, &m, err) < 0)
+        return err->code;
+    if (tree_resolve(&tree, new_name, &other, &scratch) == 0 && other != m)
+        return err_set(err, QSTILL_E_BUSY, "a snapshot named %s exists already",
+                       new_name);
+    m->name = arena_strdup(&m->arena, new_name);
+    if (!m->name)
+        return err_nomem(err);
+    if (store_open_snapshots(vmfd, &snapsfd, err) < 0 ||
+        store_opendirat(snapsfd, m->id, &fd, err) < 0)
+        return err->code;
+    return manifest_save(fd, m, err);
+}
+
+QSTILL_PUBLIC int qstill_snapshot_rename(struct qstill_store *store,
+                                         const char *vm, const char *snap,
+                                         const char *new_name,
+                                         struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    CLEANUP(closep) int vmfd = -1;
+    int lockfd = -1;
+
+    if (name_check("snapshot name", new_name, err) < 0 ||
+        store_open_vm(store, vm, &vmfd, err) < 0)
+        return err->code;
+    recover_if_abandoned(store, vm, vmfd);
+    if (lock_take(vmfd, "rename", &lockfd, err) < 0)
+        return err->code;
+    rename_locked(vmfd, snap, new_name, err);
+    lock_release(&lockfd);
+    return err->code;
+}

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Starting the QEMU process of a VM from its launch record, through the
+ * caller's launch function, and ending one.
+ */
+#ifndef QSTILL_ENGINE_START_H
+#define QSTILL_ENGINE_START_H
+
+#include "base/error.h"
+#include "launch.h"
+
+struct session;
+
+/* What the next start opens instead of the recorded heads. */
+struct start_head {
+    const char *disk;
+    const char *path;
+    const char *format;
+};
+
+struct start_options {
+    const struct start_head *heads; /* NULL: those of the record */
+    size_t head_count;
+    const struct launch_ram *mapped;
+    size_t mapped_count;
+    bool paused;   /* -S */
+    bool incoming; /* -incoming defer */
+};
+
+/* Whether it could be started: PRECONDITION with the first hinder. */
+int start_check(struct session *s, const struct start_options *o,
+                struct qstill_error *err);
+
+/*
+ * Launches and waits until its monitor answers; then s->qmp is connected and
+ * *pid is the process (0 when a launcher did not tell). On failure a process
+ * that was started is ended again, and the message has its last words.
+ */
+int start_vm(struct session *s, const struct start_options *o, int *pid,
+             struct qstill_error *err);
+
+/* The last line of the VM's qemu.log, for messages; "" when there is none. */
+void start_last_words(struct session *s, char *out, size_t size);
+
+/* Ends QEMU by `quit` and waits until the process is gone. */
+int start_quit(struct session *s, struct qstill_error *err);
+/* Ends the process that start_vm() started, at once. */
+void start_kill(struct session *s, int pid);
+
+#endif
