@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check: what would hinder a snapshot or its revert, found without changing
+ * anything. Each problem has a stable code, the fact, and the fix.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "journal.h"
+#include "layers.h"
+#include "modes.h"
+#include "qmp/machine.h"
+#include "quiesce.h"
+#include "session.h"
+#include "start.h"
+
+#define PROBLEMS_MAX 256
+
+struct report_obj {
+    struct qstill_check_report report; /* first: the public pointer */
+    struct arena arena;
+    struct qstill_problem problems[PROBLEMS_MAX];
+    struct qstill_capture_mode modes[MODE_COUNT];
+};
+
+static void problem(struct report_obj *o, const char *code, const char *message,
+                    const char *hint)
+{
+    struct qstill_problem *p;
+
+    if (o->report.problem_count >= PROBLEMS_MAX)
+        return;
+    p = &o->problems[o->report.problem_count++];
+    p->code = arena_strdup(&o->arena, code);
+    p->message = arena_strdup(&o->arena, message);
+    p->hint = arena_strdup(&o->arena, hint);
+    if (!p->code || !p->message || !p->hint)
+        *p = (struct qstill_problem){"out-of-memory", "out of memory", ""};
+}
+
+static void problem_of(struct report_obj *o, const char *code,
+                       struct qstill_error *e)
+{
+    if (e->code < 0)
+        problem(o, code, e->message, e->hint);
+    e->code = 0;
+    e->hint[0] = '\0';
+}
+
+static void check_disks(struct report_obj *o, struct session *s)
+{
+    struct qstill_error e = {0};
+    struct stat st;
+
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const struct vm_disk *d = &s->rec.disks[i];
+
+        if (stat(d->head_path, &st) < 0) {
+            err_errno(&e, errno, "disk %s: head %s", d->name, d->head_path);
+            err_hint(&e, "bring the file back from a backup");
+            problem_of(o, "head-missing", &e);
+        }
+    }
+    if (s->rec.disk_count == 0)
+        problem(o, "no-disks", "the VM has no writable disk",
+                "attach it again once it has one");
+}
+
+static void check_layers(struct report_obj *o, struct session *s)
+{
+    struct qstill_error e = {0};
+
+    for (size_t i = 0; i < s->tree.count; i++)
+        for (size_t k = 0; k < s->tree.nodes[i].disk_count; k++)
+            if (layer_check(&s->tree.nodes[i].disks[k], &e) < 0) {
+                err_wrap(&e, "snapshot %s", s->tree.nodes[i].name);
+                problem_of(o, "layer-changed", &e);
+            }
+}
+
+/* The whole way round invtsc, where only QEMU's own modes are allowed. */
+static void explain_invtsc(struct report_obj *o, struct session *s,
+                           const struct mode_report *r)
+{
+    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
+    struct qstill_error e = {0};
+    char hint[256] = "use mode cow or paused";
+
+    if (!strstr(r->blocked, "invtsc"))
+        return;
+    if (qmp_cpus_read(s->qmp, &cpus, &e) == 0 && cpus.tsc_frequency)
+        snprintf(hint, sizeof(hint),
+                 "use mode cow or paused, or start the VM with -cpu "
+                 "...,tsc-frequency=%llu",
+                 (unsigned long long)cpus.tsc_frequency);
+    problem(o, "invtsc", r->blocked, hint);
+}
+
+static int check_modes(struct report_obj *o, struct session *s,
+                       const struct qstill_check_options *options,
+                       struct qstill_error *err)
+{
+    struct mode_report r;
+    bool any = false;
+
+    if (modes_probe(s, &r, err) < 0)
+        return err->code;
+    for (unsigned m = 0; m < MODE_COUNT; m++) {
+        o->modes[m].mode = mode_name((enum mode)m);
+        if (!r.reason[m][0])
+            any = true;
+        else
+            o->modes[m].reason = arena_strdup(&o->arena, r.reason[m]);
+    }
+    o->report.mode_count = MODE_COUNT;
+    if (!options || !options->memory)
+        return 0;
+    if (r.refused[0])
+        problem(o, r.refused_code, r.refused, r.refused_hint);
+    else if (!any)
+        problem(o, "no-capture-mode", "no capture mode can be used",
+                "see captureModes for the reason of each");
+    if (!any)
+        explain_invtsc(o, s, &r);
+    return 0;
+}
+
+static void check_start(struct report_obj *o, struct session *s)
+{
+    struct start_options so = {0};
+    struct qstill_error e = {0};
+
+    if (s->store->launch && start_check(s, &so, &e) < 0)
+        problem_of(o, "not-startable", &e);
+}
+
+static int check_live(struct report_obj *o, struct session *s,
+                      const struct qstill_check_options *options,
+                      struct qstill_error *err)
+{
+    struct qstill_error e = {0};
+
+    if (session_check_heads(s, &e) < 0)
+        problem_of(o, "wrong-head", &e);
+    if (s->rec.mapped)
+        store_note(s->store,
+                   "the RAM of VM %s is a mapping of snapshot %s: modes cow "
+                   "and background cannot be used until it is started anew",
+                   s->vm, s->rec.mapped);
+    if (options && options->quiesce && quiesce_ping(s, &e) < 0)
+        problem_of(o, "agent", &e);
+    return check_modes(o, s, options, err);
+}
+
+static void check_off(struct report_obj *o, struct session *s,
+                      const struct qstill_check_options *options)
+{
+    for (unsigned m = 0; m < MODE_COUNT; m++) {
+        o->modes[m].mode = mode_name((enum mode)m);
+        o->modes[m].reason = "the VM does not run";
+    }
+    o->report.mode_count = MODE_COUNT;
+    if (options && (options->memory || options->quiesce))
+        problem(o, "not-running", "the VM does not run",
+                "start it with qstill start");
+    (void)s;
+}
+
+static int check_all(struct report_obj *o, struct session *s,
+                     const struct qstill_check_options *options,
+                     struct qstill_error *err)
+{
+    if (journal_exists(s->vmfd))
+        problem(o, "interrupted",
+                "an operation was interrupted, or is under way",
+                "qstill recover finishes or undoes it");
+    check_disks(o, s);
+    check_layers(o, s);
+    check_start(o, s);
+    if (session_connect(s, err) < 0)
+        return err->code;
+    if (!s->qmp) {
+        check_off(o, s, options);
+        return 0;
+    }
+    return check_live(o, s, options, err);
+}
+
+QSTILL_PUBLIC int qstill_check(struct qstill_store *store, const char *vm,
+                               const struct qstill_check_options *options,
+                               struct qstill_check_report **out,
+                               struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    struct report_obj *o;
+    struct session s;
+
+    if (options && options->size < sizeof(*options))
+        return err_set(err, QSTILL_E_USAGE, "check options of unknown size");
+    if (session_open(&s, store, vm, NULL, err) < 0)
+        return err->code;
+    o = calloc(1, sizeof(*o));
+    if (!o) {
+        err_nomem(err);
+    } else if (check_all(o, &s, options, err) < 0) {
+        qstill_check_report_free(&o->report);
+    } else {
+        o->report.ok = o->report.problem_count == 0;
+        o->report.problems = o->problems;
+        o->report.modes = o->modes;
+        *out = &o->report;
+    }
+    session_close(&s);
+    return err->code;
+}
+
+QSTILL_PUBLIC void qstill_check_report_free(struct qstill_check_report *report)
+{
+    struct report_obj *o = (struct report_obj *)report;
+
+    if (!o)
+        return;
+    arena_fini(&o->arena);
+    free(o);
+}

@@ -1,0 +1,741 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * create: a snapshot of all disks, with or without memory, at one instant.
+ *
+ * The happy path:
+ *   plan      lock, recovery, names, blockers, mode
+ *   prepare   journal, temporary directory, overlays, capture buffers
+ *   freeze    the guest's filesystems (--quiesce)
+ *   switch    stop, one transaction over all disks, device state, instant,
+ *             cont; precopy: QEMU stops the guest by itself
+ *   thaw
+ *   copy      the rest of the memory, while the guest runs
+ *   publish   manifest, one rename, vm.json, journal away
+ * Failures: whatever fails before the rename is undone by unwind_create(), by
+ * us or by the next command; the VM runs on and no snapshot is listed. After
+ * the rename the snapshot exists, and what is left is finished by recovery.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/clock.h"
+#include "base/publish.h"
+#include "hostinfo.h"
+#include "job.h"
+#include "journal.h"
+#include "layers.h"
+#include "livechain.h"
+#include "memcap.h"
+#include "name.h"
+#include "qmp/graph.h"
+#include "quiesce.h"
+#include "session.h"
+#include "unwind.h"
+
+#define OVERLAY_FORMAT "qcow2"
+
+struct create {
+    struct qstill_store *store;
+    struct qstill_job *job;
+    struct session s;
+    bool session_open;
+    struct arena arena;
+    /* what was asked for */
+    const char *vm;
+    const char *name;
+    const char *description;
+    char **labels;
+    size_t label_count;
+    const char *disk_dir;
+    struct qstill_create_options o;
+    enum mode wanted;
+    /* what is being done */
+    char id[ID_LEN + 1];
+    char stamp[CLOCK_STAMP_LEN];
+    enum mode mode;
+    char why[600];
+    struct journal j;
+    bool journaled;
+    bool published;
+    struct memcap mem;
+    struct quiesce quiesce;
+    bool was_running;
+    bool stopped;  /* by us, or by QEMU for us */
+    bool switched; /* heads are the new ones */
+    double stop_ms;
+    double pause_ms;
+};
+
+/* -------------------------------------------------------------------- plan */
+
+static int check_name_free(struct create *c, struct qstill_error *err)
+{
+    struct manifest *other = NULL;
+    struct qstill_error scratch = {0};
+
+    if (tree_resolve(&c->s.tree, c->name, &other, &scratch) == 0) {
+        err_set(err, QSTILL_E_BUSY, "a snapshot named %s exists already",
+                c->name);
+        return err_hint(err, "take another name, or delete that one");
+    }
+    return 0;
+}
+
+static int plan_memory(struct create *c, struct qstill_error *err)
+{
+    struct mode_report report;
+
+    if (!c->s.qmp) {
+        err_set(err, QSTILL_E_UNREACHABLE,
+                "VM %s does not run, so it has no memory to capture", c->vm);
+        return err_hint(err, "start it, or leave --memory out");
+    }
+    if (modes_probe(&c->s, &report, err) < 0)
+        return err->code;
+    return modes_choose(&report, c->wanted, !c->was_running, &c->mode, c->why,
+                        sizeof(c->why), err);
+}
+
+static int plan_live(struct create *c, struct qstill_error *err)
+{
+    const char *state = c->s.status.state;
+
+    c->was_running = c->s.status.running;
+    if (!c->was_running && strcmp(state, "paused") != 0 &&
+        strcmp(state, "prelaunch") != 0) {
+        err_set(err, QSTILL_E_PRECONDITION, "VM %s is in state %s", c->vm,
+                state);
+        return err_hint(err, "resume it first (cont)");
+    }
+    if (session_check_heads(&c->s, err) < 0)
+        return err->code;
+    if (c->o.quiesce && !c->was_running) {
+        store_note(c->store, "VM %s is paused: it is not quiesced", c->vm);
+        c->o.quiesce = false;
+    }
+    return 0;
+}
+
+static void describe(struct create *c)
+{
+    struct buf *text = job_text(c->job);
+
+    if (c->o.memory)
+        buf_printf(text, "memory: mode %s%s%s\n", mode_name(c->mode),
+                   c->why[0] ? " because " : "", c->why);
+    for (size_t i = 0; i < c->s.rec.disk_count; i++) {
+        const struct vm_disk *d = &c->s.rec.disks[i];
+        const char *path = layer_new_path(&c->s, d, c->disk_dir, c->id);
+
+        buf_printf(text, "disk %s: %s is frozen, new head %s\n", d->name,
+                   d->head_path, path ? path : "?");
+    }
+}
+
+static int plan_enter(void *ctx, struct qstill_error *err)
+{
+    struct create *c = ctx;
+
+    if (session_open(&c->s, c->store, c->vm, "create", err) < 0)
+        return err->code;
+    c->session_open = true;
+    if (check_name_free(c, err) < 0 || session_connect(&c->s, err) < 0)
+        return err->code;
+    if (c->s.qmp && plan_live(c, err) < 0)
+        return err->code;
+    if (!c->s.qmp && c->o.quiesce)
+        return err_set(err, QSTILL_E_UNREACHABLE,
+                       "VM %s does not run, so it cannot be quiesced", c->vm);
+    if (c->o.quiesce && quiesce_ping(&c->s, err) < 0)
+        return err->code;
+    if (c->s.rec.disk_count == 0 && !c->o.memory)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "VM %s has no disk to snapshot", c->vm);
+    if (c->o.memory && plan_memory(c, err) < 0)
+        return err->code;
+    if (id_new(c->id, err) < 0)
+        return err->code;
+    clock_stamp(c->stamp);
+    describe(c);
+    return 0;
+}
+
+/* ----------------------------------------------------------------- prepare */
+
+static int fill_journal(struct create *c, struct qstill_error *err)
+{
+    struct session *s = &c->s;
+
+    c->j.op = JOURNAL_CREATE;
+    c->j.phase = JOURNAL_BEGUN;
+    c->j.snapshot = c->id;
+    c->j.old_current = s->rec.current;
+    c->j.was_running = c->was_running;
+    c->j.freezing = c->o.quiesce;
+    c->j.disks =
+        arena_array(&c->arena, s->rec.disk_count + 1, sizeof(*c->j.disks));
+    if (!c->j.disks)
+        return err_nomem(err);
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const struct vm_disk *d = &s->rec.disks[i];
+        const char *path = layer_new_path(s, d, c->disk_dir, c->id);
+
+        if (!path)
+            return err_nomem(err);
+        c->j.disks[i] = (struct journal_disk){
+            d->name, d->head_path, d->head_format,
+            arena_strdup(&c->arena, path), OVERLAY_FORMAT};
+        if (!c->j.disks[i].new_path)
+            return err_nomem(err);
+    }
+    c->j.disk_count = s->rec.disk_count;
+    return 0;
+}
+
+static int make_reserve(struct create *c, struct qstill_error *err)
+{
+    CLEANUP(closep)
+    int fd = openat(c->s.vmfd, UNWIND_RESERVE_NAME,
+                    O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+
+    if (fd < 0)
+        return err_errno(err, errno, "cannot write into store %s",
+                         c->store->dir);
+    if (fallocate(fd, 0, 0, UNWIND_RESERVE) < 0 && errno != EOPNOTSUPP)
+        return err_errno(err, errno, "store %s", c->store->dir);
+    return 0;
+}
+
+static int make_tmp(struct create *c, struct qstill_error *err)
+{
+    CLEANUP(closep) int tmpfd = -1, memfd = -1;
+    char tmp[UNWIND_TMP_LEN];
+
+    unwind_tmp_name(c->id, tmp);
+    if (store_mkdirat(c->s.snapsfd, tmp, err) < 0)
+        return err->code;
+    if (!c->o.memory)
+        return 0;
+    if (store_opendirat(c->s.snapsfd, tmp, &tmpfd, err) < 0 ||
+        store_mkdirat(tmpfd, STORE_MEMORY, err) < 0 ||
+        store_opendirat(tmpfd, STORE_MEMORY, &memfd, err) < 0)
+        return err->code;
+    return memcap_prepare(&c->mem, &c->s, c->mode, memfd, c->o.bwlimit, err);
+}
+
+static int make_overlays(struct create *c, struct qstill_error *err)
+{
+    for (size_t i = 0; i < c->s.rec.disk_count; i++) {
+        const struct vm_disk *d = &c->s.rec.disks[i];
+        const char *path;
+
+        if (layer_create(&c->s, d, d->head_path, d->head_format, c->disk_dir,
+                         c->id, &path, err) < 0)
+            return err_wrap(err, "overlay of disk %s", d->name);
+    }
+    return 0;
+}
+
+static int prepare_enter(void *ctx, struct qstill_error *err)
+{
+    struct create *c = ctx;
+
+    if (c->o.dry_run)
+        return 0;
+    if (fill_journal(c, err) < 0 || make_reserve(c, err) < 0)
+        return err->code;
+    c->journaled = true;
+    if (journal_save(c->s.vmfd, &c->j, err) < 0 || make_overlays(c, err) < 0 ||
+        make_tmp(c, err) < 0)
+        return err->code;
+    /* From here on heads may be switched; synced now, not in the pause. */
+    c->j.phase = JOURNAL_SWITCHING;
+    return journal_save(c->s.vmfd, &c->j, err);
+}
+
+static int prepare_step(void *ctx, bool *done, struct qstill_error *err)
+{
+    struct create *c = ctx;
+
+    *done = true;
+    if (c->o.dry_run || !c->o.memory)
+        return 0;
+    if (memcap_ready(&c->mem, done, err) < 0)
+        return err->code;
+    return *done ? 0 : job_wait_on(c->job, capture_fd(c->mem.cap), err);
+}
+
+static void prepare_undo(void *ctx, struct qstill_error *err)
+{
+    struct create *c = ctx;
+
+    memcap_abort(&c->mem);
+    if (c->published || !c->journaled)
+        return;
+    unwind_create(&c->s, &c->j, job_text(c->job), err);
+    c->journaled = err->code < 0;
+}
+
+/* ------------------------------------------------------------ freeze, thaw */
+
+static int freeze_enter(void *ctx, struct qstill_error *err)
+{
+    struct create *c = ctx;
+
+    if (c->o.dry_run || !c->o.quiesce)
+        return 0;
+    return quiesce_freeze(&c->s, &c->quiesce, err);
+}
+
+static int thaw_enter(void *ctx, struct qstill_error *err)
+{
+    struct create *c = ctx;
+
+    if (!c->quiesce.frozen)
+        return 0;
+    if (quiesce_thaw(&c->s, &c->quiesce, err) < 0)
+        return err->code;
+    c->j.freezing = false;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ switch */
+
+static int switch_disks(struct create *c, struct qstill_error *err)
+{
+    size_t n = c->s.rec.disk_count;
+    struct qmp_overlay *o;
+
+    c->switched = true;
+    if (n == 0)
+        return 0;
+    o = arena_array(&c->arena, n, sizeof(*o));
+    if (!o)
+        return err_nomem(err);
+    for (size_t i = 0; i < n; i++) {
+        const struct vm_disk *d = &c->s.rec.disks[i];
+        const struct qmp_disk *q = session_live_disk(&c->s, d);
+
+        if (!q)
+            return err_set(err, QSTILL_E_PRECONDITION, "disk %s is gone",
+                           d->name);
+        o[i].node = q->node;
+        o[i].path = c->j.disks[i].new_path;
+        o[i].new_node = arena_printf(&c->arena, "qs%zu-%s", i, c->id);
+        if (!o[i].new_node)
+            return err_nomem(err);
+    }
+    if (qmp_snapshot_disks(c->s.qmp, o, n, err) < 0)
+        return err_wrap(err, "switching the disks");
+    return 0;
+}
+
+static int stop_guest(struct create *c, struct qstill_error *err)
+{
+    c->stop_ms = clock_ms();
+    if (!c->was_running)
+        return 0;
+    c->stopped = true;
+    return qmp_stop(c->s.qmp, 0, err);
+}
+
+static int resume_guest(struct create *c, struct qstill_error *err)
+{
+    if (!c->stopped)
+        return 0;
+    if (qmp_cont(c->s.qmp, err) < 0)
+        return err_wrap(err, "resuming the guest");
+    c->stopped = false;
+    c->pause_ms = clock_ms() - c->stop_ms;
+    return 0;
+}
+
+static int check_pause(struct create *c, double so_far,
+                       struct qstill_error *err)
+{
+    if (!c->o.max_pause_ms || !c->was_running || so_far <= c->o.max_pause_ms)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "the pause would have been over %u ms (mode %s, %.0f ms)",
+            c->o.max_pause_ms, mode_name(c->mode), so_far);
+    return err_hint(err, "allow a longer --max-pause-ms, or another --mode");
+}
+
+static int switch_enter(void *ctx, struct qstill_error *err)
+{
+    struct create *c = ctx;
+
+    if (c->o.dry_run || !c->s.qmp)
+        return 0;
+    if (!c->o.memory)
+        return switch_disks(c, err);
+    if (c->mode == MODE_PRECOPY)
+        return memcap_precopy_start(&c->mem, err);
+    if (stop_guest(c, err) < 0 || switch_disks(c, err) < 0)
+        return err->code;
+    return memcap_instant(&c->mem, err);
+}
+
+/* precopy, until QEMU has stopped the guest; then the instant. */
+static int switch_precopy(struct create *c, struct qstill_error *err)
+{
+    bool stopped = false;
+
+    if (memcap_precopy_stopped(&c->mem, c->o.max_pause_ms, &stopped, err) < 0 ||
+        !stopped)
+        return err->code;
+    c->stop_ms = clock_ms();
+    c->stopped = true;
+    if (switch_disks(c, err) < 0)
+        return err->code;
+    return memcap_instant(&c->mem, err);
+}
+
+static int switch_step(void *ctx, bool *done, struct qstill_error *err)
+{
+    struct create *c = ctx;
+    bool taken = false;
+
+    *done = !c->o.memory || c->o.dry_run;
+    if (*done)
+        return 0;
+    if (c->mode == MODE_PRECOPY && !c->switched)
+        return switch_precopy(c, err);
+    if (memcap_instant_taken(&c->mem, &taken, err) < 0 ||
+        check_pause(c, clock_ms() - c->stop_ms, err) < 0)
+        return err->code;
+    if (!taken) {
+        /* A stream may go on while QEMU alone knows that it failed. */
+        clock_sleep_ms(1);
+        return 0;
+    }
+    if (resume_guest(c, err) < 0)
+        return err->code;
+    *done = true;
+    return check_pause(c, c->pause_ms, err);
+}
+
+static void switch_undo(void *ctx, struct qstill_error *err)
+{
+    struct create *c = ctx;
+
+    memcap_abort(&c->mem);
+    if (c->s.qmp && c->journaled)
+        unwind_resume(&c->s, &c->j, err);
+}
+
+/* -------------------------------------------------------------------- copy */
+
+static int copy_step(void *ctx, bool *done, struct qstill_error *err)
+{
+    struct create *c = ctx;
+    uint64_t so_far = 0, total = 0;
+
+    *done = true;
+    if (c->o.dry_run || !c->o.memory)
+        return 0;
+    if (memcap_step(&c->mem, done, &so_far, &total, err) < 0)
+        return err->code;
+    job_measure(c->job, so_far, total);
+    if (!*done)
+        clock_sleep_ms(2);
+    return 0;
+}
+
+/* ----------------------------------------------------------------- publish */
+
+static int fill_disks(struct create *c, struct manifest *m,
+                      struct qstill_error *err)
+{
+    m->disks = arena_array(&m->arena, c->j.disk_count + 1, sizeof(*m->disks));
+    if (!m->disks)
+        return err_nomem(err);
+    for (size_t i = 0; i < c->j.disk_count; i++) {
+        const struct journal_disk *jd = &c->j.disks[i];
+        const struct vm_disk *d = &c->s.rec.disks[i];
+        const struct qmp_disk *q = session_live_disk(&c->s, d);
+        struct manifest_disk *md = &m->disks[i];
+
+        md->name = d->name;
+        md->qdev = d->qdev;
+        md->device = d->device;
+        md->node = q ? q->node : NULL;
+        md->path = jd->old_path;
+        md->format = jd->old_format;
+        md->virtual_size = q ? q->virtual_size : d->virtual_size;
+        if (layer_identify(m, md, err) < 0)
+            return err->code;
+    }
+    m->disk_count = c->j.disk_count;
+    return 0;
+}
+
+static int fill_blocks(struct create *c, struct manifest *m,
+                       const struct capture_result *r, struct qstill_error *err)
+{
+    CLEANUP(qmp_memdevs_fini) struct qmp_memdevs devs = QMP_MEMDEVS_INIT;
+    CLEANUP(qmp_ram_fini) struct qmp_ram ram = QMP_RAM_INIT;
+
+    if (qmp_ram_read(c->s.qmp, &ram, err) < 0 ||
+        qmp_memdevs_read(c->s.qmp, &ram, &devs, err) < 0)
+        return err->code;
+    m->blocks = arena_array(&m->arena, r->block_count + 1, sizeof(*m->blocks));
+    if (!m->blocks)
+        return err_nomem(err);
+    for (size_t i = 0; i < r->block_count; i++) {
+        struct manifest_block *b = &m->blocks[i];
+        const struct qmp_ram_block *live = qmp_ram_find(&ram, r->blocks[i].id);
+
+        b->id = arena_strdup(&m->arena, r->blocks[i].id);
+        if (!b->id)
+            return err_nomem(err);
+        b->size = r->blocks[i].size;
+        b->page_size = live ? live->page_size : r->blocks[i].page_size;
+        for (size_t k = 0; k < devs.count; k++) {
+            const char *tail = strrchr(b->id, '/');
+
+            if (strcmp(devs.items[k].id, b->id) != 0 &&
+                (!tail || strncmp(b->id, "/objects/", 9) != 0 ||
+                 strcmp(devs.items[k].id, tail + 1) != 0))
+                continue;
+            b->main = true;
+            b->shared = devs.items[k].share;
+            b->origin = arena_strdup(&m->arena, devs.items[k].type);
+        }
+    }
+    m->block_count = r->block_count;
+    return 0;
+}
+
+static int fill_memory(struct create *c, struct manifest *m,
+                       struct qstill_error *err)
+{
+    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
+    struct capture_result r;
+
+    if (memcap_finish(&c->mem, &r, err) < 0 ||
+        qmp_cpus_read(c->s.qmp, &cpus, err) < 0)
+        return err->code;
+    m->memory_included = true;
+    m->memory_bytes = r.memory_bytes;
+    m->memory_written = r.written_bytes;
+    m->stall_ms = r.longest_stall_ms;
+    m->vcpus = cpus.count;
+    m->cpu_type = cpus.type ? arena_strdup(&m->arena, cpus.type) : NULL;
+    return fill_blocks(c, m, &r, err);
+}
+
+static int fill_qemu(struct create *c, struct manifest *m,
+                     struct qstill_error *err)
+{
+    CLEANUP(qmp_machine_fini) struct qmp_machine machine = QMP_MACHINE_INIT;
+    struct qstill_error ignored = {0};
+    char sum[HOSTINFO_SUM_MAX];
+
+    if (qmp_machine_read(c->s.qmp, &machine, err) < 0)
+        return err->code;
+    m->machine = arena_strdup(&m->arena, machine.type);
+    m->qemu_version = arena_strdup(&m->arena, machine.version);
+    m->accel = machine.kvm ? "kvm" : "tcg";
+    if (c->s.rec.has_launch &&
+        hostinfo_file_sum(c->s.rec.launch.exe, sum, &ignored) == 0)
+        m->qemu_sum = arena_strdup(&m->arena, sum);
+    if (!m->machine || !m->qemu_version)
+        return err_nomem(err);
+    return 0;
+}
+
+static int fill_host(struct manifest *m, struct qstill_error *err)
+{
+    struct hostinfo *h = arena_alloc(&m->arena, sizeof(*h));
+
+    if (!h)
+        return err_nomem(err);
+    if (hostinfo_read(h, err) < 0)
+        return err->code;
+    m->host.cpu_model = h->cpu_model;
+    m->host.cpu_vendor = h->cpu_vendor;
+    m->host.microcode = h->microcode;
+    m->host.tsc_khz = h->tsc_khz;
+    m->host.kernel = h->kernel;
+    m->host.hostname = h->hostname;
+    return 0;
+}
+
+static int fill_manifest(struct create *c, struct manifest *m,
+                         struct qstill_error *err)
+{
+    m->id = c->id;
+    m->name = c->name;
+    m->description = c->description;
+    m->parent_id = c->s.rec.current;
+    m->created_at = c->stamp;
+    m->labels = c->labels;
+    m->label_count = c->label_count;
+    m->quiesced = c->quiesce.filesystems > 0;
+    m->frozen_ms = c->quiesce.frozen_ms;
+    m->mode = c->o.memory ? mode_name(c->mode) : "disk";
+    m->mode_reason = c->why;
+    m->run_state = !c->s.qmp        ? "stopped"
+                   : c->was_running ? "running"
+                                    : "paused";
+    m->pause_ms = c->pause_ms;
+    if (fill_host(m, err) < 0 || fill_disks(c, m, err) < 0 ||
+        (c->s.qmp && fill_qemu(c, m, err) < 0))
+        return err->code;
+    return c->o.memory ? fill_memory(c, m, err) : 0;
+}
+
+static int publish_snapshot(struct create *c, const struct manifest *m,
+                            struct qstill_error *err)
+{
+    CLEANUP(closep) int tmpfd = -1;
+    char tmp[UNWIND_TMP_LEN];
+
+    unwind_tmp_name(c->id, tmp);
+    if (store_opendirat(c->s.snapsfd, tmp, &tmpfd, err) < 0 ||
+        manifest_save(tmpfd, m, err) < 0 || publish_sync_dir(tmpfd, err) < 0)
+        return err->code;
+    /* This one rename is the snapshot. */
+    if (renameat2(c->s.snapsfd, tmp, c->s.snapsfd, c->id, RENAME_NOREPLACE) < 0)
+        return err_errno(err, errno, "cannot publish the snapshot");
+    c->published = true;
+    return publish_sync_dir(c->s.snapsfd, err);
+}
+
+static int publish_enter(void *ctx, struct qstill_error *err)
+{
+    struct create *c = ctx;
+    struct manifest m = {.arena = ARENA_INIT};
+    int r;
+
+    if (c->o.dry_run)
+        return 0;
+    r = fill_manifest(c, &m, err);
+    if (r == 0)
+        r = publish_snapshot(c, &m, err);
+    manifest_fini(&m);
+    if (r < 0)
+        return r;
+    memcap_restore_settings(&c->mem);
+    for (size_t i = 0; i < c->j.disk_count; i++)
+        if (vmrecord_set_head(&c->s.rec, c->j.disks[i].disk,
+                              c->j.disks[i].new_path, OVERLAY_FORMAT, err) < 0)
+            return err->code;
+    if (vmrecord_set_current(&c->s.rec, c->id, err) < 0 ||
+        vmrecord_save(c->s.vmfd, &c->s.rec, err) < 0)
+        return err_hint(err, "the snapshot exists; the next command finishes "
+                             "the work");
+    unlinkat(c->s.vmfd, UNWIND_RESERVE_NAME, 0);
+    return journal_remove(c->s.vmfd, err);
+}
+
+/* --------------------------------------------------------------------- job */
+
+static void create_free(void *ctx)
+{
+    struct create *c = ctx;
+
+    memcap_fini(&c->mem);
+    if (c->session_open)
+        session_close(&c->s);
+    arena_fini(&c->arena);
+    free(c);
+}
+
+static const struct job_phase create_phases[] = {
+    {"plan", plan_enter, NULL, NULL},
+    {"prepare", prepare_enter, prepare_step, prepare_undo},
+    {"freeze", freeze_enter, NULL, NULL},
+    {"switch", switch_enter, switch_step, switch_undo},
+    {"thaw", thaw_enter, NULL, NULL},
+    {"memory", NULL, copy_step, NULL},
+    {"publish", publish_enter, NULL, NULL},
+    {NULL, NULL, NULL, NULL},
+};
+
+static const struct job_ops create_ops = {create_phases, create_free};
+
+static int copy_labels(struct create *c, const struct qstill_create_options *o,
+                       struct qstill_error *err)
+{
+    c->labels = arena_array(&c->arena, o->label_count + 1, sizeof(char *));
+    if (!c->labels)
+        return err_nomem(err);
+    if (o->label_count > MANIFEST_LABELS_MAX)
+        return err_set(err, QSTILL_E_USAGE, "over %d labels",
+                       MANIFEST_LABELS_MAX);
+    for (size_t i = 0; i < o->label_count; i++) {
+        const char *eq = strchr(o->labels[i], '=');
+
+        if (!eq || eq == o->labels[i])
+            return err_set(err, QSTILL_E_USAGE, "label '%.64s' is no KEY=VALUE",
+                           o->labels[i]);
+        c->labels[i] = arena_strdup(&c->arena, o->labels[i]);
+        if (!c->labels[i])
+            return err_nomem(err);
+    }
+    c->label_count = o->label_count;
+    return 0;
+}
+
+static int take_options(struct create *c, const char *vm, const char *name,
+                        const struct qstill_create_options *o,
+                        struct qstill_error *err)
+{
+    if (name_check("VM name", vm, err) < 0 ||
+        name_check("snapshot name", name, err) < 0)
+        return err->code;
+    if (o && o->size < sizeof(*o))
+        return err_set(err, QSTILL_E_USAGE, "create options of unknown size");
+    if (o)
+        c->o = *o;
+    if (mode_parse(c->o.mode, &c->wanted, err) < 0)
+        return err->code;
+    if (!c->o.memory && c->wanted != MODE_COUNT)
+        return err_set(err, QSTILL_E_USAGE, "a mode is for --memory only");
+    if (copy_labels(c, &c->o, err) < 0)
+        return err->code;
+    c->vm = arena_strdup(&c->arena, vm);
+    c->name = arena_strdup(&c->arena, name);
+    c->description =
+        arena_strdup(&c->arena, c->o.description ? c->o.description : "");
+    if (c->o.disk_dir)
+        c->disk_dir = arena_strdup(&c->arena, c->o.disk_dir);
+    if (!c->vm || !c->name || !c->description ||
+        (c->o.disk_dir && !c->disk_dir))
+        return err_nomem(err);
+    return 0;
+}
+
+QSTILL_PUBLIC int qstill_create(struct qstill_store *store, const char *vm,
+                                const char *name,
+                                const struct qstill_create_options *options,
+                                struct qstill_job **out,
+                                struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    struct create *c = calloc(1, sizeof(*c));
+
+    if (!c)
+        return err_nomem(err);
+    c->store = store;
+    if (take_options(c, vm, name, options, err) < 0) {
+        create_free(c);
+        return err->code;
+    }
+    if (job_new(&c->job, &create_ops, c, err) < 0)
+        return err->code;
+    *out = c->job;
+    return 0;
+}
+
+QSTILL_PUBLIC const char *qstill_create_id(const struct qstill_job *job)
+{
+    const struct create *c = job_ctx(job, &create_ops);
+
+    return c && c->published ? c->id : NULL;
+}

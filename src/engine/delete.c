@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * delete: takes snapshots out of the tree, and their layers out of the chains.
+ *
+ * The happy path:
+ *   plan      lock, recovery, which snapshots
+ *   commit    journal with all ids: from then on it only goes forward
+ *   finish    children get the next living parent; the layers are noted as
+ *             hidden; each directory gets the name .ID.gone and the snapshot
+ *             is not listed any more; hidden layers are merged or removed;
+ *             memory files are removed; journal away
+ * Failures: before the commit nothing has changed. After it the next command
+ * goes on; a layer that cannot be merged now stays hidden and nothing is lost.
+ */
+#include "delete.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/publish.h"
+#include "job.h"
+#include "journal.h"
+#include "layers.h"
+#include "name.h"
+#include "session.h"
+
+struct del {
+    struct qstill_store *store;
+    struct qstill_job *job;
+    struct arena arena;
+    struct session s;
+    bool session_open;
+    const char *vm;
+    char **snaps;
+    size_t snap_count;
+    struct qstill_delete_options o;
+    bool *doomed; /* by index in the tree; while planning */
+    struct journal j;
+};
+
+void delete_gone_name(const char *id, char out[DELETE_GONE_LEN])
+{
+    snprintf(out, DELETE_GONE_LEN, ".%.64s.gone", id);
+}
+
+/* -------------------------------------------------------------------- plan */
+
+static size_t index_of(const struct tree *t, const struct manifest *m)
+{
+    return (size_t)(m - t->nodes);
+}
+
+/* Marks all that descend from marked ones. */
+static void mark_children(struct del *c)
+{
+    bool more = true;
+
+    while (more) {
+        more = false;
+        for (size_t i = 0; i < c->s.tree.count; i++) {
+            const struct manifest *m = &c->s.tree.nodes[i];
+            const struct manifest *up =
+                m->parent_id ? tree_find(&c->s.tree, m->parent_id) : NULL;
+
+            if (up && c->doomed[index_of(&c->s.tree, up)] && !c->doomed[i])
+                more = c->doomed[i] = true;
+        }
+    }
+}
+
+static void describe(struct del *c, const struct layers *all)
+{
+    struct buf *text = job_text(c->job);
+
+    for (size_t i = 0; i < c->s.tree.count; i++) {
+        const struct manifest *m = &c->s.tree.nodes[i];
+
+        if (!c->doomed[i])
+            continue;
+        buf_printf(text, "delete %s (%s)\n", m->name, m->id);
+        for (size_t k = 0; k < m->disk_count; k++) {
+            const struct layer *l = layers_find(all, m->disks[k].path);
+
+            buf_printf(text, "  disk %s: layer %s, %zu child%s, %llu bytes\n",
+                       m->disks[k].name, m->disks[k].path, l ? l->children : 0,
+                       l && l->children == 1 ? "" : "ren",
+                       (unsigned long long)(l ? l->allocated : 0));
+        }
+    }
+}
+
+static int check_layers(struct del *c, struct qstill_error *err)
+{
+    for (size_t i = 0; i < c->s.tree.count; i++) {
+        const struct manifest *m = &c->s.tree.nodes[i];
+
+        for (size_t k = 0; c->doomed[i] && k < m->disk_count; k++)
+            if (layer_check(&m->disks[k], err) < 0)
+                return err_wrap(err, "snapshot %s", m->name);
+    }
+    return 0;
+}
+
+static int plan_enter(void *ctx, struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0, NULL};
+    struct del *c = ctx;
+
+    if (session_open(&c->s, c->store, c->vm, "delete", err) < 0)
+        return err->code;
+    c->session_open = true;
+    c->doomed = arena_array(&c->arena, c->s.tree.count + 1, sizeof(bool));
+    if (!c->doomed)
+        return err_nomem(err);
+    for (size_t i = 0; i < c->snap_count; i++) {
+        struct manifest *m = NULL;
+
+        if (tree_resolve(&c->s.tree, c->snaps[i], &m, err) < 0)
+            return err->code;
+        c->doomed[index_of(&c->s.tree, m)] = true;
+    }
+    if (c->o.children)
+        mark_children(c);
+    if (session_connect(&c->s, err) < 0 ||
+        (c->s.qmp && session_check_heads(&c->s, err) < 0) ||
+        check_layers(c, err) < 0 || layers_load(&c->s, &all, err) < 0)
+        return err->code;
+    describe(c, &all);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ commit */
+
+static int commit_enter(void *ctx, struct qstill_error *err)
+{
+    struct del *c = ctx;
+    const struct tree *t = &c->s.tree;
+
+    if (c->o.dry_run)
+        return 0;
+    c->j.op = JOURNAL_DELETE;
+    c->j.phase = JOURNAL_COMMITTED;
+    c->j.was_running = c->s.qmp && c->s.status.running;
+    c->j.ids = arena_array(&c->arena, t->count + 1, sizeof(char *));
+    if (!c->j.ids)
+        return err_nomem(err);
+    for (size_t i = 0; i < t->count; i++) {
+        if (!c->doomed[i])
+            continue;
+        c->j.ids[c->j.id_count] = arena_strdup(&c->arena, t->nodes[i].id);
+        if (!c->j.ids[c->j.id_count++])
+            return err_nomem(err);
+    }
+    c->j.snapshot = c->j.ids[0];
+    buf_consume(job_text(c->job), job_text(c->job)->len);
+    return journal_save(c->s.vmfd, &c->j, err);
+}
+
+/* ------------------------------------------------------------------ finish */
+
+static bool is_doomed(const struct journal *j, const char *id)
+{
+    for (size_t i = 0; i < j->id_count; i++)
+        if (strcmp(j->ids[i], id) == 0)
+            return true;
+    return false;
+}
+
+/* The id itself if it stays, else of the nearest ancestor that does. */
+static const char *living(struct session *s, const struct journal *j,
+                          const char *id)
+{
+    const struct manifest *m = id ? tree_find(&s->tree, id) : NULL;
+
+    while (m && is_doomed(j, m->id))
+        m = m->parent_id ? tree_find(&s->tree, m->parent_id) : NULL;
+    return m ? m->id : NULL;
+}
+
+/* Children of doomed snapshots get a living parent before those go: a parent
+ * that is not there would be damage. */
+static int lift_children(struct session *s, const struct journal *j,
+                         struct qstill_error *err)
+{
+    for (size_t i = 0; i < s->tree.count; i++) {
+        CLEANUP(closep) int fd = -1;
+        struct manifest *m = &s->tree.nodes[i];
+
+        if (!m->parent_id || !is_doomed(j, m->parent_id) || is_doomed(j, m->id))
+            continue;
+        m->parent_id = living(s, j, m->parent_id);
+        if (store_opendirat(s->snapsfd, m->id, &fd, err) < 0 ||
+            manifest_save(fd, m, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+static int hide_layers(struct session *s, const struct journal *j,
+                       struct qstill_error *err)
+{
+    const char *current = s->rec.current;
+
+    for (size_t i = 0; i < s->tree.count; i++) {
+        const struct manifest *m = &s->tree.nodes[i];
+
+        for (size_t k = 0; is_doomed(j, m->id) && k < m->disk_count; k++)
+            if (vmrecord_hide(&s->rec, m->disks[k].name, m->disks[k].path,
+                              m->disks[k].format, err) < 0)
+                return err->code;
+    }
+    if (current && is_doomed(j, current) && tree_find(&s->tree, current) &&
+        vmrecord_set_current(&s->rec, living(s, j, current), err) < 0)
+        return err->code;
+    return vmrecord_save(s->vmfd, &s->rec, err);
+}
+
+/* Youngest first: at each instant the parents of those listed are listed. */
+static int rename_gone(struct session *s, const struct journal *j,
+                       struct qstill_error *err)
+{
+    for (size_t i = s->tree.count; i-- > 0;) {
+        const struct manifest *m = &s->tree.nodes[i];
+        char gone[DELETE_GONE_LEN];
+
+        if (!is_doomed(j, m->id))
+            continue;
+        delete_gone_name(m->id, gone);
+        if (renameat(s->snapsfd, m->id, s->snapsfd, gone) < 0)
+            return err_errno(err, errno, "cannot take snapshot %s away",
+                             m->name);
+    }
+    return publish_sync_dir(s->snapsfd, err);
+}
+
+/* Layers of a snapshot whose directory was renamed, but not yet hidden. */
+static int hide_of_gone(struct session *s, const char *gone,
+                        struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+    CLEANUP(manifest_fini) struct manifest m = {.arena = ARENA_INIT};
+    struct qstill_error why = {0};
+
+    if (store_opendirat(s->snapsfd, gone, &fd, &why) < 0 ||
+        manifest_load(fd, &m, &why) < 0)
+        return 0; /* removed in part already: its layers are hidden then */
+    for (size_t k = 0; k < m.disk_count; k++)
+        if (vmrecord_hide(&s->rec, m.disks[k].name, m.disks[k].path,
+                          m.disks[k].format, err) < 0)
+            return err->code;
+    return 0;
+}
+
+/* Calls fn for each snapshots/.ID.gone. */
+static int each_gone(struct session *s,
+                     int (*fn)(struct session *s, const char *gone,
+                               struct qstill_error *err),
+                     struct qstill_error *err)
+{
+    char **names = NULL;
+    size_t count = 0;
+
+    if (store_names(s->snapsfd, &names, &count, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < count && err->code == 0; i++) {
+        size_t len = strlen(names[i]);
+
+        if (names[i][0] == '.' && len > 5 &&
+            strcmp(names[i] + len - 5, ".gone") == 0)
+            fn(s, names[i], err);
+    }
+    store_names_free(names, count);
+    return err->code;
+}
+
+static int remove_gone(struct session *s, const char *gone,
+                       struct qstill_error *err)
+{
+    return store_remove_tree(s->snapsfd, gone, err);
+}
+
+int delete_finish(struct session *s, struct journal *j, struct buf *text,
+                  struct qstill_error *err)
+{
+    if (lift_children(s, j, err) < 0 || hide_layers(s, j, err) < 0 ||
+        rename_gone(s, j, err) < 0 || session_reload(s, err) < 0)
+        return err->code;
+    if (each_gone(s, hide_of_gone, err) < 0 ||
+        vmrecord_save(s->vmfd, &s->rec, err) < 0)
+        return err->code;
+    if (session_connect(s, err) < 0 || layers_collapse(s, j, text, err) < 0 ||
+        each_gone(s, remove_gone, err) < 0)
+        return err->code;
+    return journal_remove(s->vmfd, err);
+}
+
+static int finish_enter(void *ctx, struct qstill_error *err)
+{
+    struct del *c = ctx;
+
+    if (c->o.dry_run)
+        return 0;
+    if (delete_finish(&c->s, &c->j, job_text(c->job), err) < 0 && !err->hint[0])
+        err_hint(err,
+                 "the snapshot is gone; the next command, or qstill "
+                 "recover %s, merges its layers",
+                 c->vm);
+    return err->code;
+}
+
+/* --------------------------------------------------------------------- job */
+
+static void del_free(void *ctx)
+{
+    struct del *c = ctx;
+
+    if (c->session_open)
+        session_close(&c->s);
+    arena_fini(&c->arena);
+    free(c);
+}
+
+static const struct job_phase delete_phases[] = {
+    {"plan", plan_enter, NULL, NULL},
+    {"commit", commit_enter, NULL, NULL},
+    {"merge", finish_enter, NULL, NULL},
+    {NULL, NULL, NULL, NULL},
+};
+static const struct job_ops delete_ops = {delete_phases, del_free};
+
+static int take_options(struct del *c, const char *vm, const char *const *snaps,
+                        size_t snap_count,
+                        const struct qstill_delete_options *o,
+                        struct qstill_error *err)
+{
+    if (name_check("VM name", vm, err) < 0)
+        return err->code;
+    if (o && o->size < sizeof(*o))
+        return err_set(err, QSTILL_E_USAGE, "delete options of unknown size");
+    if (snap_count == 0)
+        return err_set(err, QSTILL_E_USAGE, "no snapshot named");
+    if (o)
+        c->o = *o;
+    c->vm = arena_strdup(&c->arena, vm);
+    c->snaps = arena_array(&c->arena, snap_count, sizeof(char *));
+    if (!c->vm || !c->snaps)
+        return err_nomem(err);
+    for (size_t i = 0; i < snap_count; i++) {
+        c->snaps[i] = arena_strdup(&c->arena, snaps[i]);
+        if (!c->snaps[i])
+            return err_nomem(err);
+    }
+    c->snap_count = snap_count;
+    return 0;
+}
+
+QSTILL_PUBLIC int qstill_delete(struct qstill_store *store, const char *vm,
+                                const char *const *snaps, size_t snap_count,
+                                const struct qstill_delete_options *options,
+                                struct qstill_job **out,
+                                struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    struct del *c = calloc(1, sizeof(*c));
+
+    if (!c)
+        return err_nomem(err);
+    c->store = store;
+    if (take_options(c, vm, snaps, snap_count, options, err) < 0) {
+        del_free(c);
+        return err->code;
+    }
+    if (job_new(&c->job, &delete_ops, c, err) < 0)
+        return err->code;
+    *out = c->job;
+    return 0;
+}

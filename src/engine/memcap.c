@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * paused      instant: device state into a memfd, then the copy; the guest
+ *             waits until the copy is done
+ * background  instant: `migrate` with background-snapshot; the first page in
+ *             the stream says that it is taken
+ * precopy     `migrate` first; QEMU stops the guest when little is left and
+ *             waits (pre-switchover) for us to switch the disks
+ */
+#include "memcap.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "base/clock.h"
+#include "qmp/monitor.h"
+#include "session.h"
+
+#define STREAM_FD      "qstill-stream"
+#define UNLIMITED      INT64_MAX / 4 /* bytes per second */
+#define LONG_DOWNTIME  2000000       /* ms; QEMU's own maximum */
+#define PRECOPY_PASSES 6             /* then the guest has to wait */
+#define CANCEL_WAIT_MS 10000
+
+static bool is_stream(const struct memcap *m)
+{
+    return m->mode == MODE_BACKGROUND || m->mode == MODE_PRECOPY;
+}
+
+/* ---------------------------------------------------------------- settings */
+
+static int set_caps(struct memcap *m, bool ours, struct qstill_error *err)
+{
+    struct qmp_capability caps[64];
+    size_t n = 0;
+    const char *mine = m->mode == MODE_BACKGROUND ? "background-snapshot"
+                                                  : "pause-before-switchover";
+
+    for (size_t i = 0; i < m->caps_were_on.count && n < 60; i++)
+        if (strcmp(m->caps_were_on.items[i], "events") != 0 &&
+            strcmp(m->caps_were_on.items[i], mine) != 0)
+            caps[n++] =
+                (struct qmp_capability){m->caps_were_on.items[i], !ours};
+    if (ours) {
+        caps[n++] = (struct qmp_capability){"events", true};
+        caps[n++] = (struct qmp_capability){mine, true};
+        return qmp_migrate_set_capabilities(m->s->qmp, caps, n, err);
+    }
+    /* Ours goes first: some of the user's exclude it. */
+    {
+        struct qmp_capability off = {mine, false};
+
+        if (qmp_migrate_set_capabilities(m->s->qmp, &off, 1, err) < 0)
+            return err->code;
+    }
+    return n ? qmp_migrate_set_capabilities(m->s->qmp, caps, n, err) : 0;
+}
+
+static int save_settings(struct memcap *m, uint64_t bwlimit,
+                         struct qstill_error *err)
+{
+    struct qmp_parameter p = {"max-bandwidth",
+                              bwlimit ? (int64_t)bwlimit : UNLIMITED};
+
+    if (qmp_migrate_capabilities_on(m->s->qmp, &m->caps_were_on, err) < 0 ||
+        qmp_migrate_get_parameter(m->s->qmp, "max-bandwidth", &m->bandwidth_was,
+                                  err) < 0 ||
+        qmp_migrate_get_parameter(m->s->qmp, "downtime-limit", &m->downtime_was,
+                                  err) < 0)
+        return err->code;
+    m->settings_saved = true;
+    if (set_caps(m, true, err) < 0)
+        return err_wrap(err, "preparing QEMU's migration");
+    return qmp_migrate_set_parameters(m->s->qmp, &p, 1, err);
+}
+
+void memcap_restore_settings(struct memcap *m)
+{
+    struct qmp_parameter p[] = {{"max-bandwidth", m->bandwidth_was},
+                                {"downtime-limit", m->downtime_was}};
+    struct qstill_error ignored = {0};
+
+    if (!m->settings_saved || !m->s->qmp)
+        return;
+    m->settings_saved = false;
+    set_caps(m, false, &ignored);
+    qmp_migrate_set_parameters(m->s->qmp, p, ARRAY_LEN(p), &ignored);
+}
+
+/* ----------------------------------------------------------------- prepare */
+
+static int open_stream(struct memcap *m, const struct capture_options *o,
+                       uint64_t bwlimit, struct qstill_error *err)
+{
+    int fds[2];
+
+    if (save_settings(m, bwlimit, err) < 0)
+        return err->code;
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return err_errno(err, errno, "no pipe");
+    m->pipefd = fds[1];
+    if (capture_stream_open(&m->cap, fds[0],
+                            m->mode == MODE_BACKGROUND ? CAPTURE_BACKGROUND
+                                                       : CAPTURE_PRECOPY,
+                            o, err) < 0 ||
+        qmp_getfd(m->s->qmp, STREAM_FD, m->pipefd, err) < 0)
+        return err->code;
+    /* QEMU has its copy: ours must go, or the stream would never end. */
+    closep(&m->pipefd);
+    m->pipefd = -1;
+    return 0;
+}
+
+static int open_copy(struct memcap *m, const struct capture_options *o,
+                     struct qstill_error *err)
+{
+    if (modes_find_ram(m->s, &m->ram, &m->sources, &m->source_count, err) < 0)
+        return err->code;
+    m->devfd = memfd_create("qstill-devices", MFD_CLOEXEC);
+    if (m->devfd < 0)
+        return err_errno(err, errno, "no memfd");
+    return capture_copy_open(&m->cap, m->s->pid, m->sources, m->source_count, o,
+                             err);
+}
+
+int memcap_prepare(struct memcap *m, struct session *s, enum mode mode,
+                   int dirfd, uint64_t bwlimit, struct qstill_error *err)
+{
+    struct capture_options o = {.dirfd = dirfd, .bwlimit = bwlimit};
+
+    m->s = s;
+    m->mode = mode;
+    m->devfd = m->pipefd = -1;
+    return is_stream(m) ? open_stream(m, &o, bwlimit, err)
+                        : open_copy(m, &o, err);
+}
+
+/* A capture that ended early says why. */
+static int capture_failed(struct memcap *m, struct qstill_error *err)
+{
+    struct capture_result ignored;
+
+    if (capture_finish(m->cap, &ignored, err) < 0)
+        return err_wrap(err, "capturing the memory");
+    return err_set(err, QSTILL_E_FAILED, "the memory's stream ended early");
+}
+
+int memcap_ready(struct memcap *m, bool *ready, struct qstill_error *err)
+{
+    struct capture_status st;
+
+    capture_poll(m->cap, &st);
+    if (st.complete && !st.ready)
+        return capture_failed(m, err);
+    *ready = st.ready || is_stream(m);
+    return 0;
+}
+
+/* ----------------------------------------------------------------- precopy */
+
+int memcap_precopy_start(struct memcap *m, struct qstill_error *err)
+{
+    if (qmp_migrate_start(m->s->qmp, STREAM_FD, err) < 0)
+        return err->code;
+    m->migrating = true;
+    return 0;
+}
+
+static int migration_failed(struct memcap *m, const struct qmp_migration *mig,
+                            struct qstill_error *err)
+{
+    struct capture_status st;
+
+    m->migrating = false;
+    /* Our own end of the pipe may be the reason: a full disk, say. */
+    capture_poll(m->cap, &st);
+    if (st.complete && capture_failed(m, err) < 0 &&
+        err->code != QSTILL_E_CORRUPT)
+        return err->code;
+    return err_set(err, QSTILL_E_FAILED, "QEMU's migration ended as %s%s%s",
+                   mig->status, *mig->error ? ": " : "", mig->error);
+}
+
+/* Passes that do not converge: let the guest wait for the last one. */
+static int push_precopy(struct memcap *m, const struct qmp_migration *mig,
+                        uint32_t max_pause_ms, struct qstill_error *err)
+{
+    struct qmp_parameter p = {"downtime-limit", LONG_DOWNTIME};
+
+    if (mig->ram_passes < PRECOPY_PASSES || m->precopy_since_pass)
+        return 0;
+    if (max_pause_ms)
+        p.value = max_pause_ms;
+    m->precopy_since_pass = mig->ram_passes;
+    return qmp_migrate_set_parameters(m->s->qmp, &p, 1, err);
+}
+
+int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
+                           bool *stopped, struct qstill_error *err)
+{
+    CLEANUP(qmp_migration_fini) struct qmp_migration mig = QMP_MIGRATION_INIT;
+    static const char *const wanted[] = {"MIGRATION", "STOP", NULL};
+    struct qmp_event event;
+    bool found = false;
+
+    if (qmp_wait_event(m->s->qmp, wanted, 20, &event, &found, err) < 0 ||
+        qmp_migration_read(m->s->qmp, &mig, err) < 0)
+        return err->code;
+    switch (mig.state) {
+    case QMP_MIGRATION_PRE_SWITCHOVER:
+        *stopped = true;
+        return 0;
+    case QMP_MIGRATION_FAILED:
+    case QMP_MIGRATION_CANCELLED:
+    case QMP_MIGRATION_COMPLETED:
+        return migration_failed(m, &mig, err);
+    default:
+        return push_precopy(m, &mig, max_pause_ms, err);
+    }
+}
+
+/* ----------------------------------------------------------------- instant */
+
+static int save_devices(struct memcap *m, struct qstill_error *err)
+{
+    struct qstill_error ignored = {0};
+    CLEANUP(closep) int wfd = -1;
+    char path[64];
+    int64_t fdset;
+
+    /* QEMU matches the fd's access mode: it opens for writing only. */
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", m->devfd);
+    wfd = open(path, O_WRONLY | O_CLOEXEC);
+    if (wfd < 0)
+        return err_errno(err, errno, "cannot open a memfd for writing");
+    if (qmp_add_fd(m->s->qmp, wfd, "qstill device state", &fdset, err) < 0)
+        return err->code;
+    if (qmp_save_devices(m->s->qmp, fdset, err) == 0)
+        capture_device_state(m->cap, m->devfd, err);
+    qmp_remove_fd(m->s->qmp, fdset, &ignored);
+    return err->code;
+}
+
+int memcap_instant(struct memcap *m, struct qstill_error *err)
+{
+    if (m->mode == MODE_PRECOPY)
+        return qmp_migrate_continue(m->s->qmp, err);
+    if (m->mode == MODE_BACKGROUND) {
+        if (qmp_migrate_start(m->s->qmp, STREAM_FD, err) < 0)
+            return err->code;
+        m->migrating = true;
+        return 0;
+    }
+    if (save_devices(m, err) < 0)
+        return err_wrap(err, "saving the device state");
+    return capture_instant(m->cap, err);
+}
+
+/* QEMU says that a migration is over a little after the stream ended. */
+static int migration_over(struct memcap *m, bool *over,
+                          struct qstill_error *err)
+{
+    CLEANUP(qmp_migration_fini) struct qmp_migration mig = QMP_MIGRATION_INIT;
+
+    *over = false;
+    if (qmp_migration_read(m->s->qmp, &mig, err) < 0)
+        return err->code;
+    if (mig.state == QMP_MIGRATION_FAILED ||
+        mig.state == QMP_MIGRATION_CANCELLED)
+        return migration_failed(m, &mig, err);
+    if (mig.state == QMP_MIGRATION_COMPLETED) {
+        m->migrating = false;
+        *over = true;
+    }
+    return 0;
+}
+
+int memcap_instant_taken(struct memcap *m, bool *taken,
+                         struct qstill_error *err)
+{
+    struct capture_status st;
+    bool over;
+
+    capture_poll(m->cap, &st);
+    if (m->mode == MODE_PRECOPY)
+        return st.complete ? migration_over(m, taken, err)
+                           : migration_over(m, &over, err);
+    *taken = st.instant_taken;
+    if (st.complete && !st.instant_taken)
+        return capture_failed(m, err);
+    /* 10.0 re-applies the old run state from a queued bottom half: one more
+     * turn of its main loop, so that our `cont` comes after it. */
+    if (*taken && m->mode == MODE_BACKGROUND)
+        return session_refresh(m->s, err);
+    return m->migrating && !*taken ? migration_over(m, &over, err) : 0;
+}
+
+int memcap_step(struct memcap *m, bool *done, uint64_t *bytes_done,
+                uint64_t *bytes_total, struct qstill_error *err)
+{
+    struct capture_status st;
+    bool over = true;
+
+    capture_poll(m->cap, &st);
+    *bytes_done = st.bytes_done;
+    *bytes_total = st.bytes_total;
+    if (st.complete && m->migrating && migration_over(m, &over, err) < 0)
+        return err->code;
+    *done = st.complete && over;
+    return 0;
+}
+
+int memcap_finish(struct memcap *m, struct capture_result *out,
+                  struct qstill_error *err)
+{
+    if (capture_finish(m->cap, out, err) < 0)
+        return err_wrap(err, "capturing the memory");
+    return 0;
+}
+
+/* ------------------------------------------------------------------- abort */
+
+static void cancel_migration(struct memcap *m)
+{
+    double deadline = clock_ms() + CANCEL_WAIT_MS;
+    struct qstill_error ignored = {0};
+    bool over = false;
+
+    qmp_migrate_cancel(m->s->qmp, &ignored);
+    while (m->migrating && clock_ms() < deadline) {
+        ignored.code = 0;
+        if (migration_over(m, &over, &ignored) < 0 || over)
+            break;
+        clock_sleep_ms(10);
+    }
+    m->migrating = false;
+}
+
+void memcap_abort(struct memcap *m)
+{
+    struct qstill_error ignored = {0};
+
+    if (!m->s)
+        return;
+    if (m->cap)
+        capture_cancel(m->cap);
+    if (m->s->qmp && m->migrating)
+        cancel_migration(m);
+    if (m->s->qmp && is_stream(m))
+        qmp_closefd(m->s->qmp, STREAM_FD, &ignored);
+    memcap_restore_settings(m);
+    capture_close(m->cap);
+    m->cap = NULL;
+}
+
+void memcap_fini(struct memcap *m)
+{
+    if (!m->s)
+        return;
+    capture_close(m->cap);
+    free(m->sources);
+    qmp_ram_fini(&m->ram);
+    qmp_names_fini(&m->caps_were_on);
+    closep(&m->devfd);
+    closep(&m->pipefd);
+    memset(m, 0, sizeof(*m));
+}

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT */
+#include "modes.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "memstate/procmem.h"
+#include "qmp/migrate.h"
+#include "session.h"
+
+static const char *const names[MODE_COUNT] = {"cow", "background", "precopy",
+                                              "paused"};
+
+#define NON_MIGRATABLE "non-migratable device:"
+
+const char *mode_name(enum mode m)
+{
+    return m < MODE_COUNT ? names[m] : "auto";
+}
+
+int mode_parse(const char *word, enum mode *out, struct qstill_error *err)
+{
+    *out = MODE_COUNT;
+    if (!word || strcmp(word, "auto") == 0)
+        return 0;
+    for (unsigned i = 0; i < MODE_COUNT; i++)
+        if (strcmp(word, names[i]) == 0) {
+            *out = (enum mode)i;
+            return 0;
+        }
+    err_set(err, QSTILL_E_USAGE, "unknown mode '%.32s'", word);
+    return err_hint(err, "known are auto, cow, background, precopy, paused");
+}
+
+/* ------------------------------------------------------------------- probe */
+
+static void refuse(struct mode_report *r, const char *code, const char *why,
+                   const char *hint)
+{
+    snprintf(r->refused_code, sizeof(r->refused_code), "%s", code);
+    snprintf(r->refused, sizeof(r->refused), "%s", why);
+    snprintf(r->refused_hint, sizeof(r->refused_hint), "%s", hint);
+}
+
+static void set_reason(struct mode_report *r, enum mode m, const char *why)
+{
+    if (!r->reason[m][0])
+        snprintf(r->reason[m], sizeof(r->reason[m]), "%s", why);
+}
+
+static int probe_blockers(struct session *s, struct mode_report *r,
+                          struct qstill_error *err)
+{
+    CLEANUP(qmp_migration_fini) struct qmp_migration m = QMP_MIGRATION_INIT;
+
+    if (qmp_migration_read(s->qmp, &m, err) < 0)
+        return err->code;
+    if (m.vfio)
+        refuse(r, "vfio",
+               "VM has VFIO devices, whose state and writes cannot be seen",
+               "unplug them for the time of the snapshot");
+    for (size_t i = 0; i < m.blocked.count; i++) {
+        const char *why = m.blocked.items[i];
+
+        if (strncmp(why, NON_MIGRATABLE, strlen(NON_MIGRATABLE)) == 0)
+            refuse(r, "non-migratable-device", why,
+                   "remove the device, or take a snapshot without --memory");
+        else
+            snprintf(r->blocked, sizeof(r->blocked), "%s", why);
+    }
+    if (m.state == QMP_MIGRATION_ACTIVE ||
+        m.state == QMP_MIGRATION_PRE_SWITCHOVER)
+        refuse(r, "migrating", "a migration of this VM is under way",
+               "wait until it is over");
+    return 0;
+}
+
+/* Whether QEMU and its kernel take the capability; it is switched off again. */
+static int probe_background(struct session *s, struct mode_report *r,
+                            struct qstill_error *err)
+{
+    struct qmp_capability on = {"background-snapshot", true};
+    struct qmp_capability off = {"background-snapshot", false};
+    struct qstill_error why = {0};
+    char text[256];
+
+    if (qmp_migrate_set_capabilities(s->qmp, &on, 1, &why) == 0)
+        return qmp_migrate_set_capabilities(s->qmp, &off, 1, err);
+    if (why.code != QSTILL_E_FAILED && why.code != QSTILL_E_PRECONDITION) {
+        *err = why;
+        return err->code;
+    }
+    snprintf(text, sizeof(text), "QEMU refuses it: %.200s", why.message);
+    set_reason(r, MODE_BACKGROUND, text);
+    return 0;
+}
+
+static int probe_process(struct session *s, struct mode_report *r,
+                         struct qstill_error *err)
+{
+    CLEANUP(procmem_closep) struct procmem *mem = NULL;
+    struct qstill_error why = {0};
+    char text[256] = "";
+
+    (void)err;
+    if (qmp_save_devices_check(s->qmp, &why) < 0) {
+        snprintf(text, sizeof(text), "%.240s", why.message);
+    } else if (s->pid == 0) {
+        snprintf(text, sizeof(text),
+                 "the QEMU process behind the socket cannot be seen");
+    } else if (procmem_open(&mem, s->pid, &why) < 0) {
+        snprintf(text, sizeof(text), "%.240s", why.message);
+    }
+    if (text[0]) {
+        set_reason(r, MODE_PAUSED, text);
+        set_reason(r, MODE_COW, text);
+    }
+    return 0;
+}
+
+int modes_probe(struct session *s, struct mode_report *r,
+                struct qstill_error *err)
+{
+    char text[256];
+
+    memset(r, 0, sizeof(*r));
+    if (probe_blockers(s, r, err) < 0)
+        return err->code;
+    if (r->refused[0])
+        for (unsigned m = 0; m < MODE_COUNT; m++)
+            set_reason(r, (enum mode)m, r->refused);
+    if (r->blocked[0]) {
+        snprintf(text, sizeof(text), "QEMU refuses to migrate: %.200s",
+                 r->blocked);
+        set_reason(r, MODE_BACKGROUND, text);
+        set_reason(r, MODE_PRECOPY, text);
+    }
+    if (!s->status.running) {
+        set_reason(r, MODE_BACKGROUND,
+                   "the VM is paused, and some versions of QEMU would resume "
+                   "it");
+        set_reason(r, MODE_PRECOPY,
+                   "the VM is paused, and QEMU would not let it stay so");
+    }
+    set_reason(r, MODE_COW, "this version of qstill has not got it yet");
+    if (!r->refused[0] && probe_process(s, r, err) < 0)
+        return err->code;
+    if (!r->reason[MODE_BACKGROUND][0] && probe_background(s, r, err) < 0)
+        return err->code;
+    return 0;
+}
+
+int modes_choose(const struct mode_report *r, enum mode wanted, bool paused,
+                 enum mode *out, char *why, size_t why_size,
+                 struct qstill_error *err)
+{
+    size_t n = 0;
+
+    why[0] = '\0';
+    if (r->refused[0]) {
+        err_set(err, QSTILL_E_PRECONDITION, "memory cannot be captured: %s",
+                r->refused);
+        return err_hint(err, "%s", r->refused_hint);
+    }
+    if (wanted != MODE_COUNT) {
+        *out = wanted;
+        if (!r->reason[wanted][0])
+            return 0;
+        err_set(err, QSTILL_E_PRECONDITION, "mode %s cannot be used: %s",
+                mode_name(wanted), r->reason[wanted]);
+        return err_hint(err, "--mode auto takes one that can");
+    }
+    /* Nobody waits for a VM that is paused anyway. */
+    if (paused && !r->reason[MODE_PAUSED][0]) {
+        snprintf(why, why_size, "the VM is paused");
+        *out = MODE_PAUSED;
+        return 0;
+    }
+    for (unsigned m = 0; m < MODE_COUNT; m++) {
+        if (!r->reason[m][0]) {
+            *out = (enum mode)m;
+            return 0;
+        }
+        if (n < why_size)
+            n += (size_t)snprintf(why + n, why_size - n, "%s%s: %s",
+                                  n ? "; " : "", names[m], r->reason[m]);
+    }
+    err_set(err, QSTILL_E_PRECONDITION,
+            "memory cannot be captured in any mode: %s", why);
+    return err_hint(err, "qstill check --memory says more");
+}
+
+/* --------------------------------------------------------------------- RAM */
+
+/* Made anew by machine init in a new process, and not part of an in-place
+ * load: fw_cfg blobs and option ROMs behind PCI BARs. */
+static bool made_at_init(const char *id)
+{
+    size_t n = strlen(id);
+
+    return strncmp(id, "/rom@", 5) == 0 ||
+           (n > 4 && strcmp(id + n - 4, ".rom") == 0);
+}
+
+static int find_missing(struct session *s, struct qmp_ram *ram,
+                        struct qstill_error *err)
+{
+    CLEANUP(procmem_closep) struct procmem *mem = NULL;
+    CLEANUP(freep) struct procmem_block *b = NULL;
+
+    if (procmem_open(&mem, s->pid, err) < 0)
+        return err->code;
+    b = calloc(ram->count + 1, sizeof(*b));
+    if (!b)
+        return err_nomem(err);
+    for (size_t i = 0; i < ram->count; i++) {
+        b[i].id = ram->blocks[i].name;
+        b[i].used = ram->blocks[i].used;
+        b[i].max = ram->blocks[i].total;
+        b[i].hva = ram->blocks[i].hva;
+        b[i].how = b[i].hva ? PROCMEM_KNOWN : PROCMEM_UNKNOWN;
+    }
+    if (procmem_find(mem, b, ram->count, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < ram->count; i++)
+        ram->blocks[i].hva = b[i].hva;
+    return 0;
+}
+
+int modes_find_ram(struct session *s, struct qmp_ram *ram,
+                   struct capture_source **out, size_t *count,
+                   struct qstill_error *err)
+{
+    CLEANUP(freep) struct capture_source *list = NULL;
+    bool missing = false;
+    size_t n = 0;
+
+    if (qmp_ram_read(s->qmp, ram, err) < 0 ||
+        qmp_ram_find_addresses(s->qmp, ram, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < ram->count; i++)
+        missing = missing || ram->blocks[i].hva == 0;
+    if (missing && find_missing(s, ram, err) < 0)
+        return err->code;
+    list = calloc(ram->count + 1, sizeof(*list));
+    if (!list)
+        return err_nomem(err);
+    for (size_t i = 0; i < ram->count; i++) {
+        const struct qmp_ram_block *b = &ram->blocks[i];
+
+        if (!b->hva && made_at_init(b->name))
+            continue;
+        if (!b->hva)
+            return err_set(err, QSTILL_E_PRECONDITION,
+                           "RAM block %s cannot be found in QEMU's memory",
+                           b->name);
+        list[n].id = b->name;
+        list[n].hva = b->hva;
+        list[n].size = b->used;
+        list[n++].page_size = (uint32_t)b->page_size;
+    }
+    *out = take_ptr(&list);
+    *count = n;
+    return 0;
+}

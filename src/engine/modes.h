@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Which capture modes a VM and this host allow, and why the others do not
+ * fit. Used by check, which only tells, and by create, which then does it.
+ */
+#ifndef QSTILL_ENGINE_MODES_H
+#define QSTILL_ENGINE_MODES_H
+
+#include "base/error.h"
+#include "memstate/capture.h"
+#include "qmp/ram.h"
+
+struct session;
+
+/* In the order in which `auto` tries them. */
+enum mode { MODE_COW, MODE_BACKGROUND, MODE_PRECOPY, MODE_PAUSED, MODE_COUNT };
+
+const char *mode_name(enum mode m);
+/* MODE_COUNT for "auto" and NULL; USAGE for an unknown word. */
+int mode_parse(const char *word, enum mode *out, struct qstill_error *err);
+
+struct mode_report {
+    /* Why no mode at all can be used, with its code; "" else. */
+    char refused_code[48];
+    char refused[256];
+    char refused_hint[256];
+    /* What QEMU's own migrate would be refused for; "" else. */
+    char blocked[256];
+    char reason[MODE_COUNT][256]; /* "" when the mode can be used */
+};
+
+/* Asks QEMU and the host; leaves QEMU's settings as they were. */
+int modes_probe(struct session *s, struct mode_report *out,
+                struct qstill_error *err);
+
+/*
+ * Takes `wanted`, or the first that fits when it is MODE_COUNT: PRECONDITION
+ * with the reasons otherwise. `why` gets why the faster ones were not taken.
+ */
+int modes_choose(const struct mode_report *report, enum mode wanted,
+                 bool paused, enum mode *out, char *why, size_t why_size,
+                 struct qstill_error *err);
+
+/*
+ * The RAM blocks of QEMU with their addresses: all that a restore needs.
+ * Blocks that machine init makes anew and that no address leads to are left
+ * out. PRECONDITION names one that cannot be found. Free with free().
+ */
+int modes_find_ram(struct session *s, struct qmp_ram *ram,
+                   struct capture_source **out, size_t *count,
+                   struct qstill_error *err);
+
+#endif

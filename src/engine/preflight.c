@@ -1,0 +1,162 @@
+/* SPDX-License-Identifier: MIT */
+#include "preflight.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "hostinfo.h"
+#include "layers.h"
+#include "memstate/ramset.h"
+#include "session.h"
+
+static bool differ(const char *a, const char *b)
+{
+    return a && b && *a && *b && strcmp(a, b) != 0;
+}
+
+static int mismatch(struct qstill_error *err, const char *what,
+                    const char *then, const char *now)
+{
+    err_set(err, QSTILL_E_PRECONDITION,
+            "the %s is not the snapshot's: it was %s, now it is %s", what, then,
+            now);
+    return err_hint(err, "bring the old one back, or use --force at your own "
+                         "risk");
+}
+
+static int check_disks(struct session *s, const struct manifest *m, bool force,
+                       struct qstill_error *err)
+{
+    for (size_t i = 0; i < m->disk_count; i++) {
+        const struct manifest_disk *d = &m->disks[i];
+
+        if (!vmrecord_disk(&s->rec, d->name)) {
+            err_set(err, QSTILL_E_PRECONDITION,
+                    "VM %s has no disk %s, which the snapshot has", s->vm,
+                    d->name);
+            return err_hint(err, "attach the VM with that disk");
+        }
+        if (force) {
+            struct manifest_disk loose = *d;
+
+            loose.mtime_ns = loose.ino = 0;
+            loose.header_hash = NULL;
+            if (layer_check(&loose, err) < 0)
+                return err->code;
+        } else if (layer_check(d, err) < 0) {
+            return err->code;
+        }
+    }
+    return 0;
+}
+
+static int check_files(struct session *s, const struct manifest *m,
+                       struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1, memfd = -1;
+    CLEANUP(ramset_closep) struct ramset *set = NULL;
+
+    if (store_opendirat(s->snapsfd, m->id, &fd, err) < 0 ||
+        store_opendirat(fd, STORE_MEMORY, &memfd, err) < 0)
+        return err->code;
+    if (ramset_open(&set, memfd, err) < 0)
+        return err_wrap(err, "memory of snapshot %s", m->name);
+    for (size_t i = 0; i < m->block_count; i++) {
+        const struct ramset_block *b = ramset_find(set, m->blocks[i].id, NULL);
+
+        if (!b || b->size != m->blocks[i].size)
+            return err_set(err, QSTILL_E_CORRUPT,
+                           "memory of snapshot %s: block %s is not as the "
+                           "manifest says",
+                           m->name, m->blocks[i].id);
+    }
+    return 0;
+}
+
+static int check_qemu(struct session *s, const struct manifest *m,
+                      struct qstill_error *err)
+{
+    CLEANUP(qmp_machine_fini) struct qmp_machine now = QMP_MACHINE_INIT;
+    struct qstill_error ignored = {0};
+    char sum[HOSTINFO_SUM_MAX];
+
+    if (s->qmp) {
+        if (qmp_machine_read(s->qmp, &now, err) < 0)
+            return err->code;
+        if (differ(m->machine, now.type))
+            return mismatch(err, "machine type", m->machine, now.type);
+        if (differ(m->accel, now.kvm ? "kvm" : "tcg"))
+            return mismatch(err, "accelerator", m->accel,
+                            now.kvm ? "kvm" : "tcg");
+        if (differ(m->qemu_version, now.version))
+            return mismatch(err, "QEMU version", m->qemu_version, now.version);
+        return 0;
+    }
+    if (m->qemu_sum && s->rec.has_launch &&
+        hostinfo_file_sum(s->rec.launch.exe, sum, &ignored) == 0 &&
+        differ(m->qemu_sum, sum))
+        store_note(s->store, "%s is another binary than the snapshot's QEMU %s",
+                   s->rec.launch.exe, m->qemu_version);
+    return 0;
+}
+
+/* TCG emulates its CPU; only under KVM the host's shows through. */
+static int check_host(const struct manifest *m, struct qstill_error *err)
+{
+    struct hostinfo now;
+    char then_khz[32], now_khz[32];
+
+    if (!m->accel || strcmp(m->accel, "kvm") != 0)
+        return 0;
+    if (hostinfo_read(&now, err) < 0)
+        return err->code;
+    if (differ(m->host.cpu_model, now.cpu_model))
+        return mismatch(err, "CPU model", m->host.cpu_model, now.cpu_model);
+    if (m->host.tsc_khz && now.tsc_khz && m->host.tsc_khz != now.tsc_khz) {
+        snprintf(then_khz, sizeof(then_khz), "%llu kHz",
+                 (unsigned long long)m->host.tsc_khz);
+        snprintf(now_khz, sizeof(now_khz), "%llu kHz",
+                 (unsigned long long)now.tsc_khz);
+        return mismatch(err, "TSC frequency", then_khz, now_khz);
+    }
+    return 0;
+}
+
+int preflight(struct session *s, const struct manifest *m, bool memory,
+              bool force, struct qstill_error *err)
+{
+    if (check_disks(s, m, force, err) < 0)
+        return err_wrap(err, "snapshot %s", m->name);
+    if (!memory)
+        return 0;
+    if (check_files(s, m, err) < 0)
+        return err->code;
+    if (force)
+        return 0;
+    if (check_qemu(s, m, err) < 0)
+        return err->code;
+    return check_host(m, err);
+}
+
+bool preflight_mappable(const struct manifest *m, const char **why)
+{
+    const char *reason = NULL;
+    bool any = false;
+
+    for (size_t i = 0; i < m->block_count; i++) {
+        const struct manifest_block *b = &m->blocks[i];
+
+        if (!b->main)
+            continue;
+        any = true;
+        if (b->shared)
+            reason = "its RAM is shared, and a mapping would be private";
+        else if (b->page_size > RAMSET_PAGE)
+            reason = "its RAM is of huge pages";
+    }
+    if (!any)
+        reason = "its RAM has no memory backend";
+    if (why)
+        *why = reason;
+    return !reason;
+}

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Whether a snapshot can be reverted to, found out before anything is
+ * stopped: its files, the machine, QEMU, the CPU and its clock.
+ */
+#ifndef QSTILL_ENGINE_PREFLIGHT_H
+#define QSTILL_ENGINE_PREFLIGHT_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+
+struct manifest;
+struct session;
+
+/* PRECONDITION or CORRUPT with both values named; `force` lets pass what a
+ * guest can survive. `memory`: its memory will be loaded. */
+int preflight(struct session *s, const struct manifest *m, bool memory,
+              bool force, struct qstill_error *err);
+
+/* Whether RAM may be a private mapping of the snapshot's files; the reason
+ * goes into why (may be NULL). */
+bool preflight_mappable(const struct manifest *m, const char **why);
+
+#endif

@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * create    published: heads and current in vm.json are set; else all of it is
+ *           undone (unwind.h)
+ * revert    committed: the old heads become hidden layers and go; else the new
+ *           heads go and the old ones stay
+ * delete    always goes on: the snapshot was gone with its directory's name
+ *
+ * In front of all: a pivot (the head folded into a layer) is settled by asking
+ * QEMU which file it has open; with QEMU gone both files read the same, and
+ * the recorded head stays.
+ */
+#include "recover.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "delete.h"
+#include "job.h"
+#include "journal.h"
+#include "layers.h"
+#include "livechain.h"
+#include "lock.h"
+#include "name.h"
+#include "revert.h"
+#include "session.h"
+#include "unwind.h"
+
+static void say(struct buf *text, const char *what, const char *which)
+{
+    if (text)
+        buf_printf(text, "%s %s\n", what, which);
+}
+
+static int settle_pivot(struct session *s, struct journal *j,
+                        struct qstill_error *err)
+{
+    struct vm_disk *d =
+        j->pivot_disk ? vmrecord_disk(&s->rec, j->pivot_disk) : NULL;
+    const char *live;
+
+    if (!s->qmp)
+        return 0;
+    if (livechain_settle(s, err) < 0 || session_refresh(s, err) < 0)
+        return err->code;
+    if (d && j->pivot_to && j->pivot_to_format) {
+        live = session_live_path(s, d);
+        if (live && session_same_file(live, j->pivot_to) &&
+            (vmrecord_set_head(&s->rec, d->name, j->pivot_to,
+                               j->pivot_to_format, err) < 0 ||
+             vmrecord_save(s->vmfd, &s->rec, err) < 0))
+            return err->code;
+    }
+    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+    return 0;
+}
+
+static int finish_create(struct session *s, struct journal *j,
+                         struct qstill_error *err)
+{
+    for (size_t i = 0; i < j->disk_count; i++)
+        if (vmrecord_set_head(&s->rec, j->disks[i].disk, j->disks[i].new_path,
+                              j->disks[i].new_format, err) < 0)
+            return err->code;
+    if (vmrecord_set_current(&s->rec, j->snapshot, err) < 0 ||
+        vmrecord_save(s->vmfd, &s->rec, err) < 0 ||
+        unwind_resume(s, j, err) < 0)
+        return err->code;
+    unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
+    return journal_remove(s->vmfd, err);
+}
+
+static int recover_create(struct session *s, struct journal *j,
+                          struct buf *text, struct qstill_error *err)
+{
+    if (tree_find(&s->tree, j->snapshot)) {
+        say(text, "finished the creation of snapshot", j->snapshot);
+        return finish_create(s, j, err);
+    }
+    say(text, "undid the creation of snapshot", j->snapshot);
+    return unwind_create(s, j, text, err);
+}
+
+static int recover_loaded(struct session *s, struct journal *j,
+                          struct buf *text, struct qstill_error *err)
+{
+    if (session_connect(s, err) < 0 || settle_pivot(s, j, err) < 0)
+        return err->code;
+    switch (j->op) {
+    case JOURNAL_CREATE:
+        return recover_create(s, j, text, err);
+    case JOURNAL_REVERT:
+        return revert_recover(s, j, text, err);
+    case JOURNAL_DELETE:
+        return delete_finish(s, j, text, err);
+    }
+    return 0;
+}
+
+int recover_session(struct session *s, struct buf *text,
+                    struct qstill_error *err)
+{
+    struct journal j;
+
+    if (!journal_exists(s->vmfd))
+        return 0;
+    if (journal_load(s->vmfd, &j, err) < 0)
+        return err->code;
+    if (name_check("snapshot id", j.snapshot, err) == 0)
+        recover_loaded(s, &j, text, err);
+    journal_fini(&j);
+    if (err->code < 0) {
+        err_wrap(err, "an earlier operation was interrupted and cannot be "
+                      "finished yet");
+        if (!err->hint[0])
+            err_hint(err, "mend that, then run qstill recover %s", s->vm);
+        return err->code;
+    }
+    store_note(s->store, "VM %s: an interrupted operation was recovered",
+               s->vm);
+    /* What the verb goes on with is what it finds now. */
+    session_disconnect(s);
+    return session_reload(s, err);
+}
+
+void recover_if_abandoned(struct qstill_store *store, const char *vm, int vmfd)
+{
+    struct qstill_error why = {0};
+    struct lock_info holder;
+    struct session s;
+
+    if (!journal_exists(vmfd) || lock_holder(vmfd, &holder, &why) < 0 ||
+        holder.held)
+        return;
+    if (session_open(&s, store, vm, "recover", &why) < 0)
+        store_note(store, "%s", why.message);
+    else
+        session_close(&s);
+}
+
+/* ------------------------------------------------------------ the public job
+ */
+
+struct recover_job {
+    struct qstill_store *store;
+    struct qstill_job *job;
+    char **vms;
+    size_t count, next;
+    bool dry_run;
+};
+
+static int recover_vm(struct recover_job *r, const char *vm,
+                      struct qstill_error *err)
+{
+    struct buf *text = job_text(r->job);
+    CLEANUP(closep) int vmfd = -1;
+    struct session s;
+
+    if (store_open_vm(r->store, vm, &vmfd, err) < 0)
+        return err->code;
+    if (!journal_exists(vmfd)) {
+        buf_printf(text, "VM %s: nothing to recover\n", vm);
+        return 0;
+    }
+    if (r->dry_run) {
+        CLEANUP(journal_fini) struct journal j = {.arena = ARENA_INIT};
+
+        if (journal_load(vmfd, &j, err) < 0)
+            return err->code;
+        buf_printf(text, "VM %s: an interrupted %s of snapshot %s\n", vm,
+                   j.op == JOURNAL_CREATE   ? "create"
+                   : j.op == JOURNAL_REVERT ? "revert"
+                                            : "delete",
+                   j.snapshot);
+        return 0;
+    }
+    if (session_open(&s, r->store, vm, "recover", err) < 0)
+        return err->code;
+    session_close(&s);
+    buf_printf(text, "VM %s: recovered\n", vm);
+    return 0;
+}
+
+static int recover_step(void *ctx, bool *done, struct qstill_error *err)
+{
+    struct recover_job *r = ctx;
+
+    if (r->next < r->count && recover_vm(r, r->vms[r->next++], err) < 0)
+        return err->code;
+    *done = r->next >= r->count;
+    return 0;
+}
+
+static void recover_free(void *ctx)
+{
+    struct recover_job *r = ctx;
+
+    store_names_free(r->vms, r->count);
+    free(r);
+}
+
+static const struct job_phase recover_phases[] = {
+    {"recover", NULL, recover_step, NULL},
+    {NULL, NULL, NULL, NULL},
+};
+static const struct job_ops recover_ops = {recover_phases, recover_free};
+
+static int list_vms(struct recover_job *r, const char *vm,
+                    struct qstill_error *err)
+{
+    struct qstill_vm_list *list = NULL;
+
+    if (!vm && qstill_vm_list(r->store, &list, err) < 0)
+        return err->code;
+    r->vms = calloc((list ? list->count : 1) + 1, sizeof(char *));
+    if (!r->vms)
+        err_nomem(err);
+    for (size_t i = 0; err->code == 0 && i < (list ? list->count : 1); i++) {
+        r->vms[i] = strdup(list ? list->vms[i].name : vm);
+        if (r->vms[i])
+            r->count++;
+        else
+            err_nomem(err);
+    }
+    qstill_vm_list_free(list);
+    return err->code;
+}
+
+QSTILL_PUBLIC int qstill_recover(struct qstill_store *store, const char *vm,
+                                 bool dry_run, struct qstill_job **out,
+                                 struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    struct recover_job *r;
+
+    if (vm && name_check("VM name", vm, err) < 0)
+        return err->code;
+    r = calloc(1, sizeof(*r));
+    if (!r)
+        return err_nomem(err);
+    r->store = store;
+    r->dry_run = dry_run;
+    if (list_vms(r, vm, err) < 0) {
+        recover_free(r);
+        return err->code;
+    }
+    if (job_new(&r->job, &recover_ops, r, err) < 0)
+        return err->code;
+    *out = r->job;
+    return 0;
+}

@@ -1,0 +1,708 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * revert: the VM is as it was at a snapshot.
+ *
+ * The happy path, with a new QEMU process:
+ *   plan      lock, recovery, preflight, way of restore
+ *   keep      (--keep) the present state becomes a snapshot
+ *   prepare   journal, new empty heads on the snapshot's frozen layers
+ *   end       the running QEMU is stopped and ended
+ *   start     a new one on the new heads, waiting for its state
+ *   load      the stream: device state, and RAM unless it is mapped
+ *   commit    vm.json and journal say that the new heads count
+ *   run       cont; the old heads are removed
+ * Failures: before the commit the new process is ended, the new heads are
+ * removed, and the VM is started again on its old heads if it had been
+ * running (its old memory is gone with the old process). After the commit the
+ * next command finishes.
+ */
+#include "revert.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "job.h"
+#include "journal.h"
+#include "layers.h"
+#include "livechain.h"
+#include "memstate/restore.h"
+#include "name.h"
+#include "preflight.h"
+#include "qmp/migrate.h"
+#include "qmp/monitor.h"
+#include "session.h"
+#include "start.h"
+
+#define OVERLAY_FORMAT "qcow2"
+#define STREAM_FD      "qstill-incoming"
+#define TIMES_MAX      16
+
+enum way { WAY_AUTO, WAY_INPLACE, WAY_MAPPED, WAY_EAGER, WAY_DISK };
+static const char *const way_names[] = {"auto", "inplace", "mapped", "eager",
+                                        "disk"};
+
+struct revert {
+    struct qstill_store *store;
+    struct qstill_job *job;
+    struct arena arena;
+    struct session s;
+    bool session_open;
+    const char *vm;
+    const char *snap;
+    struct qstill_revert_options o;
+    enum way wanted, way;
+    enum qstill_run_state state;
+    char id[ID_LEN + 1]; /* the snapshot's, which outlives reloads */
+    char tag[ID_LEN + 1];
+    bool was_running, was_on;
+    struct qstill_job *keeping;
+    struct journal j;
+    bool journaled, committed;
+    int pid; /* of the new process */
+    bool started;
+    struct ramset *set;
+    struct restore *restore;
+    const char *machine;
+    struct qstill_revert_result result;
+    struct qstill_revert_time times[TIMES_MAX];
+    double begun_ms, phase_ms;
+};
+
+static void lap(struct revert *r, const char *phase)
+{
+    double now = clock_ms();
+
+    if (r->result.time_count < TIMES_MAX - 1) {
+        r->times[r->result.time_count].phase = phase;
+        r->times[r->result.time_count++].ms = now - r->phase_ms;
+    }
+    r->phase_ms = now;
+}
+
+/* -------------------------------------------------------------------- plan */
+
+static int choose_way(struct revert *r, const struct manifest *m,
+                      struct qstill_error *err)
+{
+    const char *why = NULL;
+    bool mappable = preflight_mappable(m, &why);
+
+    r->way = WAY_DISK;
+    if (!m->memory_included || r->state == QSTILL_STATE_STOPPED) {
+        if (r->wanted != WAY_AUTO && !m->memory_included)
+            return err_set(err, QSTILL_E_USAGE,
+                           "snapshot %s has no memory to restore", m->name);
+        return 0;
+    }
+    r->way = r->wanted;
+    if (r->wanted == WAY_AUTO)
+        r->way = mappable ? WAY_MAPPED : WAY_EAGER;
+    if (r->wanted == WAY_INPLACE) {
+        err_set(err, QSTILL_E_PRECONDITION,
+                "restore inplace cannot be used: this version of qstill has "
+                "not got it yet");
+        return err_hint(err, "use --restore auto");
+    }
+    if (r->wanted == WAY_MAPPED && !mappable) {
+        err_set(err, QSTILL_E_PRECONDITION, "restore mapped cannot be used: %s",
+                why);
+        return err_hint(err, "use --restore eager");
+    }
+    return 0;
+}
+
+static void choose_state(struct revert *r, const struct manifest *m)
+{
+    r->state = r->o.state;
+    if (r->state != QSTILL_STATE_DEFAULT)
+        return;
+    if (m->memory_included)
+        r->state = strcmp(m->run_state, "paused") == 0 ? QSTILL_STATE_PAUSED
+                                                       : QSTILL_STATE_RUNNING;
+    else if (!r->was_on)
+        r->state = QSTILL_STATE_STOPPED;
+    else
+        r->state = r->was_running ? QSTILL_STATE_RUNNING : QSTILL_STATE_PAUSED;
+}
+
+static const char *ram_path(struct revert *r, const char *id,
+                            struct qstill_error *err)
+{
+    CLEANUP(freep) char *dir = realpath(r->store->dir, NULL);
+    char name[RAMSET_NAME_SIZE];
+
+    if (ramset_file_name(id, name, err) < 0)
+        return NULL;
+    return arena_printf(&r->arena,
+                        "%s/%s/" STORE_SNAPSHOTS "/%s/" STORE_MEMORY "/%s",
+                        dir ? dir : r->store->dir, r->vm, r->id, name);
+}
+
+static int fill_start(struct revert *r, const struct manifest *m,
+                      struct start_options *o, struct qstill_error *err)
+{
+    struct start_head *heads =
+        arena_array(&r->arena, m->disk_count + 1, sizeof(*heads));
+    struct launch_ram *ram =
+        arena_array(&r->arena, m->block_count + 1, sizeof(*ram));
+
+    if (!heads || !ram)
+        return err_nomem(err);
+    memset(o, 0, sizeof(*o));
+    for (size_t i = 0; i < m->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
+
+        heads[i].disk = d->name;
+        heads[i].path = layer_new_path(&r->s, d, NULL, r->tag);
+        heads[i].format = OVERLAY_FORMAT;
+    }
+    o->heads = heads;
+    o->head_count = m->disk_count;
+    o->incoming = r->way == WAY_MAPPED || r->way == WAY_EAGER;
+    o->paused = o->incoming || r->state == QSTILL_STATE_PAUSED;
+    for (size_t i = 0; r->way == WAY_MAPPED && i < m->block_count; i++) {
+        if (!m->blocks[i].main)
+            continue;
+        ram[o->mapped_count].id = m->blocks[i].id;
+        ram[o->mapped_count].size = m->blocks[i].size;
+        ram[o->mapped_count].path = ram_path(r, m->blocks[i].id, err);
+        if (!ram[o->mapped_count++].path)
+            return err->code < 0 ? err->code : err_nomem(err);
+    }
+    o->mapped = ram;
+    return 0;
+}
+
+/* `auto` falls back to eager when the command line allows no mapping. */
+static int check_start(struct revert *r, const struct manifest *m,
+                       struct qstill_error *err)
+{
+    struct start_options o;
+
+    if (r->state == QSTILL_STATE_STOPPED)
+        return 0;
+    if (fill_start(r, m, &o, err) < 0)
+        return err->code;
+    if (start_check(&r->s, &o, err) == 0)
+        return 0;
+    if (r->way != WAY_MAPPED || r->wanted != WAY_AUTO)
+        return err->code;
+    store_note(r->store, "restore mapped not taken: %s", err->message);
+    r->way = WAY_EAGER;
+    err->code = 0;
+    if (fill_start(r, m, &o, err) < 0)
+        return err->code;
+    return start_check(&r->s, &o, err);
+}
+
+static void describe(struct revert *r, const struct manifest *m)
+{
+    struct buf *text = job_text(r->job);
+
+    buf_printf(text, "revert to %s (%s), restore %s\n", m->name, m->id,
+               way_names[r->way]);
+    for (size_t i = 0; i < m->disk_count; i++)
+        buf_printf(text, "disk %s: a new head on %s\n", m->disks[i].name,
+                   m->disks[i].path);
+}
+
+static int open_and_check(struct revert *r, struct qstill_error *err)
+{
+    struct manifest *m = NULL;
+
+    if (session_open(&r->s, r->store, r->vm, "revert", err) < 0)
+        return err->code;
+    r->session_open = true;
+    if (tree_resolve(&r->s.tree, r->snap, &m, err) < 0 ||
+        session_connect(&r->s, err) < 0)
+        return err->code;
+    r->was_on = r->s.qmp != NULL;
+    r->was_running = r->was_on && r->s.status.running;
+    snprintf(r->id, sizeof(r->id), "%s", m->id);
+    choose_state(r, m);
+    if (choose_way(r, m, err) < 0 ||
+        preflight(&r->s, m, r->way != WAY_DISK, r->o.force, err) < 0)
+        return err->code;
+    if (r->was_on && session_check_heads(&r->s, err) < 0)
+        return err->code;
+    return check_start(r, m, err);
+}
+
+static int plan_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+
+    r->begun_ms = r->phase_ms = clock_ms();
+    if (id_new(r->tag, err) < 0 || open_and_check(r, err) < 0)
+        return err->code;
+    describe(r, tree_find(&r->s.tree, r->id));
+    lap(r, "plan");
+    return 0;
+}
+
+/* -------------------------------------------------------------------- keep */
+
+/* A create of its own, with a lock of its own. */
+static int keep_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+    struct qstill_create_options o = QSTILL_CREATE_OPTIONS_INIT;
+    char stamp[CLOCK_STAMP_LEN], name[80];
+    size_t n = 0;
+
+    if (!r->o.keep || r->o.dry_run)
+        return 0;
+    clock_stamp(stamp);
+    n = (size_t)snprintf(name, sizeof(name), "kept-");
+    for (const char *p = stamp; *p && n + 1 < sizeof(name); p++)
+        if (*p >= '0' && *p <= '9')
+            name[n++] = *p;
+    name[n] = '\0';
+    o.description = "what the VM was before a revert";
+    o.memory = r->was_on;
+    session_close(&r->s);
+    r->session_open = false;
+    return qstill_create(r->store, r->vm, name, &o, &r->keeping, err);
+}
+
+static int keep_step(void *ctx, bool *done, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+
+    *done = true;
+    if (!r->keeping)
+        return 0;
+    if (qstill_job_step(r->keeping, done, err) < 0)
+        return err_wrap(err, "keeping the present state");
+    if (!*done)
+        return job_wait_on(r->job, qstill_job_fd(r->keeping), err);
+    buf_printf(job_text(r->job), "kept the present state as snapshot %s\n",
+               qstill_create_id(r->keeping));
+    if (job_wait_on(r->job, -1, err) < 0)
+        return err->code;
+    qstill_job_free(r->keeping);
+    r->keeping = NULL;
+    lap(r, "keep");
+    return open_and_check(r, err);
+}
+
+/* ----------------------------------------------------------------- prepare */
+
+static int fill_journal(struct revert *r, const struct manifest *m,
+                        struct qstill_error *err)
+{
+    r->j.op = JOURNAL_REVERT;
+    r->j.phase = JOURNAL_BEGUN;
+    r->j.snapshot = r->id;
+    r->j.old_current = r->s.rec.current;
+    r->j.was_running = r->was_running;
+    r->j.disks = arena_array(&r->arena, m->disk_count + 1, sizeof(*r->j.disks));
+    if (!r->j.disks)
+        return err_nomem(err);
+    for (size_t i = 0; i < m->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
+        const char *path = layer_new_path(&r->s, d, NULL, r->tag);
+
+        if (!path)
+            return err_nomem(err);
+        r->j.disks[i] = (struct journal_disk){
+            d->name, d->head_path, d->head_format, path, OVERLAY_FORMAT};
+    }
+    r->j.disk_count = m->disk_count;
+    return 0;
+}
+
+static int prepare_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+    const struct manifest *m = tree_find(&r->s.tree, r->id);
+
+    if (r->o.dry_run)
+        return 0;
+    if (fill_journal(r, m, err) < 0)
+        return err->code;
+    r->journaled = true;
+    if (journal_save(r->s.vmfd, &r->j, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < m->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
+        const char *path;
+
+        if (layer_create(&r->s, d, m->disks[i].path, m->disks[i].format, NULL,
+                         r->tag, &path, err) < 0)
+            return err_wrap(err, "new head of disk %s", d->name);
+    }
+    r->j.phase = JOURNAL_SWITCHING;
+    if (journal_save(r->s.vmfd, &r->j, err) < 0)
+        return err->code;
+    lap(r, "prepare");
+    return 0;
+}
+
+/* Not committed: the old heads count. `pid` is the new process, or 0. */
+static void roll_back(struct session *s, struct journal *j, struct buf *text,
+                      struct qstill_error *err)
+{
+    struct start_options again = {0};
+    struct qstill_error why = {0};
+    int pid;
+
+    for (size_t i = 0; i < j->disk_count; i++)
+        layer_remove(j->disks[i].new_path, err);
+    if (err->code == 0)
+        journal_remove(s->vmfd, err);
+    if (s->qmp) {
+        livechain_resume(s, j->was_running, err);
+        return;
+    }
+    if (!j->was_running)
+        return;
+    if (start_vm(s, &again, &pid, &why) == 0)
+        buf_printf(text, "VM %s was started again on its old disks\n", s->vm);
+    else
+        buf_printf(text,
+                   "VM %s is off, with its old disks; start it with qstill "
+                   "start %s (%s)\n",
+                   s->vm, s->vm, why.message);
+}
+
+static void prepare_undo(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+
+    restore_close(r->restore);
+    r->restore = NULL;
+    if (!r->journaled || r->committed)
+        return;
+    if (r->started)
+        start_kill(&r->s, r->pid);
+    r->started = false;
+    roll_back(&r->s, &r->j, job_text(r->job), err);
+    r->journaled = false;
+}
+
+/* --------------------------------------------------------------- end, start */
+
+static int end_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+
+    if (r->o.dry_run || !r->s.qmp)
+        return 0;
+    if (qmp_stop(r->s.qmp, 0, err) < 0 || start_quit(&r->s, err) < 0)
+        return err->code;
+    lap(r, "end");
+    return 0;
+}
+
+static int start_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+    struct start_options o;
+
+    if (r->o.dry_run || r->state == QSTILL_STATE_STOPPED)
+        return 0;
+    if (fill_start(r, tree_find(&r->s.tree, r->id), &o, err) < 0)
+        return err->code;
+    if (start_vm(&r->s, &o, &r->pid, err) < 0)
+        return err->code;
+    r->started = true;
+    lap(r, "start");
+    return 0;
+}
+
+/* -------------------------------------------------------------------- load */
+
+static int open_set(struct revert *r, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1, memfd = -1;
+
+    if (store_opendirat(r->s.snapsfd, r->id, &fd, err) < 0 ||
+        store_opendirat(fd, STORE_MEMORY, &memfd, err) < 0)
+        return err->code;
+    return ramset_open(&r->set, memfd, err);
+}
+
+static int open_restore(struct revert *r, const struct manifest *m, int fd,
+                        struct qstill_error *err)
+{
+    const char **mapped =
+        arena_array(&r->arena, m->block_count + 1, sizeof(*mapped));
+    struct restore_options o = {
+        .set = r->set,
+        .machine = m->machine,
+        .pages = r->way == WAY_MAPPED ? RESTORE_UNMAPPED : RESTORE_ALL,
+        .zeros = RESTORE_SKIP_ZEROS,
+    };
+
+    if (!mapped) {
+        close(fd);
+        return err_nomem(err);
+    }
+    for (size_t i = 0; i < m->block_count; i++) {
+        const struct manifest_block *b = &m->blocks[i];
+
+        if (b->main && r->way == WAY_MAPPED)
+            mapped[o.mapped_count++] = b->id;
+        /* A file or shared memory may hold what an earlier VM left there. */
+        if (b->main && b->origin && !strstr(b->origin, "backend-ram"))
+            o.zeros = RESTORE_SEND_ZEROS;
+    }
+    o.mapped = mapped;
+    return restore_open(&r->restore, fd, &o, err);
+}
+
+static int load_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+    CLEANUP(closep) int rfd = -1;
+    int fds[2];
+
+    if (r->o.dry_run || !r->started || r->way == WAY_DISK)
+        return 0;
+    if (open_set(r, err) < 0)
+        return err->code;
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return err_errno(err, errno, "no pipe");
+    rfd = fds[0];
+    if (qmp_getfd(r->s.qmp, STREAM_FD, rfd, err) < 0 ||
+        qmp_migrate_incoming(r->s.qmp, STREAM_FD, err) < 0) {
+        close(fds[1]);
+        return err->code;
+    }
+    return open_restore(r, tree_find(&r->s.tree, r->id), fds[1], err);
+}
+
+static int load_failed(struct revert *r, const char *why,
+                       struct qstill_error *err)
+{
+    struct restore_result ignored;
+    struct restore_status st;
+    char words[300];
+
+    /* Our side knows best when a file is damaged. */
+    restore_poll(r->restore, &st);
+    if (st.complete && restore_finish(r->restore, &ignored, err) < 0 &&
+        err->code != QSTILL_E_UNREACHABLE)
+        return err_wrap(err, "loading the memory");
+    start_last_words(&r->s, words, sizeof(words));
+    return err_set(err, QSTILL_E_FAILED, "QEMU did not take the memory: %s%s%s",
+                   why, words[0] ? ": " : "", words);
+}
+
+static int load_state(struct revert *r, bool *done, struct qstill_error *err)
+{
+    CLEANUP(qmp_migration_fini) struct qmp_migration m = QMP_MIGRATION_INIT;
+    struct restore_result result;
+
+    if (qmp_migration_read(r->s.qmp, &m, err) < 0)
+        return err->code == QSTILL_E_UNREACHABLE
+                   ? load_failed(r, "it ended", err)
+                   : err->code;
+    if (m.state == QMP_MIGRATION_FAILED || m.state == QMP_MIGRATION_CANCELLED)
+        return load_failed(r, m.error && *m.error ? m.error : m.status, err);
+    *done = m.state == QMP_MIGRATION_COMPLETED;
+    return *done ? restore_finish(r->restore, &result, err) : 0;
+}
+
+static int load_step(void *ctx, bool *done, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+    struct restore_status st;
+
+    *done = true;
+    if (!r->restore)
+        return 0;
+    restore_poll(r->restore, &st);
+    job_measure(r->job, st.bytes_done, st.bytes_total);
+    if (load_state(r, done, err) < 0)
+        return err->code;
+    if (*done)
+        lap(r, "load");
+    else
+        clock_sleep_ms(st.complete ? 1 : 3);
+    return 0;
+}
+
+/* ------------------------------------------------------------- commit, run */
+
+/* Right to run again: by us, or by recovery. */
+static int finish(struct session *s, struct journal *j, struct buf *text,
+                  struct qstill_error *err)
+{
+    for (size_t i = 0; i < j->disk_count; i++) {
+        const struct journal_disk *d = &j->disks[i];
+
+        if (!tree_owner(&s->tree, d->old_path) &&
+            vmrecord_hide(&s->rec, d->disk, d->old_path, d->old_format, err) <
+                0)
+            return err->code;
+        if (vmrecord_set_head(&s->rec, d->disk, d->new_path, d->new_format,
+                              err) < 0)
+            return err->code;
+    }
+    if (vmrecord_set_current(&s->rec, j->snapshot, err) < 0 ||
+        vmrecord_save(s->vmfd, &s->rec, err) < 0)
+        return err->code;
+    if (s->qmp && livechain_resume(s, j->was_running, err) < 0)
+        return err->code;
+    if (layers_collapse(s, j, text, err) < 0)
+        return err->code;
+    return journal_remove(s->vmfd, err);
+}
+
+static int commit_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+
+    if (r->o.dry_run)
+        return 0;
+    r->j.phase = JOURNAL_COMMITTED;
+    r->j.was_running = r->state == QSTILL_STATE_RUNNING;
+    if (journal_save(r->s.vmfd, &r->j, err) < 0)
+        return err->code;
+    r->committed = true;
+    if (vmrecord_set_mapped(&r->s.rec, r->way == WAY_MAPPED ? r->id : NULL,
+                            err) < 0)
+        return err->code;
+    if (r->started && livechain_resume(&r->s, r->j.was_running, err) < 0)
+        return err->code;
+    lap(r, "run");
+    if (finish(&r->s, &r->j, job_text(r->job), err) < 0)
+        return err->code;
+    lap(r, "clean");
+    return 0;
+}
+
+static int result_enter(void *ctx, struct qstill_error *err)
+{
+    static const char *const states[] = {"", "running", "paused", "stopped"};
+    struct revert *r = ctx;
+
+    (void)err;
+    r->result.state = states[r->state];
+    r->result.restore = way_names[r->way];
+    r->times[r->result.time_count].phase = "total";
+    r->times[r->result.time_count++].ms = clock_ms() - r->begun_ms;
+    r->result.times = r->times;
+    return 0;
+}
+
+/* ---------------------------------------------------------------- recovery */
+
+static bool runs_on_new(struct session *s, const struct journal *j)
+{
+    for (size_t i = 0; i < j->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&s->rec, j->disks[i].disk);
+        const char *live = d ? session_live_path(s, d) : NULL;
+
+        if (live && session_same_file(live, j->disks[i].new_path))
+            return true;
+    }
+    return false;
+}
+
+int revert_recover(struct session *s, struct journal *j, struct buf *text,
+                   struct qstill_error *err)
+{
+    struct buf scratch = BUF_INIT;
+    struct buf *out = text ? text : &scratch;
+
+    if (j->phase == JOURNAL_COMMITTED) {
+        buf_printf(out, "finished the revert to snapshot %s\n", j->snapshot);
+        finish(s, j, out, err);
+    } else {
+        buf_printf(out, "undid the revert to snapshot %s\n", j->snapshot);
+        /* Its guest has not run: nothing is lost with it. */
+        if (!s->qmp || !runs_on_new(s, j) || start_quit(s, err) == 0)
+            roll_back(s, j, out, err);
+    }
+    buf_fini(&scratch);
+    return err->code;
+}
+
+/* --------------------------------------------------------------------- job */
+
+static void revert_free(void *ctx)
+{
+    struct revert *r = ctx;
+
+    qstill_job_free(r->keeping);
+    restore_close(r->restore);
+    ramset_close(r->set);
+    if (r->session_open)
+        session_close(&r->s);
+    arena_fini(&r->arena);
+    free(r);
+}
+
+static const struct job_phase revert_phases[] = {
+    {"plan", plan_enter, NULL, NULL},
+    {"keep", keep_enter, keep_step, NULL},
+    {"prepare", prepare_enter, NULL, prepare_undo},
+    {"end", end_enter, NULL, NULL},
+    {"start", start_enter, NULL, NULL},
+    {"memory", load_enter, load_step, NULL},
+    {"commit", commit_enter, NULL, NULL},
+    {"result", result_enter, NULL, NULL},
+    {NULL, NULL, NULL, NULL},
+};
+static const struct job_ops revert_ops = {revert_phases, revert_free};
+
+static int take_options(struct revert *r, const char *vm, const char *snap,
+                        const struct qstill_revert_options *o,
+                        struct qstill_error *err)
+{
+    const char *word;
+
+    if (name_check("VM name", vm, err) < 0 ||
+        name_check("snapshot name", snap, err) < 0)
+        return err->code;
+    if (o && o->size < sizeof(*o))
+        return err_set(err, QSTILL_E_USAGE, "revert options of unknown size");
+    if (o)
+        r->o = *o;
+    word = r->o.restore ? r->o.restore : "auto";
+    while (r->wanted <= WAY_EAGER && strcmp(word, way_names[r->wanted]) != 0)
+        r->wanted++;
+    if (r->wanted > WAY_EAGER) {
+        err_set(err, QSTILL_E_USAGE, "unknown restore '%.32s'", word);
+        return err_hint(err, "known are auto, inplace, mapped, eager");
+    }
+    r->vm = arena_strdup(&r->arena, vm);
+    r->snap = arena_strdup(&r->arena, snap);
+    return r->vm && r->snap ? 0 : err_nomem(err);
+}
+
+QSTILL_PUBLIC int qstill_revert(struct qstill_store *store, const char *vm,
+                                const char *snap,
+                                const struct qstill_revert_options *options,
+                                struct qstill_job **out,
+                                struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    struct revert *r = calloc(1, sizeof(*r));
+
+    if (!r)
+        return err_nomem(err);
+    r->store = store;
+    if (take_options(r, vm, snap, options, err) < 0) {
+        revert_free(r);
+        return err->code;
+    }
+    if (job_new(&r->job, &revert_ops, r, err) < 0)
+        return err->code;
+    *out = r->job;
+    return 0;
+}
+
+QSTILL_PUBLIC const struct qstill_revert_result *
+qstill_revert_result(const struct qstill_job *job)
+{
+    const struct revert *r = job_ctx(job, &revert_ops);
+
+    return r && r->result.times ? &r->result : NULL;
+}

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT */
+#include "unwind.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "journal.h"
+#include "layers.h"
+#include "livechain.h"
+#include "qmp/migrate.h"
+#include "quiesce.h"
+#include "session.h"
+
+#define CANCEL_WAIT_MS 10000
+
+void unwind_tmp_name(const char *id, char out[UNWIND_TMP_LEN])
+{
+    snprintf(out, UNWIND_TMP_LEN, ".%.64s.tmp", id);
+}
+
+static bool under_way(enum qmp_migration_state state)
+{
+    return state == QMP_MIGRATION_ACTIVE ||
+           state == QMP_MIGRATION_PRE_SWITCHOVER;
+}
+
+/* A migration that a process which died had started: its pipe has no reader. */
+static int end_migration(struct session *s, struct qstill_error *err)
+{
+    static const struct qmp_capability off[] = {
+        {"background-snapshot", false}, {"pause-before-switchover", false}};
+    double deadline = clock_ms() + CANCEL_WAIT_MS;
+    struct qstill_error ignored = {0};
+    bool busy = true;
+
+    while (busy) {
+        CLEANUP(qmp_migration_fini)
+        struct qmp_migration m = QMP_MIGRATION_INIT;
+
+        if (qmp_migration_read(s->qmp, &m, err) < 0)
+            return err->code;
+        busy = under_way(m.state);
+        if (busy && clock_ms() > deadline)
+            return err_set(err, QSTILL_E_BUSY,
+                           "a migration of VM %s does not end", s->vm);
+        if (busy) {
+            qmp_migrate_cancel(s->qmp, &ignored);
+            clock_sleep_ms(20);
+        }
+    }
+    for (size_t i = 0; i < ARRAY_LEN(off); i++)
+        qmp_migrate_set_capabilities(s->qmp, &off[i], 1, &ignored);
+    return 0;
+}
+
+int unwind_resume(struct session *s, struct journal *j,
+                  struct qstill_error *err)
+{
+    struct quiesce q = {.frozen = true, .frozen_at_ms = clock_ms()};
+
+    if (!s->qmp)
+        return 0;
+    if (end_migration(s, err) < 0 || session_refresh(s, err) < 0)
+        return err->code;
+    if (!s->status.running && livechain_resume(s, j->was_running, err) < 0)
+        return err->code;
+    if (j->freezing && j->was_running && quiesce_thaw(s, &q, err) < 0)
+        return err->code;
+    j->freezing = false;
+    return 0;
+}
+
+/* The new head cannot go: it stays, on its frozen layer, which nobody names. */
+static int adopt(struct session *s, const struct journal_disk *jd,
+                 struct buf *text, struct qstill_error *err)
+{
+    if (vmrecord_hide(&s->rec, jd->disk, jd->old_path, jd->old_format, err) <
+            0 ||
+        vmrecord_set_head(&s->rec, jd->disk, jd->new_path, jd->new_format,
+                          err) < 0 ||
+        vmrecord_save(s->vmfd, &s->rec, err) < 0)
+        return err->code;
+    if (text)
+        buf_printf(text, "disk %s stays on %s for now\n", jd->disk,
+                   jd->new_path);
+    return 0;
+}
+
+static int fold_back_live(struct session *s, struct journal *j,
+                          const struct journal_disk *jd, struct buf *text,
+                          struct qstill_error *err)
+{
+    struct vm_disk *d = vmrecord_disk(&s->rec, jd->disk);
+    const char *live = d ? session_live_path(s, d) : NULL;
+    struct qstill_error second = {0};
+
+    if (!live || !session_same_file(live, jd->new_path))
+        return layer_remove(jd->new_path, err);
+    if (vmrecord_set_head(&s->rec, jd->disk, jd->new_path, jd->new_format,
+                          err) < 0)
+        return err->code;
+    if (livechain_commit_head(s, d, jd->old_path, jd->old_format, j, err) < 0) {
+        adopt(s, jd, text, &second);
+        return err->code;
+    }
+    if (session_refresh(s, err) < 0)
+        return err->code;
+    return layer_remove(jd->new_path, err);
+}
+
+/* QEMU is gone. A guest may have written into the new head before it went. */
+static int fold_back_off(struct session *s, struct journal *j,
+                         const struct journal_disk *jd, struct buf *text,
+                         struct qstill_error *err)
+{
+    bool empty = true;
+
+    if (access(jd->new_path, F_OK) < 0)
+        return 0;
+    if (j->phase >= JOURNAL_SWITCHING &&
+        layer_is_empty(jd->new_path, jd->new_format, &empty, err) < 0)
+        return err->code;
+    return empty ? layer_remove(jd->new_path, err) : adopt(s, jd, text, err);
+}
+
+/* Keeps the first error, and goes on. */
+static void note_error(struct qstill_error *first, struct qstill_error *now)
+{
+    if (now->code < 0 && first->code == 0)
+        *first = *now;
+    now->code = 0;
+}
+
+int unwind_create(struct session *s, struct journal *j, struct buf *text,
+                  struct qstill_error *err)
+{
+    struct qstill_error now = {0}, first = {0};
+    char tmp[UNWIND_TMP_LEN];
+
+    unwind_tmp_name(j->snapshot, tmp);
+    store_remove_tree(s->snapsfd, tmp, &now);
+    note_error(&first, &now);
+    unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
+    if (session_connect(s, &now) < 0) {
+        *err = now;
+        return err_wrap(err, "undoing a snapshot");
+    }
+    unwind_resume(s, j, &now);
+    note_error(&first, &now);
+    for (size_t i = 0; i < j->disk_count; i++) {
+        if (s->qmp)
+            fold_back_live(s, j, &j->disks[i], text, &now);
+        else
+            fold_back_off(s, j, &j->disks[i], text, &now);
+        note_error(&first, &now);
+    }
+    if (s->rec.hidden_count > 0 && first.code == 0)
+        layers_collapse(s, j, text, &now);
+    note_error(&first, &now);
+    if (first.code == 0)
+        journal_remove(s->vmfd, &first);
+    *err = first;
+    return err->code;
+}

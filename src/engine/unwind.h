@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: MIT */
+/* Undoing a create from its journal: by the create itself, or by recovery. */
+#ifndef QSTILL_ENGINE_UNWIND_H
+#define QSTILL_ENGINE_UNWIND_H
+
+#include "base/buf.h"
+#include "base/error.h"
+
+struct journal;
+struct session;
+
+/* A file of this size (bytes) is kept in the VM's directory while a snapshot
+ * is made, so that a full filesystem leaves room for the journal. */
+#define UNWIND_RESERVE      (256u << 10)
+#define UNWIND_RESERVE_NAME ".reserve"
+
+/* snapshots/.ID.tmp, where a snapshot is made. */
+#define UNWIND_TMP_LEN 80
+void unwind_tmp_name(const char *id, char out[UNWIND_TMP_LEN]);
+
+/*
+ * The VM runs again if it ran, its new heads are folded back, what was made is
+ * removed, the guest is thawed, the journal is gone. Goes on after a failure
+ * of one step; the first one is returned. Heads that cannot be folded back
+ * stay as heads on a hidden layer: nothing is lost.
+ */
+int unwind_create(struct session *s, struct journal *j, struct buf *text,
+                  struct qstill_error *err);
+/* Only lets the guest run and thaws it; for use before unwind_create(). */
+int unwind_resume(struct session *s, struct journal *j,
+                  struct qstill_error *err);
+
+#endif
