@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "args.h"
+#include "find.h"
 
 /* clang-format off */
 static const char script_tail[] =
@@ -205,6 +206,33 @@ static void print_bash(void)
     fputs(script_tail, stdout);
 }
 
+static int print_vms(struct cli *cli, struct qstill_error *err)
+{
+    CLEANUP(find_vms_freep) struct qstill_vm_list *list = NULL;
+    struct qstill_store *store;
+
+    if (cli_store(cli, &store, err) < 0 ||
+        qstill_vm_list(store, &list, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < list->count; i++)
+        puts(list->vms[i].name);
+    return 0;
+}
+
+static int print_snaps(struct cli *cli, const char *vm,
+                       struct qstill_error *err)
+{
+    CLEANUP(find_list_freep) struct qstill_snapshot_list *list = NULL;
+    struct qstill_store *store;
+
+    if (cli_store(cli, &store, err) < 0 ||
+        qstill_snapshot_list(store, vm, &list, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < list->count; i++)
+        puts(list->snapshots[i].name);
+    return 0;
+}
+
 static int completion_run(struct cli *cli, const struct args *args,
                           struct qstill_error *err)
 {
@@ -214,8 +242,13 @@ static int completion_run(struct cli *cli, const struct args *args,
         print_bash();
     else if (strcmp(what, "table") == 0)
         print_table();
+    else if (strcmp(what, "vms") == 0)
+        return print_vms(cli, err);
+    else if (strcmp(what, "snaps") == 0 && args_operand(args, 1))
+        return print_snaps(cli, args_operand(args, 1), err);
     else
-        return cli_usage(cli, err, "'%s' is none of bash, table", what);
+        return cli_usage(cli, err, "'%s' is none of bash, table, vms, snaps VM",
+                         what);
     return 0;
 }
 

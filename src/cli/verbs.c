@@ -3,6 +3,20 @@
 #include "verbs.h"
 
 const struct verb *const verbs[] = {
+    &verb_attach,
+    &verb_detach,
+    &verb_vms,
+    &verb_check,
+    &verb_create,
+    &verb_list,
+    &verb_info,
+    &verb_verify,
+    &verb_rename,
+    &verb_revert,
+    &verb_delete,
+    &verb_recover,
+    &verb_start,
+    &verb_path,
     &verb_image_info,
     &verb_image_map,
     &verb_image_check,

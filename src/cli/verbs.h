@@ -5,12 +5,25 @@
 
 #include "cli.h"
 
+extern const struct verb verb_attach;
+extern const struct verb verb_check;
 extern const struct verb verb_completion;
+extern const struct verb verb_create;
+extern const struct verb verb_delete;
+extern const struct verb verb_detach; /* attach.c */
+extern const struct verb verb_help;   /* usage.c */
+extern const struct verb verb_info;
+extern const struct verb verb_list;
+extern const struct verb verb_path; /* start.c */
+extern const struct verb verb_recover;
+extern const struct verb verb_rename;
+extern const struct verb verb_revert;
+extern const struct verb verb_start;
+extern const struct verb verb_verify;
+extern const struct verb verb_vms;
 
 extern const struct verb verb_image_info; /* image.c */
 extern const struct verb verb_image_map;
 extern const struct verb verb_image_check;
-
-extern const struct verb verb_help; /* usage.c */
 
 #endif
