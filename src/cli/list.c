@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * qstill list: the snapshots of a VM as a table, a tree or JSON. In the tree
- * only branches are indented, so that a chain of hundreds stays a column.
+ * qstill list: the snapshots of a VM as a table, a tree or JSON. Deep in the
+ * tree only branches are indented further, so that a chain of hundreds stays
+ * on the screen.
  */
 #include "verbs.h"
 
@@ -49,12 +50,21 @@ static void fill_flat(struct table *t, const struct qstill_snapshot_list *list)
 
 /* ------------------------------------------------------------------- tree */
 
+#define INDENT_MAX 48 /* from here on a lone child stands under its parent */
+#define PREFIX_MAX 256
+
 struct tree {
     const struct qstill_snapshot_list *list;
     struct table *table;
     bool *drawn; /* a damaged store may hold loops */
     const char *tee, *corner, *bar;
 };
+
+/* A tree that branches deeper than this keeps its nodes and loses lines. */
+static void join(char out[PREFIX_MAX], const char *prefix, const char *more)
+{
+    snprintf(out, PREFIX_MAX, "%.*s%s", PREFIX_MAX - 8, prefix, more);
+}
 
 static size_t find_id(const struct qstill_snapshot_list *list, const char *id)
 {
@@ -70,31 +80,28 @@ static void draw(struct tree *tree, size_t at, const char *lead,
                  const char *prefix)
 {
     const struct qstill_snapshot *s;
-    char next_lead[256], next_prefix[256];
+    char next_lead[PREFIX_MAX], next_prefix[PREFIX_MAX];
 
-    for (;;) {
-        if (at >= tree->list->count || tree->drawn[at])
-            return;
+    while (at < tree->list->count && !tree->drawn[at]) {
         tree->drawn[at] = true;
         s = &tree->list->snapshots[at];
         table_cellf(tree->table, "%s%c %s", lead, s->current ? '*' : 'o',
                     s->name);
         put_rest(tree->table, s);
-        lead = prefix;
-        if (s->child_count != 1)
-            break;
-        at = find_id(tree->list, s->children[0]);
-    }
-    for (size_t i = 0; i < s->child_count; i++) {
-        bool last = i + 1 == s->child_count;
+        if (s->child_count == 1 && strlen(prefix) >= INDENT_MAX) {
+            lead = prefix;
+            at = find_id(tree->list, s->children[0]);
+            continue;
+        }
+        for (size_t i = 0; i < s->child_count; i++) {
+            bool last = i + 1 == s->child_count;
 
-        /* a tree that branches deeper than this is drawn without the rest of
-         * its lines, not without its nodes */
-        snprintf(next_lead, sizeof(next_lead), "%.200s%s", prefix,
-                 last ? tree->corner : tree->tee);
-        snprintf(next_prefix, sizeof(next_prefix), "%.200s%s", prefix,
-                 last ? "  " : tree->bar);
-        draw(tree, find_id(tree->list, s->children[i]), next_lead, next_prefix);
+            join(next_lead, prefix, last ? tree->corner : tree->tee);
+            join(next_prefix, prefix, last ? "  " : tree->bar);
+            draw(tree, find_id(tree->list, s->children[i]), next_lead,
+                 next_prefix);
+        }
+        return;
     }
 }
 
