@@ -150,7 +150,8 @@ static json_t *disks_json(const struct manifest *m)
                              json_out_string(d->format), "virtualSize",
                              (json_int_t)d->virtual_size, "dev",
                              (json_int_t)d->dev, "ino", (json_int_t)d->ino,
-                             "headerHash", json_out_string(d->header_hash)));
+                             "fileSize", (json_int_t)d->file_size, "mtimeNs",
+                             (json_int_t)d->mtime_ns, "headerHash", json_out_string(d->header_hash)));
     }
     return array;
 }
