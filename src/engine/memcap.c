@@ -129,7 +129,8 @@ static int open_copy(struct memcap *m, const struct capture_options *o,
 int memcap_prepare(struct memcap *m, struct session *s, enum mode mode,
                    int dirfd, uint64_t bwlimit, struct qstill_error *err)
 {
-    struct capture_options o = {.dirfd = dirfd, .bwlimit = bwlimit};
+    struct capture_options o = {
+        .io = io_real(), .dirfd = dirfd, .bwlimit = bwlimit};
 
     m->s = s;
     m->mode = mode;
