@@ -15,59 +15,20 @@
  * us or by the next command; the VM runs on and no snapshot is listed. After
  * the rename the snapshot exists, and what is left is finished by recovery.
  */
+#include "create_impl.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/clock.h"
 #include "base/publish.h"
-#include "hostinfo.h"
 #include "job.h"
-#include "journal.h"
 #include "layers.h"
 #include "livechain.h"
-#include "memcap.h"
-#include "name.h"
 #include "qmp/graph.h"
-#include "quiesce.h"
-#include "session.h"
 #include "unwind.h"
-
-#define OVERLAY_FORMAT "qcow2"
-
-struct create {
-    struct qstill_store *store;
-    struct qstill_job *job;
-    struct session s;
-    bool session_open;
-    struct arena arena;
-    /* what was asked for */
-    const char *vm;
-    const char *name;
-    const char *description;
-    char **labels;
-    size_t label_count;
-    const char *disk_dir;
-    struct qstill_create_options o;
-    enum mode wanted;
-    /* what is being done */
-    char id[ID_LEN + 1];
-    char stamp[CLOCK_STAMP_LEN];
-    enum mode mode;
-    char why[600];
-    struct journal j;
-    bool journaled;
-    bool published;
-    struct memcap mem;
-    struct quiesce quiesce;
-    bool was_running;
-    bool stopped;  /* by us, or by QEMU for us */
-    bool switched; /* heads are the new ones */
-    double stop_ms;
-    double pause_ms;
-};
 
 /* -------------------------------------------------------------------- plan */
 
@@ -447,148 +408,6 @@ static int copy_step(void *ctx, bool *done, struct qstill_error *err)
 
 /* ----------------------------------------------------------------- publish */
 
-static int fill_disks(struct create *c, struct manifest *m,
-                      struct qstill_error *err)
-{
-    m->disks = arena_array(&m->arena, c->j.disk_count + 1, sizeof(*m->disks));
-    if (!m->disks)
-        return err_nomem(err);
-    for (size_t i = 0; i < c->j.disk_count; i++) {
-        const struct journal_disk *jd = &c->j.disks[i];
-        const struct vm_disk *d = &c->s.rec.disks[i];
-        const struct qmp_disk *q = session_live_disk(&c->s, d);
-        struct manifest_disk *md = &m->disks[i];
-
-        md->name = d->name;
-        md->qdev = d->qdev;
-        md->device = d->device;
-        md->node = q ? q->node : NULL;
-        md->path = jd->old_path;
-        md->format = jd->old_format;
-        md->virtual_size = q ? q->virtual_size : d->virtual_size;
-        if (layer_identify(m, md, err) < 0)
-            return err->code;
-    }
-    m->disk_count = c->j.disk_count;
-    return 0;
-}
-
-static int fill_blocks(struct create *c, struct manifest *m,
-                       const struct capture_result *r, struct qstill_error *err)
-{
-    CLEANUP(qmp_memdevs_fini) struct qmp_memdevs devs = QMP_MEMDEVS_INIT;
-    CLEANUP(qmp_ram_fini) struct qmp_ram ram = QMP_RAM_INIT;
-
-    if (qmp_ram_read(c->s.qmp, &ram, err) < 0 ||
-        qmp_memdevs_read(c->s.qmp, &ram, &devs, err) < 0)
-        return err->code;
-    m->blocks = arena_array(&m->arena, r->block_count + 1, sizeof(*m->blocks));
-    if (!m->blocks)
-        return err_nomem(err);
-    for (size_t i = 0; i < r->block_count; i++) {
-        struct manifest_block *b = &m->blocks[i];
-        const struct qmp_ram_block *live = qmp_ram_find(&ram, r->blocks[i].id);
-
-        b->id = arena_strdup(&m->arena, r->blocks[i].id);
-        if (!b->id)
-            return err_nomem(err);
-        b->size = r->blocks[i].size;
-        b->page_size = live ? live->page_size : r->blocks[i].page_size;
-        for (size_t k = 0; k < devs.count; k++) {
-            const char *tail = strrchr(b->id, '/');
-
-            if (strcmp(devs.items[k].id, b->id) != 0 &&
-                (!tail || strncmp(b->id, "/objects/", 9) != 0 ||
-                 strcmp(devs.items[k].id, tail + 1) != 0))
-                continue;
-            b->main = true;
-            b->shared = devs.items[k].share;
-            b->origin = arena_strdup(&m->arena, devs.items[k].type);
-        }
-    }
-    m->block_count = r->block_count;
-    return 0;
-}
-
-static int fill_memory(struct create *c, struct manifest *m,
-                       struct qstill_error *err)
-{
-    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
-    struct capture_result r;
-
-    if (memcap_finish(&c->mem, &r, err) < 0 ||
-        qmp_cpus_read(c->s.qmp, &cpus, err) < 0)
-        return err->code;
-    m->memory_included = true;
-    m->memory_bytes = r.memory_bytes;
-    m->memory_written = r.written_bytes;
-    m->stall_ms = r.longest_stall_ms;
-    m->vcpus = cpus.count;
-    m->cpu_type = cpus.type ? arena_strdup(&m->arena, cpus.type) : NULL;
-    return fill_blocks(c, m, &r, err);
-}
-
-static int fill_qemu(struct create *c, struct manifest *m,
-                     struct qstill_error *err)
-{
-    CLEANUP(qmp_machine_fini) struct qmp_machine machine = QMP_MACHINE_INIT;
-    struct qstill_error ignored = {0};
-    char sum[HOSTINFO_SUM_MAX];
-
-    if (qmp_machine_read(c->s.qmp, &machine, err) < 0)
-        return err->code;
-    m->machine = arena_strdup(&m->arena, machine.type);
-    m->qemu_version = arena_strdup(&m->arena, machine.version);
-    m->accel = machine.kvm ? "kvm" : "tcg";
-    if (c->s.rec.has_launch &&
-        hostinfo_file_sum(c->s.rec.launch.exe, sum, &ignored) == 0)
-        m->qemu_sum = arena_strdup(&m->arena, sum);
-    if (!m->machine || !m->qemu_version)
-        return err_nomem(err);
-    return 0;
-}
-
-static int fill_host(struct manifest *m, struct qstill_error *err)
-{
-    struct hostinfo *h = arena_alloc(&m->arena, sizeof(*h));
-
-    if (!h)
-        return err_nomem(err);
-    if (hostinfo_read(h, err) < 0)
-        return err->code;
-    m->host.cpu_model = h->cpu_model;
-    m->host.cpu_vendor = h->cpu_vendor;
-    m->host.microcode = h->microcode;
-    m->host.tsc_khz = h->tsc_khz;
-    m->host.kernel = h->kernel;
-    m->host.hostname = h->hostname;
-    return 0;
-}
-
-static int fill_manifest(struct create *c, struct manifest *m,
-                         struct qstill_error *err)
-{
-    m->id = c->id;
-    m->name = c->name;
-    m->description = c->description;
-    m->parent_id = c->s.rec.current;
-    m->created_at = c->stamp;
-    m->labels = c->labels;
-    m->label_count = c->label_count;
-    m->quiesced = c->quiesce.filesystems > 0;
-    m->frozen_ms = c->quiesce.frozen_ms;
-    m->mode = c->o.memory ? mode_name(c->mode) : "disk";
-    m->mode_reason = c->why;
-    m->run_state = !c->s.qmp        ? "stopped"
-                   : c->was_running ? "running"
-                                    : "paused";
-    m->pause_ms = c->pause_ms;
-    if (fill_host(m, err) < 0 || fill_disks(c, m, err) < 0 ||
-        (c->s.qmp && fill_qemu(c, m, err) < 0))
-        return err->code;
-    return c->o.memory ? fill_memory(c, m, err) : 0;
-}
-
 static int publish_snapshot(struct create *c, const struct manifest *m,
                             struct qstill_error *err)
 {
@@ -614,7 +433,7 @@ static int publish_enter(void *ctx, struct qstill_error *err)
 
     if (c->o.dry_run)
         return 0;
-    r = fill_manifest(c, &m, err);
+    r = create_manifest(c, &m, err);
     if (r == 0)
         r = publish_snapshot(c, &m, err);
     manifest_fini(&m);

@@ -141,17 +141,17 @@ static json_t *disks_json(const struct manifest *m)
         const struct manifest_disk *d = &m->disks[i];
 
         json_array_append_new(
-            array, json_pack("{so so so so so so sI sI sI sI sI so}", "name",
-                             json_out_string(d->name), "qdev",
-                             json_out_string(d->qdev), "device",
-                             json_out_string(d->device), "node",
-                             json_out_string(d->node), "path",
-                             json_out_string(d->path), "format",
-                             json_out_string(d->format), "virtualSize",
-                             (json_int_t)d->virtual_size, "dev",
-                             (json_int_t)d->dev, "ino", (json_int_t)d->ino,
-                             "fileSize", (json_int_t)d->file_size, "mtimeNs",
-                             (json_int_t)d->mtime_ns, "headerHash", json_out_string(d->header_hash)));
+            array,
+            json_pack(
+                "{so so so so so so sI sI sI sI sI so}", "name",
+                json_out_string(d->name), "qdev", json_out_string(d->qdev),
+                "device", json_out_string(d->device), "node",
+                json_out_string(d->node), "path", json_out_string(d->path),
+                "format", json_out_string(d->format), "virtualSize",
+                (json_int_t)d->virtual_size, "dev", (json_int_t)d->dev, "ino",
+                (json_int_t)d->ino, "fileSize", (json_int_t)d->file_size,
+                "mtimeNs", (json_int_t)d->mtime_ns, "headerHash",
+                json_out_string(d->header_hash)));
     }
     return array;
 }

@@ -16,62 +16,22 @@
  * running (its old memory is gone with the old process). After the commit the
  * next command finishes.
  */
-#include "revert.h"
+#include "revert_impl.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "job.h"
-#include "journal.h"
 #include "layers.h"
 #include "livechain.h"
-#include "memstate/restore.h"
-#include "name.h"
 #include "preflight.h"
-#include "qmp/migrate.h"
-#include "qmp/monitor.h"
-#include "session.h"
 #include "start.h"
 
-#define OVERLAY_FORMAT "qcow2"
-#define STREAM_FD      "qstill-incoming"
-#define TIMES_MAX      16
-
-enum way { WAY_AUTO, WAY_INPLACE, WAY_MAPPED, WAY_EAGER, WAY_DISK };
 static const char *const way_names[] = {"auto", "inplace", "mapped", "eager",
                                         "disk"};
 
-struct revert {
-    struct qstill_store *store;
-    struct qstill_job *job;
-    struct arena arena;
-    struct session s;
-    bool session_open;
-    const char *vm;
-    const char *snap;
-    struct qstill_revert_options o;
-    enum way wanted, way;
-    enum qstill_run_state state;
-    char id[ID_LEN + 1]; /* the snapshot's, which outlives reloads */
-    char tag[ID_LEN + 1];
-    bool was_running, was_on;
-    struct qstill_job *keeping;
-    struct journal j;
-    bool journaled, committed;
-    int pid; /* of the new process */
-    bool started;
-    struct ramset *set;
-    struct restore *restore;
-    const char *machine;
-    struct qstill_revert_result result;
-    struct qstill_revert_time times[TIMES_MAX];
-    double begun_ms, phase_ms;
-};
-
-static void lap(struct revert *r, const char *phase)
+void revert_lap(struct revert *r, const char *phase)
 {
     double now = clock_ms();
 
@@ -239,7 +199,7 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     if (id_new(r->tag, err) < 0 || open_and_check(r, err) < 0)
         return err->code;
     describe(r, tree_find(&r->s.tree, r->id));
-    lap(r, "plan");
+    revert_lap(r, "plan");
     return 0;
 }
 
@@ -285,7 +245,7 @@ static int keep_step(void *ctx, bool *done, struct qstill_error *err)
         return err->code;
     qstill_job_free(r->keeping);
     r->keeping = NULL;
-    lap(r, "keep");
+    revert_lap(r, "keep");
     return open_and_check(r, err);
 }
 
@@ -338,35 +298,8 @@ static int prepare_enter(void *ctx, struct qstill_error *err)
     r->j.phase = JOURNAL_SWITCHING;
     if (journal_save(r->s.vmfd, &r->j, err) < 0)
         return err->code;
-    lap(r, "prepare");
+    revert_lap(r, "prepare");
     return 0;
-}
-
-/* Not committed: the old heads count. `pid` is the new process, or 0. */
-static void roll_back(struct session *s, struct journal *j, struct buf *text,
-                      struct qstill_error *err)
-{
-    struct start_options again = {0};
-    struct qstill_error why = {0};
-    int pid;
-
-    for (size_t i = 0; i < j->disk_count; i++)
-        layer_remove(j->disks[i].new_path, err);
-    if (err->code == 0)
-        journal_remove(s->vmfd, err);
-    if (s->qmp) {
-        livechain_resume(s, j->was_running, err);
-        return;
-    }
-    if (!j->was_running)
-        return;
-    if (start_vm(s, &again, &pid, &why) == 0)
-        buf_printf(text, "VM %s was started again on its old disks\n", s->vm);
-    else
-        buf_printf(text,
-                   "VM %s is off, with its old disks; start it with qstill "
-                   "start %s (%s)\n",
-                   s->vm, s->vm, why.message);
 }
 
 static void prepare_undo(void *ctx, struct qstill_error *err)
@@ -380,7 +313,7 @@ static void prepare_undo(void *ctx, struct qstill_error *err)
     if (r->started)
         start_kill(&r->s, r->pid);
     r->started = false;
-    roll_back(&r->s, &r->j, job_text(r->job), err);
+    revert_roll_back(&r->s, &r->j, job_text(r->job), err);
     r->journaled = false;
 }
 
@@ -394,7 +327,7 @@ static int end_enter(void *ctx, struct qstill_error *err)
         return 0;
     if (qmp_stop(r->s.qmp, 0, err) < 0 || start_quit(&r->s, err) < 0)
         return err->code;
-    lap(r, "end");
+    revert_lap(r, "end");
     return 0;
 }
 
@@ -410,149 +343,11 @@ static int start_enter(void *ctx, struct qstill_error *err)
     if (start_vm(&r->s, &o, &r->pid, err) < 0)
         return err->code;
     r->started = true;
-    lap(r, "start");
-    return 0;
-}
-
-/* -------------------------------------------------------------------- load */
-
-static int open_set(struct revert *r, struct qstill_error *err)
-{
-    CLEANUP(closep) int fd = -1, memfd = -1;
-
-    if (store_opendirat(r->s.snapsfd, r->id, &fd, err) < 0 ||
-        store_opendirat(fd, STORE_MEMORY, &memfd, err) < 0)
-        return err->code;
-    return ramset_open(&r->set, memfd, err);
-}
-
-static int open_restore(struct revert *r, const struct manifest *m, int fd,
-                        struct qstill_error *err)
-{
-    const char **mapped =
-        arena_array(&r->arena, m->block_count + 1, sizeof(*mapped));
-    struct restore_options o = {
-        .set = r->set,
-        .machine = m->machine,
-        .pages = r->way == WAY_MAPPED ? RESTORE_UNMAPPED : RESTORE_ALL,
-        .zeros = RESTORE_SKIP_ZEROS,
-    };
-
-    if (!mapped) {
-        close(fd);
-        return err_nomem(err);
-    }
-    for (size_t i = 0; i < m->block_count; i++) {
-        const struct manifest_block *b = &m->blocks[i];
-
-        if (b->main && r->way == WAY_MAPPED)
-            mapped[o.mapped_count++] = b->id;
-        /* A file or shared memory may hold what an earlier VM left there. */
-        if (b->main && b->origin && !strstr(b->origin, "backend-ram"))
-            o.zeros = RESTORE_SEND_ZEROS;
-    }
-    o.mapped = mapped;
-    return restore_open(&r->restore, fd, &o, err);
-}
-
-static int load_enter(void *ctx, struct qstill_error *err)
-{
-    struct revert *r = ctx;
-    CLEANUP(closep) int rfd = -1;
-    int fds[2];
-
-    if (r->o.dry_run || !r->started || r->way == WAY_DISK)
-        return 0;
-    if (open_set(r, err) < 0)
-        return err->code;
-    if (pipe2(fds, O_CLOEXEC) < 0)
-        return err_errno(err, errno, "no pipe");
-    rfd = fds[0];
-    if (qmp_getfd(r->s.qmp, STREAM_FD, rfd, err) < 0 ||
-        qmp_migrate_incoming(r->s.qmp, STREAM_FD, err) < 0) {
-        close(fds[1]);
-        return err->code;
-    }
-    return open_restore(r, tree_find(&r->s.tree, r->id), fds[1], err);
-}
-
-static int load_failed(struct revert *r, const char *why,
-                       struct qstill_error *err)
-{
-    struct restore_result ignored;
-    struct restore_status st;
-    char words[300];
-
-    /* Our side knows best when a file is damaged. */
-    restore_poll(r->restore, &st);
-    if (st.complete && restore_finish(r->restore, &ignored, err) < 0 &&
-        err->code != QSTILL_E_UNREACHABLE)
-        return err_wrap(err, "loading the memory");
-    start_last_words(&r->s, words, sizeof(words));
-    return err_set(err, QSTILL_E_FAILED, "QEMU did not take the memory: %s%s%s",
-                   why, words[0] ? ": " : "", words);
-}
-
-static int load_state(struct revert *r, bool *done, struct qstill_error *err)
-{
-    CLEANUP(qmp_migration_fini) struct qmp_migration m = QMP_MIGRATION_INIT;
-    struct restore_result result;
-
-    if (qmp_migration_read(r->s.qmp, &m, err) < 0)
-        return err->code == QSTILL_E_UNREACHABLE
-                   ? load_failed(r, "it ended", err)
-                   : err->code;
-    if (m.state == QMP_MIGRATION_FAILED || m.state == QMP_MIGRATION_CANCELLED)
-        return load_failed(r, m.error && *m.error ? m.error : m.status, err);
-    *done = m.state == QMP_MIGRATION_COMPLETED;
-    return *done ? restore_finish(r->restore, &result, err) : 0;
-}
-
-static int load_step(void *ctx, bool *done, struct qstill_error *err)
-{
-    struct revert *r = ctx;
-    struct restore_status st;
-
-    *done = true;
-    if (!r->restore)
-        return 0;
-    restore_poll(r->restore, &st);
-    job_measure(r->job, st.bytes_done, st.bytes_total);
-    if (load_state(r, done, err) < 0)
-        return err->code;
-    if (*done)
-        lap(r, "load");
-    else
-        clock_sleep_ms(st.complete ? 1 : 3);
+    revert_lap(r, "start");
     return 0;
 }
 
 /* ------------------------------------------------------------- commit, run */
-
-/* Right to run again: by us, or by recovery. */
-static int finish(struct session *s, struct journal *j, struct buf *text,
-                  struct qstill_error *err)
-{
-    for (size_t i = 0; i < j->disk_count; i++) {
-        const struct journal_disk *d = &j->disks[i];
-
-        if (!tree_owner(&s->tree, d->old_path) &&
-            vmrecord_hide(&s->rec, d->disk, d->old_path, d->old_format, err) <
-                0)
-            return err->code;
-        if (vmrecord_set_head(&s->rec, d->disk, d->new_path, d->new_format,
-                              err) < 0)
-            return err->code;
-    }
-    if (vmrecord_set_current(&s->rec, j->snapshot, err) < 0 ||
-        vmrecord_save(s->vmfd, &s->rec, err) < 0)
-        return err->code;
-    if (s->qmp && livechain_resume(s, j->was_running, err) < 0)
-        return err->code;
-    if (layers_collapse(s, j, text, err) < 0)
-        return err->code;
-    return journal_remove(s->vmfd, err);
-}
 
 static int commit_enter(void *ctx, struct qstill_error *err)
 {
@@ -570,10 +365,10 @@ static int commit_enter(void *ctx, struct qstill_error *err)
         return err->code;
     if (r->started && livechain_resume(&r->s, r->j.was_running, err) < 0)
         return err->code;
-    lap(r, "run");
-    if (finish(&r->s, &r->j, job_text(r->job), err) < 0)
+    revert_lap(r, "run");
+    if (revert_finish(&r->s, &r->j, job_text(r->job), err) < 0)
         return err->code;
-    lap(r, "clean");
+    revert_lap(r, "clean");
     return 0;
 }
 
@@ -589,39 +384,6 @@ static int result_enter(void *ctx, struct qstill_error *err)
     r->times[r->result.time_count++].ms = clock_ms() - r->begun_ms;
     r->result.times = r->times;
     return 0;
-}
-
-/* ---------------------------------------------------------------- recovery */
-
-static bool runs_on_new(struct session *s, const struct journal *j)
-{
-    for (size_t i = 0; i < j->disk_count; i++) {
-        const struct vm_disk *d = vmrecord_disk(&s->rec, j->disks[i].disk);
-        const char *live = d ? session_live_path(s, d) : NULL;
-
-        if (live && session_same_file(live, j->disks[i].new_path))
-            return true;
-    }
-    return false;
-}
-
-int revert_recover(struct session *s, struct journal *j, struct buf *text,
-                   struct qstill_error *err)
-{
-    struct buf scratch = BUF_INIT;
-    struct buf *out = text ? text : &scratch;
-
-    if (j->phase == JOURNAL_COMMITTED) {
-        buf_printf(out, "finished the revert to snapshot %s\n", j->snapshot);
-        finish(s, j, out, err);
-    } else {
-        buf_printf(out, "undid the revert to snapshot %s\n", j->snapshot);
-        /* Its guest has not run: nothing is lost with it. */
-        if (!s->qmp || !runs_on_new(s, j) || start_quit(s, err) == 0)
-            roll_back(s, j, out, err);
-    }
-    buf_fini(&scratch);
-    return err->code;
 }
 
 /* --------------------------------------------------------------------- job */
@@ -645,7 +407,7 @@ static const struct job_phase revert_phases[] = {
     {"prepare", prepare_enter, NULL, prepare_undo},
     {"end", end_enter, NULL, NULL},
     {"start", start_enter, NULL, NULL},
-    {"memory", load_enter, load_step, NULL},
+    {"memory", revert_load_enter, revert_load_step, NULL},
     {"commit", commit_enter, NULL, NULL},
     {"result", result_enter, NULL, NULL},
     {NULL, NULL, NULL, NULL},

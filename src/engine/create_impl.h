@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT */
+/* The create at work: shared by its phases (create.c) and its manifest. */
+#ifndef QSTILL_ENGINE_CREATE_IMPL_H
+#define QSTILL_ENGINE_CREATE_IMPL_H
+
+#include "base/clock.h"
+#include "journal.h"
+#include "memcap.h"
+#include "name.h"
+#include "quiesce.h"
+#include "session.h"
+
+#define OVERLAY_FORMAT "qcow2"
+
+struct create {
+    struct qstill_store *store;
+    struct qstill_job *job;
+    struct session s;
+    bool session_open;
+    struct arena arena;
+    /* what was asked for */
+    const char *vm;
+    const char *name;
+    const char *description;
+    char **labels;
+    size_t label_count;
+    const char *disk_dir;
+    struct qstill_create_options o;
+    enum mode wanted;
+    /* what is being done */
+    char id[ID_LEN + 1];
+    char stamp[CLOCK_STAMP_LEN];
+    enum mode mode;
+    char why[600];
+    struct journal j;
+    bool journaled;
+    bool published;
+    struct memcap mem;
+    struct quiesce quiesce;
+    bool was_running;
+    bool stopped;  /* by us, or by QEMU for us */
+    bool switched; /* heads are the new ones */
+    double stop_ms;
+    double pause_ms;
+};
+
+/* Fills the manifest of the snapshot; with memory, makes its files durable
+ * first. Strings belong to `c` or to m's arena. */
+int create_manifest(struct create *c, struct manifest *m,
+                    struct qstill_error *err);
+
+#endif

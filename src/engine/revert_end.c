@@ -1,0 +1,89 @@
+/* SPDX-License-Identifier: MIT */
+/* How a revert ends: rolled forward or back, by itself or by recovery. */
+#include "revert.h"
+
+#include "layers.h"
+#include "livechain.h"
+#include "revert_impl.h"
+#include "start.h"
+
+void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
+                      struct qstill_error *err)
+{
+    struct start_options again = {0};
+    struct qstill_error why = {0};
+    int pid;
+
+    for (size_t i = 0; i < j->disk_count; i++)
+        layer_remove(j->disks[i].new_path, err);
+    if (err->code == 0)
+        journal_remove(s->vmfd, err);
+    if (s->qmp) {
+        livechain_resume(s, j->was_running, err);
+        return;
+    }
+    if (!j->was_running)
+        return;
+    if (start_vm(s, &again, &pid, &why) == 0)
+        buf_printf(text, "VM %s was started again on its old disks\n", s->vm);
+    else
+        buf_printf(text,
+                   "VM %s is off, with its old disks; start it with qstill "
+                   "start %s (%s)\n",
+                   s->vm, s->vm, why.message);
+}
+
+int revert_finish(struct session *s, struct journal *j, struct buf *text,
+                  struct qstill_error *err)
+{
+    for (size_t i = 0; i < j->disk_count; i++) {
+        const struct journal_disk *d = &j->disks[i];
+
+        if (!tree_owner(&s->tree, d->old_path) &&
+            vmrecord_hide(&s->rec, d->disk, d->old_path, d->old_format, err) <
+                0)
+            return err->code;
+        if (vmrecord_set_head(&s->rec, d->disk, d->new_path, d->new_format,
+                              err) < 0)
+            return err->code;
+    }
+    if (vmrecord_set_current(&s->rec, j->snapshot, err) < 0 ||
+        vmrecord_save(s->vmfd, &s->rec, err) < 0)
+        return err->code;
+    if (s->qmp && livechain_resume(s, j->was_running, err) < 0)
+        return err->code;
+    if (layers_collapse(s, j, text, err) < 0)
+        return err->code;
+    return journal_remove(s->vmfd, err);
+}
+
+static bool runs_on_new(struct session *s, const struct journal *j)
+{
+    for (size_t i = 0; i < j->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&s->rec, j->disks[i].disk);
+        const char *live = d ? session_live_path(s, d) : NULL;
+
+        if (live && session_same_file(live, j->disks[i].new_path))
+            return true;
+    }
+    return false;
+}
+
+int revert_recover(struct session *s, struct journal *j, struct buf *text,
+                   struct qstill_error *err)
+{
+    struct buf scratch = BUF_INIT;
+    struct buf *out = text ? text : &scratch;
+
+    if (j->phase == JOURNAL_COMMITTED) {
+        buf_printf(out, "finished the revert to snapshot %s\n", j->snapshot);
+        revert_finish(s, j, out, err);
+    } else {
+        buf_printf(out, "undid the revert to snapshot %s\n", j->snapshot);
+        /* Its guest has not run: nothing is lost with it. */
+        if (!s->qmp || !runs_on_new(s, j) || start_quit(s, err) == 0)
+            revert_roll_back(s, j, out, err);
+    }
+    buf_fini(&scratch);
+    return err->code;
+}

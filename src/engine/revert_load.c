@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT */
+/* Loading a snapshot's memory into a QEMU that waits for it. */
+#include "revert_impl.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "job.h"
+#include "qmp/migrate.h"
+#include "qmp/monitor.h"
+#include "start.h"
+
+#define STREAM_FD "qstill-incoming"
+
+static int open_set(struct revert *r, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1, memfd = -1;
+
+    if (store_opendirat(r->s.snapsfd, r->id, &fd, err) < 0 ||
+        store_opendirat(fd, STORE_MEMORY, &memfd, err) < 0)
+        return err->code;
+    return ramset_open(&r->set, memfd, err);
+}
+
+static int open_restore(struct revert *r, const struct manifest *m, int fd,
+                        struct qstill_error *err)
+{
+    const char **mapped =
+        arena_array(&r->arena, m->block_count + 1, sizeof(*mapped));
+    struct restore_options o = {
+        .set = r->set,
+        .machine = m->machine,
+        .pages = r->way == WAY_MAPPED ? RESTORE_UNMAPPED : RESTORE_ALL,
+        .zeros = RESTORE_SKIP_ZEROS,
+    };
+
+    if (!mapped) {
+        close(fd);
+        return err_nomem(err);
+    }
+    for (size_t i = 0; i < m->block_count; i++) {
+        const struct manifest_block *b = &m->blocks[i];
+
+        if (b->main && r->way == WAY_MAPPED)
+            mapped[o.mapped_count++] = b->id;
+        /* A file or shared memory may hold what an earlier VM left there. */
+        if (b->main && b->origin && !strstr(b->origin, "backend-ram"))
+            o.zeros = RESTORE_SEND_ZEROS;
+    }
+    o.mapped = mapped;
+    return restore_open(&r->restore, fd, &o, err);
+}
+
+int revert_load_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+    CLEANUP(closep) int rfd = -1;
+    int fds[2];
+
+    if (r->o.dry_run || !r->started || r->way == WAY_DISK)
+        return 0;
+    if (open_set(r, err) < 0)
+        return err->code;
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return err_errno(err, errno, "no pipe");
+    rfd = fds[0];
+    if (qmp_getfd(r->s.qmp, STREAM_FD, rfd, err) < 0 ||
+        qmp_migrate_incoming(r->s.qmp, STREAM_FD, err) < 0) {
+        close(fds[1]);
+        return err->code;
+    }
+    return open_restore(r, tree_find(&r->s.tree, r->id), fds[1], err);
+}
+
+static int load_failed(struct revert *r, const char *why,
+                       struct qstill_error *err)
+{
+    struct restore_result ignored;
+    struct restore_status st;
+    char words[300];
+
+    /* Our side knows best when a file is damaged. */
+    restore_poll(r->restore, &st);
+    if (st.complete && restore_finish(r->restore, &ignored, err) < 0 &&
+        err->code != QSTILL_E_UNREACHABLE)
+        return err_wrap(err, "loading the memory");
+    start_last_words(&r->s, words, sizeof(words));
+    return err_set(err, QSTILL_E_FAILED, "QEMU did not take the memory: %s%s%s",
+                   why, words[0] ? ": " : "", words);
+}
+
+static int load_state(struct revert *r, bool *done, struct qstill_error *err)
+{
+    CLEANUP(qmp_migration_fini) struct qmp_migration m = QMP_MIGRATION_INIT;
+    struct restore_result result;
+
+    if (qmp_migration_read(r->s.qmp, &m, err) < 0)
+        return err->code == QSTILL_E_UNREACHABLE
+                   ? load_failed(r, "it ended", err)
+                   : err->code;
+    if (m.state == QMP_MIGRATION_FAILED || m.state == QMP_MIGRATION_CANCELLED)
+        return load_failed(r, m.error && *m.error ? m.error : m.status, err);
+    *done = m.state == QMP_MIGRATION_COMPLETED;
+    return *done ? restore_finish(r->restore, &result, err) : 0;
+}
+
+int revert_load_step(void *ctx, bool *done, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+    struct restore_status st;
+
+    *done = true;
+    if (!r->restore)
+        return 0;
+    restore_poll(r->restore, &st);
+    job_measure(r->job, st.bytes_done, st.bytes_total);
+    if (load_state(r, done, err) < 0)
+        return err->code;
+    if (*done)
+        revert_lap(r, "load");
+    else
+        clock_sleep_ms(st.complete ? 1 : 3);
+    return 0;
+}
