@@ -26,7 +26,7 @@ int args_size(const char *text, uint64_t *out)
     static const char units[] = "KMGT";
     uint64_t whole, part = 0, scale = 1, unit = 1;
     const char *at;
-    char *end;
+    char *end, upper;
 
     if (text[0] < '0' || text[0] > '9')
         return -1;
@@ -44,7 +44,8 @@ int args_size(const char *text, uint64_t *out)
         if (scale == 1)
             return -1;
     }
-    at = memchr(units, *end & ~0x20, 4); /* either case */
+    upper = *end & ~0x20;
+    at = upper ? strchr(units, upper) : NULL;
     if (at) {
         unit = (uint64_t)1 << (10 * (at - units + 1));
         end++;
@@ -325,7 +326,7 @@ static int check_required(struct parser *p)
 /* After an error: --json may stand behind the word that was wrong. */
 static void find_json(struct parser *p)
 {
-    for (; p->next < p->argc && strcmp(p->argv[p->next], "--"); p->next++)
+    for (; p->next < p->argc && strcmp(p->argv[p->next], "--") != 0; p->next++)
         if (strcmp(p->argv[p->next], "--json") == 0)
             p->cli->json = true;
 }

@@ -58,6 +58,25 @@ static void synopsis(FILE *f, const struct verb *verb)
     fputc('\n', f);
 }
 
+/* The words of `text` from `indent` on, broken before the line's end. */
+static void put_wrapped(FILE *f, size_t indent, const char *text)
+{
+    size_t column = indent;
+
+    while (*text) {
+        size_t word = strcspn(text, " ");
+
+        if (column > indent && column + 1 + word > LINE_WIDTH) {
+            fprintf(f, "\n%*s", (int)indent, "");
+            column = indent;
+        }
+        column += (size_t)fprintf(f, "%s%.*s", column > indent ? " " : "",
+                                  (int)word, text);
+        text += word + (text[word] == ' ');
+    }
+    fputc('\n', f);
+}
+
 static void option_lines(FILE *f, const struct option_spec *table)
 {
     for (const struct option_spec *o = table; o && o->name; o++) {
@@ -67,9 +86,10 @@ static void option_lines(FILE *f, const struct option_spec *table)
                      o->argument ? " " : "", o->argument ? o->argument : "");
 
         if (width > OPTION_WIDTH)
-            fprintf(f, "  %s\n  %*s  %s\n", left, OPTION_WIDTH, "", o->help);
+            fprintf(f, "  %s\n  %*s  ", left, OPTION_WIDTH, "");
         else
-            fprintf(f, "  %-*s  %s\n", OPTION_WIDTH, left, o->help);
+            fprintf(f, "  %-*s  ", OPTION_WIDTH, left);
+        put_wrapped(f, OPTION_WIDTH + 4, o->help);
     }
 }
 
