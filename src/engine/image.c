@@ -178,7 +178,7 @@ int qstill_image_info(const char *path, const char *format,
     enum qcow2_format f;
 
     if (image_format_of(path, format, &f, err) < 0 ||
-        image_open(&img, io_real(), path, f, IMAGE_READ, err) < 0)
+        image_open(&img, io_real(), path, f, err) < 0)
         return err->code;
     info = calloc(1, sizeof(*info));
     if (!info)
@@ -273,7 +273,7 @@ int qstill_image_check(const char *path, const char *format,
         return err_nomem(err);
     r = &check->report;
     if (image_format_of(path, format, &f, err) < 0 ||
-        image_open(&img, io_real(), path, f, IMAGE_READ, err) < 0 ||
+        image_open(&img, io_real(), path, f, err) < 0 ||
         image_lock(img->fd, path, IMAGE_LOCK_READ, err) < 0 ||
         qcow2_check(img, r, err) < 0)
         return err->code;

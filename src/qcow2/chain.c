@@ -100,7 +100,7 @@ static int add_layer(struct chain *c, const char *path,
         return err_set(err, QSTILL_E_PRECONDITION,
                        "the chain of %s has more than %u layers",
                        c->layers[0]->path, CHAIN_MAX_LAYERS);
-    if (image_open(&img, c->io, path, format, IMAGE_READ, err) < 0 ||
+    if (image_open(&img, c->io, path, format, err) < 0 ||
         check_loop(c, img, err) < 0)
         return err->code;
     if (lock == CHAIN_LOCKED &&

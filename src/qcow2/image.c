@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "image.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/bytes.h"
 #include "base/checked.h"
@@ -15,6 +17,7 @@ void image_close(struct image *img)
     extents_fini(&img->map);
     qcow2_info_fini(&img->info);
     closep(&img->direct);
+    closep(&img->wfd);
     closep(&img->fd);
     free(img->l1);
     free(img->path);
@@ -45,33 +48,65 @@ static int setup(struct image *img, enum qcow2_format format,
     return 0;
 }
 
-int image_open(struct image **out, const struct io *io, const char *path,
-               enum qcow2_format format, enum image_access access,
-               struct qstill_error *err)
+int image_open_fd(struct image **out, const struct io *io, const char *path,
+                  int fd, enum qcow2_format format, struct qstill_error *err)
 {
+    CLEANUP(closep) int mine = fd;
     CLEANUP(image_closep) struct image *img = calloc(1, sizeof(*img));
 
     if (!img)
         return err_nomem(err);
     img->io = io;
-    img->fd = img->direct = -1;
-    img->writable = access == IMAGE_WRITE;
+    img->fd = take_fd(&mine);
+    img->wfd = img->direct = -1;
     img->path = strdup(path);
     if (!img->path)
         return err_nomem(err);
-    if (io_openat(io, AT_FDCWD, path, access == IMAGE_WRITE ? O_RDWR : O_RDONLY,
-                  0, &img->fd, err) < 0 ||
-        setup(img, format, err) < 0)
+    if (setup(img, format, err) < 0)
         return err->code;
     *out = take_ptr(&img);
     return 0;
 }
 
+int image_open(struct image **out, const struct io *io, const char *path,
+               enum qcow2_format format, struct qstill_error *err)
+{
+    int fd;
+
+    if (io_openat(io, AT_FDCWD, path, O_RDONLY, 0, &fd, err) < 0)
+        return err->code;
+    return image_open_fd(out, io, path, fd, format, err);
+}
+
+int image_open_write(struct image *img, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+    struct stat st;
+
+    if (img->wfd >= 0)
+        return 0;
+    if (io_openat(img->io, AT_FDCWD, img->path, O_RDWR, 0, &fd, err) < 0)
+        return err->code;
+    if (fstat(fd, &st) < 0)
+        return err_errno(err, errno, "cannot stat %s", img->path);
+    if (st.st_dev != img->info.dev || st.st_ino != img->info.ino)
+        return err_set(err, QSTILL_E_BUSY,
+                       "%s was replaced by another file meanwhile", img->path);
+    img->wfd = take_fd(&fd);
+    closep(&img->direct); /* was for reading */
+    img->direct = -1;
+    return 0;
+}
+
+/* Smaller clusters are not worth the trouble: every block of the filesystem
+ * would be read and written several times. */
 int image_open_direct(struct image *img, struct qstill_error *err)
 {
-    if (img->direct >= 0 || !io_is_real(img->io))
+    if (img->direct >= 0 || !io_is_real(img->io) ||
+        (image_is_qcow2(img) && img->cluster_size < 4096))
         return 0;
-    return io_open_direct(img->fd, 4096, &img->direct, &img->align, err);
+    return io_open_direct(img->wfd >= 0 ? img->wfd : img->fd, 4096,
+                          &img->direct, &img->align, err);
 }
 
 int image_check_readable(const struct image *img, struct qstill_error *err)

@@ -23,10 +23,10 @@
 struct image {
     const struct io *io;
     char *path;
-    int fd;     /* through the page cache; holds the locks */
-    int direct; /* O_DIRECT, or -1 */
+    int fd;     /* for reading, through the page cache; holds the locks */
+    int wfd;    /* for writing, or -1 */
+    int direct; /* O_DIRECT, or -1; writable when wfd was there before */
     struct io_align align;
-    bool writable;
     struct qcow2_info info;
     uint64_t size;         /* virtual */
     uint64_t cluster_size; /* raw: 512, as nothing coarser is promised */
@@ -35,13 +35,16 @@ struct image {
     struct extents map;
 };
 
-enum image_access { IMAGE_READ, IMAGE_WRITE };
-
 int image_open(struct image **out, const struct io *io, const char *path,
-               enum qcow2_format format, enum image_access access,
-               struct qstill_error *err);
+               enum qcow2_format format, struct qstill_error *err);
+/* Takes an open file over, on failure too; `path` is for names. */
+int image_open_fd(struct image **out, const struct io *io, const char *path,
+                  int fd, enum qcow2_format format, struct qstill_error *err);
 void image_close(struct image *img);
 void image_closep(struct image **img);
+
+/* Opens img->wfd. BUSY when the path leads to another file by now. */
+int image_open_write(struct image *img, struct qstill_error *err);
 
 /* Opens the O_DIRECT twin when the cluster size and the file allow it. */
 int image_open_direct(struct image *img, struct qstill_error *err);

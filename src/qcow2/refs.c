@@ -203,6 +203,7 @@ static void check_copied(struct counter *c, const char *what, uint64_t host,
     if (!c->active || copied == (count == 1))
         return;
     c->report->corruptions++;
+    c->report->marks++;
     say(c->report, "%s at %llu: refcount %llu, but COPIED is %s", what,
         (unsigned long long)host, (unsigned long long)count,
         copied ? "set" : "clear");

@@ -12,6 +12,7 @@
 /* What was found; merges refuse when corruptions > 0. */
 struct refs_report {
     uint64_t corruptions;
+    uint64_t marks; /* of these: wrong COPIED marks */
     uint64_t leaks;
     uint64_t allocated;
     uint64_t fragmented;

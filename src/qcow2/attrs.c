@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: MIT */
+#include "attrs.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+
+/* The kernel's own limits for one list and one value. */
+#define XATTR_LIST_MAX_BYTES  65536
+#define XATTR_VALUE_MAX_BYTES 65536
+
+bool attrs_can_copy(int from, int to)
+{
+    struct stat a, b;
+
+    if (geteuid() == 0)
+        return true;
+    if (fstat(from, &a) < 0 || fstat(to, &b) < 0)
+        return false;
+    return a.st_uid == b.st_uid && a.st_gid == b.st_gid &&
+           b.st_uid == geteuid();
+}
+
+static int copy_one(const struct io *io, int from, int to, const char *name,
+                    uint8_t *value, uint8_t *old)
+{
+    ssize_t n = fgetxattr(from, name, value, XATTR_VALUE_MAX_BYTES);
+    ssize_t m;
+
+    if (n < 0)
+        return 0;
+    m = fgetxattr(to, name, old, XATTR_VALUE_MAX_BYTES);
+    if (m == n && memcmp(value, old, (size_t)n) == 0)
+        return 0;
+    return io->ops->fsetxattr(io, to, name, value, (size_t)n);
+}
+
+static int copy_xattrs(const struct io *io, int from, int to, const char *name,
+                       struct qstill_error *err)
+{
+    CLEANUP(freep) char *list = malloc(XATTR_LIST_MAX_BYTES);
+    CLEANUP(freep) uint8_t *values = malloc(2 * XATTR_VALUE_MAX_BYTES);
+    ssize_t n;
+
+    if (!list || !values)
+        return err_nomem(err);
+    n = flistxattr(from, list, XATTR_LIST_MAX_BYTES);
+    for (ssize_t at = 0; at < n; at += (ssize_t)strlen(list + at) + 1) {
+        int r = copy_one(io, from, to, list + at, values,
+                         values + XATTR_VALUE_MAX_BYTES);
+
+        if (r < 0 && r != -EOPNOTSUPP && r != -EPERM && r != -EACCES)
+            return err_errno(err, -r, "cannot set %s of %s", list + at, name);
+    }
+    return 0;
+}
+
+int attrs_copy(const struct io *io, int from, int to, const char *name,
+               struct qstill_error *err)
+{
+    struct stat a, b;
+    int r = 0;
+
+    if (fstat(from, &a) < 0 || fstat(to, &b) < 0)
+        return err_errno(err, errno, "cannot stat %s", name);
+    if (a.st_uid != b.st_uid || a.st_gid != b.st_gid)
+        r = io->ops->fchown(io, to, a.st_uid, a.st_gid);
+    if (r < 0)
+        return err_errno(err, -r, "cannot give %s its owner", name);
+    if ((a.st_mode & 07777) != (b.st_mode & 07777))
+        r = io->ops->fchmod(io, to, a.st_mode & 07777);
+    if (r < 0)
+        return err_errno(err, -r, "cannot set the mode of %s", name);
+    return copy_xattrs(io, from, to, name, err);
+}

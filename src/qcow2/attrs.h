@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT */
+/* Who may use a file: owner, mode, extended attributes (labels, ACLs). */
+#ifndef QSTILL_QCOW2_ATTRS_H
+#define QSTILL_QCOW2_ATTRS_H
+
+#include "base/io.h"
+
+/* Gives `to` the owner, mode and extended attributes of `from`. Attributes
+ * that the filesystem does not take are left out. */
+int attrs_copy(const struct io *io, int from, int to, const char *name,
+               struct qstill_error *err);
+
+/* Whether this process may: it is the owner of both, or root. */
+bool attrs_can_copy(int from, int to);
+
+#endif

@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Finds the overlays of images: QEMU keeps no list of them, and one that is
+ * forgotten when its backing file goes is lost. Looked at are the qcow2 files
+ * in the directories of the chain, and those that the caller names.
+ */
+#ifndef QSTILL_QCOW2_CHILDREN_H
+#define QSTILL_QCOW2_CHILDREN_H
+
+#include "chain.h"
+
+struct child {
+    char *path;
+    size_t parent; /* layer of the chain that it names as its backing file */
+};
+
+struct children {
+    struct child *v;
+    size_t n;
+};
+
+/*
+ * Overlays of layers [first, last] of the chain that are no layers of it.
+ * `named` are looked at, too, and must be readable; in directories, what
+ * cannot be read or is no image is passed over. `out` must be zeroed.
+ */
+int children_find(const struct chain *c, size_t first, size_t last,
+                  const char *const *named, size_t named_count,
+                  struct children *out, struct qstill_error *err);
+void children_fini(struct children *ch);
+
+#endif

@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Reads what a guest sees into buffers, many at a time: data through O_DIRECT
+ * where it can, compressed clusters inflated, zeros and what no layer has as
+ * zeros.
+ *
+ *     fill_begin(f, buffer, room);
+ *     fill_guest(fl, f, guest, len);   once or more, one behind the other
+ *     fill_start(fl, f);               f->done(f) is called from aio_wait()
+ */
+#ifndef QSTILL_QCOW2_FILL_H
+#define QSTILL_QCOW2_FILL_H
+
+#include "chain.h"
+
+struct filler {
+    struct aio *aio;
+    const struct chain *chain;
+    const struct extents *view;
+    size_t hint;      /* where the last range was found */
+    uint8_t *scratch; /* one cluster, for parts of compressed ones */
+    size_t scratch_len;
+};
+
+void filler_fini(struct filler *fl);
+
+struct fill_piece;
+struct fill {
+    void (*done)(struct fill *f);
+    void *user;
+    uint8_t *data;
+    size_t len; /* filled so far */
+    size_t room;
+    int error; /* 0 or a negative code */
+    struct qstill_error why;
+
+    struct filler *filler;
+    struct fill_piece *pieces;
+    size_t count;
+    size_t cap;
+    size_t pending;
+};
+
+void fill_begin(struct fill *f, void *data, size_t room);
+void fill_fini(struct fill *f);
+
+/* Appends `len` bytes of the guest from `guest` on; -1: out of memory. */
+int fill_guest(struct filler *fl, struct fill *f, uint64_t guest, size_t len);
+/* Appends `take` bytes as they stand in the file of a layer, and zeros up to
+ * `len`; past the end of the file there are zeros, too. */
+int fill_raw(struct filler *fl, struct fill *f, uint16_t layer, uint64_t off,
+             size_t take, size_t len);
+
+/* Calls `done` at once when there is nothing to wait for. */
+void fill_start(struct filler *fl, struct fill *f);
+
+#endif

@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Takes layers out of a chain. Every other file of the chain, and every other
+ * overlay of a dropped layer, keeps its path and what a guest sees through it.
+ *
+ * Neighbouring dropped layers D1..Dk and the layer U above them become one
+ * image R that shows what U showed. R's file is one of theirs, rewritten in
+ * place, or a new one:
+ *
+ *   up    U takes in what it did not have itself
+ *   down  Dk (or another D) takes in what is above it and gets U's name
+ *   new   a new file takes in everything and gets U's name
+ *
+ * Whatever the direction, the old state stands until one sector (in place) or
+ * one name (new) changes, and no file that anybody has open for writing, or
+ * that a VM has in its chain, is touched (locks). Other overlays of a dropped
+ * layer take in what they need first.
+ *
+ * The steps of each group: journal -> reserve -> move data -> tables -> sync
+ * -> header -> attributes, names -> unlink -> give blocks back -> journal off.
+ * A failure before the header undoes all of it; after it only forward.
+ */
+#ifndef QSTILL_QCOW2_MERGE_H
+#define QSTILL_QCOW2_MERGE_H
+
+#include "base/buf.h"
+#include "chain.h"
+
+enum merge_direction { MERGE_AUTO, MERGE_UP, MERGE_DOWN, MERGE_NEW };
+
+struct merge_request {
+    const char *top;
+    enum qcow2_format format; /* of top */
+    const char *const *drop;  /* paths of layers of top's chain */
+    size_t drop_count;
+    const char *const *children; /* overlays outside of the directories */
+    size_t child_count;
+    enum merge_direction direction;
+    /* R gets the name of the lowest dropped layer instead of U's, and U's
+     * overlays are made to name it. For the case that the last snapshot goes
+     * and the disk is to be one image at its first path again. Only with one
+     * group. This is also the only way to fold into a raw image. */
+    bool lower_name;
+    /* Merge into this new file and change nothing else: for layers that a
+     * running VM has open. Its backing name is right at this place and at
+     * U's. The caller removes the file after a failure or a crash. */
+    const char *output;
+    uint64_t bwlimit; /* bytes per second; 0: none */
+    /* Where the journal stands: a directory (its fd is the caller's), or -1
+     * for the directory of top; and its name, or NULL for MERGE_JOURNAL and a
+     * number made from top's name. */
+    int journal_dir;
+    const char *journal_name;
+};
+#define MERGE_REQUEST_INIT                                                     \
+    {                                                                          \
+        .format = QCOW2_FORMAT_QCOW2, .journal_dir = -1                        \
+    }
+#define MERGE_JOURNAL ".qstill-merge-"
+
+struct merge;
+
+struct merge_estimate {
+    const char *direction; /* "none": no data moves; "up", "down", "new" */
+    uint64_t bytes;        /* of guest data to be moved (or shared) */
+    uint64_t metadata;     /* bytes of tables */
+    uint64_t freed;        /* disk blocks given back at the end */
+    uint64_t needed;       /* disk blocks needed before that */
+    double seconds;        /* at 400 MB/s, when nothing can be shared */
+};
+
+/* Plans: takes read locks, reads all tables, changes nothing. NOT_FOUND,
+ * USAGE, PRECONDITION, CORRUPT, BUSY. */
+int merge_open(struct merge **out, const struct io *io,
+               const struct merge_request *request, struct qstill_error *err);
+const struct merge_estimate *merge_estimate(const struct merge *m);
+/* The plan in words, a line for each image that changes or goes. */
+int merge_describe(const struct merge *m, struct buf *out,
+                   struct qstill_error *err);
+
+/* Some work. After a failure the merge has undone itself, or its journal is
+ * still there and merge_recover() must be called. */
+int merge_step(struct merge *m, bool *done, struct qstill_error *err);
+int merge_fd(struct merge *m); /* readable when a step has work; or -1 */
+/* Undoes what can be undone; what is past that point is finished by the next
+ * steps, so call them until done: *late says so. */
+int merge_cancel(struct merge *m, bool *late, struct qstill_error *err);
+/* Cancels when not done. NULL is fine. */
+void merge_close(struct merge *m);
+void merge_closep(struct merge **m);
+
+struct merge_count {
+    uint64_t done;   /* bytes, of merge_estimate()->bytes */
+    uint64_t shared; /* of these, shared by the filesystem */
+    uint64_t freed;  /* disk blocks given back so far */
+};
+struct merge_count merge_count(const struct merge *m);
+
+/*
+ * Finishes or undoes the merge of a journal, if there is one: *did. BUSY: its
+ * process is alive. CORRUPT: the files are neither in the old nor in the new
+ * state; nothing is changed then.
+ */
+int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
+                  struct qstill_error *err);
+/* The same for every journal that a merge without a place of its own has left
+ * in a directory; those of living processes are passed over. */
+int merge_recover_dir(const struct io *io, const char *dir, bool *did,
+                      struct qstill_error *err);
+
+#endif

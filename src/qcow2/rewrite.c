@@ -1,0 +1,772 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Slot by slot (a slot is what one L2 table maps): where the view shows
+ * something that is not the target's own, the entries are made anew.
+ */
+#include "rewrite.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/bytes.h"
+#include "base/checked.h"
+#include "l2.h"
+#include "rewrite_impl.h"
+#include "snaps.h"
+
+/* ------------------------------------------------------------------- lists */
+
+/* Room for one more element; the array may move. */
+static int make_room(void **v, size_t n, size_t *cap, size_t size)
+{
+    size_t more = *cap ? *cap + *cap / 2 : 32;
+    void *p;
+
+    if (n < *cap)
+        return 0;
+    p = realloc(*v, more * size);
+    if (!p)
+        return -1;
+    *v = p;
+    *cap = more;
+    return 0;
+}
+
+int moves_push(struct moves *m, const struct move *e)
+{
+    struct move *last = m->n ? &m->v[m->n - 1] : NULL;
+
+    if (last && last->layer == MOVE_GUEST && e->layer == MOVE_GUEST &&
+        last->from + last->len == e->from && last->dst + last->len == e->dst) {
+        last->len += e->len;
+        return 0;
+    }
+    if (make_room((void **)&m->v, m->n, &m->cap, sizeof(*m->v)) < 0)
+        return -1;
+    m->v[m->n++] = *e;
+    return 0;
+}
+
+int runs_push(struct runs *r, uint64_t first, uint64_t count)
+{
+    struct run *last = r->n ? &r->v[r->n - 1] : NULL;
+
+    if (last && last->first + last->count == first) {
+        last->count += count;
+        return 0;
+    }
+    if (make_room((void **)&r->v, r->n, &r->cap, sizeof(*r->v)) < 0)
+        return -1;
+    r->v[r->n++] = (struct run){first, count};
+    return 0;
+}
+
+struct new_table *new_tables_add(struct new_tables *t, uint64_t index,
+                                 size_t len)
+{
+    struct new_table *e;
+
+    if (make_room((void **)&t->v, t->n, &t->cap, sizeof(*t->v)) < 0)
+        return NULL;
+    e = &t->v[t->n];
+    *e = (struct new_table){.index = index, .bytes = calloc(1, len)};
+    if (!e->bytes)
+        return NULL;
+    t->n++;
+    return e;
+}
+
+static void new_tables_fini(struct new_tables *t)
+{
+    for (size_t i = 0; i < t->n; i++)
+        free(t->v[i].bytes);
+    free(t->v);
+}
+
+void rewrite_fini(struct rewrite *rw)
+{
+    free(rw->moves.v);
+    free(rw->freed.v);
+    new_tables_fini(&rw->l2);
+    new_tables_fini(&rw->refblocks);
+    free(rw->l1);
+    free(rw->reftable);
+    refs_fini(&rw->refs);
+    refblocks_fini(&rw->stored);
+    refs_report_fini(&rw->report);
+}
+
+/* ------------------------------------------------------------------ looking */
+
+/* Compressed bytes that are taken over as they are; they get their place when
+ * all of them are known, because they are packed. */
+struct packed {
+    size_t slot; /* in rw->l2 */
+    size_t at;   /* of the entry in its table */
+    uint64_t host;
+    uint32_t clen;
+    uint16_t layer;
+};
+
+struct work {
+    struct rewrite *rw;
+    const struct qcow2_header *h;
+    uint64_t cs;
+    uint64_t unit; /* cluster or subcluster */
+    bool extended;
+    size_t entry;  /* bytes */
+    uint64_t span; /* guest bytes of a slot */
+    size_t hint;   /* first extent that may touch the cluster looked at */
+    bool cut;      /* the target is larger than it will be */
+    struct packed *packed;
+    size_t packed_n;
+    size_t packed_cap;
+};
+
+static void work_finip(struct work *w)
+{
+    free(w->packed);
+}
+
+/* What the view shows in a range. */
+struct look {
+    bool own;                   /* bytes of the target itself */
+    bool other;                 /* bytes of other layers */
+    bool own_zeros;             /* zeros of the target itself */
+    bool other_zeros;           /* zeros of other layers, or of a short one */
+    bool gap;                   /* falls through */
+    const struct extent *whole; /* one extent that covers it */
+};
+
+static void look_at(const struct rewrite *rw, const struct extent *e,
+                    struct look *l)
+{
+    bool own = e->layer == rw->own && e->kind != EXTENT_PAST_END;
+
+    if (extent_is_zero(e)) {
+        l->own_zeros |= own;
+        l->other_zeros |= !own;
+    } else if (extent_has_bytes(e)) {
+        l->own |= own;
+        l->other |= !own;
+    } else {
+        l->gap = true;
+    }
+}
+
+static struct look look(struct work *w, uint64_t from, uint64_t to)
+{
+    const struct extents *x = w->rw->view;
+    struct look l = {0};
+    uint64_t pos = from;
+    size_t i = w->hint;
+
+    while (i < x->n && extent_end(&x->v[i]) <= from)
+        i++;
+    w->hint = i;
+    for (; i < x->n && x->v[i].guest < to; i++) {
+        const struct extent *e = &x->v[i];
+
+        l.gap |= e->guest > pos;
+        look_at(w->rw, e, &l);
+        pos = extent_end(e);
+        if (e->guest <= from && pos >= to)
+            l.whole = e;
+    }
+    l.gap |= pos < to;
+    /* what the target has behind the new end must not be seen when the disk
+     * grows again: its last unit is made anew */
+    if (w->cut && to == w->rw->size && to % w->unit != 0 && l.own)
+        l.other = true;
+    return l;
+}
+
+enum state {
+    KEEP,    /* as the target has it */
+    NOTHING, /* falls through, and what is below reads as zeros */
+    ZEROS,
+    BYTES,
+};
+
+static enum state state_of(struct work *w, const struct look *l, uint64_t guest)
+{
+    bool below = w->rw->has_backing && guest < w->rw->backing_size;
+
+    if (!l->other && !l->other_zeros)
+        return KEEP;
+    if (!l->own && !l->other) {
+        if (!below)
+            return NOTHING;
+        if (!l->gap && w->h->version >= 3)
+            return ZEROS;
+    }
+    w->rw->needs_below |= l->gap && below;
+    return BYTES;
+}
+
+/* -------------------------------------------------------------- one cluster */
+
+static int out_of_memory(struct qstill_error *err)
+{
+    return err_nomem(err);
+}
+
+/* Notes that nothing refers to the old entry's clusters any more. */
+static int free_entry(struct work *w, const struct l2_entry *e,
+                      struct qstill_error *err)
+{
+    uint64_t first = e->host / w->cs, count = 1;
+
+    if (e->kind == L2_NONE || e->host == 0)
+        return 0;
+    if (e->kind == L2_COMPRESSED)
+        count = (e->host + e->clen - 1) / w->cs - first + 1;
+    return runs_push(&w->rw->freed, first, count) < 0 ? out_of_memory(err) : 0;
+}
+
+static struct l2_entry old_entry(const struct work *w, const uint8_t *p)
+{
+    if (w->extended)
+        return l2_decode_ext(w->h, get_be64(p), get_be64(p + 8));
+    return l2_decode(w->h, get_be64(p));
+}
+
+static int new_cluster(struct work *w, uint64_t *host, struct qstill_error *err)
+{
+    uint64_t first, got;
+
+    if (alloc_run(&w->rw->alloc, 1, &first, &got, err) < 0)
+        return err->code;
+    *host = first * w->cs;
+    return 0;
+}
+
+static int move_guest(struct work *w, uint64_t guest, uint64_t dst,
+                      uint64_t len, struct qstill_error *err)
+{
+    struct move m = {
+        .from = guest, .dst = dst, .len = len, .layer = MOVE_GUEST};
+
+    w->rw->bytes += len;
+    return moves_push(&w->rw->moves, &m) < 0 ? out_of_memory(err) : 0;
+}
+
+/* A whole compressed cluster of the same kind can be taken over as it is. What
+ * lies behind the virtual size must not be seen when the disk grows. */
+static bool can_stay_packed(const struct work *w, const struct extent *e,
+                            uint64_t guest)
+{
+    const struct image *img;
+
+    if (!e || e->kind != EXTENT_COMPRESSED || e->layer == w->rw->own ||
+        e->guest != guest || e->clen > w->cs)
+        return false;
+    img = w->rw->chain->layers[e->layer];
+    return img->cluster_size == w->cs &&
+           img->info.header.compression_type == w->h->compression_type &&
+           (guest + w->cs <= w->rw->size || img->size <= w->rw->size);
+}
+
+static int keep_packed(struct work *w, const struct extent *e, size_t at,
+                       struct qstill_error *err)
+{
+    if (make_room((void **)&w->packed, w->packed_n, &w->packed_cap,
+                  sizeof(*w->packed)) < 0)
+        return out_of_memory(err);
+    w->packed[w->packed_n++] = (struct packed){.slot = w->rw->l2.n,
+                                               .at = at,
+                                               .host = e->host,
+                                               .clen = e->clen,
+                                               .layer = e->layer};
+    return 0;
+}
+
+static int plan_cluster(struct work *w, uint8_t *p, size_t at, uint64_t guest,
+                        struct qstill_error *err)
+{
+    uint64_t end = min_u64(guest + w->cs, w->rw->size), host = 0;
+    struct look l = look(w, guest, end);
+    struct l2_entry old = old_entry(w, p);
+    enum state s = state_of(w, &l, guest);
+
+    if (s == KEEP)
+        return 0;
+    if (free_entry(w, &old, err) < 0)
+        return err->code;
+    put_be64(p, s == ZEROS ? QCOW2_ZERO : 0);
+    if (s != BYTES)
+        return 0;
+    if (can_stay_packed(w, l.whole, guest))
+        return keep_packed(w, l.whole, at, err);
+    if (new_cluster(w, &host, err) < 0)
+        return err->code;
+    put_be64(p, host | QCOW2_COPIED);
+    return move_guest(w, guest, host, w->cs, err);
+}
+
+/* ------------------------------------------------------- with subclusters */
+
+struct subs {
+    uint32_t has;   /* with bytes, in the result */
+    uint32_t zeros; /* in the result */
+    bool bytes;     /* at least one whose bytes come from elsewhere */
+    bool changed;
+};
+
+static struct subs look_at_subs(struct work *w, const struct l2_entry *old,
+                                uint64_t guest)
+{
+    struct subs s = {0};
+
+    for (unsigned i = 0; i < QCOW2_SUBCLUSTERS; i++) {
+        uint64_t from = guest + i * w->unit;
+        uint64_t to = min_u64(from + w->unit, w->rw->size);
+        uint32_t bit = 1u << i;
+        struct look l;
+        enum state st;
+
+        if (from >= w->rw->size)
+            break;
+        l = look(w, from, to);
+        st = state_of(w, &l, from);
+        s.changed |= st != KEEP;
+        s.bytes |= st == BYTES;
+        if (st == BYTES ||
+            (st == KEEP && ((old->has & bit) || old->kind == L2_COMPRESSED)))
+            s.has |= bit;
+        else if (st == ZEROS || (st == KEEP && (old->zeros & bit)))
+            s.zeros |= bit;
+    }
+    return s;
+}
+
+/* A new cluster for the subclusters with bytes, also for those that the target
+ * had in its old one. */
+static int move_subs(struct work *w, const struct subs *s, uint64_t guest,
+                     uint64_t host, struct qstill_error *err)
+{
+    for (unsigned i = 0; i < QCOW2_SUBCLUSTERS; i++)
+        if ((s->has & 1u << i) &&
+            move_guest(w, guest + i * w->unit, host + i * w->unit, w->unit,
+                       err) < 0)
+            return err->code;
+    return 0;
+}
+
+static int plan_extended(struct work *w, uint8_t *p, size_t at, uint64_t guest,
+                         struct qstill_error *err)
+{
+    uint64_t end = min_u64(guest + w->cs, w->rw->size), host;
+    struct l2_entry old = old_entry(w, p);
+    size_t hint = w->hint;
+    struct look l = look(w, guest, end);
+    struct subs s;
+
+    if (can_stay_packed(w, l.whole, guest)) {
+        put_be64(p, 0);
+        put_be64(p + 8, 0);
+        if (free_entry(w, &old, err) < 0)
+            return err->code;
+        return keep_packed(w, l.whole, at, err);
+    }
+    w->hint = hint;
+    s = look_at_subs(w, &old, guest);
+    if (!s.changed)
+        return 0;
+    /* the old cluster stays when its bytes are all that is needed; its bits
+     * may go, bytes never change */
+    host = old.kind == L2_COMPRESSED || !s.has ? 0 : old.host;
+    if (s.bytes || (s.has && !host)) {
+        if (new_cluster(w, &host, err) < 0 ||
+            move_subs(w, &s, guest, host, err) < 0)
+            return err->code;
+    }
+    if ((host != old.host || old.kind == L2_COMPRESSED) &&
+        free_entry(w, &old, err) < 0)
+        return err->code;
+    if (host != old.host || !host || old.kind == L2_COMPRESSED)
+        put_be64(p, host ? host | QCOW2_COPIED : 0);
+    put_be64(p + 8, (uint64_t)s.zeros << 32 | s.has);
+    return 0;
+}
+
+/* ---------------------------------------------------------------- one slot */
+
+static int read_table(const struct work *w, uint64_t index, uint8_t *table,
+                      struct qstill_error *err)
+{
+    const struct image *t = w->rw->target;
+    uint64_t off = index < t->info.header.l1_size
+                       ? t->l1[index] & QCOW2_L1_OFFSET_MASK
+                       : 0;
+    size_t got = 0;
+
+    if (off && io_read_upto(t->io, t->fd, table, w->cs, off, &got, err) < 0)
+        return err_wrap(err, "%s: L2 table", t->path);
+    memset(table + got, 0, w->cs - got);
+    return 0;
+}
+
+static int plan_one(struct work *w, uint8_t *table, size_t at, uint64_t guest,
+                    struct qstill_error *err)
+{
+    return (w->extended ? plan_extended : plan_cluster)(w, table + at, at,
+                                                        guest, err);
+}
+
+/* Entries [from, end) of a table are given up. */
+static int give_up(struct work *w, uint8_t *table, size_t from,
+                   struct qstill_error *err)
+{
+    for (size_t at = from; at < w->cs; at += w->entry) {
+        struct l2_entry e = old_entry(w, table + at);
+
+        if (free_entry(w, &e, err) < 0)
+            return err->code;
+        memset(table + at, 0, w->entry);
+    }
+    return 0;
+}
+
+/* The slot in which a target ends that becomes smaller; clusters up to `done`
+ * are planned. */
+static int plan_cut(struct work *w, uint8_t *table, uint64_t from,
+                    uint64_t done, struct qstill_error *err)
+{
+    uint64_t last = round_down_u64(w->rw->size, w->cs);
+    size_t at = (size_t)((last - from) / w->cs) * w->entry;
+
+    if (last < w->rw->size) {
+        if (done <= last && plan_one(w, table, at, last, err) < 0)
+            return err->code;
+        at += w->entry;
+    }
+    return give_up(w, table, at, err);
+}
+
+/* All clusters of the slot that an extent of another layer touches. */
+static int plan_entries(struct work *w, uint64_t index, uint8_t *table,
+                        struct qstill_error *err)
+{
+    const struct extents *x = w->rw->view;
+    uint64_t from = index * w->span;
+    uint64_t to = min_u64(from + w->span, w->rw->size), done = from;
+
+    for (size_t i = extents_find(x, from); i < x->n && x->v[i].guest < to;
+         i++) {
+        const struct extent *e = &x->v[i];
+        uint64_t g = max_u64(round_down_u64(e->guest, w->cs), done);
+
+        if (e->layer == w->rw->own && e->kind != EXTENT_PAST_END)
+            continue;
+        for (; g < min_u64(extent_end(e), to); g += w->cs) {
+            size_t at = (size_t)((g - from) / w->cs) * w->entry;
+
+            if (plan_one(w, table, at, g, err) < 0)
+                return err->code;
+            done = g + w->cs;
+        }
+    }
+    return w->cut && to == w->rw->size ? plan_cut(w, table, from, done, err)
+                                       : 0;
+}
+
+static bool is_zero(const uint8_t *p, size_t len)
+{
+    return p[0] == 0 && memcmp(p, p + 1, len - 1) == 0;
+}
+
+/* Takes the changed table over; an empty one is none. */
+static int finish_slot(struct work *w, uint64_t index, bool any_packed,
+                       struct qstill_error *err)
+{
+    struct rewrite *rw = w->rw;
+    struct new_table *t = &rw->l2.v[rw->l2.n - 1];
+    uint64_t old = rw->l1[index] & QCOW2_L1_OFFSET_MASK;
+
+    if (old && runs_push(&rw->freed, old / w->cs, 1) < 0)
+        return err_nomem(err);
+    rw->tables = true;
+    if (is_zero(t->bytes, w->cs) && !any_packed) {
+        free(t->bytes);
+        rw->l2.n--;
+        rw->l1[index] = 0;
+    }
+    return 0;
+}
+
+static int plan_slot(struct work *w, uint64_t index, struct qstill_error *err)
+{
+    CLEANUP(freep) uint8_t *before = malloc(w->cs);
+    struct rewrite *rw = w->rw;
+    size_t packed = w->packed_n;
+    struct new_table *t;
+
+    if (!before)
+        return err_nomem(err);
+    if (read_table(w, index, before, err) < 0)
+        return err->code;
+    t = new_tables_add(&rw->l2, index, w->cs);
+    if (!t)
+        return err_nomem(err);
+    memcpy(t->bytes, before, w->cs);
+    rw->l2.n--; /* keep_packed() names the slot by its number */
+    if (plan_entries(w, index, t->bytes, err) < 0) {
+        rw->l2.n++;
+        return err->code;
+    }
+    rw->l2.n++;
+    if (packed == w->packed_n && memcmp(before, t->bytes, w->cs) == 0) {
+        free(t->bytes);
+        rw->l2.n--;
+        return 0;
+    }
+    return finish_slot(w, index, packed != w->packed_n, err);
+}
+
+/* Zeros over nothing, where the target has no table either. */
+static bool slot_stays_empty(const struct work *w, const struct extent *e,
+                             uint64_t slot)
+{
+    const struct rewrite *rw = w->rw;
+    uint64_t from = slot * w->span, to = from + w->span;
+    bool below = rw->has_backing && from < rw->backing_size;
+
+    return !below && extent_is_zero(e) && e->guest <= from &&
+           extent_end(e) >= min_u64(to, rw->size) && rw->l1[slot] == 0;
+}
+
+static int plan_slots(struct work *w, struct qstill_error *err)
+{
+    struct rewrite *rw = w->rw;
+    uint64_t next = 0; /* slots before it are done */
+
+    for (size_t i = 0; i < rw->view->n; i++) {
+        const struct extent *e = &rw->view->v[i];
+        uint64_t slot = max_u64(e->guest / w->span, next);
+
+        if (e->layer == rw->own && e->kind != EXTENT_PAST_END)
+            continue;
+        for (; slot * w->span < extent_end(e); slot++) {
+            if (slot_stays_empty(w, e, slot))
+                continue;
+            w->hint = extents_find(rw->view, slot * w->span);
+            if (plan_slot(w, slot, err) < 0)
+                return err->code;
+            next = slot + 1;
+        }
+    }
+    return w->cut && next * w->span < rw->size
+               ? plan_slot(w, rw->size / w->span, err)
+               : 0;
+}
+
+/* ----------------------------------------------------------------- shrinking
+ */
+
+/* Tables that lie wholly behind the new size. */
+static int drop_slots(struct work *w, uint32_t first, struct qstill_error *err)
+{
+    const struct image *t = w->rw->target;
+    CLEANUP(freep) uint8_t *table = malloc(w->cs);
+
+    if (!table)
+        return err_nomem(err);
+    for (uint32_t i = first; i < t->info.header.l1_size; i++) {
+        uint64_t off = t->l1[i] & QCOW2_L1_OFFSET_MASK;
+
+        if (!off)
+            continue;
+        if (read_table(w, i, table, err) < 0 || give_up(w, table, 0, err) < 0)
+            return err->code;
+        if (runs_push(&w->rw->freed, off / w->cs, 1) < 0)
+            return err_nomem(err);
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------- compressed */
+
+/* Where packed bytes go, relative to where the first do. A cluster takes no
+ * more of them than its refcount can count. */
+struct packer {
+    uint64_t cs;
+    uint64_t max;
+    uint64_t pos;
+    uint64_t users; /* of the cluster at pos */
+};
+
+static uint64_t pack_next(struct packer *p, uint32_t clen)
+{
+    uint64_t at, last;
+
+    if (p->users >= p->max) {
+        p->pos = round_up_u64(p->pos + 1, p->cs);
+        p->users = 0;
+    }
+    at = p->pos;
+    last = (at + clen - 1) / p->cs;
+    p->pos = round_up_u64(at + clen, QCOW2_SECTOR);
+    if (p->pos % p->cs == 0)
+        p->users = 0; /* a new cluster begins */
+    else
+        p->users = last == at / p->cs ? p->users + 1 : 1;
+    return at;
+}
+
+static int place_one(struct work *w, const struct packed *k, uint64_t host,
+                     struct qstill_error *err)
+{
+    struct rewrite *rw = w->rw;
+    struct move m = {.from = k->host,
+                     .dst = host,
+                     .len = round_up_u64(k->clen, QCOW2_SECTOR),
+                     .take = k->clen,
+                     .layer = k->layer};
+
+    for (uint64_t c = host / w->cs; c <= (host + k->clen - 1) / w->cs; c++)
+        alloc_ref(&rw->alloc, c);
+    put_be64(rw->l2.v[k->slot].bytes + k->at,
+             l2_encode_compressed(w->h, host, k->clen));
+    rw->bytes += k->clen;
+    return moves_push(&rw->moves, &m) < 0 ? err_nomem(err) : 0;
+}
+
+static int place_packed(struct work *w, struct qstill_error *err)
+{
+    struct packer p = {.cs = w->cs, .max = qcow2_refcount_max(w->h)};
+    uint64_t first, clusters;
+
+    for (size_t i = 0; i < w->packed_n; i++)
+        pack_next(&p, w->packed[i].clen);
+    clusters = div_up_u64(p.pos, w->cs);
+    if (clusters == 0)
+        return 0;
+    if (alloc_tail(&w->rw->alloc, clusters, &first, err) < 0)
+        return err->code;
+    for (uint64_t c = first; c < first + clusters; c++)
+        w->rw->refs.count[c] = 0; /* place_one() counts */
+    p.pos = p.users = 0;
+    for (size_t i = 0; i < w->packed_n; i++)
+        if (place_one(w, &w->packed[i],
+                      first * w->cs + pack_next(&p, w->packed[i].clen),
+                      err) < 0)
+            return err->code;
+    return 0;
+}
+
+/* --------------------------------------------------------------------- all */
+
+static int place_tables(struct work *w, struct qstill_error *err)
+{
+    struct rewrite *rw = w->rw;
+    const struct qcow2_header *h = w->h;
+    uint64_t first;
+
+    if (rw->l2.n > 0) {
+        if (alloc_tail(&rw->alloc, rw->l2.n, &first, err) < 0)
+            return err->code;
+        for (size_t i = 0; i < rw->l2.n; i++) {
+            rw->l2.v[i].host = (first + i) * w->cs;
+            rw->l1[rw->l2.v[i].index] = rw->l2.v[i].host | QCOW2_COPIED;
+        }
+    }
+    if (alloc_tail(&rw->alloc, div_up_u64(8ull * rw->l1_size, w->cs), &first,
+                   err) < 0)
+        return err->code;
+    rw->l1_offset = first * w->cs;
+    if (runs_push(&rw->freed, h->l1_offset / w->cs,
+                  div_up_u64(8ull * h->l1_size, w->cs)) < 0)
+        return err_nomem(err);
+    return rewrite_refcounts(rw, err);
+}
+
+static int new_l1(struct work *w, struct qstill_error *err)
+{
+    struct rewrite *rw = w->rw;
+    const struct image *t = rw->target;
+    uint64_t needed = max_u64(qcow2_l1_needed(w->h, rw->size), 1);
+    uint32_t keep = t->info.header.l1_size;
+
+    if (needed > QCOW2_MAX_L1_BYTES / 8)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "%s cannot hold a disk of %llu bytes: its clusters are "
+                       "too small",
+                       t->path, (unsigned long long)rw->size);
+    if (t->size > rw->size)
+        keep = (uint32_t)min_u64(keep, needed);
+    rw->l1_size = (uint32_t)max_u64(needed, keep);
+    rw->l1 = calloc(rw->l1_size, sizeof(*rw->l1));
+    if (!rw->l1)
+        return err_nomem(err);
+    memcpy(rw->l1, t->l1, keep * sizeof(*rw->l1));
+    rw->tables = rw->l1_size != t->info.header.l1_size;
+    return keep < t->info.header.l1_size ? drop_slots(w, keep, err) : 0;
+}
+
+/* The target as it is: every reference counted, no damage. */
+static int check_target(struct rewrite *rw, struct qstill_error *err)
+{
+    struct image *t = rw->target;
+    const struct qcow2_header *h = &t->info.header;
+
+    if (h->incompatible & QCOW2_INCOMPAT_CORRUPT) {
+        err_set(err, QSTILL_E_PRECONDITION, "%s is marked as corrupt", t->path);
+        return err_hint(err, "qemu-img check -r all may repair it");
+    }
+    if (h->version < 3 && h->nb_snapshots > 0 && t->size != rw->size)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "%s is version 2 with internal snapshots and cannot "
+                       "change its size",
+                       t->path);
+    if (image_check_readable(t, err) < 0 || image_load_l1(t, err) < 0 ||
+        refs_count(t, rw->aio, &rw->refs, &rw->stored, &rw->report, err) < 0)
+        return err->code;
+    /* stale refcounts are what the dirty bit is about; they are made anew */
+    if (h->incompatible & QCOW2_INCOMPAT_DIRTY)
+        rw->report.corruptions -= rw->report.marks;
+    else
+        refs_compare(t, &rw->refs, &rw->stored, &rw->report);
+    if (rw->report.corruptions > 0) {
+        err_set(err, QSTILL_E_CORRUPT, "%s is damaged: %s", t->path,
+                rw->report.message_count ? rw->report.messages[0] : "");
+        return err_hint(err, "see qstill image check");
+    }
+    return 0;
+}
+
+int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
+{
+    CLEANUP(work_finip)
+    struct work w = {.rw = rw,
+                     .h = &rw->target->info.header,
+                     .cs = rw->target->cluster_size,
+                     .extended = qcow2_has_extl2(&rw->target->info.header)};
+
+    w.unit = w.extended ? w.cs / QCOW2_SUBCLUSTERS : w.cs;
+    w.entry = w.extended ? 16 : 8;
+    w.span = w.cs * (w.cs / w.entry);
+    w.cut = rw->target->size > rw->size && rw->size % w.span != 0;
+    if (check_target(rw, err) < 0)
+        return err->code;
+    rw->old_end = rw->target->info.file_size;
+    alloc_init(&rw->alloc, &rw->refs, w.cs, image_clusters(rw->target));
+    if (new_l1(&w, err) < 0 || plan_slots(&w, err) < 0 ||
+        place_packed(&w, err) < 0)
+        return err->code;
+    rw->tables |= (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0;
+    rw->end = rw->old_end;
+    return rw->tables ? place_tables(&w, err) : 0;
+}
+
+void rewrite_header(const struct rewrite *rw, struct qcow2_header *h)
+{
+    h->size = rw->size;
+    if (!rw->tables)
+        return;
+    h->l1_size = rw->l1_size;
+    h->l1_offset = rw->l1_offset;
+    h->reftable_offset = rw->reftable_offset;
+    h->reftable_clusters = rw->reftable_clusters;
+    h->incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+}

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The plan of giving one qcow2 image a new content, made before a byte is
+ * written. "Target" is the image whose file is kept; its new content is a view
+ * of several layers, of which the target is one (or none, for a new file).
+ *
+ * Everything new goes into clusters that the target does not use: data, the L2
+ * tables that change, L1, the refcount blocks that change, the refcount table.
+ * The old state therefore stands until one sector, the header, is replaced;
+ * after that the new one does, with all refcounts right. There is no moment in
+ * between, and nothing to undo but the length of the file.
+ */
+#ifndef QSTILL_QCOW2_REWRITE_H
+#define QSTILL_QCOW2_REWRITE_H
+
+#include "alloc.h"
+#include "chain.h"
+
+/* Bytes that have to come into the target's file at `dst`, `len` of them. */
+struct move {
+    uint64_t from; /* guest offset in the view, or offset in a layer's file */
+    uint64_t dst;
+    uint64_t len;
+    uint32_t take;  /* of a layer's file; zeros up to len */
+    uint16_t layer; /* MOVE_GUEST: `from` is a guest offset */
+};
+#define MOVE_GUEST UINT16_MAX
+
+struct moves {
+    struct move *v;
+    size_t n;
+    size_t cap;
+};
+
+/* A run of clusters. */
+struct run {
+    uint64_t first;
+    uint64_t count;
+};
+
+struct runs {
+    struct run *v;
+    size_t n;
+    size_t cap;
+};
+
+/* A piece of metadata that is written as it stands here. */
+struct new_table {
+    uint64_t index; /* of the L1 entry or the refcount block */
+    uint64_t host;
+    uint8_t *bytes; /* one cluster */
+};
+
+struct new_tables {
+    struct new_table *v;
+    size_t n;
+    size_t cap;
+};
+
+struct rewrite {
+    /* the question; set by the caller */
+    struct image *target;
+    struct aio *aio;
+    const struct chain *chain;  /* whose layers the view names */
+    const struct extents *view; /* the new content */
+    uint16_t own;               /* the target's layer there, or REWRITE_NEW */
+    uint64_t size;              /* new virtual size */
+    bool has_backing;           /* of the result */
+    uint64_t backing_size;
+
+    /* the answer */
+    bool needs_below; /* a move reads what falls through the view */
+    bool tables;      /* there are new tables; else the header is enough */
+    struct moves moves;
+    struct new_tables l2;
+    struct new_tables refblocks;
+    uint64_t *l1;
+    uint32_t l1_size;
+    uint64_t l1_offset;
+    uint64_t *reftable;
+    uint32_t reftable_clusters;
+    uint64_t reftable_offset;
+    struct runs freed; /* unused once the header is replaced */
+    uint64_t old_end;  /* bytes: of the file as it is, */
+    uint64_t end;      /* and as it will be */
+    uint64_t bytes;    /* of the moves */
+
+    struct refs refs;
+    struct refblocks stored;
+    struct refs_report report;
+    struct alloc alloc;
+    bool drop_bitmaps;
+};
+#define REWRITE_NEW UINT16_MAX
+
+/* PRECONDITION or CORRUPT when the target cannot be rewritten. Reads only. */
+int rewrite_plan(struct rewrite *rw, struct qstill_error *err);
+void rewrite_fini(struct rewrite *rw);
+
+/* The new header: the target's with the new places and the new size. */
+void rewrite_header(const struct rewrite *rw, struct qcow2_header *h);
+
+#endif
