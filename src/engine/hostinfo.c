@@ -85,12 +85,10 @@ void hostinfo_parse_cpuinfo(struct hostinfo *out, const char *text)
 static uint64_t tsc_from_sysfs(void)
 {
     char line[HOSTINFO_TEXT_MAX];
-    unsigned long long khz;
 
-    if (read_line("/sys/devices/system/cpu/cpu0/tsc_freq_khz", line) < 0 ||
-        sscanf(line, "%llu", &khz) != 1)
+    if (read_line("/sys/devices/system/cpu/cpu0/tsc_freq_khz", line) < 0)
         return 0;
-    return khz;
+    return strtoull(line, NULL, 10);
 }
 
 #if defined(__x86_64__)

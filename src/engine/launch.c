@@ -249,11 +249,17 @@ static int read_env(int dirfd, pid_t pid, struct launch_record *rec,
 static int effective_id(const struct buf *b, const char *label, uint32_t *out)
 {
     const char *line = strstr((const char *)b->data, label);
-    unsigned int real, effective;
+    unsigned long effective;
+    char *end;
 
-    if (!line || sscanf(line + strlen(label), "%u %u", &real, &effective) != 2)
+    if (!line)
         return -1;
-    *out = effective;
+    strtoul(line + strlen(label), &end, 10);
+    line = end;
+    effective = strtoul(line, &end, 10);
+    if (end == line || effective > UINT32_MAX)
+        return -1;
+    *out = (uint32_t)effective;
     return 0;
 }
 

@@ -98,13 +98,14 @@ static void find_in_opts(const struct opts *o, const char *cwd,
 
     place->kind = PLACE_NODE;
     for (depth = 0; depth < NODE_DEPTH_MAX; depth++) {
+        size_t n = strlen(place->prefix);
         char key[NODE_PREFIX_MAX + 16];
 
         snprintf(key, sizeof(key), "%sfilename", place->prefix);
         name = opts_get(o, key);
         if (name && launch_same_file(cwd, name, path))
             found(out, places, place);
-        strcat(place->prefix, "file.");
+        snprintf(place->prefix + n, sizeof(place->prefix) - n, "file.");
     }
 }
 

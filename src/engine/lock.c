@@ -31,7 +31,6 @@ enum { LOCK_TEXT_MAX = 256, LOCK_BOOT_MAX = 40, LOCK_TRIES = 8 };
 
 struct owner {
     long long pid;
-    unsigned long long start;
     char host[LOCK_HOST_MAX];
     char boot[LOCK_BOOT_MAX];
     char verb[LOCK_VERB_MAX];
@@ -41,11 +40,14 @@ struct owner {
 static bool owner_parse(const char *text, struct owner *o)
 {
     size_t n = strlen(text);
+    char pid[24], *end;
 
-    return n > 0 && text[n - 1] == '\n' &&
-           sscanf(text, "%lld %llu %64s %39s %31s", &o->pid, &o->start, o->host,
-                  o->boot, o->verb) == 5 &&
-           o->pid > 0 && o->pid <= INT_MAX;
+    if (n == 0 || text[n - 1] != '\n' ||
+        sscanf(text, "%23s %*s %64s %39s %31s", pid, o->host, o->boot,
+               o->verb) != 4)
+        return false;
+    o->pid = strtoll(pid, &end, 10);
+    return *end == '\0' && o->pid > 0 && o->pid <= INT_MAX;
 }
 
 static int owner_read(int fd, struct owner *o, bool *any,
@@ -66,7 +68,6 @@ static unsigned long long start_time(pid_t pid)
 {
     CLEANUP(closep) int fd = -1;
     char path[40], text[1024], *s;
-    unsigned long long start;
     ssize_t n;
     int field;
 
@@ -81,7 +82,7 @@ static unsigned long long start_time(pid_t pid)
         s = strchr(s, ' ');
         s = s ? s + 1 : NULL;
     }
-    return s && sscanf(s, "%llu", &start) == 1 ? start : 0;
+    return s ? strtoull(s, NULL, 10) : 0;
 }
 
 static int owner_write(int fd, const struct hostinfo *host, const char *verb,
