@@ -168,7 +168,7 @@ static int run_info(struct cli *cli, const struct args *args,
 
 const struct verb verb_image_info = {
     .name = "image info",
-    .summary = "show what one image says about itself",
+    .summary = "Shows what one image says about itself",
     .operands = {{"FILE", false, false}},
     .options = format_options,
     .run = run_info,
@@ -237,7 +237,7 @@ static int run_map(struct cli *cli, const struct args *args,
 
 const struct verb verb_image_map = {
     .name = "image map",
-    .summary = "show which layer of a chain holds what",
+    .summary = "Shows which layer of a chain holds what",
     .operands = {{"FILE", false, false}},
     .options = format_options,
     .run = run_map,
@@ -303,7 +303,8 @@ static int run_check(struct cli *cli, const struct args *args,
 
 const struct verb verb_image_check = {
     .name = "image check",
-    .summary = "count an image's references and compare with its refcounts",
+    .summary =
+        "Counts an image's references and compares them with what it stores",
     .operands = {{"FILE", false, false}},
     .options = format_options,
     .run = run_check,

@@ -3,6 +3,7 @@
 #include "verbs.h"
 
 const struct verb *const verbs[] = {
+    /* VMs and snapshots */
     &verb_attach,
     &verb_detach,
     &verb_vms,
@@ -17,9 +18,11 @@ const struct verb *const verbs[] = {
     &verb_recover,
     &verb_start,
     &verb_path,
+    /* images without a VM */
     &verb_image_info,
     &verb_image_map,
     &verb_image_check,
+    /* the command itself */
     &verb_completion,
     &verb_help,
     NULL,
