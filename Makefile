@@ -101,6 +101,9 @@ UNIT_LDFLAGS_test_cli_list = $(addprefix -Wl$(comma)--wrap=, \
     qstill_store_open qstill_store_set_note qstill_store_set_launch \
     qstill_snapshot_list qstill_snapshot_list_free)
 
+UNIT_LDFLAGS_test_cli_run = $(addprefix -Wl$(comma)--wrap=, \
+    qstill_job_run qstill_job_cancel)
+
 # The tests of the command's own files link them too, all but main.
 $(BUILD)/obj/cli.a: $(filter-out %/main.o,$(CLI_OBJS))
 	@rm -f $@
