@@ -24,7 +24,9 @@ struct slot {
 
 struct block_file {
     int fd; /* -1: not opened yet */
-    /* What lseek told last: data from `data_from` on, up to `data_to`. */
+    /* What lseek told last: a hole from the first to the second, data from
+     * there to the third. */
+    uint64_t hole_from;
     uint64_t data_from;
     uint64_t data_to;
 };
@@ -114,25 +116,30 @@ static size_t chunk_len(const struct ramset_block *block, uint64_t number)
     return (size_t)min_u64(RAMSET_CHUNK, block->size - number * RAMSET_CHUNK);
 }
 
-/* Has the file no data in [from, to)? Without lseek's help: it has. */
+/* Asks for the first data at or behind `from`. False: cannot be told. */
+static bool seek_data(struct block_file *f, uint64_t from)
+{
+    off_t data = lseek(f->fd, (off_t)from, SEEK_DATA);
+    off_t hole;
+
+    if (data < 0 && errno == ENXIO) /* none up to the end */
+        data = hole = INT64_MAX;
+    else
+        hole = data < 0 ? -1 : lseek(f->fd, data, SEEK_HOLE);
+    if (hole < 0)
+        return false;
+    f->hole_from = from;
+    f->data_from = (uint64_t)data;
+    f->data_to = (uint64_t)hole;
+    return true;
+}
+
+/* Has the file no data in [from, to)? */
 static bool is_hole(struct block_file *f, uint64_t from, uint64_t to)
 {
-    if (from >= f->data_from && from < f->data_to)
+    if ((from < f->hole_from || from >= f->data_to) && !seek_data(f, from))
         return false;
-    if (from < f->data_from || f->data_to == 0) {
-        off_t data = lseek(f->fd, (off_t)from, SEEK_DATA);
-        off_t hole;
-
-        if (data < 0 && errno == ENXIO) /* none up to the end */
-            data = hole = INT64_MAX;
-        else
-            hole = data < 0 ? -1 : lseek(f->fd, data, SEEK_HOLE);
-        if (hole < 0)
-            return false;
-        f->data_from = (uint64_t)data;
-        f->data_to = (uint64_t)hole;
-    }
-    return f->data_from >= to;
+    return to <= f->data_from;
 }
 
 /* Starts to read the next chunk into the slot behind those in use. */

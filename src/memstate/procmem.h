@@ -60,7 +60,7 @@ int procmem_find(struct procmem *p, struct procmem_block *blocks, size_t count,
 struct procmem_map {
     uint64_t start;
     uint64_t end;
-    unsigned char readable, writable, shared, guard_behind;
+    unsigned char readable, writable, shared;
 };
 /* Appends struct procmem_map to out. CORRUPT names the line. */
 int procmem_parse_maps(const char *text, size_t len, struct buf *out,

@@ -50,6 +50,11 @@ unsigned mem_tmpdir_count(int fd)
     return walk(fd, 0);
 }
 
+void mem_tmpdir_empty(int fd)
+{
+    walk(fd, 1);
+}
+
 void mem_tmpdir_remove(const char *path, int fd)
 {
     walk(fd, 1);
