@@ -184,8 +184,10 @@ static void background_tells_the_instant_at_the_first_part(void **state)
                      0);
     assert_int_equal(write(fds[1], f->stream.data, f->stream.len),
                      f->stream.len);
-    usleep(30000);
-    capture_poll(c, &status);
+    do { /* until it has read the list */
+        usleep(1000);
+        capture_poll(c, &status);
+    } while (!status.complete && status.bytes_total == 0);
     assert_true(status.ready);
     assert_false(status.instant_taken);
     assert_int_equal(status.bytes_total, (MAIN_PAGES + ROM_PAGES) * 4096);
