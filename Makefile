@@ -146,8 +146,8 @@ check: deps ## all tests, with both QEMUs; installs what is missing; < 10 min
 	$(Q)$(MAKE) --no-print-directory check-qemu
 
 # Programs that the integration tests drive: qmp_probe sees include/ only,
-# qmp_calls has the library's own typed calls.
-PROBES := $(BUILD)/qmp_probe $(BUILD)/qmp_calls
+# qmp_calls has the library's own typed calls, memory_probe has src/memstate.
+PROBES := $(BUILD)/qmp_probe $(BUILD)/qmp_calls $(BUILD)/memory_probe
 $(PROBES): $(BUILD)/%: $(BUILD)/obj/tests/integration/%.o $(BUILD)/libqstill.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)

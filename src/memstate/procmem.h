@@ -44,6 +44,10 @@ struct procmem_block {
     uint64_t used; /* `info ramblock` Used: the bytes compared */
     uint64_t max;  /* Total: the length of the mapping */
     uint64_t hva;  /* 0 or given */
+    /* Of an option ROM ("0000:00:02.0/e1000e.rom"): ids of the PCI device at
+     * that address, which its header must name; 0: not known. */
+    uint16_t pci_vendor;
+    uint16_t pci_device;
     enum procmem_how how;
     unsigned candidates; /* out: how many mappings fitted */
 };

@@ -2,11 +2,11 @@
 /*
  * Finds QEMU's RAM blocks among the mappings of its process.
  *
- * Candidates for a block are the places where readable mappings, one behind
- * the other, are as long as the block's maximum and are followed by a mapping
- * without access. A guard of one page is what QEMU makes; malloc's arenas end
- * in longer ones, so those count only when there is nothing better. What
- * overlaps a block that is known is none.
+ * Candidates for a block are the places where mappings to read and write, one
+ * behind the other, are as long as the block's maximum and are followed by a
+ * mapping without access. A guard of one page is what QEMU makes; malloc's
+ * arenas end in longer ones, so those count only when there is nothing better.
+ * What overlaps a block that is known is none.
  */
 #include <ctype.h>
 #include <fcntl.h>
@@ -140,7 +140,7 @@ static size_t find_map(const struct maps *m, uint64_t at)
     return low;
 }
 
-/* Is all of [from, from + len) mapped and readable? */
+/* Is all of [from, from + len) mapped as RAM is? */
 static bool is_mapped(const struct maps *m, uint64_t from, uint64_t len)
 {
     uint64_t to;
@@ -148,7 +148,8 @@ static bool is_mapped(const struct maps *m, uint64_t from, uint64_t len)
     if (add_u64(from, len, &to))
         return false;
     for (size_t i = find_map(m, from); from < to; i++) {
-        if (i == m->count || m->map[i].start > from || !m->map[i].readable)
+        if (i == m->count || m->map[i].start > from || !m->map[i].readable ||
+            !m->map[i].writable)
             return false;
         from = m->map[i].end;
     }
@@ -160,7 +161,7 @@ static bool no_access(const struct procmem_map *m)
     return !m->readable && !m->writable;
 }
 
-/* Do readable mappings that begin exactly at `start` reach up to `end`? */
+/* Do mappings that begin exactly at `start` reach up to `end`? */
 static bool begins_at(const struct maps *m, uint64_t start, uint64_t end)
 {
     size_t i = find_map(m, start);
@@ -236,6 +237,29 @@ static int same_bytes(struct procmem *p, uint64_t a, uint64_t b, uint64_t len,
         *same = memcmp(data, data + COMPARE_SIZE, n) == 0;
         off += n;
     }
+    return 0;
+}
+
+/* Drops candidates whose content cannot be that of the block. */
+static int rule_out(struct procmem *p, struct candidates *c,
+                    const struct procmem_block *block, struct qstill_error *err)
+{
+    size_t len = (size_t)min_u64(PROCMEM_HEAD, block->used);
+    uint8_t head[PROCMEM_HEAD];
+    unsigned kept = 0;
+
+    if (c->count > CANDIDATES_MAX)
+        return 0;
+    for (unsigned i = 0; i < c->count; i++) {
+        if (procmem_read(p, c->at[i], head, len, err) < 0) {
+            if (err->code != QSTILL_E_FAILED)
+                return err->code;
+            continue; /* a thread's stack that has gone meanwhile */
+        }
+        if (procmem_content_fits(block, head, len))
+            c->at[kept++] = c->at[i];
+    }
+    c->count = kept;
     return 0;
 }
 
@@ -316,7 +340,8 @@ int procmem_find(struct procmem *p, struct procmem_block *blocks, size_t count,
         if (blocks[i].how != PROCMEM_UNKNOWN)
             continue;
         find_candidates(&m, blocks, count, blocks[i].max, &c);
-        if (choose(p, &c, &found[i], err) < 0)
+        if (rule_out(p, &c, &blocks[i], err) < 0 ||
+            choose(p, &c, &found[i], err) < 0)
             return err->code;
     }
     doubt_shared_places(found, count);

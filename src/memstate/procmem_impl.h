@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Shared by procmem.c and procmem_find.c. */
+/* Shared by procmem*.c. */
 #ifndef QSTILL_MEMSTATE_PROCMEM_IMPL_H
 #define QSTILL_MEMSTATE_PROCMEM_IMPL_H
 
@@ -13,5 +13,12 @@ struct procmem {
     int mem; /* /proc/PID/mem, or -1 */
     bool use_readv;
 };
+
+/* May a block of that id begin with these bytes? (procmem_content.c) */
+bool procmem_content_fits(const struct procmem_block *block,
+                          const uint8_t *head, size_t len);
+/* So many bytes are looked at: an option ROM's header lies in its first KiB,
+ * mostly. */
+#define PROCMEM_HEAD 4096u
 
 #endif
