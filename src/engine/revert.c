@@ -352,11 +352,13 @@ static int start_enter(void *ctx, struct qstill_error *err)
 static int commit_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
+    const struct manifest *m = tree_find(&r->s.tree, r->id);
 
     if (r->o.dry_run)
         return 0;
     r->j.phase = JOURNAL_COMMITTED;
     r->j.was_running = r->state == QSTILL_STATE_RUNNING;
+    r->j.freezing = m->quiesced && r->way != WAY_DISK;
     if (journal_save(r->s.vmfd, &r->j, err) < 0)
         return err->code;
     r->committed = true;
@@ -366,6 +368,10 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     if (r->started && livechain_resume(&r->s, r->j.was_running, err) < 0)
         return err->code;
     revert_lap(r, "run");
+    if (m->quiesced && r->way != WAY_DISK && r->state == QSTILL_STATE_PAUSED)
+        store_note(r->store,
+                   "the guest of %s was captured frozen: thaw it after cont",
+                   m->name);
     if (revert_finish(&r->s, &r->j, job_text(r->job), err) < 0)
         return err->code;
     revert_lap(r, "clean");

@@ -2,8 +2,10 @@
 /* How a revert ends: rolled forward or back, by itself or by recovery. */
 #include "revert.h"
 
+#include "base/clock.h"
 #include "layers.h"
 #include "livechain.h"
+#include "quiesce.h"
 #include "revert_impl.h"
 #include "start.h"
 
@@ -33,6 +35,19 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
                    s->vm, s->vm, why.message);
 }
 
+/* A guest that was frozen when its memory was taken wakes up frozen. */
+static int thaw(struct session *s, struct journal *j, struct qstill_error *err)
+{
+    struct quiesce q = {.frozen = true, .frozen_at_ms = clock_ms()};
+
+    if (!j->freezing || !j->was_running || !s->qmp)
+        return 0;
+    if (quiesce_thaw(s, &q, err) < 0)
+        return err->code;
+    j->freezing = false;
+    return 0;
+}
+
 int revert_finish(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err)
 {
@@ -51,6 +66,8 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
     if (s->qmp && livechain_resume(s, j->was_running, err) < 0)
+        return err->code;
+    if (thaw(s, j, err) < 0)
         return err->code;
     if (layers_collapse(s, j, text, err) < 0)
         return err->code;
