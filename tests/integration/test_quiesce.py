@@ -57,9 +57,7 @@ class Quiesce(Case):
         tick = self.snapshot_ticks(vm, "one")[0]
         since = vm.serial.mark()
         self.q("revert", "vm", "one")
-        ticks = self.goes_on(vm, since)
-        self.assertEqual(nonce, ticks[0].nonce)
-        self.assertIn(ticks[0].number, (tick, tick + 1))
+        self.goes_on_from(vm, tick, nonce, since)
         self.thawed(vm)
 
     def test_an_agent_that_does_not_answer(self):

@@ -65,7 +65,8 @@ class Serial:
             if time.monotonic() > deadline:
                 raise AssertionError(
                     "the guest never said %s in %d s; its last words:\n%s" % (
-                        what, timeout, text[-600:]))
+                        getattr(what, "__name__", what), timeout,
+                        text[-600:]))
             self.alive()
             time.sleep(0.02)
 
