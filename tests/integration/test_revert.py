@@ -196,13 +196,19 @@ class Revert(Case):
         self.cont(vm)
         self.goes_on_from(vm, tick, nonce, since)
 
-    def test_memory_of_other_backends_each_way(self):
-        for memory in ("memfd", "file"):
+    def test_memory_of_other_backends(self):
+        for memory in ("ram", "memfd", "file"):
             vm = self.running_vm(name=memory, memory=memory)
             tick, nonce = self.snapshot(vm, "one", "--mode", "paused")
-            for restore in RESTORES:
+            for restore in RESTORES + ("auto",):
                 with self.subTest(memory=memory, restore=restore):
                     self.goes_on(vm)
+                    if restore == "mapped" and memory != "ram":
+                        # Whoever else maps it would see nothing of it.
+                        with self.nothing_changes(vm):
+                            self.q.fails("precondition", "shared", "revert",
+                                         memory, "one", "--restore", restore)
+                        continue
                     since = vm.serial.mark()
                     self.q("revert", memory, "one", "--restore", restore)
                     self.goes_on_from(vm, tick, nonce, since)

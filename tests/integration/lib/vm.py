@@ -2,6 +2,7 @@
 """A QEMU with the test guest in it, started in the ways that people do."""
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ from . import image
 from .guest import Serial
 from .qmp import QMP, Agent
 
-MEMORY_MIB = 96
+MEMORY_MIB = 96  # what the guest needs; what JUNK takes is added
 
 
 class Disk:
@@ -42,7 +43,7 @@ class VM:
 
     def __init__(self, case, qemu, guest_dir, folder, name="vm", disks=(),
                  style="drive", memory="default", machine="pc", smp=1,
-                 append="", agent=False, extra=(), mib=MEMORY_MIB):
+                 append="", agent=False, extra=()):
         self.case = case
         self.qemu = qemu
         self.guest_dir = guest_dir
@@ -55,7 +56,8 @@ class VM:
         self.smp = smp
         self.append = append
         self.extra = list(extra)
-        self.mib = mib
+        junk = re.search(r"JUNK=(\d+)", append)
+        self.mib = MEMORY_MIB + int(junk.group(1) if junk else 0)
         self.qmp = os.path.join(folder, "qmp.sock")
         self.monitor_path = os.path.join(folder, "test.sock")
         self.agent = os.path.join(folder, "agent.sock") if agent else None
