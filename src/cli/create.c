@@ -64,8 +64,7 @@ static void create_words(const struct cli *cli, const struct qstill_snapshot *s)
     const char *plural = s->disk_count == 1 ? "" : "s";
 
     if (!s->memory_included) {
-        show_words(cli, "%s: %zu disk%s, paused %.1f ms", s->name,
-                   s->disk_count, plural, s->pause_ms);
+        show_words(cli, "%s: %zu disk%s", s->name, s->disk_count, plural);
         return;
     }
     show_words(cli,

@@ -41,7 +41,6 @@ static void memory_lines(const struct qstill_snapshot *s)
 
     if (!s->memory_included) {
         line("memory:", "no");
-        line("pause:", "%.1f ms", s->pause_ms);
         return;
     }
     line("memory:", "%s, %s stored", text_size(ram, s->memory_bytes),

@@ -18,17 +18,19 @@
 static struct qstill_job *_Atomic running_job;
 static volatile sig_atomic_t cancel_asked;
 static volatile sig_atomic_t silent;
+static volatile sig_atomic_t on_terminal;
 
 static void on_cancel(int signal_number)
 {
     static const char text[] = "\nqstill: cancelling, and undoing what was "
                                "begun\n";
+    size_t skip = on_terminal ? 0 : 1; /* the echoed ^C stands on the line */
     struct qstill_job *job = atomic_load(&running_job);
     int saved = errno;
 
     (void)signal_number;
     if (!cancel_asked && !silent &&
-        write(STDERR_FILENO, text, sizeof(text) - 1) < 0)
+        write(STDERR_FILENO, text + skip, sizeof(text) - 1 - skip) < 0)
         silent = 1;
     cancel_asked = 1;
     if (job)
@@ -44,11 +46,13 @@ void run_prepare(const struct cli *cli)
     struct sigaction old;
 
     silent = cli->quiet;
+    on_terminal = isatty(STDERR_FILENO);
     for (size_t i = 0; i < ARRAY_LEN(cancelling); i++)
         sigaddset(&act.sa_mask, cancelling[i]);
     for (size_t i = 0; i < ARRAY_LEN(cancelling); i++) {
-        /* nohup and background shells set SIG_IGN on purpose */
-        if (sigaction(cancelling[i], NULL, &old) == 0 &&
+        /* Left ignored is what nohup set; not what a shell without job control
+         * does to SIGINT: there, too, a cancel is better than no way out. */
+        if (cancelling[i] == SIGHUP && sigaction(SIGHUP, NULL, &old) == 0 &&
             old.sa_handler == SIG_IGN)
             continue;
         sigaction(cancelling[i], &act, NULL);

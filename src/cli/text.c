@@ -209,18 +209,22 @@ static int column_width(const struct table *t, size_t column)
     return widest;
 }
 
+/* Blanks are put before a cell, so that no row ends with some. */
 static void print_row(const struct table *t, size_t first, const int *widths,
                       FILE *f)
 {
+    int at = 0, start = 0;
+
     for (size_t c = 0; c < t->columns; c++) {
         const char *cell = t->cells[first + c];
-        int pad = widths[c] - cell_width(cell);
-        bool last = c + 1 == t->columns;
+        int width = cell_width(cell);
+        int from = start + (t->right[c] == 'r' ? widths[c] - width : 0);
 
-        if (t->right[c] == 'r')
-            fprintf(f, "%*s%s%s", pad, "", cell, last ? "" : "  ");
-        else
-            fprintf(f, "%s%*s", cell, last ? 0 : pad + 2, "");
+        if (*cell) {
+            fprintf(f, "%*s%s", from - at, "", cell);
+            at = from + width;
+        }
+        start += widths[c] + 2;
     }
     fputc('\n', f);
 }

@@ -151,7 +151,7 @@ static void the_table_marks_the_current_one(void **state)
     expect(
         print("list vm"),
         "  NAME    ID  CREATED                 SIZE  MEMORY  DESCRIPTION\n"
-        "  one     1   2026-01-31 10:00:00  4.0 KiB  no      \n"
+        "  one     1   2026-01-31 10:00:00  4.0 KiB  no\n"
         "* second  2   2026-01-31 10:00:00  1.5 KiB  cow     bad\\x1b[31m\n");
 }
 

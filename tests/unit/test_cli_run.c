@@ -129,7 +129,7 @@ static void signals_cancel_and_do_not_kill(void **state)
     assert_int_equal(run_into(fds[1], &cli, signals_come), QSTILL_E_CANCELLED);
     read_all(fds[0], text, sizeof(text));
     assert_string_equal(text,
-                        "\nqstill: cancelling, and undoing what was begun\n");
+                        "qstill: cancelling, and undoing what was begun\n");
     close(fds[0]);
     close(fds[1]);
 }
