@@ -4,8 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <linux/magic.h>
 #include <string.h>
+#include <sys/vfs.h>
 
+#define PAGE       4096u
+#define PAGE_MAX   (2u << 20)
 #define READ_PIECE 65536u
 
 int regions_read(pid_t pid, struct buf *b, struct qstill_error *err)
@@ -145,4 +149,133 @@ bool regions_find(const struct buf *text, uint64_t address, struct region *out)
         return true;
     }
     return false;
+}
+
+/* ---------------------------------------------------------------- examine */
+
+/* The file that is mapped there, whatever became of its name. */
+static int open_mapped(pid_t pid, const struct region *r)
+{
+    char path[80];
+
+    snprintf(path, sizeof(path), "/proc/%d/map_files/%llx-%llx", pid,
+             (unsigned long long)r->start, (unsigned long long)r->end);
+    return open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+}
+
+static int refuse_file(const struct region *r, struct qstill_error *err)
+{
+    err_set(err, QSTILL_E_PRECONDITION,
+            "it is a %s mapping of the file %.*s, whose pages cannot be "
+            "write-protected",
+            r->shared ? "shared" : "private",
+            (int)(r->path_len < 200 ? r->path_len : 200), r->path);
+    return err_hint(err,
+                    "a VM that was restored with --restore mapped, or with "
+                    "RAM in a file on a disk: take --mode paused");
+}
+
+/* One region: of the kind that `out` says, or the first one. */
+static int examine_one(pid_t pid, const struct region *r, uint32_t page_hint,
+                       struct region_ram *out, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+    struct statfs fs;
+
+    *out = (struct region_ram){.page = page_hint ? page_hint : PAGE, .fd = -1};
+    if (r->inode == 0)
+        return 0;
+    out->backed = true;
+    out->shared = r->shared;
+    fd = open_mapped(pid, r);
+    /* No rights for that: the kernel says at the registration whether it can
+     * be done. */
+    if (fd < 0 || fstatfs(fd, &fs) < 0)
+        return 0;
+    if (fs.f_type == HUGETLBFS_MAGIC)
+        out->page = (uint32_t)fs.f_bsize;
+    else if (fs.f_type != TMPFS_MAGIC)
+        return refuse_file(r, err);
+    if (r->shared) {
+        out->fd = take_fd(&fd);
+        out->fd_off = r->offset;
+    }
+    return 0;
+}
+
+/* `more` lies behind `out`: together they are read through one descriptor
+ * only when they go on in one file. */
+static int join_regions(struct region_ram *out, struct region_ram *more,
+                        uint64_t before, struct qstill_error *err)
+{
+    int fd = more->fd;
+    bool same = out->fd >= 0 && fd >= 0 && out->fd_off + before == more->fd_off;
+
+    closep(&fd);
+    if (out->backed != more->backed || out->shared != more->shared ||
+        out->page != more->page)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "it lies in mappings of different kinds");
+    if (!same) {
+        closep(&out->fd);
+        out->fd = -1;
+    }
+    return 0;
+}
+
+static int examine_all(pid_t pid, const struct buf *text, uint64_t hva,
+                       uint64_t size, uint32_t page_hint,
+                       struct region_ram *out, struct qstill_error *err)
+{
+    struct region first = {0}, r;
+    uint64_t at = hva;
+
+    while (at - hva < size) {
+        struct region_ram more;
+
+        if (!regions_find(text, at, &r) || !r.readable)
+            return err_set(err, QSTILL_E_PRECONDITION,
+                           "nothing is mapped at 0x%llx",
+                           (unsigned long long)at);
+        if (examine_one(pid, &r, page_hint, &more, err) < 0)
+            return err->code;
+        if (more.fd >= 0)
+            more.fd_off += at - r.start;
+        if (at == hva) {
+            first = r;
+            *out = more;
+        } else if (first.inode != r.inode || first.major != r.major ||
+                   first.minor != r.minor) {
+            closep(&more.fd);
+            more.fd = -1;
+            if (join_regions(out, &more, 0, err) < 0)
+                return err->code;
+        } else if (join_regions(out, &more, at - hva, err) < 0) {
+            return err->code;
+        }
+        at = r.end;
+    }
+    return 0;
+}
+
+int regions_examine(pid_t pid, const struct buf *text, uint64_t hva,
+                    uint64_t size, uint32_t page_hint, struct region_ram *out,
+                    struct qstill_error *err)
+{
+    struct region_ram found = {.page = PAGE, .fd = -1};
+    int r = examine_all(pid, text, hva, size, page_hint, &found, err);
+
+    if (r == 0 && found.page != PAGE && found.page != PAGE_MAX)
+        r = err_set(err, QSTILL_E_PRECONDITION,
+                    "its pages of %u KiB are too large to be saved one by one",
+                    found.page / 1024);
+    if (r == 0 && (hva % found.page != 0 || size % found.page != 0))
+        r = err_set(err, QSTILL_E_PRECONDITION,
+                    "it does not lie at a border of its pages");
+    if (r < 0) {
+        closep(&found.fd);
+        return r;
+    }
+    *out = found;
+    return 0;
 }

@@ -40,6 +40,25 @@ int regions_read(pid_t pid, struct buf *b, struct qstill_error *err);
  * in the kernel's form ends the text and sets *pos to SIZE_MAX. */
 bool regions_next(const struct buf *text, size_t *pos, struct region *out);
 
+/* What a RAM block lies in, as far as userfaultfd is concerned. */
+struct region_ram {
+    bool shared;   /* another mapping of the file shows the same bytes */
+    bool backed;   /* by tmpfs, a memfd or hugetlbfs */
+    uint32_t page; /* 4096, or that of hugetlbfs */
+    int fd;        /* of a shared file, to be read at fd_off; or -1 */
+    uint64_t fd_off;
+};
+
+/*
+ * Looks at [hva, hva + size) of process `pid`. `page_hint`: the page size as
+ * QEMU tells it, 0 when unknown. PRECONDITION names what cannot be protected:
+ * a mapping of a file on a disk (shared or private), pages that are too large,
+ * memory that is not there. out->fd is the caller's.
+ */
+int regions_examine(pid_t pid, const struct buf *text, uint64_t hva,
+                    uint64_t size, uint32_t page_hint, struct region_ram *out,
+                    struct qstill_error *err);
+
 /* The region that holds `address`; false when none does. */
 bool regions_find(const struct buf *text, uint64_t address, struct region *out);
 

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the files of the cow capture share. Threads: the capture's own one is
+ * the fault server (cow_serve.c), and some copiers (cow_copy.c). They share
+ * the map, the pool, and the fields marked as atomic here.
+ */
+#ifndef QSTILL_MEMSTATE_COW_IMPL_H
+#define QSTILL_MEMSTATE_COW_IMPL_H
+
+#include <pthread.h>
+#include <semaphore.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "memstate/capture_impl.h"
+#include "memstate/cow.h"
+#include "memstate/cow_map.h"
+#include "memstate/cow_pool.h"
+#include "memstate/uffd.h"
+
+/* A block that is read during the pause. */
+struct cow_small {
+    uint64_t hva;
+    size_t size;
+    unsigned index;
+    uint8_t *data;
+};
+
+/* A write that waits. */
+struct cow_waiter {
+    uint64_t address;
+    uint64_t since_ns;
+    bool pool_full;
+};
+/* One for each thread that the target may have; vhost and io_uring workers
+ * of the kernel count, too. */
+#define COW_WAITERS 16384u
+
+struct cow_copier {
+    struct cow *cow;
+    pthread_t thread;
+    unsigned number;
+    struct pace pace;
+    uint64_t written; /* bytes that are not zero */
+    struct qstill_error error;
+};
+
+struct cow {
+    struct capture *capture;
+    pid_t pid;
+    struct uffd uffd;
+    struct cow_map map;
+    struct cow_pool pool;
+    struct cow_small *smalls;
+    size_t small_count;
+    struct cow_stats stats;
+    struct cow_stats *stats_out;
+
+    /* The fault server's. */
+    bool saving; /* after the instant */
+    struct cow_waiter *waiters;
+    size_t waiter_count;
+    uint64_t marked; /* pages */
+
+    struct cow_copier copiers[COW_COPIERS_MAX];
+    unsigned copier_count;
+    unsigned started;
+    sem_t ready; /* a copier is set up, or has failed */
+    sem_t go;
+    pthread_mutex_t pick; /* around cow_map_next() */
+    int kick_fd;          /* wakes the fault server */
+    unsigned running;     /* atomic: copiers that are not done */
+    bool stop;            /* atomic: an error, or cancelled */
+    bool waiting;         /* atomic: there are waiters */
+};
+
+/* Reads the target's memory; false when a part of it is not there. */
+bool cow_read(const struct cow *cow, const struct iovec *here, size_t count,
+              uint64_t hva, size_t len);
+
+/* ------------------------------------------------------------ cow_serve.c */
+
+/* Protects everything while the guest runs. */
+int cow_arm(struct cow *cow, struct qstill_error *err);
+/* Lets writes through and marks their pages until `fd` is readable. */
+int cow_mark_until(struct cow *cow, int fd, struct qstill_error *err);
+/* The instant: what was marked is protected again, small blocks are read. */
+int cow_take_instant(struct cow *cow, struct qstill_error *err);
+/* Saves pages in front of writes until no copier runs. */
+int cow_serve(struct cow *cow, struct qstill_error *err);
+/* Lifts all protection and wakes all waiters, in steps that do not hold the
+ * guest up for long. Again is fine. */
+void cow_release(struct cow *cow);
+
+/* ------------------------------------------------------------- cow_copy.c */
+
+/* Starts the copiers; they are set up when it returns, and wait. */
+int cow_copiers_start(struct cow *cow, struct qstill_error *err);
+void cow_copiers_go(struct cow *cow);
+/* Waits for their end; the first of their errors, if any. */
+int cow_copiers_join(struct cow *cow, struct qstill_error *err);
+/* Tells them to end; cow_copiers_join() follows. */
+void cow_copiers_stop(struct cow *cow);
+
+#endif
