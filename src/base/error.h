@@ -32,6 +32,15 @@ int err_wrap(struct qstill_error *err, const char *fmt, ...) PRINTF_LIKE(2, 3);
 /* Sets the hint (what to do next). Returns the error's own code. */
 int err_hint(struct qstill_error *err, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
+/* Forgets a failure that is tolerated. Returns 0: whoever returns 0 leaves
+ * err->code 0, so that callers may test either. */
+static inline int err_clear(struct qstill_error *err)
+{
+    err->code = 0;
+    err->hint[0] = '\0';
+    return 0;
+}
+
 /* The public door: clears the caller's error, or gives the scratch one. */
 static inline struct qstill_error *err_door(struct qstill_error *caller,
                                             struct qstill_error *scratch)

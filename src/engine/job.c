@@ -158,6 +158,7 @@ QSTILL_PUBLIC int qstill_job_step(struct qstill_job *job, bool *done,
         *done = true;
         return fail(job, err);
     }
+    err_clear(err);
     if (!phase_done)
         return 0;
     job_wait_on(job, -1, err);

@@ -21,6 +21,7 @@ int json_file_read(int dirfd, const char *name, int version, json_t **out,
     if (file_slurpat(dirfd, name, JSON_FILE_MAX, &b, err) < 0)
         return err->code;
     root = json_loadb((const char *)b.data, b.len, JSON_REJECT_DUPLICATES, &je);
+    err_clear(err); /* the readers stop at a code that is set */
     if (!root || !json_is_object(root)) {
         err_set(err, QSTILL_E_CORRUPT, "%s is damaged: line %d: %s", name,
                 root ? 1 : je.line, root ? "no JSON object" : je.text);

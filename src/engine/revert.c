@@ -237,6 +237,7 @@ static int keep_step(void *ctx, bool *done, struct qstill_error *err)
         return 0;
     if (qstill_job_step(r->keeping, done, err) < 0)
         return err_wrap(err, "keeping the present state");
+    err_clear(err);
     if (!*done)
         return job_wait_on(r->job, qstill_job_fd(r->keeping), err);
     buf_printf(job_text(r->job), "kept the present state as snapshot %s\n",

@@ -254,6 +254,7 @@ static int rule_out(struct procmem *p, struct candidates *c,
         if (procmem_read(p, c->at[i], head, len, err) < 0) {
             if (err->code != QSTILL_E_FAILED)
                 return err->code;
+            err_clear(err);
             continue; /* a thread's stack that has gone meanwhile */
         }
         if (procmem_content_fits(block, head, len))

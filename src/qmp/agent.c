@@ -87,7 +87,7 @@ static int check_answer(struct qstill_qga *a, int64_t number, uint64_t deadline,
 
     *ours = false;
     if (channel_receive(&a->ch, deadline, &v, err) < 0)
-        return err->code == QSTILL_E_CORRUPT ? 0 : err->code;
+        return err->code == QSTILL_E_CORRUPT ? err_clear(err) : err->code;
     if (!v)
         return silent(a, "guest-sync-delimited", err);
     *ours = field_i64(v, "return", -1) == number;

@@ -197,7 +197,7 @@ static int qdev_type_fill(struct qstill_qmp *q, struct qmp_disk *d,
         rc = qmp_qom_get_string(q, d->qdev, "type", &d->qdev_type, err);
     if (rc == QSTILL_E_NOT_FOUND) {
         d->qdev_type = strdup("");
-        rc = d->qdev_type ? 0 : err_nomem(err);
+        rc = d->qdev_type ? err_clear(err) : err_nomem(err);
     }
     if (rc < 0)
         return rc;

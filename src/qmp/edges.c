@@ -235,6 +235,7 @@ int edges_read(struct qstill_qmp *q, struct qmp_graph *g, const json_t *list,
         g->source = QMP_GRAPH_DEBUG;
         rc = from_debug_graph(g, graph, err);
     } else if (rc == QSTILL_E_FAILED || rc == QSTILL_E_PRECONDITION) {
+        err_clear(err);
         g->source = QMP_GRAPH_NAMES; /* it has none, or is told to refuse it */
         rc = from_names(g, list, err);
     }

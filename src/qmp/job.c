@@ -170,7 +170,7 @@ int qmp_job_cancel(struct qstill_qmp *q, const char *job,
 {
     int rc = steer(q, "job-cancel", job, err);
 
-    return rc == QSTILL_E_FAILED && is_over(q, job) ? 0 : rc;
+    return rc == QSTILL_E_FAILED && is_over(q, job) ? err_clear(err) : rc;
 }
 
 int qmp_job_dismiss(struct qstill_qmp *q, const char *job,
@@ -182,7 +182,7 @@ int qmp_job_dismiss(struct qstill_qmp *q, const char *job,
 
     if (rc == QSTILL_E_FAILED &&
         qmp_job_read(q, job, &now, &ignored) == QSTILL_E_NOT_FOUND)
-        return 0;
+        return err_clear(err);
     return rc;
 }
 

@@ -51,7 +51,7 @@ int qmp_quit(struct qstill_qmp *q, struct qstill_error *err)
     /* no answer and a closed connection: it is what was asked for */
     if (rc == QSTILL_E_UNREACHABLE &&
         qstill_qmp_pump(q, &pumped) == QSTILL_E_UNREACHABLE)
-        return 0;
+        return err_clear(err);
     return rc;
 }
 
@@ -153,7 +153,7 @@ static int read_tristate(struct qstill_qmp *q, const char *path,
         *out = QMP_UNKNOWN;
     else if (rc == 0)
         *out = yes ? QMP_YES : QMP_NO;
-    return rc == QSTILL_E_NOT_FOUND ? 0 : rc;
+    return rc == QSTILL_E_NOT_FOUND ? err_clear(err) : rc;
 }
 
 static int read_cpu(struct qstill_qmp *q, const char *path, struct qmp_cpus *c,
@@ -166,7 +166,7 @@ static int read_cpu(struct qstill_qmp *q, const char *path, struct qmp_cpus *c,
     rc = qmp_qom_get_string(q, path, "model-id", &c->model_id, err);
     if (rc == QSTILL_E_NOT_FOUND) {
         c->model_id = strdup("");
-        rc = c->model_id ? 0 : err_nomem(err);
+        rc = c->model_id ? err_clear(err) : err_nomem(err);
     }
     if (rc < 0)
         return rc;
@@ -174,7 +174,7 @@ static int read_cpu(struct qstill_qmp *q, const char *path, struct qmp_cpus *c,
         read_tristate(q, path, "migratable", &c->migratable, err) < 0)
         return err->code;
     rc = qmp_qom_get_u64(q, path, "tsc-frequency", &c->tsc_frequency, err);
-    return rc == QSTILL_E_NOT_FOUND ? 0 : rc;
+    return rc == QSTILL_E_NOT_FOUND ? err_clear(err) : rc;
 }
 
 int qmp_cpus_read(struct qstill_qmp *q, struct qmp_cpus *out,

@@ -161,7 +161,7 @@ int qmp_closefd(struct qstill_qmp *q, const char *name,
                          err);
 
     /* QEMU has no other reason to refuse it than that the name is gone */
-    return rc == QSTILL_E_FAILED ? 0 : rc;
+    return rc == QSTILL_E_FAILED ? err_clear(err) : rc;
 }
 
 int qmp_add_fd(struct qstill_qmp *q, int fd, const char *opaque, int64_t *fdset,
@@ -194,7 +194,7 @@ int qmp_remove_fd(struct qstill_qmp *q, int64_t fdset, struct qstill_error *err)
                          json_pack("{s:I}", "fdset-id", (json_int_t)fdset),
                          NULL, err);
 
-    return rc == QSTILL_E_FAILED ? 0 : rc; /* as for closefd */
+    return rc == QSTILL_E_FAILED ? err_clear(err) : rc; /* as for closefd */
 }
 
 /* -------------------------------------------------------------------- events

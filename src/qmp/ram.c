@@ -150,7 +150,8 @@ static int learn_address(struct qstill_qmp *q, struct qmp_ram_block *b,
     int rc = qmp_gpa2hva(q, r->gpa, &hva, region, err);
 
     if (rc == QSTILL_E_NOT_FOUND || (rc == 0 && strcmp(region, r->region) != 0))
-        return 0; /* the guest has moved it since; it tells nothing */
+        return err_clear(
+            err); /* the guest has moved it since; it tells nothing */
     if (rc < 0)
         return rc;
     if (hva < r->offset || (hva - r->offset) % PAGE_SIZE_LEAST != 0 ||
@@ -222,7 +223,7 @@ static int memdev_fill(struct qstill_qmp *q, const json_t *object,
         qmp_qom_get_string(q, (char *)path.data, "mem-path", &m->mem_path, err);
     if (rc == QSTILL_E_NOT_FOUND) {
         m->mem_path = strdup("");
-        rc = m->mem_path ? 0 : err_nomem(err);
+        rc = m->mem_path ? err_clear(err) : err_nomem(err);
     }
     return rc;
 }
@@ -235,7 +236,7 @@ static int read_machine_backend(struct qstill_qmp *q, char **out,
 
     if (rc == QSTILL_E_NOT_FOUND) {
         *out = strdup("");
-        rc = *out ? 0 : err_nomem(err);
+        rc = *out ? err_clear(err) : err_nomem(err);
     }
     return rc;
 }
