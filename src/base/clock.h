@@ -22,18 +22,19 @@ static inline void clock_sleep_ms(unsigned ms)
     nanosleep(&t, NULL);
 }
 
-/* RFC 3339 in UTC with milliseconds: "2026-11-22T22:02:20.123Z". */
+/* RFC 3339 in UTC: "2026-11-22T22:02:20Z"; *ns is the same in nanoseconds. */
 #define CLOCK_STAMP_LEN 40
-static inline void clock_stamp(char out[CLOCK_STAMP_LEN])
+static inline void clock_stamp(char out[CLOCK_STAMP_LEN], uint64_t *ns)
 {
     struct timespec now;
     struct tm tm;
 
     clock_gettime(CLOCK_REALTIME, &now);
     gmtime_r(&now.tv_sec, &tm);
-    snprintf(out, CLOCK_STAMP_LEN, "%04d-%02d-%02dT%02d:%02d:%02d.%03dZ",
+    snprintf(out, CLOCK_STAMP_LEN, "%04d-%02d-%02dT%02d:%02d:%02dZ",
              (tm.tm_year + 1900) % 10000, tm.tm_mon + 1, tm.tm_mday, tm.tm_hour,
-             tm.tm_min, tm.tm_sec, (int)(now.tv_nsec / 1000000));
+             tm.tm_min, tm.tm_sec);
+    *ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 
 #endif

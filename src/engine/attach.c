@@ -174,6 +174,48 @@ static int fill_record(struct vm_record *rec, const char *vm,
     return 0;
 }
 
+/* Two records of one VM would write over each other's heads. */
+static int check_other(struct qstill_store *store, const char *other,
+                       const struct vm_record *rec, struct qstill_error *err)
+{
+    CLEANUP(closep) int vmfd = -1;
+    CLEANUP(vmrecord_fini) struct vm_record o = {.arena = ARENA_INIT};
+    struct qstill_error ignored = {0};
+    bool same;
+
+    if (store_open_vm(store, other, &vmfd, &ignored) < 0 ||
+        vmrecord_load(vmfd, &o, &ignored) < 0)
+        return 0; /* no VM, or a damaged one: not our business here */
+    same = session_same_file(o.qmp, rec->qmp);
+    for (size_t i = 0; i < o.disk_count; i++)
+        for (size_t k = 0; k < rec->disk_count; k++)
+            same = same || session_same_file(o.disks[i].head_path,
+                                             rec->disks[k].head_path);
+    if (!same)
+        return 0;
+    err_set(err, QSTILL_E_BUSY, "this VM is attached already, as %s", other);
+    return err_hint(err, "qstill detach %s forgets it", other);
+}
+
+static int check_others(struct qstill_store *store, const struct vm_record *rec,
+                        struct qstill_error *err)
+{
+    CLEANUP(closep) int top = -1;
+    char **names = NULL;
+    size_t count = 0;
+    struct qstill_error none = {0};
+
+    if (store_open_dir(store, &top, &none) < 0)
+        return 0; /* no store yet */
+    if (store_names(top, &names, &count, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < count && err->code == 0; i++)
+        if (names[i][0] != '.')
+            check_other(store, names[i], rec, err);
+    store_names_free(names, count);
+    return err->code;
+}
+
 static int publish_vm(struct qstill_store *store, const char *vm,
                       const struct vm_record *rec, struct qstill_error *err)
 {
@@ -214,7 +256,8 @@ QSTILL_PUBLIC int qstill_vm_attach(struct qstill_store *store, const char *vm,
         return err->code;
     }
     if (fill_record(&rec, vm, options, err) < 0 ||
-        read_vm(&rec, rec.qmp, store, err) < 0)
+        read_vm(&rec, rec.qmp, store, err) < 0 ||
+        check_others(store, &rec, err) < 0)
         return err->code;
     return publish_vm(store, vm, &rec, err);
 }

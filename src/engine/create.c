@@ -119,7 +119,7 @@ static int plan_enter(void *ctx, struct qstill_error *err)
         return err->code;
     if (id_new(c->id, err) < 0)
         return err->code;
-    clock_stamp(c->stamp);
+    clock_stamp(c->stamp, &c->stamp_ns);
     describe(c);
     return 0;
 }

@@ -30,6 +30,7 @@ struct create {
     /* what is being done */
     char id[ID_LEN + 1];
     char stamp[CLOCK_STAMP_LEN];
+    uint64_t stamp_ns;
     enum mode mode;
     char why[600];
     struct journal j;

@@ -133,6 +133,7 @@ int create_manifest(struct create *c, struct manifest *m,
     m->description = c->description;
     m->parent_id = c->s.rec.current;
     m->created_at = c->stamp;
+    m->created_ns = c->stamp_ns;
     m->labels = c->labels;
     m->label_count = c->label_count;
     m->quiesced = c->quiesce.filesystems > 0;

@@ -107,11 +107,10 @@ int layer_create(struct session *s, const struct vm_disk *d,
     o.virtual_size = d->virtual_size;
     o.backing = backing;
     o.backing_format = backing_format;
-    o.mode = st.st_mode & 0666;
-    /* Only root can give files away; others own what they make. */
+    /* 0600, so it must be QEMU's own; only root can give files away. */
     if (geteuid() == 0) {
-        o.uid = st.st_uid;
-        o.gid = st.st_gid;
+        o.uid = s->rec.has_launch ? s->rec.launch.uid : st.st_uid;
+        o.gid = s->rec.has_launch ? s->rec.launch.gid : st.st_gid;
     }
     if (qcow2_create(io_real(), AT_FDCWD, new_path, &o, err) < 0)
         return err->code;

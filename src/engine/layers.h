@@ -40,8 +40,8 @@ struct layer *layers_find(const struct layers *l, const char *path);
 
 /*
  * Creates an empty overlay for a disk, backed by `backing`, beside it or in
- * disk_dir: "STEM.TAG.qcow2"; owner and mode are the backing file's. The path
- * goes into the record's arena.
+ * disk_dir: "STEM.TAG.qcow2"; 0600 and owned by the user
+ * that QEMU runs as. The path goes into the record's arena.
  */
 int layer_create(struct session *s, const struct vm_disk *d,
                  const char *backing, const char *backing_format,

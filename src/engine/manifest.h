@@ -50,6 +50,7 @@ struct manifest {
     const char *description;
     const char *parent_id;
     const char *created_at;
+    uint64_t created_ns; /* the same, for the order */
     size_t label_count;
     char **labels; /* "K=V" */
     bool quiesced;

@@ -211,16 +211,19 @@ static int keep_enter(void *ctx, struct qstill_error *err)
     struct revert *r = ctx;
     struct qstill_create_options o = QSTILL_CREATE_OPTIONS_INIT;
     char stamp[CLOCK_STAMP_LEN], name[80];
+    uint64_t ns;
     size_t n = 0;
 
     if (!r->o.keep || r->o.dry_run)
         return 0;
-    clock_stamp(stamp);
+    clock_stamp(stamp, &ns);
     n = (size_t)snprintf(name, sizeof(name), "kept-");
     for (const char *p = stamp; *p && n + 1 < sizeof(name); p++)
         if (*p >= '0' && *p <= '9')
             name[n++] = *p;
-    name[n] = '\0';
+    /* two within a second must not collide */
+    snprintf(name + n, sizeof(name) - n, "-%03u",
+             (unsigned)(ns / 1000000 % 1000));
     o.description = "what the VM was before a revert";
     o.memory = r->was_on;
     session_close(&r->s);

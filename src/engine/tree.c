@@ -30,9 +30,10 @@ static int load_one(int snapsfd, const char *id, struct manifest *m,
 static int by_time(const void *a, const void *b)
 {
     const struct manifest *x = a, *y = b;
-    int r = strcmp(x->created_at, y->created_at);
 
-    return r ? r : strcmp(x->id, y->id);
+    if (x->created_ns != y->created_ns)
+        return x->created_ns < y->created_ns ? -1 : 1;
+    return strcmp(x->id, y->id);
 }
 
 static int check_parents(const struct tree *t, struct qstill_error *err)

@@ -89,7 +89,8 @@ static struct manifest full(void)
         .name = "before-upgrade",
         .description = "with \"quotes\" and \n a line",
         .parent_id = "parent",
-        .created_at = "2026-11-22T22:02:20.123Z",
+        .created_at = "2026-11-22T22:02:20Z",
+        .created_ns = 1795384940123456789ull,
         .label_count = 2,
         .labels = labels,
         .quiesced = true,
@@ -136,6 +137,7 @@ static void a_manifest_is_read_back_as_it_was_written(void **state)
     assert_text(r.description, m.description);
     assert_text(r.parent_id, m.parent_id);
     assert_text(r.created_at, m.created_at);
+    assert_int_equal(r.created_ns, m.created_ns);
     assert_text(r.mode, m.mode);
     assert_text(r.mode_reason, m.mode_reason);
     assert_text(r.run_state, m.run_state);
