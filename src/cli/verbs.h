@@ -25,5 +25,6 @@ extern const struct verb verb_vms;
 extern const struct verb verb_image_info; /* image.c */
 extern const struct verb verb_image_map;
 extern const struct verb verb_image_check;
+extern const struct verb verb_image_merge;
 
 #endif

@@ -172,17 +172,12 @@ static int own_view(const struct chain *c, size_t first, size_t i,
     return 0;
 }
 
-static void extents_finip(struct extents *x)
-{
-    extents_fini(x);
-}
-
 /* Halves: an extent is copied once per level, not once per layer. */
 static int view(const struct chain *c, size_t top, size_t first, size_t last,
                 struct extents *out)
 {
-    CLEANUP(extents_finip) struct extents upper = EXTENTS_INIT;
-    CLEANUP(extents_finip) struct extents lower = EXTENTS_INIT;
+    CLEANUP(extents_fini) struct extents upper = EXTENTS_INIT;
+    CLEANUP(extents_fini) struct extents lower = EXTENTS_INIT;
     size_t mid = first + (last - first) / 2;
 
     if (first == last)

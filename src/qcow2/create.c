@@ -70,6 +70,12 @@ static int blank_plan(struct blank *b, const struct qcow2_create_options *o,
     h->size = o->virtual_size;
     h->refcount_order = 4;
     h->header_length = QCOW2_V3_HEADER;
+    h->incompatible = o->incompatible;
+    if (h->incompatible & QCOW2_INCOMPAT_COMPRESSION)
+        h->compression_type = QCOW2_COMPRESSION_ZSTD;
+    if (qcow2_has_extl2(h) && h->cluster_bits < QCOW2_MIN_EXTL2_BITS)
+        return err_set(err, QSTILL_E_USAGE,
+                       "extended L2 entries need clusters of 16 KiB or more");
     cluster = qcow2_cluster_size(h);
     if (h->size > INT64_MAX || h->size % QCOW2_SECTOR != 0)
         return err_set(err, QSTILL_E_USAGE,
@@ -148,9 +154,9 @@ static int set_owner(const struct io *io, int fd, const char *name,
     return 0;
 }
 
-static int blank_write(const struct io *io, int fd, const char *name,
-                       const struct qcow2_create_options *o,
-                       struct qstill_error *err)
+int qcow2_create_fd(const struct io *io, int fd, const char *name,
+                    const struct qcow2_create_options *o,
+                    struct qstill_error *err)
 {
     CLEANUP(blank_finip) struct blank b = {0};
     CLEANUP(buf_fini) struct buf bytes = BUF_INIT;
@@ -173,7 +179,7 @@ int qcow2_create_open(const struct io *io, int dirfd, const char *name,
     if (io_openat(io, dirfd, name, O_RDWR | O_CREAT | O_EXCL, 0600, &fd, err) <
         0)
         return err->code;
-    if (blank_write(io, fd, name, options, err) < 0) {
+    if (qcow2_create_fd(io, fd, name, options, err) < 0) {
         io->ops->unlinkat(io, dirfd, name);
         return err_wrap(err, "creating %s", name);
     }

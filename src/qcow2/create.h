@@ -18,6 +18,7 @@ struct qcow2_create_options {
     const char *backing;        /* the name as stored, or NULL */
     const char *backing_format; /* required with a backing name */
     uint32_t cluster_bits;      /* 0: 16 (64 KiB) */
+    uint64_t incompatible;      /* QCOW2_INCOMPAT_EXTL2 and _COMPRESSION */
     /* The file is 0600 until its owner is right. */
     mode_t mode; /* 0: 0600 */
     uid_t uid;   /* (uid_t)-1 and (gid_t)-1: those of this process */
@@ -25,7 +26,7 @@ struct qcow2_create_options {
 };
 #define QCOW2_CREATE_OPTIONS_INIT                                              \
     {                                                                          \
-        0, 0, 0, 0, 0, (uid_t)-1, (gid_t)-1                                    \
+        0, 0, 0, 0, 0, 0, (uid_t)-1, (gid_t)-1                                 \
     }
 
 /* `name` is relative to `dirfd` (AT_FDCWD is fine). */
@@ -38,6 +39,11 @@ int qcow2_create(const struct io *io, int dirfd, const char *name,
 int qcow2_create_open(const struct io *io, int dirfd, const char *name,
                       const struct qcow2_create_options *options, int *out,
                       struct qstill_error *err);
+
+/* Writes the image into an empty file that is open for writing. */
+int qcow2_create_fd(const struct io *io, int fd, const char *name,
+                    const struct qcow2_create_options *options,
+                    struct qstill_error *err);
 
 /*
  * An image of one 64 KiB cluster with one internal snapshot `tag` (id "1",

@@ -82,9 +82,13 @@ int merge_describe(const struct merge *m, struct buf *out,
  * still there and merge_recover() must be called. */
 int merge_step(struct merge *m, bool *done, struct qstill_error *err);
 int merge_fd(struct merge *m); /* readable when a step has work; or -1 */
-/* Undoes what can be undone; what is past that point is finished by the next
- * steps, so call them until done: *late says so. */
-int merge_cancel(struct merge *m, bool *late, struct qstill_error *err);
+/* Past the point of return: the group at hand can only be finished. The steps
+ * that are left of it are few and move no data. */
+bool merge_is_late(const struct merge *m);
+/* Undoes the group at hand, or finishes it when that is late. A fold into a
+ * raw image can do neither at once: its journal stays, and merge_recover()
+ * goes on. */
+int merge_cancel(struct merge *m, struct qstill_error *err);
 /* Cancels when not done. NULL is fine. */
 void merge_close(struct merge *m);
 void merge_closep(struct merge **m);

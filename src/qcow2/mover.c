@@ -14,6 +14,9 @@
 #define MEMORY_BYTES ((size_t)48 << 20)
 /* Compressed clusters are read into memory of their own. */
 #define STEP_MS 100
+/* Direct writes cover whole pages, whatever less the disk would take: a page
+ * that is written both ways at once can lose one of them. */
+#define DIRECT_BLOCK 4096u
 /* Each is a system call of 10 to 100 microseconds. */
 #define SHARES_PER_STEP 512
 
@@ -171,8 +174,8 @@ static void unit_filled(struct fill *f)
                                .len = f->len,
                                .done = unit_written,
                                .user = u};
-    if (t->direct >= 0 && u->dst % t->align.off == 0 &&
-        f->len % t->align.off == 0)
+    if (t->direct >= 0 && u->dst % DIRECT_BLOCK == 0 &&
+        f->len % DIRECT_BLOCK == 0)
         u->write.fd = t->direct;
     aio_submit(m->aio, &u->write);
 }
@@ -230,39 +233,64 @@ static int start_unit(struct mover *m, struct unit *u, struct qstill_error *err)
 
 /* ------------------------------------------------------------------ sharing */
 
-/* A whole move that is one piece of one file. False: copy it. */
+static bool share_extent(struct mover *m, const struct extent *e, uint64_t dst)
+{
+    const struct image *t = m->o.target;
+    const struct image *src = m->o.chain->layers[e->layer];
+
+    if (e->kind != EXTENT_DATA || m->unshareable[e->layer] ||
+        e->host + e->len > src->info.file_size)
+        return false;
+    if (t->io->ops->clone_range(t->io, src->fd, e->host, e->len, t->wfd, dst) <
+        0) {
+        m->unshareable[e->layer] = true;
+        return false;
+    }
+    return true;
+}
+
+/* A whole move made of whole pieces of files. False: it must be copied; what
+ * was shared already is then written over. */
 static bool share(struct mover *m)
 {
     const struct move *mv = &m->o.moves->v[m->next];
     const struct extents *x = m->o.view;
-    const struct image *t = m->o.target, *src;
     uint64_t done = 0;
-    int r;
 
     if (!m->o.share || mv->layer != MOVE_GUEST || m->at != 0)
         return false;
     for (size_t i = extents_find(x, mv->from); done < mv->len; i++) {
         struct extent e;
 
-        if (i >= x->n || x->v[i].guest > mv->from + done ||
-            x->v[i].kind != EXTENT_DATA || m->unshareable[x->v[i].layer])
+        if (i >= x->n || x->v[i].guest > mv->from + done)
             return false;
         e = extent_cut(&x->v[i], mv->from, mv->from + mv->len);
-        src = m->o.chain->layers[e.layer];
-        if (e.host + e.len > src->info.file_size)
+        if (!share_extent(m, &e, mv->dst + done))
             return false;
-        r = t->io->ops->clone_range(t->io, src->fd, e.host, e.len, t->wfd,
-                                    mv->dst + done);
-        if (r < 0) {
-            m->unshareable[e.layer] = true;
-            return false; /* copied; what was shared is written over */
-        }
         done += e.len;
     }
     m->count.done += mv->len;
     m->count.shared += mv->len;
     m->next++;
     return true;
+}
+
+bool mover_can_share(struct mover *m)
+{
+    const struct extents *x = m->o.view;
+
+    for (size_t k = 0; m->o.share && k < m->o.moves->n; k++) {
+        const struct move *mv = &m->o.moves->v[k];
+        size_t i = extents_find(x, mv->from);
+        struct extent e;
+
+        if (mv->layer != MOVE_GUEST || i >= x->n || x->v[i].guest > mv->from ||
+            x->v[i].kind != EXTENT_DATA)
+            continue;
+        e = extent_cut(&x->v[i], mv->from, mv->from + mv->len);
+        return share_extent(m, &e, mv->dst);
+    }
+    return false;
 }
 
 /* --------------------------------------------------------------------- step */

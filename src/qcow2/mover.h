@@ -31,6 +31,9 @@ void mover_closep(struct mover **m);
  * longer than about a tenth of a second. */
 int mover_step(struct mover *m, bool *done, struct qstill_error *err);
 
+/* Tries to share the first piece; it is shared again when its turn comes. */
+bool mover_can_share(struct mover *m);
+
 struct mover_count {
     uint64_t done;   /* bytes of moves carried out, in either way */
     uint64_t shared; /* of these, without copying */

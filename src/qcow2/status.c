@@ -173,15 +173,10 @@ static int tell_view(struct teller *t, const struct extents *view)
     return t->now.length ? t->fn(t->user, &t->now) : 0;
 }
 
-static void extents_finip(struct extents *x)
-{
-    extents_fini(x);
-}
-
 int block_status(const struct chain *c, block_status_fn *fn, void *user,
                  struct qstill_error *err)
 {
-    CLEANUP(extents_finip) struct extents view = EXTENTS_INIT;
+    CLEANUP(extents_fini) struct extents view = EXTENTS_INIT;
     CLEANUP(freep) bool *sparse = calloc(c->n, sizeof(bool));
     struct teller t = {.c = c, .fn = fn, .user = user, .sparse = sparse};
 

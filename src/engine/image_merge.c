@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The public merge of images: a job with two phases. In "plan" all is read and
+ * refused what must be; "merge" does it, or in a dry run nothing. The second
+ * can be cancelled until an image flips; the rest is then done in one step.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/arena.h"
+#include "image.h"
+#include "job.h"
+#include "qcow2/merge.h"
+
+struct merge_job {
+    struct qstill_job *job; /* ours; set once it exists */
+    struct arena arena;
+    struct merge_request request;
+    const char *format; /* of top; NULL: by its first bytes */
+    bool dry_run;
+    struct merge *merge;
+    struct timespec start;
+    struct qstill_image_merge_result result;
+};
+
+static void job_free(void *ctx)
+{
+    struct merge_job *j = ctx;
+
+    merge_close(j->merge);
+    arena_fini(&j->arena);
+    free(j);
+}
+
+static double elapsed_ms(const struct merge_job *j)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)(now.tv_sec - j->start.tv_sec) * 1e3 +
+           (double)(now.tv_nsec - j->start.tv_nsec) / 1e6;
+}
+
+/* A merge of these images that died comes first. */
+static int recover_first(const char *path, bool *did, struct qstill_error *err)
+{
+    const char *slash = strrchr(path, '/');
+    CLEANUP(freep)
+    char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+
+    if (!dir)
+        return err_nomem(err);
+    return merge_recover_dir(io_real(), dir, did, err);
+}
+
+static int plan_enter(void *ctx, struct qstill_error *err)
+{
+    struct merge_job *j = ctx;
+    bool did = false;
+
+    clock_gettime(CLOCK_MONOTONIC, &j->start);
+    if (!j->dry_run && recover_first(j->request.top, &did, err) < 0)
+        return err->code;
+    if (did && buf_puts(job_text(j->job),
+                        "an unfinished merge was finished or undone\n") < 0)
+        return err_nomem(err);
+    if (image_format_of(j->request.top, j->format, &j->request.format, err) <
+            0 ||
+        merge_open(&j->merge, io_real(), &j->request, err) < 0)
+        return err->code;
+    return merge_describe(j->merge, job_text(j->job), err);
+}
+
+static void account(struct merge_job *j)
+{
+    const struct merge_estimate *e = merge_estimate(j->merge);
+    struct merge_count c = merge_count(j->merge);
+
+    j->result = (struct qstill_image_merge_result){
+        .direction = e->direction,
+        .bytes_moved = j->dry_run ? e->bytes : c.done - c.shared,
+        .bytes_cloned = c.shared,
+        .bytes_freed = j->dry_run ? e->freed : c.freed,
+        .ms = elapsed_ms(j)};
+}
+
+static int merge_enter(void *ctx, struct qstill_error *err)
+{
+    struct merge_job *j = ctx;
+
+    (void)err;
+    job_measure(j->job, 0, merge_estimate(j->merge)->bytes);
+    return 0;
+}
+
+static int merge_go(void *ctx, bool *done, struct qstill_error *err)
+{
+    struct merge_job *j = ctx;
+
+    *done = j->dry_run;
+    while (!*done) {
+        if (merge_step(j->merge, done, err) < 0)
+            return err->code;
+        if (!merge_is_late(j->merge))
+            break;
+    }
+    job_measure(j->job, merge_count(j->merge).done,
+                merge_estimate(j->merge)->bytes);
+    if (*done)
+        account(j);
+    else if (job_wait_on(j->job, merge_fd(j->merge), err) < 0)
+        return err->code;
+    return 0;
+}
+
+static void merge_undo(void *ctx, struct qstill_error *err)
+{
+    struct merge_job *j = ctx;
+
+    if (j->merge)
+        merge_cancel(j->merge, err);
+}
+
+static const struct job_phase phases[] = {
+    {"plan", plan_enter, NULL, NULL},
+    {"merge", merge_enter, merge_go, merge_undo},
+    {NULL, NULL, NULL, NULL},
+};
+
+static const struct job_ops ops = {phases, job_free};
+
+/* ---------------------------------------------------------------- arguments */
+
+static const char *const *copy_strings(struct arena *a, const char *const *from,
+                                       size_t n)
+{
+    char **v = arena_array(a, n + 1, sizeof(*v));
+
+    for (size_t i = 0; v && i < n; i++) {
+        v[i] = arena_strdup(a, from[i]);
+        if (!v[i])
+            return NULL;
+    }
+    return (const char *const *)v;
+}
+
+static int set_direction(struct merge_request *q, const char *name,
+                         struct qstill_error *err)
+{
+    static const char *const names[] = {[MERGE_AUTO] = "auto",
+                                        [MERGE_UP] = "up",
+                                        [MERGE_DOWN] = "down",
+                                        [MERGE_NEW] = "new"};
+
+    for (size_t i = 0; i < ARRAY_LEN(names); i++)
+        if (strcmp(name, names[i]) == 0) {
+            q->direction = (enum merge_direction)i;
+            return 0;
+        }
+    return err_set(err, QSTILL_E_USAGE, "there is no direction \"%s\"", name);
+}
+
+static int set_request(struct merge_job *j, const char *top,
+                       const struct qstill_image_merge_options *o,
+                       struct qstill_error *err)
+{
+    struct merge_request *q = &j->request;
+
+    *q = (struct merge_request)MERGE_REQUEST_INIT;
+    q->top = arena_strdup(&j->arena, top);
+    q->drop = copy_strings(&j->arena, o->drop, o->drop_count);
+    q->drop_count = o->drop_count;
+    q->children = copy_strings(&j->arena, o->children, o->child_count);
+    q->child_count = o->child_count;
+    q->bwlimit = o->bwlimit;
+    j->dry_run = o->dry_run;
+    if (o->format)
+        j->format = arena_strdup(&j->arena, o->format);
+    if (!q->top || !q->drop || !q->children || (o->format && !j->format))
+        return err_nomem(err);
+    return o->direction ? set_direction(q, o->direction, err) : 0;
+}
+
+QSTILL_PUBLIC
+int qstill_image_merge(const char *top,
+                       const struct qstill_image_merge_options *options,
+                       struct qstill_job **out, struct qstill_error *caller)
+{
+    struct qstill_error scratch, *err = err_door(caller, &scratch);
+    struct qstill_image_merge_options o = QSTILL_IMAGE_MERGE_OPTIONS_INIT;
+    struct merge_job *j = calloc(1, sizeof(*j));
+    struct qstill_job *job;
+
+    if (!j)
+        return err_nomem(err);
+    if (options)
+        memcpy(&o, options,
+               options->size < sizeof(o) ? options->size : sizeof(o));
+    if (set_request(j, top, &o, err) < 0) {
+        job_free(j);
+        return err->code;
+    }
+    if (job_new(&job, &ops, j, err) < 0)
+        return err->code;
+    j->job = job;
+    *out = job;
+    return 0;
+}
+
+QSTILL_PUBLIC
+void qstill_image_merge_result(const struct qstill_job *job,
+                               struct qstill_image_merge_result *out)
+{
+    const struct merge_job *j = job_ctx(job, &ops);
+
+    *out = j ? j->result : (struct qstill_image_merge_result){.direction = ""};
+}
+
+QSTILL_PUBLIC
+int qstill_image_recover(const char *path, bool *did,
+                         struct qstill_error *caller)
+{
+    struct qstill_error scratch, *err = err_door(caller, &scratch);
+
+    return recover_first(path, did, err);
+}

@@ -1,0 +1,448 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A merge as a whole: which layers go, who else stands on them, one group
+ * after the other. Overlays outside of the chain take in what they need first;
+ * then the groups of the chain, from the top down, so that no group reads a
+ * layer that another has changed.
+ */
+#include "merge.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/sum.h"
+#include "merge_impl.h"
+
+/* Guest bytes per second for the estimate, on a disk of a usual kind. */
+#define ESTIMATE_RATE 400e6
+
+/* ------------------------------------------------------------------- layers */
+
+static int find_layer(const struct chain *c, const char *path, size_t *out,
+                      struct qstill_error *err)
+{
+    struct stat st;
+
+    if (stat(path, &st) < 0)
+        return err_errno(err, errno, "cannot find layer %s", path);
+    for (size_t i = 0; i < c->n; i++)
+        if (c->layers[i]->info.dev == st.st_dev &&
+            c->layers[i]->info.ino == st.st_ino) {
+            *out = i;
+            return 0;
+        }
+    return err_set(err, QSTILL_E_NOT_FOUND, "%s is no layer of the chain of %s",
+                   path, c->layers[0]->path);
+}
+
+static int mark_dropped(struct merge *m, const struct merge_request *q,
+                        struct qstill_error *err)
+{
+    m->drop = calloc(m->chain->n + 1, sizeof(bool));
+    if (!m->drop)
+        return err_nomem(err);
+    if (q->drop_count == 0)
+        return err_set(err, QSTILL_E_USAGE, "no layer to drop is named");
+    for (size_t i = 0; i < q->drop_count; i++) {
+        size_t at = 0;
+
+        if (find_layer(m->chain, q->drop[i], &at, err) < 0)
+            return err->code;
+        if (at == 0) {
+            err_set(err, QSTILL_E_USAGE,
+                    "%s is the top of the chain and cannot be dropped",
+                    q->drop[i]);
+            return err_hint(err, "what it holds is what is to be kept");
+        }
+        m->drop[at] = true;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------- groups */
+
+static struct merge_group *add_group(struct merge *m, size_t upper, size_t last,
+                                     bool main)
+{
+    struct merge_group *v =
+        realloc(m->groups, (m->group_count + 1) * sizeof(*v));
+
+    if (!v)
+        return NULL;
+    m->groups = v;
+    v += m->group_count++;
+    *v = (struct merge_group){.m = m,
+                              .chain = main ? m->chain : NULL,
+                              .upper = upper,
+                              .last = last,
+                              .main = main};
+    return v;
+}
+
+/* The chain of an overlay outside: its own image, then layers of ours. */
+static int child_chain(struct merge *m, struct merge_group *g, const char *path,
+                       size_t parent, struct qstill_error *err)
+{
+    struct chain *ours = m->chain, *c = calloc(1, sizeof(*c));
+
+    if (c)
+        c->layers = calloc(ours->n + 1, sizeof(*c->layers));
+    if (!c || !c->layers) {
+        free(c);
+        return err_nomem(err);
+    }
+    c->io = m->io;
+    c->aio = ours->aio;
+    for (size_t i = parent; i < ours->n; i++)
+        c->layers[1 + i - parent] = ours->layers[i];
+    c->n = 1 + ours->n - parent;
+    g->chain = c;
+    return image_open(&c->layers[0], m->io, path, QCOW2_FORMAT_QCOW2, err);
+}
+
+static size_t run_end(const struct merge *m, size_t i)
+{
+    while (i + 1 < m->chain->n && m->drop[i + 1])
+        i++;
+    return i;
+}
+
+static int add_children(struct merge *m, const struct merge_request *q,
+                        size_t first, size_t last, struct qstill_error *err)
+{
+    size_t from = m->children.n;
+
+    /* nothing goes: nobody else is concerned */
+    if (m->output)
+        return 0;
+    if (children_find(m->chain, first, last, q->children, q->child_count,
+                      &m->children, err) < 0)
+        return err->code;
+    for (size_t i = from; i < m->children.n; i++) {
+        const struct child *ch = &m->children.v[i];
+        struct merge_group *g = add_group(m, 0, 1 + last - ch->parent, false);
+
+        if (!g)
+            return err_nomem(err);
+        if (child_chain(m, g, ch->path, ch->parent, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+static int find_heirs(struct merge *m, const struct merge_request *q,
+                      size_t upper, struct qstill_error *err)
+{
+    if (!m->lower_name)
+        return 0;
+    if (upper > 0)
+        return err_set(err, QSTILL_E_USAGE,
+                       "only the top of a chain can take a lower name");
+    return children_find(m->chain, upper, upper, q->children, q->child_count,
+                         &m->heirs, err);
+}
+
+static int make_groups(struct merge *m, const struct merge_request *q,
+                       struct qstill_error *err)
+{
+    struct chain *c = m->chain;
+
+    for (size_t i = 1; i < c->n; i++)
+        if (m->drop[i] && !m->drop[i - 1] &&
+            add_children(m, q, i, run_end(m, i), err) < 0)
+            return err->code;
+    for (size_t i = 1; i < c->n; i++) {
+        if (!m->drop[i] || m->drop[i - 1])
+            continue;
+        if ((m->lower_name || m->output) && i != 1)
+            return err_set(err, QSTILL_E_USAGE,
+                           "only layers right below %s can be merged so",
+                           c->layers[0]->path);
+        if (find_heirs(m, q, i - 1, err) < 0)
+            return err->code;
+        if (!add_group(m, i - 1, run_end(m, i), true))
+            return err_nomem(err);
+    }
+    return 0;
+}
+
+/* ----------------------------------------------------------------- estimate */
+
+static const char *direction_of(const struct merge_group *g)
+{
+    if (g->kind == MERGE_NEW_FILE)
+        return "new";
+    if (g->bytes == 0 && g->t == g->upper)
+        return "none";
+    return g->t == g->upper ? "up" : "down";
+}
+
+static void make_estimate(struct merge *m)
+{
+    struct merge_estimate *e = &m->estimate;
+
+    e->direction = "none";
+    for (size_t i = 0; i < m->group_count; i++) {
+        const struct merge_group *g = &m->groups[i];
+
+        if (strcmp(direction_of(g), "none") != 0)
+            e->direction = direction_of(g);
+        e->bytes += g->bytes;
+        e->freed += g->freed;
+        if (g->kind != MERGE_INTO_RAW) {
+            e->needed += g->rw.end - g->rw.old_end;
+            e->metadata +=
+                (g->rw.l2.n + g->rw.refblocks.n) * g->target->cluster_size +
+                8ull * g->rw.l1_size;
+        }
+    }
+    e->seconds = (double)e->bytes / ESTIMATE_RATE + 0.01;
+}
+
+const struct merge_estimate *merge_estimate(const struct merge *m)
+{
+    return &m->estimate;
+}
+
+static int describe_group(const struct merge_group *g, struct buf *out)
+{
+    const struct chain *c = g->chain;
+    const char *kept =
+        g->kind == MERGE_NEW_FILE ? "a new file" : g->target->path;
+
+    if (buf_printf(out, "%s: %llu bytes into %s", direction_of(g),
+                   (unsigned long long)g->bytes, kept) < 0)
+        return -1;
+    if (strcmp(kept, g->result) != 0 &&
+        buf_printf(out, ", which becomes %s", g->result) < 0)
+        return -1;
+    if (buf_puts(out, "\n") < 0)
+        return -1;
+    for (size_t i = g->upper; g->main && !g->m->output && i <= g->last; i++)
+        if (strcmp(c->layers[i]->path, g->result) != 0 &&
+            buf_printf(out, "gone afterwards: %s\n", c->layers[i]->path) < 0)
+            return -1;
+    for (size_t i = 0; g->main && i < g->m->heirs.n; i++)
+        if (buf_printf(out, "gets another backing file: %s\n",
+                       g->m->heirs.v[i].path) < 0)
+            return -1;
+    return 0;
+}
+
+int merge_describe(const struct merge *m, struct buf *out,
+                   struct qstill_error *err)
+{
+    for (size_t i = 0; i < m->group_count; i++)
+        if (describe_group(&m->groups[i], out) < 0)
+            return err_nomem(err);
+    if (buf_printf(out, "freed: about %llu bytes; needed before: %llu\n",
+                   (unsigned long long)m->estimate.freed,
+                   (unsigned long long)m->estimate.needed) < 0)
+        return err_nomem(err);
+    return 0;
+}
+
+/* --------------------------------------------------------------------- open */
+
+static int set_journal(struct merge *m, const struct merge_request *q,
+                       struct qstill_error *err)
+{
+    const char *base;
+
+    if (q->journal_dir >= 0)
+        m->journal_dir = fcntl(q->journal_dir, F_DUPFD_CLOEXEC, 0);
+    else if (path_open_dir(q->top, &m->journal_dir, &base, err) < 0)
+        return err->code;
+    if (m->journal_dir < 0)
+        return err_errno(err, errno, "cannot keep the journal's directory");
+    base = strrchr(q->top, '/');
+    base = base ? base + 1 : q->top;
+    if (q->journal_name)
+        m->journal_name = strdup(q->journal_name);
+    else if (asprintf(&m->journal_name, MERGE_JOURNAL "%016llx",
+                      (unsigned long long)sum_bytes(base, strlen(base), 0)) < 0)
+        m->journal_name = NULL;
+    return m->journal_name ? 0 : err_nomem(err);
+}
+
+static int plan(struct merge *m, const struct merge_request *q,
+                struct qstill_error *err)
+{
+    if (chain_open(&m->chain, m->io, q->top, q->format, CHAIN_UNLOCKED, err) <
+            0 ||
+        mark_dropped(m, q, err) < 0)
+        return err->code;
+    if (aio_open(&m->chain->aio, m->io, NULL, err) < 0 ||
+        make_groups(m, q, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < m->group_count; i++)
+        if (group_plan(&m->groups[i], err) < 0)
+            return err->code;
+    make_estimate(m);
+    return 0;
+}
+
+int merge_open(struct merge **out, const struct io *io,
+               const struct merge_request *q, struct qstill_error *err)
+{
+    CLEANUP(merge_closep) struct merge *m = calloc(1, sizeof(*m));
+
+    if (!m)
+        return err_nomem(err);
+    m->io = io;
+    m->direction = q->direction;
+    m->lower_name = q->lower_name;
+    m->bwlimit = q->bwlimit;
+    m->journal_dir = -1;
+    m->journal = (struct merge_journal)MERGE_JOURNAL_INIT;
+    if (q->output && !(m->output = strdup(q->output)))
+        return err_nomem(err);
+    if (set_journal(m, q, err) < 0 || plan(m, q, err) < 0)
+        return err->code;
+    *out = take_ptr(&m);
+    return 0;
+}
+
+/* --------------------------------------------------------------------- work */
+
+static struct merge_group *current(const struct merge *m)
+{
+    return m->now < m->group_count ? &m->groups[m->now] : NULL;
+}
+
+/* Forgets the journal; an error is told, but what it was for is done. */
+static int drop_journal(struct merge *m, struct qstill_error *err)
+{
+    int r = 0;
+
+    if (m->journalled)
+        r = merge_journal_remove(&m->journal, err);
+    m->journalled = false;
+    merge_journal_fini(&m->journal);
+    return r;
+}
+
+static int fail(struct merge *m, struct qstill_error *err)
+{
+    struct merge_group *g = current(m);
+    struct qstill_error ignored;
+    int code = err->code;
+
+    if (g->phase < PHASE_NAMES && group_undo(g, &ignored) == 0 &&
+        drop_journal(m, &ignored) == 0) {
+        m->now = m->group_count;
+        return code;
+    }
+    m->failed = true;
+    if (!err->hint[0])
+        err_hint(err, "the merge is not over: the next command on these "
+                      "images, or qstill recover, finishes or undoes it");
+    return code;
+}
+
+int merge_step(struct merge *m, bool *done, struct qstill_error *err)
+{
+    struct merge_group *g = current(m);
+
+    *done = false;
+    if (m->failed)
+        return err_set(err, QSTILL_E_FAILED, "the merge has failed before");
+    if (!m->output && !m->journalled && g) {
+        if (merge_journal_create(&m->journal, m->io, m->journal_dir,
+                                 m->journal_name, err) < 0) {
+            merge_journal_fini(&m->journal);
+            m->now = m->group_count;
+            return err->code;
+        }
+        m->journalled = true;
+    }
+    if (g && group_step(g, err) < 0)
+        return fail(m, err);
+    if (g && g->phase == PHASE_DONE)
+        m->now++;
+    if (current(m))
+        return 0;
+    *done = true;
+    return drop_journal(m, err);
+}
+
+void merge_adopt_journal(struct merge *m, struct merge_journal *j)
+{
+    m->journal = *j;
+    m->journalled = true;
+    *j = (struct merge_journal)MERGE_JOURNAL_INIT;
+}
+
+int merge_fd(struct merge *m)
+{
+    const struct merge_group *g = current(m);
+
+    return g && g->phase == PHASE_MOVE && g->mover ? mover_fd(g->mover) : -1;
+}
+
+bool merge_is_late(const struct merge *m)
+{
+    const struct merge_group *g = current(m);
+
+    return g && !m->failed && g->phase >= PHASE_FLIP;
+}
+
+int merge_cancel(struct merge *m, struct qstill_error *err)
+{
+    struct merge_group *g = current(m);
+
+    if (!g || m->failed)
+        return 0;
+    while (g->phase >= PHASE_NAMES && g->phase != PHASE_DONE)
+        if (group_step(g, err) < 0)
+            return fail(m, err);
+    if (g->phase != PHASE_DONE && group_undo(g, err) < 0) {
+        m->failed = true;
+        return err->code;
+    }
+    m->now = m->group_count;
+    return drop_journal(m, err);
+}
+
+struct merge_count merge_count(const struct merge *m)
+{
+    const struct merge_group *g = current(m);
+    struct merge_count c = m->done;
+
+    if (g && g->mover) {
+        c.done += mover_count(g->mover).done;
+        c.shared += mover_count(g->mover).shared;
+    }
+    return c;
+}
+
+void merge_close(struct merge *m)
+{
+    struct qstill_error ignored;
+
+    if (!m)
+        return;
+    if (current(m) && (m->journalled || m->output))
+        merge_cancel(m, &ignored);
+    for (size_t i = 0; i < m->group_count; i++)
+        group_fini(&m->groups[i]);
+    free(m->groups);
+    merge_journal_fini(&m->journal); /* where it is needed the file stays */
+    children_fini(&m->children);
+    children_fini(&m->heirs);
+    chain_close(m->chain);
+    closep(&m->journal_dir);
+    free(m->journal_name);
+    free(m->output);
+    free(m->drop);
+    free(m);
+}
+
+void merge_closep(struct merge **m)
+{
+    merge_close(*m);
+}

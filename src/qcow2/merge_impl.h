@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of the merge share: merge.c (the whole), merge_plan.c (how),
+ * merge_names.c (paths), merge_group.c (the steps), merge_raw.c (into a raw
+ * base), merge_recover.c. */
+#ifndef QSTILL_QCOW2_MERGE_IMPL_H
+#define QSTILL_QCOW2_MERGE_IMPL_H
+
+#include "children.h"
+#include "merge.h"
+#include "merge_journal.h"
+#include "mover.h"
+
+#define MERGE_NO_TARGET SIZE_MAX
+
+enum merge_phase {
+    PHASE_BEGIN,
+    PHASE_MOVE,
+    PHASE_TABLES,
+    PHASE_FLIP,
+    PHASE_NAMES, /* from here on only forward */
+    PHASE_TRIM,
+    PHASE_DONE,
+};
+
+/* Neighbouring dropped layers and what is above them. */
+struct merge_group {
+    struct merge *m;
+    struct chain *chain; /* of m, or one whose layers but the first are m's */
+    size_t upper;
+    size_t last;  /* layers upper+1 .. last are folded with upper */
+    bool main;    /* they go afterwards */
+    size_t child; /* of a group that is not main: layer it stands on */
+
+    enum merge_kind kind;
+    size_t t; /* the layer whose file is kept, or MERGE_NO_TARGET */
+    struct image *target;
+    struct image *fresh; /* the target, when it is a new file */
+    bool share;          /* the filesystem may be able to share blocks */
+    struct extents view; /* of the group, or of all below, too */
+    struct rewrite rw;
+    struct moves zeros; /* raw: to be zeroed; from and layer mean nothing */
+    char *backing;      /* the name to be stored, or NULL */
+    const char *backing_format;
+    char *result; /* path */
+    struct merge_record record;
+    uint64_t bytes;
+    uint64_t freed;
+
+    enum merge_phase phase;
+    struct mover *mover;
+    bool renamed;
+};
+
+struct merge {
+    const struct io *io;
+    enum merge_direction direction;
+    bool lower_name;
+    char *output;
+    uint64_t bwlimit;
+    struct chain *chain;
+    bool *drop; /* by layer */
+    struct children children;
+    struct children heirs; /* overlays of U, when R gets another name */
+    struct merge_group *groups;
+    size_t group_count;
+    size_t now; /* the group at work */
+    struct merge_estimate estimate;
+    struct merge_count done;
+    struct merge_journal journal;
+    bool journalled; /* the file is there */
+    int journal_dir;
+    char *journal_name;
+    bool failed; /* and could not undo: the journal stays */
+};
+
+/* merge.c: goes on with the journal of a dead process, which it takes over. */
+void merge_adopt_journal(struct merge *m, struct merge_journal *j);
+
+/* merge_plan.c: locks, loads, chooses the target, plans its rewrite. */
+int group_plan(struct merge_group *g, struct qstill_error *err);
+void group_fini(struct merge_group *g);
+
+/* merge_names.c */
+/* Absolute, without looking at links. Free with free(). */
+int path_absolute(const char *path, char **out, struct qstill_error *err);
+/* The directory part with its slash, or "". */
+char *path_dir(const char *path);
+bool path_same_dir(const char *a, const char *b);
+/* Opens the directory of a path; *base is the name in it. */
+int path_open_dir(const char *path, int *dirfd, const char **base,
+                  struct qstill_error *err);
+/* Sets g->backing and g->backing_format, for a result at g->result. */
+int group_name_backing(struct merge_group *g, struct qstill_error *err);
+/* Sets g->result. */
+int group_name_result(struct merge_group *g, struct qstill_error *err);
+
+/* merge_group.c: one step; g->phase is PHASE_DONE at the end. */
+int group_step(struct merge_group *g, struct qstill_error *err);
+/* Undoes a group that is before PHASE_NAMES. */
+int group_undo(struct merge_group *g, struct qstill_error *err);
+/* Moves names, unlinks: what recovery shares. */
+int record_finish(const struct io *io, const struct merge_record *r,
+                  uint64_t *freed, struct qstill_error *err);
+
+/* merge_raw.c */
+int raw_plan(struct merge_group *g, struct qstill_error *err);
+int raw_zero(struct merge_group *g, struct qstill_error *err);
+
+#endif

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: MIT */
+#include "merge_journal.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/sum.h"
+
+#define MAX_JOURNAL ((size_t)16 << 20) /* 4096 files with long names */
+#define FIRST_LINE  "qstill-merge 1"
+
+static const char *const kinds[] = {
+    [MERGE_IN_PLACE] = "in-place",
+    [MERGE_NEW_FILE] = "new-file",
+    [MERGE_INTO_RAW] = "into-raw",
+};
+
+static void file_fini(struct merge_file *f)
+{
+    free(f->path);
+}
+
+void merge_record_fini(struct merge_record *r)
+{
+    file_fini(&r->target);
+    file_fini(&r->result);
+    file_fini(&r->upper);
+    free(r->old_backing);
+    free(r->new_backing);
+    for (size_t i = 0; i < r->gone_count; i++)
+        file_fini(&r->gone[i]);
+    free(r->gone);
+    for (size_t i = 0; i < r->repoint_count; i++) {
+        file_fini(&r->repoint[i].file);
+        free(r->repoint[i].backing);
+        free(r->repoint[i].format);
+    }
+    free(r->repoint);
+    *r = (struct merge_record){0};
+}
+
+/* -------------------------------------------------------------------- emit */
+
+static int put_word(struct buf *out, const char *s)
+{
+    if (buf_puts(out, " ") < 0 || (!*s && buf_puts(out, "%") < 0))
+        return -1;
+    for (; *s; s++) {
+        unsigned char c = (unsigned char)*s;
+        bool plain = c > ' ' && c < 0x7f && c != '%';
+
+        if ((plain ? buf_append_u8(out, c) : buf_printf(out, "%%%02x", c)) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int put_file(struct buf *out, const char *key,
+                    const struct merge_file *f)
+{
+    if (!f->path)
+        return 0;
+    return buf_printf(out, "%s %" PRIu64 " %" PRIu64, key, f->id.dev,
+                      f->id.ino) ||
+           put_word(out, f->path);
+}
+
+static int put_record(const struct merge_record *r, struct buf *out)
+{
+    if (buf_puts(out, FIRST_LINE "\nkind ") || buf_puts(out, kinds[r->kind]) ||
+        buf_puts(out, "\n") || put_file(out, "target", &r->target) ||
+        buf_puts(out, "\n") || put_file(out, "result", &r->result) ||
+        buf_puts(out, "\n") || put_file(out, "upper", &r->upper) ||
+        buf_puts(out, "\n") ||
+        buf_printf(out,
+                   "state %" PRId64 " %" PRIu64 " %" PRIu64 " %" PRIu64
+                   " %" PRIu64,
+                   r->result_mtime_ns, r->result_size, r->old_size, r->old_l1,
+                   r->new_l1) ||
+        buf_puts(out, "\nbacking") ||
+        put_word(out, r->old_backing ? r->old_backing : "") ||
+        put_word(out, r->new_backing ? r->new_backing : "") ||
+        buf_puts(out, "\n"))
+        return -1;
+    for (size_t i = 0; i < r->gone_count; i++)
+        if (put_file(out, "gone", &r->gone[i]) || buf_puts(out, "\n"))
+            return -1;
+    for (size_t i = 0; i < r->repoint_count; i++)
+        if (put_file(out, "repoint", &r->repoint[i].file) ||
+            put_word(out, r->repoint[i].backing) ||
+            put_word(out, r->repoint[i].format) || buf_puts(out, "\n"))
+            return -1;
+    return 0;
+}
+
+int merge_record_emit(const struct merge_record *r, struct buf *out,
+                      struct qstill_error *err)
+{
+    size_t from = out->len;
+
+    if (put_record(r, out) < 0 ||
+        buf_printf(out, "sum %016" PRIx64 "\n",
+                   sum_bytes(out->data + from, out->len - from, 0)) < 0)
+        return err_nomem(err);
+    return 0;
+}
+
+/* ------------------------------------------------------------------- parse */
+
+static int bad(struct qstill_error *err)
+{
+    return err_set(err, QSTILL_E_CORRUPT,
+                   "the journal of a merge is not understood");
+}
+
+static char *unescape(const char *s)
+{
+    char *out = strdup(strcmp(s, "%") == 0 ? "" : s), *to = out;
+
+    if (!out)
+        return NULL;
+    for (const char *p = out; *p; p++) {
+        unsigned c;
+
+        if (*p == '%' && sscanf(p + 1, "%2x", &c) == 1 && c != 0) {
+            *to++ = (char)c;
+            p += 2;
+        } else {
+            *to++ = *p;
+        }
+    }
+    *to = '\0';
+    return out;
+}
+
+/* The words of a line, in place; at most 8. */
+static size_t split(char *line, char *words[8])
+{
+    size_t n = 0;
+    char *save = NULL;
+
+    for (char *w = strtok_r(line, " ", &save); w && n < 8;
+         w = strtok_r(NULL, " ", &save))
+        words[n++] = w;
+    return n;
+}
+
+static int get_file(struct merge_file *f, char *const words[], size_t n,
+                    struct qstill_error *err)
+{
+    if (n < 4 || f->path)
+        return bad(err);
+    f->id.dev = strtoull(words[1], NULL, 10);
+    f->id.ino = strtoull(words[2], NULL, 10);
+    f->path = unescape(words[3]);
+    if (!f->path)
+        return err_nomem(err);
+    return f->path[0] == '/' ? 0 : bad(err);
+}
+
+static int add_gone(struct merge_record *r, char *const words[], size_t n,
+                    struct qstill_error *err)
+{
+    struct merge_file *v = realloc(r->gone, (r->gone_count + 1) * sizeof(*v));
+
+    if (!v)
+        return err_nomem(err);
+    r->gone = v;
+    v[r->gone_count] = (struct merge_file){0};
+    return get_file(&v[r->gone_count++], words, n, err);
+}
+
+static int add_repoint(struct merge_record *r, char *const words[], size_t n,
+                       struct qstill_error *err)
+{
+    struct merge_repoint *v =
+        realloc(r->repoint, (r->repoint_count + 1) * sizeof(*v));
+
+    if (!v)
+        return err_nomem(err);
+    r->repoint = v;
+    v += r->repoint_count++;
+    *v = (struct merge_repoint){0};
+    if (n < 6)
+        return bad(err);
+    v->backing = unescape(words[4]);
+    v->format = unescape(words[5]);
+    if (!v->backing || !v->format)
+        return err_nomem(err);
+    return get_file(&v->file, words, n, err);
+}
+
+static int parse_kind(struct merge_record *r, const char *word,
+                      struct qstill_error *err)
+{
+    for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
+        if (strcmp(word, kinds[i]) == 0) {
+            r->kind = (enum merge_kind)i;
+            return 0;
+        }
+    return bad(err);
+}
+
+static int parse_line(struct merge_record *r, char *line,
+                      struct qstill_error *err)
+{
+    char *w[8];
+    size_t n = split(line, w);
+
+    if (n == 0)
+        return 0;
+    if (strcmp(w[0], "kind") == 0 && n == 2)
+        return parse_kind(r, w[1], err);
+    if (strcmp(w[0], "target") == 0)
+        return get_file(&r->target, w, n, err);
+    if (strcmp(w[0], "result") == 0)
+        return get_file(&r->result, w, n, err);
+    if (strcmp(w[0], "upper") == 0)
+        return get_file(&r->upper, w, n, err);
+    if (strcmp(w[0], "gone") == 0)
+        return add_gone(r, w, n, err);
+    if (strcmp(w[0], "repoint") == 0)
+        return add_repoint(r, w, n, err);
+    if (strcmp(w[0], "state") == 0 && n == 6) {
+        r->result_mtime_ns = strtoll(w[1], NULL, 10);
+        r->result_size = strtoull(w[2], NULL, 10);
+        r->old_size = strtoull(w[3], NULL, 10);
+        r->old_l1 = strtoull(w[4], NULL, 10);
+        r->new_l1 = strtoull(w[5], NULL, 10);
+        return 0;
+    }
+    if (strcmp(w[0], "backing") == 0 && n == 3 && !r->old_backing) {
+        r->old_backing = unescape(w[1]);
+        r->new_backing = unescape(w[2]);
+        return r->old_backing && r->new_backing ? 0 : err_nomem(err);
+    }
+    return bad(err);
+}
+
+/* "made DEV INO SUM": the sum is over what stands before it. */
+static void parse_made(struct merge_record *r, const char *line)
+{
+    uint64_t dev, ino, sum;
+    char text[64];
+    int n;
+
+    if (sscanf(line, "made %" SCNu64 " %" SCNu64 " %" SCNx64, &dev, &ino,
+               &sum) != 3)
+        return;
+    n = snprintf(text, sizeof(text), "made %" PRIu64 " %" PRIu64, dev, ino);
+    if (sum_bytes(text, (size_t)n, 0) == sum)
+        r->made = (struct merge_id){dev, ino};
+}
+
+int merge_record_parse(struct merge_record *r, const uint8_t *data, size_t len,
+                       bool *whole, struct qstill_error *err)
+{
+    CLEANUP(freep) char *text = strndup((const char *)data, len);
+    char *end, *save = NULL;
+    uint64_t sum;
+
+    *whole = false;
+    if (!text)
+        return err_nomem(err);
+    end = strstr(text, "\nsum ");
+    if (!end || sscanf(end, "\nsum %16" SCNx64, &sum) != 1 ||
+        sum_bytes(text, (size_t)(end + 1 - text), 0) != sum)
+        return 0;
+    if (strncmp(text, FIRST_LINE "\n", strlen(FIRST_LINE) + 1) != 0)
+        return bad(err); /* of a newer version */
+    parse_made(r, end + strcspn(end + 1, "\n") + 2);
+    end[1] = '\0';
+    strtok_r(text, "\n", &save);
+    for (char *l = strtok_r(NULL, "\n", &save); l;
+         l = strtok_r(NULL, "\n", &save))
+        if (parse_line(r, l, err) < 0)
+            return err->code;
+    if (!r->target.path || !r->result.path || !r->old_backing ||
+        (r->kind == MERGE_INTO_RAW && !r->upper.path))
+        return bad(err);
+    *whole = true;
+    return 0;
+}
+
+/* ------------------------------------------------------------- on the disk */
+
+void merge_journal_fini(struct merge_journal *j)
+{
+    closep(&j->fd);
+    closep(&j->dirfd);
+    free(j->name);
+    *j = (struct merge_journal)MERGE_JOURNAL_INIT;
+}
+
+static int take(struct merge_journal *j, const struct io *io, int dirfd,
+                const char *name, struct qstill_error *err)
+{
+    j->io = io;
+    j->dirfd = fcntl(dirfd, F_DUPFD_CLOEXEC, 0);
+    if (j->dirfd < 0)
+        return err_errno(err, errno, "cannot keep the journal's directory");
+    j->name = strdup(name);
+    return j->name ? 0 : err_nomem(err);
+}
+
+/* False: another process has it. */
+static bool lock(int fd)
+{
+    struct flock l = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_len = 1};
+
+    return fcntl(fd, F_OFD_SETLK, &l) == 0 ||
+           (errno != EAGAIN && errno != EACCES);
+}
+
+int merge_journal_create(struct merge_journal *j, const struct io *io,
+                         int dirfd, const char *name, struct qstill_error *err)
+{
+    struct stat st;
+
+    if (take(j, io, dirfd, name, err) < 0)
+        return err->code;
+    if (io_openat(io, dirfd, name, O_RDWR | O_CREAT | O_EXCL, 0600, &j->fd,
+                  err) < 0) {
+        if (err->code == QSTILL_E_BUSY)
+            err_set(err, QSTILL_E_BUSY,
+                    "another merge of this chain is under way (%s)", name);
+        return err->code;
+    }
+    /* whoever recovers may have found it before it was locked */
+    if (!lock(j->fd) || fstat(j->fd, &st) < 0 || st.st_nlink == 0)
+        return err_set(err, QSTILL_E_BUSY,
+                       "another merge of this chain is under way (%s)", name);
+    return 0;
+}
+
+int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
+                       const char *name, struct qstill_error *err)
+{
+    if (take(j, io, dirfd, name, err) < 0 ||
+        io_openat(io, dirfd, name, O_RDWR, 0, &j->fd, err) < 0)
+        return err->code;
+    if (!lock(j->fd))
+        return err_set(err, QSTILL_E_BUSY, "a merge is under way (%s)", name);
+    return 0;
+}
+
+int merge_journal_read(struct merge_journal *j, struct merge_record *r,
+                       bool *whole, struct qstill_error *err)
+{
+    CLEANUP(freep) uint8_t *data = NULL;
+    struct stat st;
+    size_t got;
+
+    if (fstat(j->fd, &st) < 0)
+        return err_errno(err, errno, "cannot stat %s", j->name);
+    if ((uint64_t)st.st_size > MAX_JOURNAL)
+        return bad(err);
+    data = malloc((size_t)st.st_size + 1);
+    if (!data)
+        return err_nomem(err);
+    if (io_read_upto(j->io, j->fd, data, (size_t)st.st_size, 0, &got, err) < 0)
+        return err_wrap(err, "%s", j->name);
+    return merge_record_parse(r, data, got, whole, err);
+}
+
+int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
+                        struct qstill_error *err)
+{
+    CLEANUP(buf_fini) struct buf text = BUF_INIT;
+
+    if (merge_record_emit(r, &text, err) < 0)
+        return err->code;
+    if (io_write_full(j->io, j->fd, text.data, text.len, 0, err) < 0 ||
+        io_sync(j->io, j->fd, j->name, err) < 0 ||
+        io_sync(j->io, j->dirfd, "the journal's directory", err) < 0)
+        return err_wrap(err, "journal");
+    j->len = text.len;
+    return 0;
+}
+
+int merge_journal_made(struct merge_journal *j, struct merge_id id,
+                       struct qstill_error *err)
+{
+    char text[128];
+    int n = snprintf(text, sizeof(text), "made %" PRIu64 " %" PRIu64, id.dev,
+                     id.ino);
+
+    n += snprintf(text + n, sizeof(text) - (size_t)n, " %016" PRIx64 "\n",
+                  sum_bytes(text, (size_t)n, 0));
+    if (io_write_full(j->io, j->fd, text, (size_t)n, j->len, err) < 0 ||
+        io_datasync(j->io, j->fd, j->name, err) < 0)
+        return err_wrap(err, "journal");
+    return 0;
+}
+
+int merge_journal_clear(struct merge_journal *j, struct qstill_error *err)
+{
+    if (io_truncate(j->io, j->fd, 0, j->name, err) < 0 ||
+        io_sync(j->io, j->fd, j->name, err) < 0)
+        return err_wrap(err, "journal");
+    return 0;
+}
+
+int merge_journal_remove(struct merge_journal *j, struct qstill_error *err)
+{
+    return io_unlink(j->io, j->dirfd, j->name, err);
+}

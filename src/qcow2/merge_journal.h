@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a merge writes down before it changes anything: enough to tell from the
+ * files how far it came, and to go back or forward from there. One group at a
+ * time. The file is locked as long as its process lives.
+ *
+ * Text, a record per line, words separated by spaces, bytes that are no plain
+ * characters as %XX; the line `sum` ends it. A journal without a right sum was
+ * cut off while it was written: then nothing else had begun. A line `made`
+ * may follow, with its own sum.
+ */
+#ifndef QSTILL_QCOW2_MERGE_JOURNAL_H
+#define QSTILL_QCOW2_MERGE_JOURNAL_H
+
+#include "base/buf.h"
+#include "base/io.h"
+
+enum merge_kind {
+    MERGE_IN_PLACE, /* the target's header flips */
+    MERGE_NEW_FILE, /* a name flips */
+    MERGE_INTO_RAW, /* no flip: only forward */
+};
+
+struct merge_id {
+    uint64_t dev;
+    uint64_t ino;
+};
+
+struct merge_file {
+    char *path; /* absolute */
+    struct merge_id id;
+};
+
+struct merge_repoint {
+    struct merge_file file;
+    char *backing;
+    char *format;
+};
+
+struct merge_record {
+    enum merge_kind kind;
+    struct merge_file target; /* new file: path of the temporary */
+    struct merge_file result; /* the name it gets; id 0: has it already */
+    /* the file at `result` when we began; changed meanwhile: not replaced */
+    int64_t result_mtime_ns;
+    uint64_t result_size;
+    uint64_t old_size; /* of the target's file */
+    uint64_t old_l1, new_l1;
+    char *old_backing; /* "" when none */
+    char *new_backing;
+    struct merge_file upper; /* raw: the image that is folded */
+    struct merge_file *gone; /* to be unlinked */
+    size_t gone_count;
+    struct merge_repoint *repoint;
+    size_t repoint_count;
+    struct merge_id made; /* new file: its id, once it exists */
+};
+
+void merge_record_fini(struct merge_record *r);
+int merge_record_emit(const struct merge_record *r, struct buf *out,
+                      struct qstill_error *err);
+/* *whole is false for a journal that was cut off. `r` must be zeroed. */
+int merge_record_parse(struct merge_record *r, const uint8_t *data, size_t len,
+                       bool *whole, struct qstill_error *err);
+
+/* ------------------------------------------------------------- on the disk */
+
+struct merge_journal {
+    const struct io *io;
+    int dirfd; /* ours */
+    int fd;
+    char *name;
+    size_t len; /* of the record in it */
+};
+#define MERGE_JOURNAL_INIT                                                     \
+    {                                                                          \
+        NULL, -1, -1, NULL, 0                                                  \
+    }
+
+/* Makes the file, empty and locked. BUSY when there is one. */
+int merge_journal_create(struct merge_journal *j, const struct io *io,
+                         int dirfd, const char *name, struct qstill_error *err);
+/* Opens and locks what a dead process left. NOT_FOUND; BUSY: it lives. */
+int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
+                       const char *name, struct qstill_error *err);
+int merge_journal_read(struct merge_journal *j, struct merge_record *r,
+                       bool *whole, struct qstill_error *err);
+/* Durable when it returns 0. */
+int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
+                        struct qstill_error *err);
+int merge_journal_made(struct merge_journal *j, struct merge_id id,
+                       struct qstill_error *err);
+/* Nothing is under way any more; durable. */
+int merge_journal_clear(struct merge_journal *j, struct qstill_error *err);
+/* Removes the file. */
+int merge_journal_remove(struct merge_journal *j, struct qstill_error *err);
+/* Closes and leaves the file. */
+void merge_journal_fini(struct merge_journal *j);
+
+#endif

@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * How one group is merged. The view says how many bytes each layer brings; the
+ * layer that brings most keeps its file, if it may:
+ *
+ *   U    may be rewritten, unless it has internal snapshots, which would see
+ *        through to another image than before
+ *   D    must be a qcow2 image on the same filesystem as U's name, whose
+ *        attributes we may set
+ *   any  but U: U's internal snapshots would be lost with its file
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+#include "attrs.h"
+#include "base/checked.h"
+#include "create.h"
+#include "merge_impl.h"
+#include "repoint.h"
+
+void group_fini(struct merge_group *g)
+{
+    mover_close(g->mover);
+    merge_record_fini(&g->record);
+    rewrite_fini(&g->rw);
+    extents_fini(&g->view);
+    free(g->zeros.v);
+    image_close(g->fresh);
+    free(g->backing);
+    free(g->result);
+    if (!g->main && g->chain) {
+        /* all but the first layer, and the aio, are the merge's own */
+        image_close(g->chain->layers[0]);
+        free(g->chain->layers);
+        free(g->chain);
+    }
+}
+
+static struct image *layer(const struct merge_group *g, size_t i)
+{
+    return g->chain->layers[i];
+}
+
+/* ------------------------------------------------------------------ locking */
+
+static int lock_and_load(struct merge_group *g, struct qstill_error *err)
+{
+    for (size_t i = g->upper; i <= g->last; i++) {
+        const struct image *img = layer(g, i);
+        enum image_lock lock = IMAGE_LOCK_WRITE;
+
+        if (g->m->output)
+            lock = IMAGE_LOCK_READ;
+        if (g->main || i == g->upper) {
+            if (image_lock(img->fd, img->path, lock, err) < 0)
+                return err->code;
+        }
+        if (img->info.header.incompatible & QCOW2_INCOMPAT_CORRUPT) {
+            err_set(err, QSTILL_E_PRECONDITION, "%s is marked as corrupt",
+                    img->path);
+            return err_hint(err, "qemu-img check -r all may repair it");
+        }
+    }
+    return chain_load(g->chain, g->upper, g->last, err);
+}
+
+/* The layers below are read, too. */
+static int load_below(struct merge_group *g, struct qstill_error *err)
+{
+    struct chain *c = g->chain;
+
+    for (size_t i = g->last + 1; i < c->n; i++)
+        if (image_lock(c->layers[i]->fd, c->layers[i]->path, IMAGE_LOCK_READ,
+                       err) < 0)
+            return err->code;
+    if (chain_load(c, g->last + 1, c->n - 1, err) < 0)
+        return err->code;
+    extents_fini(&g->view);
+    return chain_view(c, g->upper, c->n - 1, &g->view, err);
+}
+
+/* ------------------------------------------------------------------ choosing
+ */
+
+static bool has_snapshots(const struct image *img)
+{
+    return image_is_qcow2(img) && img->info.header.nb_snapshots > 0;
+}
+
+static int lost_snapshots(const struct image *img, struct qstill_error *err)
+{
+    return err_set(err, QSTILL_E_PRECONDITION,
+                   "%s holds %u internal snapshots, which would be lost",
+                   img->path, img->info.header.nb_snapshots);
+}
+
+/* Does anything but the upper layer itself show in the view? */
+static bool only_upper_shows(const struct merge_group *g)
+{
+    for (size_t i = 0; i < g->view.n; i++)
+        if (g->view.v[i].layer != g->upper ||
+            g->view.v[i].kind == EXTENT_PAST_END)
+            return false;
+    return true;
+}
+
+/* The snapshots of layers whose file does not stay. */
+static int check_snapshots(const struct merge_group *g, size_t t,
+                           struct qstill_error *err)
+{
+    size_t end = g->main ? g->last : g->upper;
+
+    for (size_t i = g->upper; i <= end; i++)
+        if (i != t && has_snapshots(layer(g, i)))
+            return lost_snapshots(layer(g, i), err);
+    return 0;
+}
+
+static int check_up(const struct merge_group *g, struct qstill_error *err)
+{
+    const struct image *u = layer(g, g->upper);
+
+    if (check_snapshots(g, g->upper, err) < 0)
+        return err->code;
+    if (has_snapshots(u) && !only_upper_shows(g))
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "the internal snapshots of %s see what %s holds",
+                       u->path, layer(g, g->upper + 1)->path);
+    return 0;
+}
+
+/* The file of layer t is to get the name g->result. */
+static int check_rename(const struct merge_group *g, size_t t,
+                        struct qstill_error *err)
+{
+    CLEANUP(closep) int dirfd = -1;
+    const struct image *img = layer(g, t);
+    const char *base;
+    struct stat st;
+
+    if (strcmp(img->path, g->result) == 0)
+        return 0;
+    if (path_open_dir(g->result, &dirfd, &base, err) < 0)
+        return err->code;
+    if (fstat(dirfd, &st) < 0)
+        return err_errno(err, errno, "cannot stat the directory of %s",
+                         g->result);
+    if (st.st_dev != img->info.dev)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "%s and %s are on different filesystems", img->path,
+                       g->result);
+    return 0;
+}
+
+static int check_down(const struct merge_group *g, size_t t,
+                      struct qstill_error *err)
+{
+    const struct image *img = layer(g, t);
+
+    if (!g->main)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "%s has other overlays than %s", img->path,
+                       layer(g, g->upper)->path);
+    if (!image_is_qcow2(img) && !(g->m->lower_name && t == g->last)) {
+        err_set(err, QSTILL_E_PRECONDITION,
+                "%s is raw and cannot take the place of %s, which is qcow2",
+                img->path, layer(g, g->upper)->path);
+        return err_hint(err, "merge up or into a new file");
+    }
+    if (check_snapshots(g, t, err) < 0 || check_rename(g, t, err) < 0)
+        return err->code;
+    if (!attrs_can_copy(layer(g, g->upper)->fd, img->fd))
+        return err_set(err, QSTILL_E_PERMISSION,
+                       "%s cannot be given the owner of %s", img->path,
+                       layer(g, g->upper)->path);
+    return 0;
+}
+
+/* Bytes that would have to be moved if layer t kept its file. */
+static uint64_t cost(const struct merge_group *g, size_t t)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < g->view.n; i++) {
+        const struct extent *e = &g->view.v[i];
+
+        if (e->layer == t || !extent_has_bytes(e))
+            continue;
+        bytes += e->kind == EXTENT_COMPRESSED ? e->clen : e->len;
+    }
+    return bytes;
+}
+
+/* The cheapest D; MERGE_NO_TARGET and why not when none may. */
+static size_t cheapest_down(const struct merge_group *g,
+                            struct qstill_error *err)
+{
+    size_t best = MERGE_NO_TARGET;
+
+    for (size_t i = g->last; i > g->upper; i--) {
+        struct qstill_error why;
+
+        if (check_down(g, i, &why) < 0) {
+            if (i == g->last)
+                *err = why;
+            continue;
+        }
+        if (best == MERGE_NO_TARGET || cost(g, i) < cost(g, best))
+            best = i;
+    }
+    return best;
+}
+
+static int choose_auto(struct merge_group *g, struct qstill_error *err)
+{
+    struct qstill_error ignored;
+    size_t down = cheapest_down(g, &ignored);
+    int up = check_up(g, err);
+
+    if (up == 0 &&
+        (down == MERGE_NO_TARGET || cost(g, g->upper) <= cost(g, down))) {
+        g->t = g->upper;
+        return 0;
+    }
+    g->t = down;
+    return down == MERGE_NO_TARGET ? up : 0;
+}
+
+static int choose(struct merge_group *g, struct qstill_error *err)
+{
+    enum merge_direction d = g->m->direction;
+
+    g->t = g->upper;
+    if (g->m->output || (d == MERGE_NEW && g->main)) {
+        g->t = MERGE_NO_TARGET;
+        return check_snapshots(g, MERGE_NO_TARGET, err);
+    }
+    if (d == MERGE_UP || !g->main)
+        return check_up(g, err);
+    if (d == MERGE_AUTO)
+        return choose_auto(g, err);
+    g->t = cheapest_down(g, err);
+    return g->t == MERGE_NO_TARGET ? err->code : 0;
+}
+
+/* ------------------------------------------------------------------ new file
+ */
+
+/* The file is planned as a stand-in in memory: an empty image of the same
+ * layout. The real one is made when the work begins. */
+static int plan_fresh(struct merge_group *g, struct qstill_error *err)
+{
+    const struct image *u = layer(g, g->upper);
+    struct qcow2_create_options o = QCOW2_CREATE_OPTIONS_INIT;
+    int fd = memfd_create("qstill-merge", MFD_CLOEXEC);
+
+    if (fd < 0)
+        return err_errno(err, errno, "cannot make a file in memory");
+    o.virtual_size = u->size;
+    o.cluster_bits = u->info.header.cluster_bits;
+    o.incompatible = u->info.header.incompatible &
+                     (QCOW2_INCOMPAT_EXTL2 | QCOW2_INCOMPAT_COMPRESSION);
+    if (qcow2_create_fd(io_real(), fd, g->result, &o, err) < 0) {
+        close(fd);
+        return err->code;
+    }
+    return image_open_fd(&g->fresh, g->m->io, g->result, fd, QCOW2_FORMAT_QCOW2,
+                         err);
+}
+
+/* ---------------------------------------------------------------- the rewrite
+ */
+
+static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
+{
+    const struct chain *c = g->chain;
+
+    rewrite_fini(&g->rw);
+    g->rw = (struct rewrite){
+        .target = g->target,
+        .aio = c->aio,
+        .chain = c,
+        .view = &g->view,
+        .own = g->t == MERGE_NO_TARGET ? REWRITE_NEW : (uint16_t)g->t,
+        .size = layer(g, g->upper)->size,
+        .has_backing = g->last + 1 < c->n,
+    };
+    if (g->rw.has_backing)
+        g->rw.backing_size = layer(g, g->last + 1)->size;
+    return rewrite_plan(&g->rw, err);
+}
+
+/* Whether the new header will fit a sector; the name is the longest part. */
+static int check_header(struct merge_group *g, struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    struct qcow2_header *h = &info.header;
+
+    if (qcow2_info_read_fd(g->m->io, g->target->fd, QCOW2_FORMAT_QCOW2, &info,
+                           err) < 0)
+        return err_wrap(err, "%s", g->target->path);
+    h->has_backing = h->has_format = g->backing != NULL;
+    strcpy(h->backing, g->backing ? g->backing : "");
+    strcpy(h->backing_format, g->backing ? g->backing_format : "");
+    return qcow2_header_replaceable(h, g->target->path, err);
+}
+
+static int plan_target(struct merge_group *g, struct qstill_error *err)
+{
+    g->kind = g->t == MERGE_NO_TARGET ? MERGE_NEW_FILE : MERGE_IN_PLACE;
+    if (g->kind == MERGE_NEW_FILE) {
+        if (plan_fresh(g, err) < 0)
+            return err->code;
+        g->target = g->fresh;
+    } else {
+        g->target = layer(g, g->t);
+        if (image_open_write(g->target, err) < 0)
+            return err->code;
+    }
+    if (g->kind == MERGE_IN_PLACE && !image_is_qcow2(g->target)) {
+        g->kind = MERGE_INTO_RAW;
+        return raw_plan(g, err);
+    }
+    if (plan_rewrite(g, err) < 0)
+        return err->code;
+    if (g->rw.needs_below) {
+        /* the view changes, its answers do not: only what is read */
+        if (load_below(g, err) < 0)
+            return err->code;
+        g->rw.view = &g->view;
+    }
+    g->bytes = g->rw.bytes;
+    return check_header(g, err);
+}
+
+static uint64_t freed_estimate(const struct merge_group *g)
+{
+    uint64_t freed = 0;
+
+    if (g->kind != MERGE_INTO_RAW)
+        for (size_t i = 0; i < g->rw.freed.n; i++)
+            freed += g->rw.freed.v[i].count * g->target->cluster_size;
+    if (g->m->output || !g->main)
+        return freed;
+    for (size_t i = g->upper; i <= g->last; i++)
+        if (layer(g, i) != g->target)
+            freed += layer(g, i)->info.allocated;
+    return freed;
+}
+
+int group_plan(struct merge_group *g, struct qstill_error *err)
+{
+    if (group_name_result(g, err) < 0 || lock_and_load(g, err) < 0 ||
+        chain_view(g->chain, g->upper, g->last, &g->view, err) < 0 ||
+        choose(g, err) < 0 || group_name_backing(g, err) < 0 ||
+        plan_target(g, err) < 0)
+        return err->code;
+    g->freed = freed_estimate(g);
+    g->share = true;
+    return 0;
+}

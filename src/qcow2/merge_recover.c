@@ -1,0 +1,326 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a dead merge has left, by its journal and the files themselves:
+ *
+ *   no whole record        nothing had begun
+ *   target as it was       back: cut it to the length that is in use
+ *   target is the result   forward: names, unlink
+ *   new file, not named    back: remove it
+ *   raw base               forward: fold again, from the start
+ *
+ * A VM may have been started since, for the chain is right in each of these
+ * states. It is asked for by the locks (BUSY), and a file at the result's
+ * place that was written to is not replaced: the chain then stays as it is,
+ * right, with the dropped layer still in it.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/checked.h"
+#include "merge_impl.h"
+
+enum state { STATE_OLD, STATE_NEW, STATE_UNKNOWN };
+
+static bool is_file(const char *path, struct merge_id id)
+{
+    struct stat st;
+
+    return path && lstat(path, &st) == 0 && st.st_dev == id.dev &&
+           st.st_ino == id.ino;
+}
+
+/* The target's file, wherever it stands now. */
+static int open_target(const struct io *io, const struct merge_record *r,
+                       struct image **out, struct qstill_error *err)
+{
+    const char *path = r->target.path;
+
+    if (!is_file(path, r->target.id))
+        path = r->result.path;
+    if (!is_file(path, r->target.id)) {
+        err_set(err, QSTILL_E_CORRUPT,
+                "an unfinished merge was about %s, and that file is gone",
+                r->target.path);
+        return err_hint(err, "when the images are right, remove its journal");
+    }
+    if (image_open(out, io, path, QCOW2_FORMAT_QCOW2, err) < 0 ||
+        image_lock((*out)->fd, path, IMAGE_LOCK_WRITE, err) < 0)
+        return err->code;
+    return image_open_write(*out, err);
+}
+
+static enum state state_of(const struct merge_record *r,
+                           const struct image *img)
+{
+    const struct qcow2_header *h = &img->info.header;
+
+    if (h->l1_offset == r->new_l1 && strcmp(h->backing, r->new_backing) == 0)
+        return STATE_NEW;
+    if (h->l1_offset == r->old_l1 && strcmp(h->backing, r->old_backing) == 0)
+        return STATE_OLD;
+    return STATE_UNKNOWN;
+}
+
+/* The refcounts tell what is in use: a VM that ran since may have used the
+ * room behind the old end. */
+static int cut(struct image *img, uint64_t old_size, struct qstill_error *err)
+{
+    CLEANUP(refs_fini) struct refs refs = {0};
+    CLEANUP(refblocks_fini) struct refblocks stored = {0};
+    CLEANUP(refs_report_fini) struct refs_report report = {0};
+    CLEANUP(aio_closep) struct aio *aio = NULL;
+    uint64_t cs = img->cluster_size, end;
+
+    if (img->info.file_size <= old_size)
+        return 0;
+    if (aio_open(&aio, img->io, NULL, err) < 0 ||
+        refs_count(img, aio, &refs, &stored, &report, err) < 0)
+        return err->code;
+    if (report.corruptions > report.marks)
+        return 0; /* not ours to judge */
+    for (end = refs.n; end > 0 && refs.count[end - 1] == 0; end--)
+        ;
+    end = max_u64(end * cs, old_size);
+    if (end >= img->info.file_size)
+        return 0;
+    if (io_truncate(img->io, img->wfd, end, img->path, err) < 0)
+        return err->code;
+    return io_sync(img->io, img->wfd, img->path, err);
+}
+
+/* An fsync that failed may have left the new sector in memory only: writing
+ * it again makes it durable for certain. */
+static int write_header_again(struct image *img, struct qstill_error *err)
+{
+    uint8_t sector[QCOW2_SECTOR];
+
+    if (io_read_full(img->io, img->fd, sector, sizeof(sector), 0, err) < 0 ||
+        io_write_full(img->io, img->wfd, sector, sizeof(sector), 0, err) < 0)
+        return err_wrap(err, "%s", img->path);
+    return io_datasync(img->io, img->wfd, img->path, err);
+}
+
+/* Blocks of clusters that nothing refers to. */
+static void trim(struct image *img)
+{
+    CLEANUP(refs_fini) struct refs refs = {0};
+    CLEANUP(refblocks_fini) struct refblocks stored = {0};
+    CLEANUP(refs_report_fini) struct refs_report report = {0};
+    CLEANUP(aio_closep) struct aio *aio = NULL;
+    struct qstill_error ignored;
+
+    if (aio_open(&aio, img->io, NULL, &ignored) < 0 ||
+        refs_count(img, aio, &refs, &stored, &report, &ignored) < 0 ||
+        report.corruptions > 0)
+        return;
+    for (uint64_t c = 0, n = image_clusters(img); c < n;) {
+        uint64_t from = c;
+
+        while (c < n && refs.count[c] == 0)
+            c++;
+        io_punch(img->io, img->wfd, from * img->cluster_size,
+                 (c - from) * img->cluster_size);
+        c += c == from;
+    }
+}
+
+/* The file that is to be replaced, locked, and as it was when we planned. */
+static int check_replaced(const struct io *io, const struct merge_record *r,
+                          bool *same, int *lock, struct qstill_error *err)
+{
+    struct stat st;
+
+    *same = true;
+    if (r->result.id.ino == 0 || is_file(r->result.path, r->target.id))
+        return 0;
+    if (io_openat(io, AT_FDCWD, r->result.path, O_RDONLY, 0, lock, err) < 0 ||
+        image_lock(*lock, r->result.path, IMAGE_LOCK_WRITE, err) < 0)
+        return err->code;
+    if (fstat(*lock, &st) < 0)
+        return err_errno(err, errno, "cannot stat %s", r->result.path);
+    *same = st.st_ino == r->result.id.ino && st.st_dev == r->result.id.dev &&
+            (uint64_t)st.st_size == r->result_size &&
+            st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec ==
+                r->result_mtime_ns;
+    return 0;
+}
+
+/* What goes must not be in use. The locks live until `fds` are closed. */
+static int lock_gone(const struct io *io, const struct merge_record *r,
+                     int *fds, struct qstill_error *err)
+{
+    for (size_t i = 0; i < r->gone_count; i++) {
+        if (!is_file(r->gone[i].path, r->gone[i].id))
+            continue;
+        if (io_openat(io, AT_FDCWD, r->gone[i].path, O_RDONLY, 0, &fds[i],
+                      err) < 0 ||
+            image_lock(fds[i], r->gone[i].path, IMAGE_LOCK_WRITE, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+static int finish_locked(const struct io *io, const struct merge_record *r,
+                         int *fds, struct qstill_error *err)
+{
+    CLEANUP(closep) int replaced = -1;
+    uint64_t freed = 0;
+    bool same;
+
+    if (check_replaced(io, r, &same, &replaced, err) < 0 ||
+        lock_gone(io, r, fds, err) < 0)
+        return err->code;
+    return same ? record_finish(io, r, &freed, err) : 0;
+}
+
+static int finish(const struct io *io, const struct merge_record *r,
+                  struct qstill_error *err)
+{
+    CLEANUP(freep) int *fds = malloc((r->gone_count + 1) * sizeof(*fds));
+    int result;
+
+    if (!fds)
+        return err_nomem(err);
+    for (size_t i = 0; i < r->gone_count; i++)
+        fds[i] = -1;
+    result = finish_locked(io, r, fds, err);
+    for (size_t i = 0; i < r->gone_count; i++)
+        closep(&fds[i]);
+    return result;
+}
+
+static int recover_in_place(const struct io *io, const struct merge_record *r,
+                            struct qstill_error *err)
+{
+    CLEANUP(image_closep) struct image *img = NULL;
+
+    if (open_target(io, r, &img, err) < 0)
+        return err->code;
+    switch (state_of(r, img)) {
+    case STATE_OLD:
+        return cut(img, r->old_size, err);
+    case STATE_NEW:
+        if (write_header_again(img, err) < 0 || finish(io, r, err) < 0)
+            return err->code;
+        trim(img);
+        return 0;
+    default:
+        err_set(err, QSTILL_E_CORRUPT,
+                "%s was changed by others since a merge of it broke off",
+                img->path);
+        return err_hint(err, "when the images are right, remove its journal");
+    }
+}
+
+static int recover_new_file(const struct io *io, const struct merge_record *r,
+                            struct qstill_error *err)
+{
+    CLEANUP(closep) int dirfd = -1;
+    const char *name;
+
+    if (r->made.ino && is_file(r->result.path, r->made))
+        return finish(io, r, err);
+    if (path_open_dir(r->target.path, &dirfd, &name, err) < 0)
+        return err->code;
+    return io_unlink(io, dirfd, name, err);
+}
+
+/* Plans and does it again; its journal is the one at hand. */
+static int recover_raw(const struct io *io, const struct merge_record *r,
+                       struct merge_journal *j, struct qstill_error *err)
+{
+    CLEANUP(merge_closep) struct merge *m = NULL;
+    struct merge_request q = MERGE_REQUEST_INIT;
+    const char *drop[CHAIN_MAX_LAYERS];
+    bool done = false;
+
+    if (!is_file(r->upper.path, r->upper.id)) /* it was over */
+        return finish(io, r, err);
+    q.top = r->upper.path;
+    q.lower_name = true;
+    q.direction = MERGE_DOWN;
+    q.journal_dir = j->dirfd;
+    q.journal_name = j->name;
+    drop[q.drop_count++] = r->target.path;
+    for (size_t i = 0; i < r->gone_count; i++)
+        if (strcmp(r->gone[i].path, r->upper.path) != 0 &&
+            q.drop_count < CHAIN_MAX_LAYERS &&
+            is_file(r->gone[i].path, r->gone[i].id))
+            drop[q.drop_count++] = r->gone[i].path;
+    q.drop = drop;
+    if (merge_open(&m, io, &q, err) < 0)
+        return err->code;
+    merge_adopt_journal(m, j);
+    while (!done)
+        if (merge_step(m, &done, err) < 0)
+            return err->code;
+    return 0;
+}
+
+static int recover_record(const struct io *io, struct merge_journal *j,
+                          struct qstill_error *err)
+{
+    CLEANUP(merge_record_fini) struct merge_record r = {0};
+    bool whole;
+    int code = 0;
+
+    if (merge_journal_read(j, &r, &whole, err) < 0)
+        return err->code;
+    if (whole && r.kind == MERGE_INTO_RAW)
+        return recover_raw(io, &r, j, err);
+    if (whole)
+        code = r.kind == MERGE_NEW_FILE ? recover_new_file(io, &r, err)
+                                        : recover_in_place(io, &r, err);
+    return code < 0 ? code : merge_journal_remove(j, err);
+}
+
+int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
+                  struct qstill_error *err)
+{
+    CLEANUP(merge_journal_fini)
+    struct merge_journal j = MERGE_JOURNAL_INIT;
+
+    *did = false;
+    if (merge_journal_open(&j, io, dirfd, name, err) < 0) {
+        if (err->code != QSTILL_E_NOT_FOUND)
+            return err->code;
+        *err = (struct qstill_error){0};
+        return 0;
+    }
+    if (recover_record(io, &j, err) < 0)
+        return err_wrap(err, "recovering an unfinished merge");
+    *did = true;
+    return 0;
+}
+
+static void closedirp(DIR **d)
+{
+    if (*d)
+        closedir(*d);
+}
+
+int merge_recover_dir(const struct io *io, const char *dir, bool *did,
+                      struct qstill_error *err)
+{
+    CLEANUP(closedirp) DIR *d = opendir(dir);
+    struct dirent *e;
+
+    *did = false;
+    if (!d)
+        return err_errno(err, errno, "cannot look into %s", dir);
+    while ((e = readdir(d))) {
+        bool one = false;
+
+        if (strncmp(e->d_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
+            continue;
+        if (merge_recover(io, dirfd(d), e->d_name, &one, err) < 0 &&
+            err->code != QSTILL_E_BUSY)
+            return err->code;
+        *did |= one;
+    }
+    return 0;
+}
