@@ -188,7 +188,7 @@ static void rounds(struct fixture *f, enum cow_memory kind, bool other,
     if (more)
         count = (unsigned)atoi(more);
     /* Slow enough that there is time to write. */
-    f->options.bwlimit = 200 * MIB;
+    f->options.bwlimit = 60 * MIB;
     start(f, kind, other);
     for (unsigned i = 0; i < count; i++) {
         one_round(f);
