@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
+ * cow         the RAM is write-protected while the guest runs; instant: device
+ *             state into a memfd, what was written since protected again
  * paused      instant: device state into a memfd, then the copy; the guest
  *             waits until the copy is done
  * background  instant: `migrate` with background-snapshot; the first page in
@@ -16,6 +18,7 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "memstate/cow.h"
 #include "qmp/monitor.h"
 #include "session.h"
 
@@ -122,6 +125,9 @@ static int open_copy(struct memcap *m, const struct capture_options *o,
     m->devfd = memfd_create("qstill-devices", MFD_CLOEXEC);
     if (m->devfd < 0)
         return err_errno(err, errno, "no memfd");
+    if (m->mode == MODE_COW)
+        return capture_cow_open(&m->cap, m->s->pid, m->sources,
+                                m->source_count, NULL, o, err);
     return capture_copy_open(&m->cap, m->s->pid, m->sources, m->source_count, o,
                              err);
 }

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "memstate/cow.h"
 #include "memstate/procmem.h"
 #include "qmp/migrate.h"
 #include "session.h"
@@ -45,7 +46,7 @@ static void refuse(struct mode_report *r, const char *code, const char *why,
 static void set_reason(struct mode_report *r, enum mode m, const char *why)
 {
     if (!r->reason[m][0])
-        snprintf(r->reason[m], sizeof(r->reason[m]), "%s", why);
+        snprintf(r->reason[m], sizeof(r->reason[m]), "%.255s", why);
 }
 
 static int probe_blockers(struct session *s, struct mode_report *r,
@@ -118,6 +119,26 @@ static int probe_process(struct session *s, struct mode_report *r,
     return 0;
 }
 
+static int probe_cow(struct session *s, struct mode_report *r,
+                     struct qstill_error *err)
+{
+    CLEANUP(qmp_ram_fini) struct qmp_ram ram = QMP_RAM_INIT;
+    CLEANUP(freep) struct capture_source *sources = NULL;
+    struct qstill_error why = {0};
+    size_t count = 0;
+
+    if (modes_find_ram(s, &ram, &sources, &count, &why) < 0 &&
+        why.code == QSTILL_E_UNREACHABLE) {
+        *err = why;
+        return err->code;
+    }
+    if (why.code == 0)
+        capture_cow_check(s->pid, sources, count, &why);
+    if (why.code < 0)
+        set_reason(r, MODE_COW, why.message);
+    return 0;
+}
+
 int modes_probe(struct session *s, struct mode_report *r,
                 struct qstill_error *err)
 {
@@ -142,8 +163,9 @@ int modes_probe(struct session *s, struct mode_report *r,
         set_reason(r, MODE_PRECOPY,
                    "the VM is paused, and QEMU would not let it stay so");
     }
-    set_reason(r, MODE_COW, "this version of qstill has not got it yet");
     if (!r->refused[0] && probe_process(s, r, err) < 0)
+        return err->code;
+    if (!r->reason[MODE_COW][0] && probe_cow(s, r, err) < 0)
         return err->code;
     if (!r->reason[MODE_BACKGROUND][0] && probe_background(s, r, err) < 0)
         return err->code;
