@@ -32,8 +32,11 @@
 
 #include "cli.h"
 
-#define GROUPS_MAX      1024
-#define STATUS_WAIT_MS  500  /* for a failure that shows at once */
+#define GROUPS_MAX       1024
+#define DAEMON_WAIT_MS   2000  /* for QEMU to detach or to fail */
+#define LAUNCHER_WAIT_MS 10000 /* for a launcher to have the VM's socket made  \
+                                */
+#define SLICE_MS        10
 #define LOG_TAIL_MAX    4096 /* read back to quote the last line */
 #define CHILD_STATUS_FD 3
 
@@ -68,6 +71,8 @@ struct plan {
     gid_t groups[GROUPS_MAX];
     int group_count;
     bool wait_status;
+    const char *socket; /* the VM's QMP socket, when a launcher is told */
+    struct timespec socket_made; /* before the start; zero when missing */
     int null_fd;
     int log_fd;
     off_t log_start;
@@ -273,6 +278,22 @@ static int plan_files(struct plan *p, struct qstill_error *err)
     return 0;
 }
 
+/* When the socket of this name was made; zero when there is none. */
+static struct timespec socket_time(const char *path)
+{
+    struct stat st;
+
+    return path && stat(path, &st) == 0 ? st.st_ctim : (struct timespec){0, 0};
+}
+
+static const char *env_value(const char *const *env, const char *name)
+{
+    for (; env && *env; env++)
+        if (same_name(name, *env))
+            return strchr(*env, '=') + 1;
+    return NULL;
+}
+
 static int plan_make(struct plan *p, const struct qstill_launch *launch,
                      struct qstill_error *err)
 {
@@ -284,6 +305,8 @@ static int plan_make(struct plan *p, const struct qstill_launch *launch,
         p->shell_argv[1] = "-c";
         p->shell_argv[2] = launch->launcher;
         p->argv = p->shell_argv;
+        p->socket = env_value(launch->env, "QSTILL_QMP");
+        p->socket_made = socket_time(p->socket);
     }
     p->wait_status = launch->launcher || has_daemonize(launch->argv);
     if (plan_user(p, err) < 0 || plan_env(p, err) < 0)
@@ -355,36 +378,56 @@ static int64_t now_ms(void)
     return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
 }
 
-/* 1: a report; 0: the pipe's end, or the time is up. */
-static int next_report(int fd, struct report *r, int64_t deadline)
+/* 1: a report; 0: the pipe's end; -1: the time is up. */
+static int next_report(int fd, struct report *r, int timeout_ms)
 {
     struct pollfd pfd = {.fd = fd, .events = POLLIN};
     ssize_t n;
 
-    for (;;) {
-        int64_t left = deadline < 0 ? -1 : deadline - now_ms();
-
-        if (deadline >= 0 && left <= 0)
-            return 0;
-        if (poll(&pfd, 1, (int)left) < 0 && errno == EINTR)
-            continue;
-        if (!pfd.revents)
-            return 0;
+    do
+        n = poll(&pfd, 1, timeout_ms);
+    while (n < 0 && errno == EINTR);
+    if (n == 0)
+        return -1;
+    do
         n = read(fd, r, sizeof(*r));
-        if (n < 0 && errno == EINTR)
-            continue;
-        return n == sizeof(*r);
-    }
+    while (n < 0 && errno == EINTR);
+    return n == sizeof(*r);
+}
+
+/* A QEMU that is up has made its socket anew. (To connect would take the only
+ * place that there is for a client.) */
+static bool socket_is_new(const struct plan *p)
+{
+    struct timespec now = socket_time(p->socket);
+
+    return now.tv_sec != 0 && (now.tv_sec != p->socket_made.tv_sec ||
+                               now.tv_nsec != p->socket_made.tv_nsec);
+}
+
+/* The next report, or 0 when there is nothing more to wait for. */
+static int wait_report(const struct plan *p, int fd, struct report *r,
+                       int64_t deadline)
+{
+    int n;
+
+    if (!p->wait_status)
+        return next_report(fd, r, -1);
+    do
+        n = next_report(fd, r, SLICE_MS);
+    while (n < 0 && !socket_is_new(p) && now_ms() < deadline);
+    return n > 0;
 }
 
 static int read_answer(const struct plan *p, int fd, int *pid,
                        struct qstill_error *err)
 {
-    int64_t deadline = p->wait_status ? now_ms() + STATUS_WAIT_MS : -1;
+    int64_t deadline =
+        now_ms() + (p->launch->launcher ? LAUNCHER_WAIT_MS : DAEMON_WAIT_MS);
     struct report r;
     int started = 0;
 
-    while (next_report(fd, &r, deadline)) {
+    while (wait_report(p, fd, &r, deadline)) {
         if (r.kind == REPORT_PID)
             started = r.value;
         else if (r.kind == REPORT_ERRNO)

@@ -227,13 +227,23 @@ static void a_launcher_in_the_foreground_holds_nothing_of_ours(void **state)
     static const char *const argv[] = {"/bin/false", NULL};
     struct place *place = *state;
     struct qstill_launch l = launch_of(place, argv);
+    char env_word[128];
+    const char *env[] = {env_word, NULL};
     struct qstill_error err;
+    struct timespec before, after;
     int pid, lock = open(place->dir, O_RDONLY | O_CLOEXEC), again;
 
+    /* The log stands for the socket: there already, and made anew. */
+    snprintf(env_word, sizeof(env_word), "QSTILL_QMP=%s", place->log);
+    l.env = env;
+    close(open(place->log, O_CREAT | O_WRONLY | O_CLOEXEC, 0600));
     assert_int_equal(flock(lock, LOCK_EX), 0);
-    l.launcher = "echo started; sleep 2";
+    l.launcher = "sleep 0.2; echo started; sleep 3";
+    clock_gettime(CLOCK_MONOTONIC, &before);
     assert_int_equal(start(&l, &pid, &err), 0);
+    clock_gettime(CLOCK_MONOTONIC, &after);
     assert_int_equal(pid, 0);
+    assert_in_range(after.tv_sec - before.tv_sec, 0, 2); /* not to its end */
     wait_for(place, "started");
     close(lock);
     again = open(place->dir, O_RDONLY | O_CLOEXEC);
