@@ -277,8 +277,8 @@ QSTILL_PUBLIC int qstill_vm_detach(struct qstill_store *store, const char *vm,
         err_hint(err, "delete them first: qstill list %s", vm);
     } else if (s.rec.hidden_count > 0) {
         err_set(err, QSTILL_E_PRECONDITION,
-                "VM %s still has %zu layers to be merged", vm,
-                s.rec.hidden_count);
+                "VM %s still has %zu layer%s to be merged", vm,
+                s.rec.hidden_count, s.rec.hidden_count == 1 ? "" : "s");
         err_hint(err, "run qstill recover %s", vm);
     } else if (store_open_dir(store, &top, err) == 0) {
         store_remove_tree(top, vm, err);

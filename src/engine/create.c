@@ -358,11 +358,14 @@ static int switch_precopy(struct create *c, struct qstill_error *err)
 static int switch_step(void *ctx, bool *done, struct qstill_error *err)
 {
     struct create *c = ctx;
+    uint64_t so_far, total;
     bool taken = false;
 
     *done = !c->o.memory || c->o.dry_run;
     if (*done)
         return 0;
+    memcap_progress(&c->mem, &so_far, &total);
+    job_measure(c->job, so_far, total);
     if (c->mode == MODE_PRECOPY && !c->switched)
         return switch_precopy(c, err);
     if (memcap_instant_taken(&c->mem, &taken, err) < 0 ||

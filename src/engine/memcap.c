@@ -126,8 +126,8 @@ static int open_copy(struct memcap *m, const struct capture_options *o,
     if (m->devfd < 0)
         return err_errno(err, errno, "no memfd");
     if (m->mode == MODE_COW)
-        return capture_cow_open(&m->cap, m->s->pid, m->sources,
-                                m->source_count, NULL, o, err);
+        return capture_cow_open(&m->cap, m->s->pid, m->sources, m->source_count,
+                                NULL, o, err);
     return capture_copy_open(&m->cap, m->s->pid, m->sources, m->source_count, o,
                              err);
 }
@@ -303,6 +303,16 @@ int memcap_instant_taken(struct memcap *m, bool *taken,
     if (*taken && m->mode == MODE_BACKGROUND)
         return session_refresh(m->s, err);
     return m->migrating && !*taken ? migration_over(m, &over, err) : 0;
+}
+
+void memcap_progress(struct memcap *m, uint64_t *bytes_done,
+                     uint64_t *bytes_total)
+{
+    struct capture_status st;
+
+    capture_poll(m->cap, &st);
+    *bytes_done = st.bytes_done;
+    *bytes_total = st.bytes_total;
 }
 
 int memcap_step(struct memcap *m, bool *done, uint64_t *bytes_done,

@@ -48,6 +48,9 @@ int memcap_instant(struct memcap *m, struct qstill_error *err);
 int memcap_instant_taken(struct memcap *m, bool *taken,
                          struct qstill_error *err);
 
+/* How far the copy is; 0/0 when that is not known yet. */
+void memcap_progress(struct memcap *m, uint64_t *bytes_done,
+                     uint64_t *bytes_total);
 /* *done: all is captured (not yet durable). Reports progress. */
 int memcap_step(struct memcap *m, bool *done, uint64_t *bytes_done,
                 uint64_t *bytes_total, struct qstill_error *err);

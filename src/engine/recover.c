@@ -149,6 +149,31 @@ struct recover_job {
     bool dry_run;
 };
 
+/* Layers that could not be merged when their snapshot went. */
+static int merge_hidden(struct recover_job *r, const char *vm,
+                        struct qstill_error *err)
+{
+    struct journal j = {
+        .op = JOURNAL_DELETE, .phase = JOURNAL_COMMITTED, .snapshot = "none"};
+    struct buf *text = job_text(r->job);
+    struct session s;
+    int rc = 0;
+
+    if (session_open(&s, r->store, vm, r->dry_run ? NULL : "recover", err) < 0)
+        return err->code;
+    if (s.rec.hidden_count == 0)
+        buf_printf(text, "VM %s: nothing to recover\n", vm);
+    else if (r->dry_run)
+        buf_printf(text, "VM %s: %zu hidden layer(s) to be merged\n", vm,
+                   s.rec.hidden_count);
+    else
+        rc = journal_save(s.vmfd, &j, err) < 0
+                 ? err->code
+                 : delete_finish(&s, &j, text, err);
+    session_close(&s);
+    return rc;
+}
+
 static int recover_vm(struct recover_job *r, const char *vm,
                       struct qstill_error *err)
 {
@@ -158,10 +183,8 @@ static int recover_vm(struct recover_job *r, const char *vm,
 
     if (store_open_vm(r->store, vm, &vmfd, err) < 0)
         return err->code;
-    if (!journal_exists(vmfd)) {
-        buf_printf(text, "VM %s: nothing to recover\n", vm);
-        return 0;
-    }
+    if (!journal_exists(vmfd))
+        return merge_hidden(r, vm, err);
     if (r->dry_run) {
         CLEANUP(journal_fini) struct journal j = {.arena = ARENA_INIT};
 
