@@ -9,11 +9,13 @@
  *                   neither open: we do
  *   more children   the layer stays hidden until they are fewer
  */
+#include <poll.h>
 #include <string.h>
 
 #include "journal.h"
 #include "layers.h"
 #include "livechain.h"
+#include "qcow2/merge.h"
 #include "session.h"
 
 enum outcome { NOTHING, PROGRESS };
@@ -86,12 +88,15 @@ static int fold_head(struct session *s, struct vm_disk *d,
 }
 
 static int pull(struct session *s, struct vm_disk *d, const struct layer *gone,
-                const struct layer *child, struct buf *text,
+                const struct layer *child, struct journal *j, struct buf *text,
                 struct qstill_error *err)
 {
-    if (livechain_pull(s, d, child->path, gone->path, err) < 0 ||
+    j->rewriting = child->path;
+    if (journal_save(s->vmfd, j, err) < 0 ||
+        livechain_pull(s, d, child->path, gone->path, err) < 0 ||
         reidentify(s, child, err) < 0 || drop_file(s, gone, NULL, err) < 0)
         return err->code;
+    j->rewriting = NULL;
     if (text)
         buf_printf(text, "pulled %s into %s\n", gone->path, child->path);
     return 0;
@@ -111,8 +116,136 @@ static int merge_live(struct session *s, struct vm_disk *d,
     *outcome = PROGRESS;
     if (child->head && (first || child->allocated <= gone->allocated))
         return fold_head(s, d, gone, child, j, text, err);
-    return pull(s, d, gone, child, text, err);
+    return pull(s, d, gone, child, j, text, err);
 }
+
+/* ------------------------------------------------------------- our own merge
+ */
+
+static int run_merge(const struct merge_request *request,
+                     struct qstill_error *err)
+{
+    CLEANUP(merge_closep) struct merge *m = NULL;
+    bool done = false;
+
+    if (merge_open(&m, io_real(), request, err) < 0)
+        return err->code;
+    while (!done) {
+        struct pollfd p = {.fd = merge_fd(m), .events = POLLIN};
+
+        if (merge_step(m, &done, err) < 0)
+            return err->code;
+        if (!done && p.fd >= 0)
+            poll(&p, 1, 100);
+    }
+    return 0;
+}
+
+static void name_request(struct merge_request *r, struct session *s,
+                         const struct layer *child, const char *const *drop)
+{
+    r->top = child->path;
+    r->drop = drop;
+    r->drop_count = 1;
+    r->journal_dir = s->vmfd;
+    r->journal_name = LAYERS_MERGE_JOURNAL;
+}
+
+/* The head goes into the disk's first image, which is the head then. */
+static int fold_head_off(struct session *s, struct vm_disk *d,
+                         const struct layer *gone, const struct layer *head,
+                         struct journal *j, struct qstill_error *err)
+{
+    const char *drop[] = {gone->path};
+    struct merge_request r = MERGE_REQUEST_INIT;
+
+    name_request(&r, s, head, drop);
+    r.lower_name = true;
+    j->pivot_disk = d->name;
+    j->pivot_from = head->path;
+    j->pivot_to = gone->path;
+    j->pivot_to_format = gone->format;
+    if (journal_save(s->vmfd, j, err) < 0 || run_merge(&r, err) < 0)
+        return err->code;
+    if (vmrecord_set_head(&s->rec, d->name, gone->path, gone->format, err) < 0)
+        return err->code;
+    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+    return forget(s, gone->path, err);
+}
+
+static int pull_off(struct session *s, const struct layer *gone,
+                    const struct layer *child, struct journal *j,
+                    struct qstill_error *err)
+{
+    const char *drop[] = {gone->path};
+    struct merge_request r = MERGE_REQUEST_INIT;
+
+    name_request(&r, s, child, drop);
+    j->rewriting = child->path;
+    if (journal_save(s->vmfd, j, err) < 0 || run_merge(&r, err) < 0 ||
+        reidentify(s, child, err) < 0)
+        return err->code;
+    j->rewriting = NULL;
+    return forget(s, gone->path, err);
+}
+
+/* A layer that cannot be merged now is left alone: in use, of a format that
+ * only QEMU writes, no space. It reads as before. */
+static bool can_wait(const struct qstill_error *err)
+{
+    return err->code == QSTILL_E_BUSY || err->code == QSTILL_E_PRECONDITION ||
+           err->code == QSTILL_E_NO_SPACE;
+}
+
+static int merge_off(struct session *s, struct vm_disk *d,
+                     const struct layer *gone, const struct layer *child,
+                     struct journal *j, struct buf *text, enum outcome *outcome,
+                     struct qstill_error *err)
+{
+    bool first = is_first_image(s, gone);
+    struct qstill_error why = {0};
+    int r;
+
+    if (first && !child->head)
+        return 0;
+    r = first ? fold_head_off(s, d, gone, child, j, &why)
+              : pull_off(s, gone, child, j, &why);
+    if (r < 0 && !can_wait(&why)) {
+        *err = why;
+        return err->code;
+    }
+    if (r < 0) {
+        j->rewriting = NULL;
+        j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+        if (text)
+            buf_printf(text, "%s stays hidden: %s\n", gone->path, why.message);
+        return 0;
+    }
+    *outcome = PROGRESS;
+    if (text)
+        buf_printf(text, "merged %s and %s\n", gone->path, child->path);
+    return 0;
+}
+
+/* What a process that died in a merge left behind. */
+static int settle_off(struct session *s, struct journal *j,
+                      struct qstill_error *err)
+{
+    struct layer one = {.path = j->rewriting};
+    const struct manifest *m;
+    bool did;
+
+    if (merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did, err) < 0)
+        return err->code;
+    if (!j->rewriting)
+        return 0;
+    m = tree_owner(&s->tree, j->rewriting);
+    one.owner = m ? m->id : NULL;
+    j->rewriting = NULL;
+    return reidentify(s, &one, err);
+}
+
+/* ------------------------------------------------------------------- a pass */
 
 static int merge_one(struct session *s, const struct layers *all,
                      const struct layer *gone, struct journal *j,
@@ -130,7 +263,9 @@ static int merge_one(struct session *s, const struct layers *all,
         return err->code;
     if (has_gone && has_child)
         return merge_live(s, d, gone, child, j, text, outcome, err);
-    return 0;
+    if (has_gone || has_child)
+        return 0;
+    return merge_off(s, d, gone, child, j, text, outcome, err);
 }
 
 static int look_at(struct session *s, const struct layers *all,
@@ -173,6 +308,8 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
 {
     enum outcome outcome = PROGRESS;
 
+    if (settle_off(s, j, err) < 0)
+        return err->code;
     while (outcome == PROGRESS)
         if (one_pass(s, j, text, &outcome, err) < 0)
             return err->code;

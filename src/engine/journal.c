@@ -72,6 +72,7 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
     j.pivot_to = json_in_string(&in, root, "pivotTo", JSON_OPTIONAL);
     j.pivot_to_format =
         json_in_string(&in, root, "pivotToFormat", JSON_OPTIONAL);
+    j.rewriting = json_in_string(&in, root, "rewriting", JSON_OPTIONAL);
     j.ids = json_in_strings(&in, root, "ids", STORE_NAMES_MAX, &j.id_count);
     read_disks(&in, root, &j);
     if (err->code < 0) {
@@ -104,15 +105,16 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
 {
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
-        "{si ss ss so so so sb sb so so so so so}", "version", JOURNAL_VERSION,
-        "op", op_names[j->op], "phase", phase_names[j->phase], "snapshot",
-        json_out_string(j->snapshot), "ids",
+        "{si ss ss so so so sb sb so so so so so so}", "version",
+        JOURNAL_VERSION, "op", op_names[j->op], "phase", phase_names[j->phase],
+        "snapshot", json_out_string(j->snapshot), "ids",
         json_out_strings(j->ids, j->id_count), "oldCurrent",
         json_out_string(j->old_current), "wasRunning", j->was_running,
         "freezing", j->freezing, "pivotDisk", json_out_string(j->pivot_disk),
         "pivotFrom", json_out_string(j->pivot_from), "pivotTo",
         json_out_string(j->pivot_to), "pivotToFormat",
-        json_out_string(j->pivot_to_format), "disks", disks_json(j));
+        json_out_string(j->pivot_to_format), "rewriting",
+        json_out_string(j->rewriting), "disks", disks_json(j));
 
     return json_file_write(vmfd, STORE_JOURNAL, root, err);
 }

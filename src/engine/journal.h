@@ -45,6 +45,8 @@ struct journal {
     const char *pivot_from;
     const char *pivot_to;
     const char *pivot_to_format;
+    /* a frozen layer that a merge rewrites: its manifest follows */
+    const char *rewriting;
 };
 
 /* NOT_FOUND when there is none. */

@@ -63,6 +63,9 @@ int layer_identify(struct manifest *m, struct manifest_disk *d,
 /* PRECONDITION when the file is not the one that was frozen. */
 int layer_check(const struct manifest_disk *d, struct qstill_error *err);
 
+/* The journal of one of our own merges, in the VM's directory. */
+#define LAYERS_MERGE_JOURNAL ".merge"
+
 /*
  * Merges hidden layers away where that is possible now, and forgets those that
  * are gone. What cannot be merged now stays hidden, which `text` tells; only

@@ -22,6 +22,7 @@
 #include "livechain.h"
 #include "lock.h"
 #include "name.h"
+#include "qcow2/merge.h"
 #include "revert.h"
 #include "session.h"
 #include "unwind.h"
@@ -32,6 +33,24 @@ static void say(struct buf *text, const char *what, const char *which)
         buf_printf(text, "%s %s\n", what, which);
 }
 
+/* Our own merge gave the lower file's name to the result, or did not. */
+static int settle_off(struct session *s, struct vm_disk *d, struct journal *j,
+                      struct qstill_error *err)
+{
+    bool did;
+
+    if (merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did, err) < 0)
+        return err->code;
+    if (j->pivot_from && access(j->pivot_from, F_OK) < 0 &&
+        access(j->pivot_to, F_OK) == 0 &&
+        (vmrecord_set_head(&s->rec, d->name, j->pivot_to, j->pivot_to_format,
+                           err) < 0 ||
+         vmrecord_save(s->vmfd, &s->rec, err) < 0))
+        return err->code;
+    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+    return 0;
+}
+
 static int settle_pivot(struct session *s, struct journal *j,
                         struct qstill_error *err)
 {
@@ -40,7 +59,7 @@ static int settle_pivot(struct session *s, struct journal *j,
     const char *live;
 
     if (!s->qmp)
-        return 0;
+        return d && j->pivot_to ? settle_off(s, d, j, err) : 0;
     if (livechain_settle(s, err) < 0 || session_refresh(s, err) < 0)
         return err->code;
     if (d && j->pivot_to && j->pivot_to_format) {

@@ -285,7 +285,8 @@ static void a_journal_keeps_its_phase_disks_and_pivot(void **state)
                         .disk_count = 1,
                         .disks = &d,
                         .pivot_disk = "d",
-                        .pivot_to = "/o"};
+                        .pivot_to = "/o",
+                        .rewriting = "/r"};
     struct journal r;
 
     assert_int_equal(journal_save(f->fd, &w, &f->err), 0);
@@ -299,6 +300,7 @@ static void a_journal_keeps_its_phase_disks_and_pivot(void **state)
     assert_text(r.disks[0].new_format, "qcow2");
     assert_text(r.pivot_to, "/o");
     assert_null(r.pivot_from);
+    assert_text(r.rewriting, "/r");
     journal_fini(&r);
     assert_int_equal(journal_remove(f->fd, &f->err), 0);
     assert_false(journal_exists(f->fd));
