@@ -258,6 +258,11 @@ int capture_wait_instant(struct capture *c, struct qstill_error *err)
     return worker_wait(&c->worker, c->instant_fd, POLLIN, err);
 }
 
+int capture_nap(struct capture *c, uint64_t ns, struct qstill_error *err)
+{
+    return worker_nap(&c->worker, ns, err);
+}
+
 int capture_pace(struct capture *c, struct pace *p, uint64_t bytes,
                  struct qstill_error *err)
 {

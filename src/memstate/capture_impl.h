@@ -52,6 +52,8 @@ int capture_wait_instant(struct capture *c, struct qstill_error *err);
  * blocks, memory_bytes, zero_bytes, disk_bytes and device_bytes. */
 struct capture_result *capture_figures(struct capture *c);
 
+/* Sleeps; CANCELLED when cancelled. */
+int capture_nap(struct capture *c, uint64_t ns, struct qstill_error *err);
 /* Counts and waits (worker.h); CANCELLED when cancelled. */
 int capture_pace(struct capture *c, struct pace *p, uint64_t bytes,
                  struct qstill_error *err);

@@ -169,16 +169,11 @@ uint64_t pace_take(struct pace *p, uint64_t bytes, uint64_t now_ns)
     return start > now_ns ? start - now_ns : 0;
 }
 
-int worker_pace(const struct worker *w, struct pace *p, uint64_t bytes,
-                struct qstill_error *err)
+int worker_nap(const struct worker *w, uint64_t ns, struct qstill_error *err)
 {
     struct pollfd fd = {.fd = w->cancel_fd, .events = POLLIN};
-    uint64_t wait_ns;
 
-    if (p->rate == 0)
-        return worker_check(w, err);
-    wait_ns = pace_take(p, bytes, worker_now_ns());
-    for (uint64_t end = worker_now_ns() + wait_ns, now = end - wait_ns;
+    for (uint64_t now = worker_now_ns(), end = now + ns;
          now < end && !worker_cancelled(w); now = worker_now_ns()) {
         struct timespec t = {(time_t)((end - now) / NS_PER_S),
                              (long)((end - now) % NS_PER_S)};
@@ -186,4 +181,12 @@ int worker_pace(const struct worker *w, struct pace *p, uint64_t bytes,
         ppoll(&fd, 1, &t, NULL);
     }
     return worker_check(w, err);
+}
+
+int worker_pace(const struct worker *w, struct pace *p, uint64_t bytes,
+                struct qstill_error *err)
+{
+    uint64_t ns = p->rate ? pace_take(p, bytes, worker_now_ns()) : 0;
+
+    return worker_nap(w, ns, err);
 }

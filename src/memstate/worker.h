@@ -53,6 +53,8 @@ int worker_check(const struct worker *w, struct qstill_error *err);
 /* Until `fd` has one of `events` (or an error), or cancelled: CANCELLED. */
 int worker_wait(const struct worker *w, int fd, short events,
                 struct qstill_error *err);
+/* Sleeps; CANCELLED when cancelled. */
+int worker_nap(const struct worker *w, uint64_t ns, struct qstill_error *err);
 
 /*
  * A rate limit. pace_take() counts `bytes` that are about to move and returns
