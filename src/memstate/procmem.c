@@ -14,7 +14,7 @@
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
-#include "procmem_impl.h"
+#include "memstate/procmem_impl.h"
 
 static int refused(pid_t pid, struct qstill_error *err)
 {
@@ -81,11 +81,11 @@ void procmem_closep(struct procmem **p)
     *p = NULL;
 }
 
-static bool alive(const struct procmem *p)
+int procmem_alive(const struct procmem *p, struct qstill_error *err)
 {
     struct pollfd fd = {.fd = p->pidfd, .events = POLLIN};
 
-    return poll(&fd, 1, 0) == 0;
+    return poll(&fd, 1, 0) == 0 ? 0 : gone(p->pid, err);
 }
 
 static ssize_t read_some(const struct procmem *p, uint64_t hva, void *data,
@@ -106,12 +106,15 @@ int procmem_read(struct procmem *p, uint64_t hva, void *data, size_t len,
 
     while (n < len) {
         ssize_t r = read_some(p, hva + n, (char *)data + n, len - n);
+        int why = errno;
 
-        if (r < 0 && errno == EINTR)
+        if (r < 0 && why == EINTR)
             continue;
-        if (!alive(p) || (r < 0 && errno == ESRCH))
+        if (procmem_alive(p, err) < 0)
+            return err->code;
+        if (r < 0 && why == ESRCH)
             return gone(p->pid, err);
-        if (r < 0 && errno == EPERM)
+        if (r < 0 && why == EPERM)
             return refused(p->pid, err);
         if (r <= 0)
             return err_set(err, QSTILL_E_FAILED,

@@ -15,7 +15,6 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "base/buf.h"
 #include "base/error.h"
 
 struct procmem;
@@ -59,15 +58,5 @@ struct procmem_block {
  */
 int procmem_find(struct procmem *p, struct procmem_block *blocks, size_t count,
                  struct qstill_error *err);
-
-/* The parser of /proc/PID/maps behind it, which does no I/O. */
-struct procmem_map {
-    uint64_t start;
-    uint64_t end;
-    unsigned char readable, writable, shared;
-};
-/* Appends struct procmem_map to out. CORRUPT names the line. */
-int procmem_parse_maps(const char *text, size_t len, struct buf *out,
-                       struct qstill_error *err);
 
 #endif

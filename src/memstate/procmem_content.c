@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "base/bytes.h"
-#include "procmem_impl.h"
+#include "memstate/procmem_impl.h"
 
 static bool ends_with(const char *s, const char *end)
 {

@@ -8,90 +8,19 @@
  * arenas end in longer ones, so those count only when there is nothing better.
  * What overlaps a block that is known is none.
  */
-#include <ctype.h>
-#include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "base/checked.h"
-#include "base/file.h"
-#include "procmem_impl.h"
+#include "memstate/procmem_impl.h"
+#include "memstate/regions.h"
 
 #define PAGE 4096u
-/* A mapping is a line of about 100 bytes and vm.max_map_count is 65530 by
- * default: 6 MiB; somebody may have raised it. */
-#define MAPS_MAX ((size_t)64 << 20)
 /* Candidates of a block that are looked at; a machine has some few. */
 #define CANDIDATES_MAX 64u
 #define COMPARE_SIZE   ((size_t)256 << 10)
 
-/* ------------------------------------------------------- /proc/PID/maps */
-
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9')
-        return c - '0';
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-/* At most 16 digits; returns false when there is none. */
-static bool take_hex(const char **at, const char *end, uint64_t *out)
-{
-    const char *from = *at;
-
-    *out = 0;
-    while (*at < end && *at - from < 16 && hex_digit(**at) >= 0)
-        *out = *out << 4 | (uint64_t)hex_digit(*(*at)++);
-    return *at > from;
-}
-
-static bool take_char(const char **at, const char *end, char c)
-{
-    if (*at == end || **at != c)
-        return false;
-    (*at)++;
-    return true;
-}
-
-/* "start-end rwxp ..." */
-static bool parse_line(const char *at, const char *end, struct procmem_map *m)
-{
-    if (!take_hex(&at, end, &m->start) || !take_char(&at, end, '-') ||
-        !take_hex(&at, end, &m->end) || !take_char(&at, end, ' ') ||
-        end - at < 4 || m->end <= m->start)
-        return false;
-    m->readable = at[0] == 'r';
-    m->writable = at[1] == 'w';
-    m->shared = at[3] == 's';
-    return true;
-}
-
-int procmem_parse_maps(const char *text, size_t len, struct buf *out,
-                       struct qstill_error *err)
-{
-    const char *end = text + len;
-    uint64_t behind = 0;
-
-    for (unsigned line = 1; text < end; line++) {
-        const char *eol = memchr(text, '\n', (size_t)(end - text));
-        struct procmem_map m = {0};
-
-        if (!eol)
-            eol = end;
-        if (!parse_line(text, eol, &m) || m.start < behind)
-            return err_set(err, QSTILL_E_CORRUPT,
-                           "line %u of the process's maps is not understood",
-                           line);
-        if (buf_append(out, &m, sizeof(m)) < 0)
-            return err_nomem(err);
-        behind = m.end;
-        text = eol + 1;
-    }
-    return 0;
-}
-
 struct maps {
-    struct procmem_map *map;
+    struct region *map;
     size_t count;
 };
 
@@ -99,27 +28,25 @@ static int read_maps(const struct procmem *p, struct buf *out,
                      struct qstill_error *err)
 {
     CLEANUP(buf_fini) struct buf text = BUF_INIT;
-    CLEANUP(closep) int fd = -1;
-    char path[64];
-    ssize_t n;
+    uint64_t behind = 0;
+    struct region r;
+    size_t pos = 0;
 
-    snprintf(path, sizeof(path), "/proc/%d/maps", (int)p->pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return err_set(err, QSTILL_E_PERMISSION,
-                       "the mappings of process %d may not be read",
-                       (int)p->pid);
-    do {
-        if (buf_reserve(&text, PAGE) < 0)
+    if (regions_read(p->pid, &text, err) < 0)
+        return err->code;
+    while (regions_next(&text, &pos, &r)) {
+        if (r.start < behind)
+            break;     /* not the kernel's form, either */
+        r.path = NULL; /* does not outlive the text */
+        if (buf_append(out, &r, sizeof(r)) < 0)
             return err_nomem(err);
-        n = read(fd, text.data + text.len, text.cap - text.len - 1);
-        text.len += n > 0 ? (size_t)n : 0;
-    } while (n > 0 && text.len < MAPS_MAX);
-    if (n != 0)
-        return err_set(err, QSTILL_E_FAILED,
-                       "the mappings of process %d cannot be read",
+        behind = r.end;
+    }
+    if (pos != text.len)
+        return err_set(err, QSTILL_E_CORRUPT,
+                       "the mappings of process %d are not understood",
                        (int)p->pid);
-    return procmem_parse_maps((const char *)text.data, text.len, out, err);
+    return 0;
 }
 
 /* ------------------------------------------------------------- candidates */
@@ -156,7 +83,7 @@ static bool is_mapped(const struct maps *m, uint64_t from, uint64_t len)
     return true;
 }
 
-static bool no_access(const struct procmem_map *m)
+static bool no_access(const struct region *m)
 {
     return !m->readable && !m->writable;
 }
@@ -206,7 +133,7 @@ static void find_candidates(const struct maps *m,
 {
     *out = (struct candidates){.count = 0};
     for (size_t i = 1; i < m->count; i++) {
-        const struct procmem_map *guard = &m->map[i];
+        const struct region *guard = &m->map[i];
         uint64_t end = m->map[i - 1].end;
 
         if (!no_access(guard) || guard->start != end || end < len)
@@ -332,8 +259,8 @@ int procmem_find(struct procmem *p, struct procmem_block *blocks, size_t count,
         return err_nomem(err);
     if (read_maps(p, &raw, err) < 0)
         return err->code;
-    m = (struct maps){(struct procmem_map *)raw.data,
-                      raw.len / sizeof(struct procmem_map)};
+    m = (struct maps){(struct region *)raw.data,
+                      raw.len / sizeof(struct region)};
     if (check_known(&m, blocks, count, err) < 0)
         return err->code;
     memcpy(found, blocks, count * sizeof(*found));

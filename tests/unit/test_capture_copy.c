@@ -114,6 +114,88 @@ static void copy_equals_the_memory_and_its_sums(void **state)
     assert_int_equal(status.bytes_total, r.memory_bytes);
 }
 
+static uint8_t *map_ram(int fd)
+{
+    uint8_t *p = mmap(NULL, MAIN_SIZE, PROT_READ | PROT_WRITE,
+                      fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS : MAP_SHARED, fd, 0);
+
+    assert_true(p != MAP_FAILED);
+    madvise(p, MAIN_SIZE, MADV_NOHUGEPAGE);
+    return p;
+}
+
+/* Pages that are there, in memory of which most is not. */
+static void touch_some(uint8_t *p)
+{
+    static const unsigned pages[] = {0, 1, 255, 256, 511, 700, 702, 1282};
+
+    for (size_t i = 0; i < ARRAY_LEN(pages); i++)
+        memset(p + pages[i] * (size_t)4096, (int)i + 1, 4096);
+}
+
+static unsigned resident(const uint8_t *p)
+{
+    unsigned char there[MAIN_SIZE / 4096];
+    unsigned n = 0;
+
+    assert_int_equal(mincore((void *)(uintptr_t)p, MAIN_SIZE, there), 0);
+    for (size_t i = 0; i < sizeof(there); i++)
+        n += there[i] & 1;
+    return n;
+}
+
+static void check_untouched(struct fixture *f, uint8_t *p)
+{
+    CLEANUP(capture_closep) struct capture *c = NULL;
+    struct capture_result r;
+    unsigned before;
+
+    touch_some(p);
+    before = resident(p);
+    f->blocks[0].hva = (uintptr_t)p;
+    c = open_copy(f);
+    assert_int_equal(carry_out(f, c, &r), 0);
+    assert_int_equal(r.written_bytes, 8 * 4096 + ROM_SIZE);
+    /* reading it has not filled it */
+    assert_int_equal(resident(p), before);
+    mem_set_expect(f->dirfd, "pc.ram", p, MAIN_SIZE);
+    assert_int_equal(mem_set_verify(f->dirfd, &f->err), 0);
+    munmap(p, MAIN_SIZE);
+}
+
+static void copy_does_not_fill_anonymous_memory_that_was_not_used(void **state)
+{
+    check_untouched(*state, map_ram(-1));
+}
+
+static void copy_does_not_fill_shared_memory_that_was_not_used(void **state)
+{
+    CLEANUP(closep) int fd = memfd_create("ram", MFD_CLOEXEC);
+
+    assert_int_equal(ftruncate(fd, MAIN_SIZE), 0);
+    check_untouched(*state, map_ram(fd));
+}
+
+/* A private mapping of a file: what was not touched is the file's. */
+static void copy_of_a_private_file_mapping_has_the_files_pages(void **state)
+{
+    struct fixture *f = *state;
+    CLEANUP(closep) int fd = memfd_create("ram", MFD_CLOEXEC);
+    CLEANUP(capture_closep) struct capture *c = NULL;
+    struct capture_result r;
+    uint8_t *p;
+
+    assert_int_equal(write(fd, f->ram, MAIN_SIZE), MAIN_SIZE);
+    p = mmap(NULL, MAIN_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    assert_true(p != MAP_FAILED);
+    touch_some(p);
+    f->blocks[0].hva = (uintptr_t)p;
+    c = open_copy(f);
+    assert_int_equal(carry_out(f, c, &r), 0);
+    mem_set_expect(f->dirfd, "pc.ram", p, MAIN_SIZE);
+    munmap(p, MAIN_SIZE);
+}
+
 static void copy_leaves_holes_for_zero_pages(void **state)
 {
     struct fixture *f = *state;
@@ -295,6 +377,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(copy_equals_the_memory_and_its_sums),
         T(copy_leaves_holes_for_zero_pages),
+        T(copy_does_not_fill_anonymous_memory_that_was_not_used),
+        T(copy_does_not_fill_shared_memory_that_was_not_used),
+        T(copy_of_a_private_file_mapping_has_the_files_pages),
         T(copy_waits_for_the_instant),
         T(copy_refuses_what_is_no_device_state),
         T(copy_with_a_device_state_cut_short_fails),

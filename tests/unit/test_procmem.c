@@ -48,7 +48,8 @@ static int teardown(void **state)
 }
 
 /* A hole in front, `len` bytes of `fill`, `guard` bytes without access, and a
- * hole behind: neighbours never melt into it. */
+ * hole behind. Not for children, as QEMU has it: so no neighbour's mapping
+ * melts into it. */
 static uint8_t *make_block(struct fixture *f, uint64_t len, uint64_t guard,
                            uint8_t fill)
 {
@@ -60,6 +61,7 @@ static uint8_t *make_block(struct fixture *f, uint64_t len, uint64_t guard,
     munmap(p + 65536 + len + guard, 65536);
     p += 65536;
     assert_int_equal(mprotect(p, len, PROT_READ | PROT_WRITE), 0);
+    assert_int_equal(madvise(p, len, MADV_DONTFORK), 0);
     memset(p, fill, len);
     f->made[f->count] = p;
     f->lens[f->count++] = len + guard;
@@ -99,7 +101,7 @@ static void find_sees_through_a_mapping_in_pieces(void **state)
     uint8_t *a = make_block(f, SIZE_A, 4096, 1);
     struct procmem_block block = unknown("a", SIZE_A);
 
-    assert_int_equal(madvise(a + 5 * 4096, 4096, MADV_DONTFORK), 0);
+    assert_int_equal(madvise(a + 5 * 4096, 4096, MADV_DONTDUMP), 0);
     find(f, &block, 1);
     assert_int_equal(block.how, PROCMEM_UNIQUE);
     assert_int_equal(block.hva, (uintptr_t)a);
@@ -218,7 +220,7 @@ static void read_crosses_mappings_and_names_where_it_stops(void **state)
     CLEANUP(freep) uint8_t *data = malloc(SIZE_A + 4096);
     char want[128];
 
-    madvise(a + 4096, 4096, MADV_DONTFORK);
+    madvise(a + 4096, 4096, MADV_DONTDUMP);
     a[SIZE_A - 1] = 4;
     assert_int_equal(procmem_read(f->mem, (uintptr_t)a, data, SIZE_A, &f->err),
                      0);
@@ -229,51 +231,6 @@ static void read_crosses_mappings_and_names_where_it_stops(void **state)
     snprintf(want, sizeof(want), "process %d cannot be read at address %p",
              (int)getpid(), (void *)(a + SIZE_A));
     assert_string_equal(f->err.message, want);
-}
-
-/* --------------------------------------------------------- /proc/PID/maps */
-
-static void maps_are_understood_line_by_line(void **state)
-{
-    static const char text[] =
-        "7f0000000000-7f0000040000 rw-p 00000000 00:00 0 \n"
-        "7f0000040000-7f0000041000 ---p 00000000 00:00 0 \n"
-        "7f1000000000-7f1040000000 rw-s 00000000 00:01 2  /memfd:x (deleted)\n"
-        "ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0 [vsyscall]";
-    struct fixture *f = *state;
-    CLEANUP(buf_fini) struct buf b = BUF_INIT;
-    const struct procmem_map *m;
-
-    assert_int_equal(procmem_parse_maps(text, strlen(text), &b, &f->err), 0);
-    assert_int_equal(b.len, 4 * sizeof(*m));
-    m = (const struct procmem_map *)b.data;
-    assert_int_equal(m[0].start, 0x7f0000000000);
-    assert_int_equal(m[0].end, 0x7f0000040000);
-    assert_true(m[0].readable && m[0].writable && !m[0].shared);
-    assert_false(m[1].readable || m[1].writable);
-    assert_true(m[2].shared);
-    assert_true(m[3].end == 0xffffffffff601000);
-}
-
-static void maps_that_are_not_understood_name_the_line(void **state)
-{
-    static const char *const bad[] = {"1000-2000 rw-p\nxyz\n",
-                                      "1000-2000 rw-p\n3000-3000 rw-p\n",
-                                      "1000-2000 rw-p\n0800-0900 rw-p\n",
-                                      "1000-2000 rw-p\n3000-4000 rw\n",
-                                      "1000-2000 rw-p\n\n",
-                                      "1000-2000 rw-p\n3000 4000 rw-p\n"};
-    struct fixture *f = *state;
-
-    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
-        CLEANUP(buf_fini) struct buf b = BUF_INIT;
-
-        assert_int_equal(
-            procmem_parse_maps(bad[i], strlen(bad[i]), &b, &f->err),
-            QSTILL_E_CORRUPT);
-        assert_string_equal(f->err.message,
-                            "line 2 of the process's maps is not understood");
-    }
 }
 
 int main(void)
@@ -290,8 +247,6 @@ int main(void)
         T(find_tells_when_nothing_fits),
         T(find_refuses_a_known_block_that_is_not_mapped),
         T(read_crosses_mappings_and_names_where_it_stops),
-        T(maps_are_understood_line_by_line),
-        T(maps_that_are_not_understood_name_the_line),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
