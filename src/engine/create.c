@@ -47,16 +47,14 @@ static int check_name_free(struct create *c, struct qstill_error *err)
 
 static int plan_memory(struct create *c, struct qstill_error *err)
 {
-    struct mode_report report;
-
     if (!c->s.qmp) {
         err_set(err, QSTILL_E_UNREACHABLE,
                 "VM %s does not run, so it has no memory to capture", c->vm);
         return err_hint(err, "start it, or leave --memory out");
     }
-    if (modes_probe(&c->s, &report, err) < 0)
+    if (modes_probe(&c->s, &c->modes, err) < 0)
         return err->code;
-    return modes_choose(&report, c->wanted, !c->was_running, &c->mode, c->why,
+    return modes_choose(&c->modes, c->wanted, !c->was_running, &c->mode, c->why,
                         sizeof(c->why), err);
 }
 
@@ -170,6 +168,27 @@ static int make_reserve(struct create *c, struct qstill_error *err)
     return 0;
 }
 
+/* What nobody could foresee, the injection into QEMU above all, shows only
+ * now: `auto` then takes the next mode. */
+static int prepare_memory(struct create *c, int memfd, struct qstill_error *err)
+{
+    while (memcap_prepare(&c->mem, &c->s, c->mode, memfd, c->o.bwlimit, err) <
+           0) {
+        if (c->wanted != MODE_COUNT || (err->code != QSTILL_E_PRECONDITION &&
+                                        err->code != QSTILL_E_PERMISSION))
+            return err->code;
+        snprintf(c->modes.reason[c->mode], sizeof(c->modes.reason[c->mode]),
+                 "%.255s", err->message);
+        memcap_abort(&c->mem);
+        memcap_fini(&c->mem);
+        err_clear(err);
+        if (modes_choose(&c->modes, c->wanted, !c->was_running, &c->mode,
+                         c->why, sizeof(c->why), err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
 static int make_tmp(struct create *c, struct qstill_error *err)
 {
     CLEANUP(closep) int tmpfd = -1, memfd = -1;
@@ -184,7 +203,7 @@ static int make_tmp(struct create *c, struct qstill_error *err)
         store_mkdirat(tmpfd, STORE_MEMORY, err) < 0 ||
         store_opendirat(tmpfd, STORE_MEMORY, &memfd, err) < 0)
         return err->code;
-    return memcap_prepare(&c->mem, &c->s, c->mode, memfd, c->o.bwlimit, err);
+    return prepare_memory(c, memfd, err);
 }
 
 static int make_overlays(struct create *c, struct qstill_error *err)

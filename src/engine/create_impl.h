@@ -32,6 +32,7 @@ struct create {
     char stamp[CLOCK_STAMP_LEN];
     uint64_t stamp_ns;
     enum mode mode;
+    struct mode_report modes;
     char why[600];
     struct journal j;
     bool journaled;

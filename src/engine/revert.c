@@ -323,6 +323,19 @@ static void prepare_undo(void *ctx, struct qstill_error *err)
 
 /* --------------------------------------------------------------- end, start */
 
+int revert_say_how(struct revert *r, struct qstill_error *err)
+{
+    if (!r->was_running)
+        return err_hint(err,
+                        "nothing has changed; qstill start %s starts the "
+                        "VM on its old disks",
+                        r->vm);
+    return err_hint(err,
+                    "the VM is started again on its old disks, which are "
+                    "unchanged; if it is off: qstill start %s",
+                    r->vm);
+}
+
 static int end_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
@@ -345,7 +358,7 @@ static int start_enter(void *ctx, struct qstill_error *err)
     if (fill_start(r, tree_find(&r->s.tree, r->id), &o, err) < 0)
         return err->code;
     if (start_vm(&r->s, &o, &r->pid, err) < 0)
-        return err->code;
+        return revert_say_how(r, err);
     r->started = true;
     revert_lap(r, "start");
     return 0;

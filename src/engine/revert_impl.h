@@ -44,6 +44,9 @@ struct revert {
 /* Notes how long the phase took that ends now. */
 void revert_lap(struct revert *r, const char *phase);
 
+/* Hints how to go on when the new process fails. Returns the error's code. */
+int revert_say_how(struct revert *r, struct qstill_error *err);
+
 /* The phase "memory": sends the stream, waits until QEMU has loaded it. */
 int revert_load_enter(void *ctx, struct qstill_error *err);
 int revert_load_step(void *ctx, bool *done, struct qstill_error *err);

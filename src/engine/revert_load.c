@@ -84,11 +84,14 @@ static int load_failed(struct revert *r, const char *why,
     /* Our side knows best when a file is damaged. */
     restore_poll(r->restore, &st);
     if (st.complete && restore_finish(r->restore, &ignored, err) < 0 &&
-        err->code != QSTILL_E_UNREACHABLE)
-        return err_wrap(err, "loading the memory");
+        err->code != QSTILL_E_UNREACHABLE) {
+        err_wrap(err, "loading the memory");
+        return revert_say_how(r, err);
+    }
     start_last_words(&r->s, words, sizeof(words));
     return err_set(err, QSTILL_E_FAILED, "QEMU did not take the memory: %s%s%s",
                    why, words[0] ? ": " : "", words);
+    return revert_say_how(r, err);
 }
 
 static int load_state(struct revert *r, bool *done, struct qstill_error *err)
