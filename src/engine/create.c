@@ -267,7 +267,13 @@ static int freeze_enter(void *ctx, struct qstill_error *err)
 
     if (c->o.dry_run || !c->o.quiesce)
         return 0;
-    return quiesce_freeze(&c->s, &c->quiesce, err);
+    if (quiesce_freeze(&c->s, &c->quiesce, err) < 0)
+        return err->code;
+    if (c->quiesce.filesystems == 0)
+        store_note(c->store,
+                   "the guest agent froze no filesystem: none is mounted, or "
+                   "none that it can freeze");
+    return 0;
 }
 
 static int thaw_enter(void *ctx, struct qstill_error *err)

@@ -20,6 +20,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "job.h"
@@ -49,6 +50,12 @@ static int choose_way(struct revert *r, const struct manifest *m,
 {
     const char *why = NULL;
     bool mappable = preflight_mappable(m, &why);
+
+    /* The store is ours alone: a QEMU of another user cannot map its files. */
+    if (mappable && r->s.rec.has_launch && r->s.rec.launch.uid != geteuid()) {
+        mappable = false;
+        why = "QEMU runs as another user, who may not open the saved RAM";
+    }
 
     r->way = WAY_DISK;
     if (!m->memory_included || r->state == QSTILL_STATE_STOPPED) {

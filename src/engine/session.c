@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include "base/clock.h"
 #include "lock.h"
 #include "qstill-qmp.h"
 #include "recover.h"
@@ -84,6 +85,18 @@ static bool socket_is_dead(const char *path)
     return errno == ENOENT || errno == ECONNREFUSED || errno == ENOTDIR;
 }
 
+/* Once more when somebody answers, but no QMP: an event of the client before
+ * us has been seen in front of the greeting. */
+static int open_qmp(struct session *s, struct qstill_error *err)
+{
+    if (qstill_qmp_open(&s->qmp, s->rec.qmp, NULL, err) == 0)
+        return 0;
+    if (err->code != QSTILL_E_UNREACHABLE || socket_is_dead(s->rec.qmp))
+        return err->code;
+    clock_sleep_ms(50);
+    return qstill_qmp_open(&s->qmp, s->rec.qmp, NULL, err);
+}
+
 int session_connect(struct session *s, struct qstill_error *err)
 {
     struct qstill_error why = {0};
@@ -91,12 +104,13 @@ int session_connect(struct session *s, struct qstill_error *err)
 
     if (s->qmp)
         return 0;
-    if (qstill_qmp_open(&s->qmp, s->rec.qmp, NULL, &why) < 0) {
+    if (open_qmp(s, &why) < 0) {
         if (why.code == QSTILL_E_UNREACHABLE && socket_is_dead(s->rec.qmp))
             return 0;
         *err = why;
         return err->code;
     }
+    err_clear(&why);
     if (qstill_qmp_peer_pid(s->qmp, &pid, &why) == 0)
         s->pid = pid;
     if (session_refresh(s, err) < 0) {
