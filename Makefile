@@ -102,7 +102,7 @@ UNIT_LDFLAGS_test_cli_list = $(addprefix -Wl$(comma)--wrap=, \
     qstill_snapshot_list qstill_snapshot_list_free)
 
 UNIT_LDFLAGS_test_cli_run = $(addprefix -Wl$(comma)--wrap=, \
-    qstill_job_run qstill_job_cancel)
+    qstill_job_run qstill_job_cancel qstill_job_text)
 
 # The tests of the command's own files link them too, all but main.
 $(BUILD)/obj/cli.a: $(filter-out %/main.o,$(CLI_OBJS))

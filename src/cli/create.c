@@ -115,6 +115,7 @@ static int create_run(struct cli *cli, const struct args *args,
         show_plan(cli, job);
         return 0;
     }
+    show_account(cli, job);
     return show_created(cli, vm, qstill_create_id(job), err);
 }
 

@@ -9,7 +9,6 @@
 #include "find.h"
 #include "run.h"
 #include "show.h"
-#include "text.h"
 
 static bool in_list(const struct qstill_snapshot_list *list, const char *id)
 {
@@ -70,8 +69,7 @@ static int delete_run(struct cli *cli, const struct args *args,
         show_plan(cli, job);
         return 0;
     }
-    if (cli->verbose)
-        text_safe_lines(stderr, qstill_job_text(job));
+    show_account(cli, job);
     if (qstill_snapshot_list(store, vm, &after, err) < 0)
         return err->code;
     show_deleted(cli, vm, before, after);

@@ -32,13 +32,14 @@
 
 #include "cli.h"
 
-#define GROUPS_MAX       1024
-#define DAEMON_WAIT_MS   2000  /* for QEMU to detach or to fail */
-#define LAUNCHER_WAIT_MS 10000 /* for a launcher to have the VM's socket made  \
-                                */
-#define SLICE_MS        10
+#define GROUPS_MAX      1024
 #define LOG_TAIL_MAX    4096 /* read back to quote the last line */
 #define CHILD_STATUS_FD 3
+#define SLICE_MS        10
+/* How long QEMU may take to detach or to fail, and a launcher to have the VM's
+ * socket made. */
+#define DAEMON_WAIT_MS   2000
+#define LAUNCHER_WAIT_MS 10000
 
 enum report_kind {
     REPORT_PID,   /* value: pid of what was started */

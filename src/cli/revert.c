@@ -90,6 +90,7 @@ static int revert_run(struct cli *cli, const struct args *args,
         show_plan(cli, job);
         return 0;
     }
+    show_account(cli, job);
     revert_words(cli, vm, snap, result);
     if (!cli->json)
         return 0;

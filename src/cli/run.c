@@ -9,10 +9,12 @@
 #include <errno.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "progress.h"
+#include "text.h"
 
 /* What a signal handler can reach must be static. */
 static struct qstill_job *_Atomic running_job;
@@ -61,6 +63,22 @@ void run_prepare(const struct cli *cli)
         signal(ignored[i], SIG_IGN);
 }
 
+/* What a failed job has to say beyond its error, such as an undo that did not
+ * succeed either. */
+static void print_account(const struct cli *cli, const struct qstill_job *job)
+{
+    const char *text = qstill_job_text(job);
+
+    while (*text) {
+        size_t n = strcspn(text, "\n");
+
+        fprintf(stderr, "qstill: %s: ", cli->verb->name);
+        text_safe_n(stderr, text, n);
+        fputc('\n', stderr);
+        text += n + (text[n] == '\n');
+    }
+}
+
 int run_job(struct cli *cli, struct qstill_job *job, struct qstill_error *err)
 {
     struct progress progress;
@@ -73,6 +91,8 @@ int run_job(struct cli *cli, struct qstill_job *job, struct qstill_error *err)
     r = qstill_job_run(job, progress_tick, &progress, err);
     atomic_store(&running_job, NULL);
     progress_end(&progress);
+    if (r < 0)
+        print_account(cli, job);
     return r;
 }
 

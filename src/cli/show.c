@@ -109,6 +109,12 @@ void show_plan(const struct cli *cli, const struct qstill_job *job)
     text_safe_lines(stdout, text);
 }
 
+void show_account(const struct cli *cli, const struct qstill_job *job)
+{
+    if (cli->verbose)
+        text_safe_lines(stderr, qstill_job_text(job));
+}
+
 void show_words(const struct cli *cli, const char *fmt, ...)
 {
     char text[1024];

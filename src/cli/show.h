@@ -17,6 +17,9 @@ void show_lines_json(struct out *o, const char *key, const char *text);
 /* The plan of a --dry-run: {"plan":[...]} or the lines, on stdout. */
 void show_plan(const struct cli *cli, const struct qstill_job *job);
 
+/* With -v, what a finished job has to tell, on stderr. */
+void show_account(const struct cli *cli, const struct qstill_job *job);
+
 /* Words for people on stderr, one line; not with --json or -q. */
 void show_words(const struct cli *cli, const char *fmt, ...) PRINTF_LIKE(2, 3);
 

@@ -52,7 +52,7 @@ static bool steers(uint32_t cp)
            (cp >= 0x2066 && cp <= 0x2069) || cp == 0xfeff;
 }
 
-static size_t put_safe(FILE *f, const char *s, size_t n)
+size_t text_safe_n(FILE *f, const char *s, size_t n)
 {
     size_t columns = 0;
 
@@ -76,7 +76,7 @@ static size_t put_safe(FILE *f, const char *s, size_t n)
 
 size_t text_safe(FILE *f, const char *s)
 {
-    return put_safe(f, s, strlen(s));
+    return text_safe_n(f, s, strlen(s));
 }
 
 void text_safe_lines(FILE *f, const char *s)
@@ -84,7 +84,7 @@ void text_safe_lines(FILE *f, const char *s)
     while (*s) {
         size_t n = strcspn(s, "\n");
 
-        put_safe(f, s, n);
+        text_safe_n(f, s, n);
         fputc('\n', f);
         s += n + (s[n] == '\n');
     }

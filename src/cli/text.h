@@ -18,6 +18,7 @@ size_t text_utf8_len(const char *s, size_t n);
  * \xNN. Returns the columns used (a wide character counts as one).
  */
 size_t text_safe(FILE *f, const char *s);
+size_t text_safe_n(FILE *f, const char *s, size_t n);
 
 /* The same for text of several lines, each ended by a line break. */
 void text_safe_lines(FILE *f, const char *s);

@@ -22,6 +22,7 @@ static int verify_run(struct cli *cli, const struct args *args,
     if (qstill_verify(store, vm, snap, &job, err) < 0 ||
         run_job(cli, job, err) < 0)
         return err->code;
+    show_account(cli, job);
     if (cli->json) {
         out_object(&o, NULL);
         out_text(&o, "vm", vm);

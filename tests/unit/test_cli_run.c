@@ -30,6 +30,7 @@ int __wrap_qstill_job_run(struct qstill_job *job,
                           void (*tick)(void *, const struct qstill_progress *),
                           void *user, struct qstill_error *err);
 void __wrap_qstill_job_cancel(struct qstill_job *job);
+const char *__wrap_qstill_job_text(const struct qstill_job *job);
 
 int __wrap_qstill_job_run(struct qstill_job *job,
                           void (*tick)(void *, const struct qstill_progress *),
@@ -42,6 +43,12 @@ int __wrap_qstill_job_run(struct qstill_job *job,
     if (r < 0)
         err->code = r;
     return r;
+}
+
+const char *__wrap_qstill_job_text(const struct qstill_job *job)
+{
+    assert_ptr_equal(job, fake_job);
+    return "undo of disks: no\tluck\n";
 }
 
 void __wrap_qstill_job_cancel(struct qstill_job *job)
@@ -128,8 +135,8 @@ static void signals_cancel_and_do_not_kill(void **state)
     assert_int_equal(pipe(fds), 0);
     assert_int_equal(run_into(fds[1], &cli, signals_come), QSTILL_E_CANCELLED);
     read_all(fds[0], text, sizeof(text));
-    assert_string_equal(text,
-                        "qstill: cancelling, and undoing what was begun\n");
+    assert_string_equal(text, "qstill: cancelling, and undoing what was begun\n"
+                              "qstill: create: undo of disks: no\\x09luck\n");
     close(fds[0]);
     close(fds[1]);
 }
