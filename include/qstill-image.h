@@ -69,8 +69,8 @@ struct qstill_image_info {
 /*
  * What one image says about itself. Takes no lock, so that it can be asked of
  * a running VM's image. `format` is "qcow2", "raw", or NULL: qcow2 when the
- * file begins as one, else PRECONDITION (a raw image must be named as such).
- * Free with qstill_image_info_free().
+ * file begins as one, else raw; say "raw" for a raw disk that a guest has had,
+ * which can begin as anything. Free with qstill_image_info_free().
  */
 int qstill_image_info(const char *path, const char *format,
                       struct qstill_image_info **out, struct qstill_error *err);

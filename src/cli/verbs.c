@@ -22,6 +22,7 @@ const struct verb *const verbs[] = {
     &verb_image_info,
     &verb_image_map,
     &verb_image_check,
+    &verb_image_compare,
     &verb_image_merge,
     /* the command itself */
     &verb_completion,

@@ -25,6 +25,7 @@ extern const struct verb verb_vms;
 extern const struct verb verb_image_info; /* image.c */
 extern const struct verb verb_image_map;
 extern const struct verb verb_image_check;
+extern const struct verb verb_image_compare;
 extern const struct verb verb_image_merge;
 
 #endif

@@ -6,9 +6,9 @@
 #include "qcow2/chain.h"
 #include "qstill-image.h"
 
-/* "qcow2", "raw", or NULL: qcow2 if the file begins as one. A guest can write
- * that into its raw disk, so nothing but the user's own word or an image that
- * somebody made an overlay of may lead here. */
+/* "qcow2", "raw", or NULL: qcow2 if the file begins as one, else raw. A guest
+ * can write such a beginning into its raw disk: only for files that the user
+ * has named, never for a backing file. */
 int image_format_of(const char *path, const char *format,
                     enum qcow2_format *out, struct qstill_error *err);
 

@@ -1,5 +1,9 @@
 /* SPDX-License-Identifier: MIT */
-/* Who owns which cluster of a file: finds the first overlap. */
+/*
+ * Which clusters of a file are metadata: no two tables may share one, and no
+ * guest data may lie over one. (Data over data is the refcounts' business:
+ * with a count of two it is legal, and reading it does no harm.)
+ */
 #ifndef QSTILL_QCOW2_CLAIMS_H
 #define QSTILL_QCOW2_CLAIMS_H
 
@@ -7,12 +11,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
-enum claim {
-    CLAIM_ALONE = 1,  /* one owner: metadata or a data cluster */
-    CLAIM_SHARED = 2, /* compressed data, which may share clusters */
-};
-
-/* Two bits per cluster; calloc leaves untouched pages unbacked. */
+/* One bit per cluster; calloc leaves untouched pages unbacked. */
 struct claims {
     uint8_t *bits;
     uint64_t n;
@@ -21,7 +20,7 @@ struct claims {
 static inline int claims_init(struct claims *c, uint64_t clusters)
 {
     c->n = clusters;
-    c->bits = calloc(clusters / 4 + 1, 1);
+    c->bits = calloc(clusters / 8 + 1, 1);
     return c->bits ? 0 : -1;
 }
 
@@ -30,18 +29,17 @@ static inline void claims_fini(struct claims *c)
     free(c->bits);
 }
 
-/* False: outside of the file, or somebody else's. */
-static inline bool claims_take(struct claims *c, uint64_t cluster,
-                               enum claim how)
+/* In the file, and no table's. */
+static inline bool claims_is_free(const struct claims *c, uint64_t cluster)
 {
-    unsigned shift = 2 * (cluster % 4), now;
+    return cluster < c->n && !(c->bits[cluster / 8] >> (cluster % 8) & 1);
+}
 
-    if (cluster >= c->n)
+static inline bool claims_take(struct claims *c, uint64_t cluster)
+{
+    if (!claims_is_free(c, cluster))
         return false;
-    now = c->bits[cluster / 4] >> shift & 3;
-    if (now != 0 && (now != CLAIM_SHARED || how != CLAIM_SHARED))
-        return false;
-    c->bits[cluster / 4] |= (uint8_t)(how << shift);
+    c->bits[cluster / 8] |= (uint8_t)(1u << (cluster % 8));
     return true;
 }
 

@@ -3,7 +3,7 @@
  * One open image file and, once loaded, the map of what it holds. Opening
  * checks the header; loading the map checks every table entry that the guest
  * can reach (QEMU finds such damage only at use): nothing lies outside the
- * file, nothing overlaps metadata, no cluster has two owners.
+ * file or over metadata.
  *
  * Never opened: what is no regular file or is a symbolic link. Not mapped
  * (PRECONDITION): encrypted images, external data files.

@@ -41,7 +41,7 @@ static int claim_table(struct loader *l, const char *what, uint64_t off,
     uint64_t cs = l->img->cluster_size;
 
     for (uint64_t c = off / cs; c < div_up_u64(off + bytes, cs); c++)
-        if (!claims_take(&l->claims, c, CLAIM_ALONE))
+        if (!claims_take(&l->claims, c))
             return err_set(err, QSTILL_E_CORRUPT,
                            "%s: the %s lies outside the file or over other "
                            "metadata",
@@ -101,18 +101,16 @@ static int claim_metadata(struct loader *l, struct qstill_error *err)
 
 /* -------------------------------------------------------------- L2 entries */
 
-static int claim_cluster(struct loader *l, uint64_t guest, uint64_t host,
+static int check_cluster(struct loader *l, uint64_t guest, uint64_t host,
                          struct qstill_error *err)
 {
-    if (claims_take(&l->claims, host / l->img->cluster_size, CLAIM_ALONE))
+    if (claims_is_free(&l->claims, host / l->img->cluster_size))
         return 0;
-    return corrupt(l, guest,
-                   "a cluster lies outside the file or belongs to something "
-                   "else, too",
+    return corrupt(l, guest, "a cluster lies outside the file or over metadata",
                    err);
 }
 
-static int claim_compressed(struct loader *l, uint64_t guest,
+static int check_compressed(struct loader *l, uint64_t guest,
                             const struct l2_entry *e, struct qstill_error *err)
 {
     uint64_t cs = l->img->cluster_size;
@@ -122,9 +120,8 @@ static int claim_compressed(struct loader *l, uint64_t guest,
     if (e->host >= end)
         return corrupt(l, guest, "compressed data lies outside the file", err);
     for (uint64_t c = e->host / cs; c <= (end - 1) / cs; c++)
-        if (!claims_take(&l->claims, c, CLAIM_SHARED))
-            return corrupt(l, guest, "compressed data lies over other clusters",
-                           err);
+        if (!claims_is_free(&l->claims, c))
+            return corrupt(l, guest, "compressed data lies over metadata", err);
     return 0;
 }
 
@@ -173,7 +170,7 @@ static int add_entry(struct loader *l, uint64_t guest, const struct l2_entry *e,
     if (e->kind == L2_BAD)
         return corrupt(l, guest, e->why, err);
     if (e->kind != L2_COMPRESSED && e->host &&
-        claim_cluster(l, guest, e->host, err) < 0)
+        check_cluster(l, guest, e->host, err) < 0)
         return err->code;
     switch (e->kind) {
     case L2_DATA:
@@ -183,7 +180,7 @@ static int add_entry(struct loader *l, uint64_t guest, const struct l2_entry *e,
     case L2_ZERO_OWNED:
         return push(l, EXTENT_ZERO_OWNED, guest, cs, e->host, 0, err);
     case L2_COMPRESSED:
-        if (claim_compressed(l, guest, e, err) < 0)
+        if (check_compressed(l, guest, e, err) < 0)
             return err->code;
         return push(l, EXTENT_COMPRESSED, guest, cs, e->host, e->clen, err);
     case L2_MIXED:
