@@ -169,11 +169,11 @@ int client_read_one(struct qstill_qmp *q, uint64_t deadline, bool *got,
 
 /* ----------------------------------------------------------------- opening */
 
-static int no_greeting(struct qstill_qmp *q, struct qstill_error *err)
+static int held_by_another(const char *name, const char *why,
+                           struct qstill_error *err)
 {
-    err_set(err, QSTILL_E_BUSY,
-            "another client holds the QMP socket '%s' (no greeting came)",
-            q->ch.name);
+    err_set(err, QSTILL_E_BUSY, "another client holds the QMP socket '%s' (%s)",
+            name, why);
     return err_hint(err, "QEMU serves one client per socket: close the other,"
                          " or give QEMU one more -qmp socket for qstill");
 }
@@ -186,7 +186,7 @@ static int take_greeting(struct qstill_qmp *q, uint64_t deadline,
     if (channel_receive(&q->ch, deadline, &v, err) < 0)
         return client_die(q, err);
     if (!v)
-        return no_greeting(q, err);
+        return held_by_another(q->ch.name, "no greeting came", err);
     if (!json_is_object(json_object_get(v, "QMP"))) {
         err_set(err, QSTILL_E_CORRUPT, "its first words are no greeting");
         return client_die(q, err);
@@ -235,7 +235,9 @@ int qstill_qmp_open(struct qstill_qmp **out, const char *path,
     CLEANUP(channel_fini) struct channel ch = CHANNEL_INIT;
     uint64_t deadline = greeting_deadline(options);
 
-    if (channel_connect(&ch, path, deadline, err) < 0)
+    if (channel_connect(&ch, path, deadline, err) == QSTILL_E_BUSY)
+        return held_by_another(path, "others wait for it", err);
+    if (ch.fd < 0)
         return err->code;
     return client_new(out, &ch, options, deadline, err);
 }

@@ -30,6 +30,16 @@ static bool next_line(const char **text, char line[LINE_MAX_BYTES])
     return true;
 }
 
+/* Rows to make room for: no more than lines, and no more than the limit. */
+static size_t rows_of(const char *text)
+{
+    size_t lines = 1;
+
+    for (; *text && lines < RAMTEXT_ROWS_MAX; text++)
+        lines += *text == '\n' || *text == '\r';
+    return lines;
+}
+
 static char *skip_blanks(char *s)
 {
     return s + strspn(s, " \t");
@@ -200,7 +210,7 @@ int ramtext_blocks(const char *text, struct qmp_ram *out,
     char line[LINE_MAX_BYTES] = "";
     struct columns columns;
 
-    ram.blocks = calloc(RAMTEXT_ROWS_MAX, sizeof(*ram.blocks));
+    ram.blocks = calloc(rows_of(text), sizeof(*ram.blocks));
     if (!ram.blocks)
         return err_nomem(err);
     if (!next_line(&text, line) || !parse_head(line, &columns))
@@ -303,7 +313,7 @@ int ramtext_map(const char *text, struct qmp_ram_map *out,
     char line[LINE_MAX_BYTES];
     bool ours = false;
 
-    map.ranges = calloc(RAMTEXT_ROWS_MAX, sizeof(*map.ranges));
+    map.ranges = calloc(rows_of(text), sizeof(*map.ranges));
     if (!map.ranges)
         return err_nomem(err);
     while (next_line(&text, line)) {
@@ -400,7 +410,7 @@ int ramtext_roms(const char *text, struct qmp_roms *out,
     CLEANUP(qmp_roms_fini) struct qmp_roms roms = QMP_ROMS_INIT;
     char line[LINE_MAX_BYTES];
 
-    roms.items = calloc(RAMTEXT_ROWS_MAX, sizeof(*roms.items));
+    roms.items = calloc(rows_of(text), sizeof(*roms.items));
     if (!roms.items)
         return err_nomem(err);
     while (next_line(&text, line))

@@ -67,6 +67,7 @@ class Result(unittest.TestResult):
         super().startTest(test)
         self.begun = time.monotonic()
         self.bad = []
+        self.good = False
         self.tell("start", test, str(getattr(test, "limit", 120)))
 
     def stopTest(self, test):

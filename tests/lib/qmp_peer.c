@@ -457,7 +457,7 @@ struct qmp_peer *qmp_peer_client(const char *script, struct qstill_qmp **q)
     struct qmp_peer *p;
     int fd;
 
-    options.timeout_ms = options.greeting_timeout_ms = 2000;
+    options.timeout_ms = options.greeting_timeout_ms = 20000;
     if (!strstr(script, "S {\"QMP\""))
         assert_int_equal(buf_puts(&whole, QMP_PEER_GREETING), 0);
     assert_int_equal(buf_puts(&whole, script), 0);

@@ -48,7 +48,7 @@ struct qmp_peer *qmp_peer_start(const char *script, int *fd);
 struct qmp_peer *qmp_peer_listen(const char *script, const char *path);
 
 /* The same with a client that is connected: the greeting goes before a script
- * that has none of its own. Timeouts: 2 s. */
+ * that has none of its own. Timeouts: 20 s. */
 struct qmp_peer *qmp_peer_client(const char *script, struct qstill_qmp **q);
 /* With the transcript fixtures/qmp/NAME. */
 struct qmp_peer *qmp_peer_replay(const char *name, struct qstill_qmp **q);

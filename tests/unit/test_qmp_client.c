@@ -144,7 +144,8 @@ static void a_full_queue_of_clients_is_busy(void **state)
     assert_int_equal(listen(fd, 0), 0);
     assert_int_equal(connect(waiting, (struct sockaddr *)&addr, sizeof(addr)),
                      0);
-    open_at(addr.sun_path, QSTILL_E_BUSY, "has clients waiting already");
+    open_at(addr.sun_path, QSTILL_E_BUSY, "(others wait for it)");
+    assert_non_null(strstr(err.hint, "one client per socket"));
     close(fd);
     close(waiting);
     mem_tmpdir_remove(dir, dirfd);
