@@ -2,7 +2,7 @@
 /*
  * libqstill: disk images without a VM. Reads qcow2 (versions 2 and 3) and raw
  * images and their chains, checks and compares them, takes layers out of a
- * chain, flattens chains. The conventions are those of qstill.h.
+ * chain. The conventions are those of qstill.h.
  *
  * Formats are never guessed for backing files: an overlay must say "qcow2" or
  * "raw". Refused with QSTILL_E_PRECONDITION: encrypted images, external data
@@ -176,34 +176,13 @@ struct qstill_image_merge_result {
     uint64_t bytes_freed;  /* disk blocks given back, an estimate before */
     double ms;
 };
-/* Of a finished merge or flatten job. */
+/* Of a finished merge job. */
 void qstill_image_merge_result(const struct qstill_job *job,
                                struct qstill_image_merge_result *out);
 
 /* Finishes or undoes a merge that died, by the journal beside `path`'s
  * directory; *did says whether there was one. */
 int qstill_image_recover(const char *path, bool *did, struct qstill_error *err);
-
-/* ---------------------------------------------------------------- flatten */
-
-struct qstill_image_flatten_options {
-    size_t size;
-    const char *format;        /* of TOP; NULL as above */
-    const char *output_format; /* "qcow2" (default) or "raw" */
-    bool compress;             /* qcow2 only; zlib */
-    uint64_t bwlimit;
-};
-#define QSTILL_IMAGE_FLATTEN_OPTIONS_INIT                                      \
-    {                                                                          \
-        sizeof(struct qstill_image_flatten_options), 0, 0, false, 0            \
-    }
-
-/* A job that writes what a guest sees through TOP into a new file without a
- * backing file. `output` must not exist (BUSY); it appears when complete and
- * durable. */
-int qstill_image_flatten(const char *top, const char *output,
-                         const struct qstill_image_flatten_options *options,
-                         struct qstill_job **out, struct qstill_error *err);
 
 #ifdef __cplusplus
 }
