@@ -21,7 +21,8 @@ static int parse_hex(const char *hex, struct devstate *d,
     /* exactly as long as it is, so that a sanitizer sees reads behind it */
     mem_stream_hex(&b, hex);
     exact = malloc(b.len ? b.len : 1);
-    memcpy(exact, b.data, b.len);
+    if (b.len)
+        memcpy(exact, b.data, b.len);
     rc = devstate_parse(d, exact, b.len, err);
     free(exact);
     return rc;
