@@ -46,6 +46,23 @@ static struct image *layer(const struct merge_group *g, size_t i)
 
 /* ------------------------------------------------------------------ locking */
 
+/* A dirty bitmap says what changed since a backup. Merged data would have to
+ * be marked in it, which is not built: better no merge than a backup that
+ * silently lacks data. One that is inconsistent already tells nothing. */
+static int check_bitmaps(const struct image *img, struct qstill_error *err)
+{
+    const struct qcow2_header *h = &img->info.header;
+
+    if (!image_is_qcow2(img) || !h->has_bitmaps || h->nb_bitmaps == 0 ||
+        !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS))
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%s has %u dirty bitmap%s, which a merge would make wrong",
+            img->path, h->nb_bitmaps, h->nb_bitmaps == 1 ? "" : "s");
+    return err_hint(err, "remove them (qemu-img bitmap --remove) and make a "
+                         "full backup afterwards");
+}
+
 static int lock_and_load(struct merge_group *g, struct qstill_error *err)
 {
     for (size_t i = g->upper; i <= g->last; i++) {
@@ -63,6 +80,8 @@ static int lock_and_load(struct merge_group *g, struct qstill_error *err)
                     img->path);
             return err_hint(err, "qemu-img check -r all may repair it");
         }
+        if (check_bitmaps(img, err) < 0)
+            return err->code;
     }
     return chain_load(g->chain, g->upper, g->last, err);
 }
