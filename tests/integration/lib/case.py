@@ -103,6 +103,17 @@ class Case(unittest.TestCase):
             if vm.process:
                 vm.process.poll()
 
+    def lingering(self):
+        """A process of ours that is ending: until we can reap it, one of its
+        threads may still hold its sockets open."""
+        self.reap()
+        for pid in self.pids:
+            with contextlib.suppress(OSError):
+                with open("/proc/%d/cmdline" % pid, "rb") as f:
+                    if not f.read():
+                        return True
+        return False
+
     @staticmethod
     def processes(word):
         """The QEMUs whose command line has `word` in it. A zombie has none."""

@@ -208,13 +208,13 @@ class VM:
             self.wait_off()
 
     def wait_off(self, timeout=20):
+        """Until it is gone for good: a process that ends loses its command
+        line before it closes its sockets."""
         deadline = time.monotonic() + timeout
-        while self.alive():
+        while self.alive() or self.case.lingering():
             if time.monotonic() > deadline:
                 raise AssertionError("QEMU did not end in %d s" % timeout)
-            self.case.reap()
             time.sleep(0.02)
-        self.case.reap()
 
     # ---------------------------------------------------------- looking at it
 
