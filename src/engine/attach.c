@@ -74,8 +74,13 @@ static int add_disk(struct vm_record *rec, const struct qmp_disk *q,
     struct arena *a = &rec->arena;
     const char *path = *q->protocol_path ? q->protocol_path : q->path;
     struct vm_disk *d = &rec->disks[rec->disk_count];
+    CLEANUP(freep) char *real = NULL;
     char *abs = session_resolve(a, &rec->launch, path);
 
+    /* Layers are kept by their real names: a link may point elsewhere later. */
+    real = abs ? realpath(abs, NULL) : NULL;
+    if (real)
+        abs = arena_strdup(a, real);
     if (!abs)
         return err_nomem(err);
     if (check_disk(rec, q, abs, err) < 0)

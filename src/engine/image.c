@@ -24,8 +24,8 @@ int image_format_of(const char *path, const char *format,
     if (io_openat(io_real(), AT_FDCWD, path, O_RDONLY, 0, &fd, err) < 0 ||
         io_read_upto(io_real(), fd, magic, sizeof(magic), 0, &got, err) < 0)
         return err->code;
-    *out = get_be32(magic) == QCOW2_MAGIC ? QCOW2_FORMAT_QCOW2
-                                          : QCOW2_FORMAT_RAW;
+    *out =
+        get_be32(magic) == QCOW2_MAGIC ? QCOW2_FORMAT_QCOW2 : QCOW2_FORMAT_RAW;
     return 0;
 }
 

@@ -125,6 +125,20 @@ const char *json_in_string(struct json_in *in, const json_t *obj,
     return copy;
 }
 
+const char *json_in_path(struct json_in *in, const json_t *obj, const char *key,
+                         enum json_need need)
+{
+    const char *s = json_in_string(in, obj, key, need);
+
+    for (const char *p = s; p; p = strchr(p + 1, '/'))
+        if (*p != '/' ||
+            (strncmp(p, "/..", 3) == 0 && (!p[3] || p[3] == '/'))) {
+            bad(in, key, "no absolute path");
+            return NULL;
+        }
+    return s;
+}
+
 uint64_t json_in_u64(struct json_in *in, const json_t *obj, const char *key,
                      enum json_need need)
 {

@@ -35,6 +35,9 @@ int json_file_write(int dirfd, const char *name, const json_t *root,
 /* A string; NULL when optional and missing or null. */
 const char *json_in_string(struct json_in *in, const json_t *obj,
                            const char *key, enum json_need need);
+/* A string that is an absolute path without a ".." in it. */
+const char *json_in_path(struct json_in *in, const json_t *obj, const char *key,
+                         enum json_need need);
 uint64_t json_in_u64(struct json_in *in, const json_t *obj, const char *key,
                      enum json_need need);
 double json_in_real(struct json_in *in, const json_t *obj, const char *key);

@@ -185,7 +185,16 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
     struct manifest scratch = {.arena = ARENA_INIT};
     struct manifest_disk now = *d;
     const char *what = NULL;
-    int r = layer_identify(&scratch, &now, err);
+    struct stat st;
+    int r;
+
+    /* attach resolved the path, so no link stood there */
+    if (lstat(d->path, &st) == 0 && S_ISLNK(st.st_mode)) {
+        err_set(err, QSTILL_E_CORRUPT, "disk %s: %s is a symbolic link now",
+                d->name, d->path);
+        return err_hint(err, "bring the original file back");
+    }
+    r = layer_identify(&scratch, &now, err);
 
     if (r == 0 && d->ino && (now.dev != d->dev || now.ino != d->ino))
         what = "is another file than the one that was frozen";
@@ -196,12 +205,12 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
              (now.mtime_ns != d->mtime_ns || now.file_size != d->file_size))
         what = "was written to after it was frozen";
     if (what) {
-        r = err_set(err, QSTILL_E_PRECONDITION, "disk %s: %s %s", d->name,
-                    d->path, what);
+        r = err_set(err, QSTILL_E_CORRUPT, "disk %s: %s %s", d->name, d->path,
+                    what);
         err_hint(err, "bring the original file back; --force takes it as it "
                       "is");
     } else if (r == QSTILL_E_NOT_FOUND) {
-        err_set(err, QSTILL_E_PRECONDITION,
+        err_set(err, QSTILL_E_NOT_FOUND,
                 "disk %s: the frozen layer %s is "
                 "gone",
                 d->name, d->path);

@@ -60,7 +60,8 @@ int layer_is_empty(const char *path, const char *format, bool *empty,
 struct manifest_disk;
 int layer_identify(struct manifest *m, struct manifest_disk *d,
                    struct qstill_error *err);
-/* PRECONDITION when the file is not the one that was frozen. */
+/* CORRUPT when the file is not the one that was frozen, NOT_FOUND when it is
+ * gone. */
 int layer_check(const struct manifest_disk *d, struct qstill_error *err);
 
 /* The journal of one of our own merges, in the VM's directory. */

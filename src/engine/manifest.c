@@ -28,7 +28,7 @@ static void read_disks(struct json_in *in, const json_t *root,
         d->qdev = json_in_string(in, o, "qdev", JSON_OPTIONAL);
         d->device = json_in_string(in, o, "device", JSON_OPTIONAL);
         d->node = json_in_string(in, o, "node", JSON_OPTIONAL);
-        d->path = json_in_string(in, o, "path", JSON_REQUIRED);
+        d->path = json_in_path(in, o, "path", JSON_REQUIRED);
         d->format = json_in_string(in, o, "format", JSON_REQUIRED);
         d->virtual_size = json_in_u64(in, o, "virtualSize", JSON_REQUIRED);
         d->dev = json_in_u64(in, o, "dev", JSON_OPTIONAL);

@@ -27,6 +27,7 @@
 #define LONG_DOWNTIME  2000000       /* ms; QEMU's own maximum */
 #define PRECOPY_PASSES 6             /* then the guest has to wait */
 #define CANCEL_WAIT_MS 10000
+#define CAPTURE_END_MS 3000
 
 static bool is_stream(const struct memcap *m)
 {
@@ -145,13 +146,22 @@ int memcap_prepare(struct memcap *m, struct session *s, enum mode mode,
                         : open_copy(m, &o, err);
 }
 
+static int failed(struct memcap *m, struct qstill_error *err)
+{
+    err_wrap(err, "capturing the memory");
+    if (err->code == QSTILL_E_NO_SPACE && !err->hint[0])
+        err_hint(err, "free some space in %s, or take another --store",
+                 m->s->store->dir);
+    return err->code;
+}
+
 /* A capture that ended early says why. */
 static int capture_failed(struct memcap *m, struct qstill_error *err)
 {
     struct capture_result ignored;
 
     if (capture_finish(m->cap, &ignored, err) < 0)
-        return err_wrap(err, "capturing the memory");
+        return failed(m, err);
     return err_set(err, QSTILL_E_FAILED, "the memory's stream ended early");
 }
 
@@ -179,11 +189,17 @@ int memcap_precopy_start(struct memcap *m, struct qstill_error *err)
 static int migration_failed(struct memcap *m, const struct qmp_migration *mig,
                             struct qstill_error *err)
 {
+    double deadline = clock_ms() + CAPTURE_END_MS;
     struct capture_status st;
 
     m->migrating = false;
-    /* Our own end of the pipe may be the reason: a full disk, say. */
+    /* Our own end of the pipe may be the reason: a full disk, say. It says so
+     * when its writes are over, a little after QEMU saw the pipe close. */
     capture_poll(m->cap, &st);
+    while (!st.complete && clock_ms() < deadline) {
+        clock_sleep_ms(5);
+        capture_poll(m->cap, &st);
+    }
     if (st.complete && capture_failed(m, err) < 0 &&
         err->code != QSTILL_E_CORRUPT)
         return err->code;
@@ -333,9 +349,7 @@ int memcap_step(struct memcap *m, bool *done, uint64_t *bytes_done,
 int memcap_finish(struct memcap *m, struct capture_result *out,
                   struct qstill_error *err)
 {
-    if (capture_finish(m->cap, out, err) < 0)
-        return err_wrap(err, "capturing the memory");
-    return 0;
+    return capture_finish(m->cap, out, err) < 0 ? failed(m, err) : 0;
 }
 
 /* ------------------------------------------------------------------- abort */

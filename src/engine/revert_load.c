@@ -109,6 +109,21 @@ static int load_state(struct revert *r, bool *done, struct qstill_error *err)
     return *done ? restore_finish(r->restore, &result, err) : 0;
 }
 
+/* A damaged file ends the stream early. QEMU may take its time to notice. */
+static bool sender_failed(struct revert *r, struct qstill_error *err)
+{
+    struct restore_result ignored;
+    struct qstill_error why = {0};
+
+    if (restore_finish(r->restore, &ignored, &why) == 0 ||
+        why.code == QSTILL_E_UNREACHABLE)
+        return false;
+    *err = why;
+    err_wrap(err, "loading the memory");
+    revert_say_how(r, err);
+    return true;
+}
+
 int revert_load_step(void *ctx, bool *done, struct qstill_error *err)
 {
     struct revert *r = ctx;
@@ -118,6 +133,8 @@ int revert_load_step(void *ctx, bool *done, struct qstill_error *err)
     if (!r->restore)
         return 0;
     restore_poll(r->restore, &st);
+    if (st.complete && sender_failed(r, err))
+        return err->code;
     job_measure(r->job, st.bytes_done, st.bytes_total);
     if (load_state(r, done, err) < 0)
         return err->code;

@@ -29,7 +29,7 @@ static void read_disks(struct json_in *in, const json_t *root,
         d->device = json_in_string(in, o, "device", JSON_OPTIONAL);
         d->attach_path = json_in_string(in, o, "attachPath", JSON_REQUIRED);
         d->attach_format = json_in_string(in, o, "attachFormat", JSON_REQUIRED);
-        d->head_path = json_in_string(in, o, "headPath", JSON_REQUIRED);
+        d->head_path = json_in_path(in, o, "headPath", JSON_REQUIRED);
         d->head_format = json_in_string(in, o, "headFormat", JSON_REQUIRED);
         d->virtual_size = json_in_u64(in, o, "virtualSize", JSON_REQUIRED);
     }
@@ -51,7 +51,7 @@ static void read_hidden(struct json_in *in, const json_t *root,
         const json_t *o = json_array_get(array, i);
 
         rec->hidden[i].disk = json_in_string(in, o, "disk", JSON_REQUIRED);
-        rec->hidden[i].path = json_in_string(in, o, "path", JSON_REQUIRED);
+        rec->hidden[i].path = json_in_path(in, o, "path", JSON_REQUIRED);
         rec->hidden[i].format = json_in_string(in, o, "format", JSON_REQUIRED);
     }
     rec->hidden_count = n;
