@@ -23,8 +23,8 @@ struct capture {
     struct worker worker;
     struct ramset_writer *writer;
     int instant_fd; /* readable for good: the owner called capture_instant */
-    int device_fd;
-    bool ready; /* by atomics only */
+    int device_fd;  /* by atomics: given while the thread runs */
+    bool ready;     /* by atomics only */
     bool instant_taken;
     bool finished; /* the owner got a good result */
     struct capture_result result;
@@ -99,7 +99,8 @@ static int run(void *ctx, struct qstill_error *err)
 
     if (c->ops->run(c->ctx, c, err) < 0)
         return err->code;
-    if (c->device_fd >= 0 && copy_device_state(c, err) < 0)
+    if (__atomic_load_n(&c->device_fd, __ATOMIC_ACQUIRE) >= 0 &&
+        copy_device_state(c, err) < 0)
         return err->code;
     if (worker_check(&c->worker, err) < 0 || ramset_commit(c->writer, err) < 0)
         return err->code;
@@ -131,6 +132,7 @@ void capture_poll(struct capture *c, struct capture_status *status)
 int capture_device_state(struct capture *c, int fd, struct qstill_error *err)
 {
     uint8_t head[DEVSTATE_HEADER + 1];
+    int copy;
 
     if (!c->ops->stopped_by_owner || c->device_fd >= 0)
         return err_set(err, QSTILL_E_FAILED,
@@ -140,9 +142,10 @@ int capture_device_state(struct capture *c, int fd, struct qstill_error *err)
     if (!devstate_begins(head))
         return err_set(err, QSTILL_E_CORRUPT,
                        "this is no device state of QEMU");
-    c->device_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
-    if (c->device_fd < 0)
+    copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (copy < 0)
         return err_errno(err, errno, "cannot keep the device state");
+    __atomic_store_n(&c->device_fd, copy, __ATOMIC_RELEASE);
     return 0;
 }
 

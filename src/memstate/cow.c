@@ -110,6 +110,7 @@ static void cow_free(void *ctx)
     cow_map_fini(&cow->map);
     cow_pool_fini(&cow->pool);
     closep(&cow->kick_fd);
+    closep(&cow->pidfd);
     sem_destroy(&cow->ready);
     sem_destroy(&cow->go);
     pthread_mutex_destroy(&cow->pick);
@@ -201,7 +202,11 @@ static int add_block(struct cow *cow, const struct capture_source *s,
         .fd = ram.fd,
         .fd_off = ram.fd_off,
     };
-    return register_block(cow, s, &ram, err);
+    if (register_block(cow, s, &ram, err) < 0) {
+        closep(&ram.fd);
+        return err->code;
+    }
+    return 0;
 }
 
 static void free_blocks(struct cow_block *blocks, size_t count)
@@ -236,8 +241,9 @@ static int add_blocks(struct cow *cow, struct capture *c,
                              &index, err);
         if (r == 0 && is_small(s, &small))
             r = add_small(cow, s, index, err);
-        else if (r == 0)
-            r = add_block(cow, s, index, &maps, no_file, &blocks[n++], err);
+        else if (r == 0 && (r = add_block(cow, s, index, &maps, no_file,
+                                          &blocks[n], err)) == 0)
+            n++;
     }
     if (r < 0) {
         free_blocks(blocks, n);
@@ -265,6 +271,7 @@ static int cow_new(struct cow **out, pid_t pid,
         return err_nomem(err);
     cow->pid = pid;
     cow->uffd.fd = -1;
+    cow->pidfd = -1;
     cow->stats_out = o->stats;
     cow->copier_count = (unsigned)min_u64(copiers, COW_COPIERS_MAX);
     sem_init(&cow->ready, 0, 0);
@@ -272,9 +279,10 @@ static int cow_new(struct cow **out, pid_t pid,
     pthread_mutex_init(&cow->pick, NULL);
     cow->waiters = calloc(COW_WAITERS, sizeof(*cow->waiters));
     cow->kick_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (!cow->waiters || cow->kick_fd < 0) {
+    cow->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (!cow->waiters || cow->kick_fd < 0 || cow->pidfd < 0) {
         cow_free(cow);
-        return err_nomem(err);
+        return err_set(err, QSTILL_E_FAILED, "cannot watch process %d", pid);
     }
     *out = cow;
     return 0;
@@ -358,7 +366,7 @@ int capture_cow_check(pid_t pid, const struct capture_source *blocks,
     for (size_t i = 0; i < count; i++) {
         struct region_ram ram;
 
-        if (check_rights(pid, blocks[i].hva, err) < 0)
+        if (blocks[i].size > 0 && check_rights(pid, blocks[i].hva, err) < 0)
             return err_wrap(err, "RAM block '%.100s'", blocks[i].id);
         if (is_small(&blocks[i], &small))
             continue;

@@ -27,10 +27,12 @@ struct unit_copy {
     struct chunk *parts[PARTS];
 };
 
-static int fail(struct cow *cow, struct qstill_error *err)
+/* The first one counts: when all protection is lifted after it, others fail
+ * because of that. */
+static void fail(struct cow *cow, const struct qstill_error *err)
 {
-    cow_copiers_stop(cow);
-    return err->code;
+    if (!__atomic_exchange_n(&cow->stop, true, __ATOMIC_ACQ_REL))
+        cow->error = *err;
 }
 
 static void place_saved(void *user, uint32_t page, const uint8_t *data)
@@ -230,22 +232,23 @@ static int copier_run(struct cow_copier *k, struct qstill_error *err)
 
     r = chunk_writer_open(&w, capture_writer(cow->capture), o->io, BUFFERS,
                           err);
-    sem_post(&cow->ready);
     if (r < 0)
-        return fail(cow, err);
+        fail(cow, err);
+    sem_post(&cow->ready);
     while (sem_wait(&cow->go) < 0)
         ;
-    if (!__atomic_load_n(&cow->stop, __ATOMIC_ACQUIRE) &&
-        copy_all(k, w, err) < 0)
-        return fail(cow, err);
-    return 0;
+    if (__atomic_load_n(&cow->stop, __ATOMIC_ACQUIRE))
+        return 0;
+    return copy_all(k, w, err);
 }
 
 static void *copier_main(void *arg)
 {
+    struct qstill_error err = {0};
     struct cow_copier *k = arg;
 
-    copier_run(k, &k->error);
+    if (copier_run(k, &err) < 0)
+        fail(k->cow, &err);
     __atomic_sub_fetch(&k->cow->running, 1, __ATOMIC_ACQ_REL);
     kick(k->cow);
     return NULL;
@@ -276,9 +279,8 @@ int cow_copiers_start(struct cow *cow, struct qstill_error *err)
     for (unsigned i = 0; i < cow->started; i++)
         while (sem_wait(&cow->ready) < 0)
             ;
-    for (unsigned i = 0; i < cow->started; i++)
-        if (__atomic_load_n(&cow->stop, __ATOMIC_ACQUIRE))
-            return cow_copiers_join(cow, err);
+    if (__atomic_load_n(&cow->stop, __ATOMIC_ACQUIRE))
+        return cow_copiers_join(cow, err);
     return 0;
 }
 
@@ -295,20 +297,14 @@ void cow_copiers_stop(struct cow *cow)
 
 int cow_copiers_join(struct cow *cow, struct qstill_error *err)
 {
-    int first = 0;
-
     /* Those that still wait for the start. One too many does no harm. */
     cow_copiers_go(cow);
     for (unsigned i = 0; i < cow->started; i++) {
-        struct cow_copier *k = &cow->copiers[i];
-
-        pthread_join(k->thread, NULL);
-        capture_figures(cow->capture)->written_bytes += k->written;
-        if (k->error.code != 0 && first == 0) {
-            *err = k->error;
-            first = k->error.code;
-        }
+        pthread_join(cow->copiers[i].thread, NULL);
+        capture_figures(cow->capture)->written_bytes += cow->copiers[i].written;
     }
     cow->started = 0;
-    return first;
+    if (cow->error.code != 0)
+        *err = cow->error;
+    return cow->error.code;
 }

@@ -42,12 +42,12 @@ struct cow_copier {
     unsigned number;
     struct pace pace;
     uint64_t written; /* bytes that are not zero */
-    struct qstill_error error;
 };
 
 struct cow {
     struct capture *capture;
     pid_t pid;
+    int pidfd; /* readable when the target has ended */
     struct uffd uffd;
     struct cow_map map;
     struct cow_pool pool;
@@ -67,11 +67,12 @@ struct cow {
     unsigned started;
     sem_t ready; /* a copier is set up, or has failed */
     sem_t go;
-    pthread_mutex_t pick; /* around cow_map_next() */
-    int kick_fd;          /* wakes the fault server */
-    unsigned running;     /* atomic: copiers that are not done */
-    bool stop;            /* atomic: an error, or cancelled */
-    bool waiting;         /* atomic: there are waiters */
+    pthread_mutex_t pick;      /* around cow_map_next() */
+    int kick_fd;               /* wakes the fault server */
+    unsigned running;          /* atomic: copiers that are not done */
+    bool stop;                 /* atomic: an error, or cancelled */
+    struct qstill_error error; /* of the copier that set it */
+    bool waiting;              /* atomic: there are waiters */
 };
 
 /* Reads the target's memory; false when a part of it is not there. */

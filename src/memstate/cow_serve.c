@@ -319,17 +319,17 @@ static int sleep_until(struct cow *cow, int fd, int ms, uint64_t *since_ns,
         {cow->uffd.fd, POLLIN, 0},
         {cow->kick_fd, POLLIN, 0},
         {fd, POLLIN, 0},
+        {cow->pidfd, POLLIN, 0},
     };
     eventfd_t ignored;
 
-    if (poll(fds, 3, ms) < 0 && errno != EINTR)
+    if (poll(fds, ARRAY_LEN(fds), ms) < 0 && errno != EINTR)
         return err_errno(err, errno, "poll failed");
     *since_ns = worker_now_ns();
     if (fds[1].revents)
         eventfd_read(cow->kick_fd, &ignored);
     *got = fds[2].revents != 0;
-    /* The mm of the target is gone: nothing more will ever come. */
-    if (fds[0].revents & (POLLERR | POLLHUP))
+    if (fds[3].revents)
         return lost(cow, ESRCH, "watch", err);
     return 0;
 }
