@@ -37,7 +37,7 @@ int cow_setup(void **state)
     f->cow = (struct capture_cow_options)CAPTURE_COW_OPTIONS_INIT;
     f->cow.stats = &f->stats;
     f->stress = (struct cow_stress){
-        .size = 24 * MIB + 12288, .threads = 4, .pace_us = 300};
+        .size = 16 * MIB + 12288, .threads = 4, .pace_us = 1000};
     f->rom = mmap(NULL, 65536, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     mem_set_fill(f->rom, 65536, 10, 5);
@@ -75,7 +75,7 @@ size_t cow_sources(struct cow_fixture *f, struct capture_source *out)
 {
     uint64_t at = (uintptr_t)f->stress.ram;
     bool huge = f->stress.fd >= 0 && f->stress.size % (2 * MIB) == 0;
-    uint64_t first = 8 * MIB, gap = huge ? 0 : 8192;
+    uint64_t first = 4 * MIB, gap = huge ? 0 : 8192;
     uint64_t second = f->stress.size - first - gap;
 
     out[0] = (struct capture_source){"pc.ram", at + first + gap, second, 0};

@@ -20,7 +20,7 @@ static void rounds(struct cow_fixture *f, enum cow_memory kind, bool other,
     if (more)
         count = (unsigned)atoi(more);
     /* Slow enough that there is time to write. */
-    f->options.bwlimit = 60 * MIB;
+    f->options.bwlimit = 50 * MIB;
     cow_start(f, kind, other);
     for (unsigned i = 0; i < count; i++) {
         cow_round(f);
@@ -59,7 +59,7 @@ static void hugetlbfs_is_one_cut(void **state)
 {
     struct cow_fixture *f = *state;
 
-    f->stress.size = 24 * MIB;
+    f->stress.size = 16 * MIB;
     rounds(f, COW_HUGE, true, 2);
 }
 

@@ -132,8 +132,8 @@ static void our_death_lets_everybody_go(void **state)
         cow_round(f);
         cow_empty_dir(f);
         cow_stress_stop(&f->stress);
-        f->stress =
-            (struct cow_stress){.size = 16 * MIB, .threads = 4, .pace_us = 300};
+        f->stress = (struct cow_stress){
+            .size = 16 * MIB, .threads = 4, .pace_us = 1000};
     }
 }
 
@@ -175,8 +175,8 @@ static void a_target_that_dies_is_an_error(void **state)
         cow_start(f, COW_PRIVATE, true);
         c = bring_to(f, (enum phase)phase);
         cow_stress_stop(&f->stress);
-        f->stress =
-            (struct cow_stress){.size = 24 * MIB, .threads = 4, .pace_us = 300};
+        f->stress = (struct cow_stress){
+            .size = 16 * MIB, .threads = 4, .pace_us = 1000};
         mem_set_wait(c, MEM_SET_COMPLETE);
         assert_true(capture_finish(c, &r, &f->err) < 0);
         assert_true(f->err.code == QSTILL_E_UNREACHABLE ||
@@ -192,7 +192,7 @@ static void a_full_pool_makes_writers_wait_and_stays_right(void **state)
 
     f->cow.pool_bytes = 1; /* 4 MiB is the least */
     f->options.bwlimit = 30 * MIB;
-    f->stress.size = 64 * MIB;
+    f->stress.size = 32 * MIB;
     f->stress.pace_us = 0;
     cow_start(f, COW_PRIVATE, true);
     cow_round(f);

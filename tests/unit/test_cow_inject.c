@@ -102,7 +102,7 @@ static void all_registers_of_a_busy_thread_stay(void **state)
     (void)state;
     assert_int_equal(cow_spin(1000), 0);
     cow_target_start(&t, COW_SPIN);
-    for (unsigned i = 1; i <= 150; i++)
+    for (unsigned i = 1; i <= 60; i++)
         inject_once(&t, i);
     cow_target_goes_on(&t);
     cow_target_goes_on(&t);
@@ -178,7 +178,7 @@ static void a_wait_with_its_own_signal_mask_is_left_alone(void **state)
 
 static void no_signal_is_lost(void **state)
 {
-    enum { SIGNALS = 4000 };
+    enum { SIGNALS = 1000 };
     union sigval v = {.sival_int = 0};
     struct cow_target t;
     pid_t sender;
@@ -208,11 +208,13 @@ static void a_stopped_process_is_refused_and_stays_stopped(void **state)
 {
     struct cow_target t;
     uint64_t before;
+    int status;
 
     (void)state;
     cow_target_start(&t, COW_MANY);
     kill(t.pid, SIGSTOP);
-    usleep(20000);
+    assert_int_equal(waitpid(t.pid, &status, WUNTRACED), t.pid);
+    assert_true(WIFSTOPPED(status));
     before = t.report->loops;
     expect_refusal(&t, QSTILL_E_PRECONDITION, "is stopped by a signal");
     usleep(20000);
@@ -242,7 +244,7 @@ static void stops_and_continues_in_between_do_no_harm(void **state)
             usleep(100 + i % 7 * 50);
         }
     }
-    for (int i = 0; i < 200; i++) {
+    for (int i = 0; i < 80; i++) {
         if (inject_fd(t.pid, &call, NULL, &result, &err) == 0)
             close(result.fd);
         else
@@ -278,13 +280,13 @@ static void a_process_that_dies_meanwhile_is_an_error(void **state)
     struct cow_target t;
 
     (void)state;
-    for (unsigned i = 0; i < 25; i++) {
+    for (unsigned i = 0; i < 12; i++) {
         pid_t killer;
 
         cow_target_start(&t, COW_MANY);
         killer = fork();
         if (killer == 0) {
-            usleep(i * 50);
+            usleep(i * 100);
             kill(t.pid, SIGKILL);
             _exit(0);
         }
@@ -497,9 +499,13 @@ static bool inject_and_die(const struct cow_target *t, unsigned step,
 
     assert_true(pid >= 0);
     if (pid == 0) {
-        for (int i = 0; i < (kill_after_us ? 1000 : 1); i++)
-            if (inject_fd(t->pid, &call, &options, &result, &err) == 0)
-                close(result.fd);
+        for (int i = 0; i < (kill_after_us ? 1000 : 1); i++) {
+            if (inject_fd(t->pid, &call, &options, &result, &err) < 0) {
+                print_error("%s\n", err.message);
+                _exit(1);
+            }
+            close(result.fd);
+        }
         _exit(0);
     }
     if (kill_after_us) {
@@ -507,6 +513,7 @@ static bool inject_and_die(const struct cow_target *t, unsigned step,
         kill(pid, SIGKILL);
     }
     assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status) || WEXITSTATUS(status) == 0);
     return WIFSIGNALED(status);
 }
 
@@ -535,7 +542,7 @@ static void the_target_survives_our_death_at_each_step(void **state)
 static void the_target_survives_our_death_at_any_time(void **state)
 {
     const char *more = getenv("QSTILL_TEST_ROUNDS");
-    unsigned rounds = more ? (unsigned)atoi(more) : 80;
+    unsigned rounds = more ? (unsigned)atoi(more) : 40;
     unsigned died = 0;
     struct cow_target t;
 
