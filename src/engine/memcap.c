@@ -383,6 +383,8 @@ void memcap_abort(struct memcap *m)
     if (m->s->qmp && is_stream(m))
         qmp_closefd(m->s->qmp, STREAM_FD, &ignored);
     memcap_restore_settings(m);
+    closep(&m->pipefd); /* a capture waits for the end of its pipe */
+    m->pipefd = -1;
     capture_close(m->cap);
     m->cap = NULL;
 }

@@ -48,6 +48,9 @@ struct page_state {
     size_t sums_len;
 };
 
+/* A QEMU that sends nothing for so long is not sending any more. */
+#define SILENCE_MS 30000
+
 struct stream {
     int fd;
     enum capture_flavour flavour;
@@ -414,6 +417,23 @@ static int pump(struct stream *s, struct qstill_error *err)
     }
 }
 
+/*
+ * QEMU 7.2 hangs for good when the pipe of a background snapshot breaks: its
+ * RAM stays write-protected and nobody serves the faults any more. So what we
+ * cannot use is read all the same, until QEMU has done or has been cancelled.
+ */
+static void swallow(struct stream *s)
+{
+    struct pollfd p = {.fd = s->fd, .events = POLLIN};
+    ssize_t n = 1;
+
+    while (n != 0 && poll(&p, 1, SILENCE_MS) > 0) {
+        n = read(s->fd, s->input, READ_SIZE);
+        if (n < 0 && errno != EAGAIN && errno != EINTR)
+            return;
+    }
+}
+
 static int receive(struct stream *s, struct qstill_error *err)
 {
     struct capture *c = s->capture;
@@ -424,7 +444,9 @@ static int receive(struct stream *s, struct qstill_error *err)
         return err->code;
     capture_set_ready(c);
     rc = pump(s, err);
-    /* Also, and at once, when we failed: QEMU must not wait for us. */
+    if (rc < 0 && s->flavour == CAPTURE_BACKGROUND)
+        swallow(s);
+    /* precopy: at once, also when we failed: QEMU must not wait for us. */
     closep(&s->fd);
     s->fd = -1;
     if (rc < 0 || chunk_writer_drain(s->writer, err) < 0)
