@@ -28,7 +28,8 @@ struct record_op {
     uint8_t *data;
     char *name; /* relative to the watched directory */
     char *to;
-    unsigned flags; /* of a rename */
+    unsigned flags;        /* of a rename */
+    struct timespec mtime; /* of the file, afterwards */
 };
 
 struct record_node {
@@ -36,6 +37,7 @@ struct record_node {
     ino_t ino;
     uint8_t *start; /* content when recording began; NULL: made later */
     size_t start_len;
+    struct timespec mtime; /* then */
 };
 
 struct record_name {
@@ -45,7 +47,8 @@ struct record_name {
 
 struct record {
     struct io io;
-    char *dir; /* absolute, no symbolic links */
+    char *dir;       /* absolute, no symbolic links */
+    char *nodes_dir; /* node N is the file N here */
     struct record_op *ops;
     size_t op_count;
     struct record_node *nodes;
@@ -53,5 +56,8 @@ struct record {
     struct record_name *names; /* when recording began */
     size_t name_count;
 };
+
+/* DIR.nodes-XXX/N */
+const char *record_node_path(const struct record *r, int node);
 
 #endif

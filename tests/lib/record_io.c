@@ -38,12 +38,48 @@ static struct record_op *add(struct record *r, enum record_type type, int node)
     return op;
 }
 
-static int node_new(struct record *r, const struct stat *st)
+const char *record_node_path(const struct record *r, int node)
 {
+    char name[32];
+
+    snprintf(name, sizeof(name), "%d", node);
+    return memio_path(r->nodes_dir, name);
+}
+
+/* `path` leads to the file, perhaps through /proc. */
+static int node_new(struct record *r, const char *path)
+{
+    int node = (int)r->node_count;
+    struct stat st;
+
+    if (stat(path, &st) < 0 ||
+        linkat(AT_FDCWD, path, AT_FDCWD, record_node_path(r, node),
+               AT_SYMLINK_FOLLOW) < 0)
+        memio_die("recorder: cannot link %s: %s", path, strerror(errno));
     r->nodes = grow(r->nodes, r->node_count, sizeof(*r->nodes));
-    r->nodes[r->node_count] =
-        (struct record_node){.dev = st->st_dev, .ino = st->st_ino};
-    return (int)r->node_count++;
+    r->nodes[r->node_count++] = (struct record_node){
+        .dev = st.st_dev, .ino = st.st_ino, .mtime = st.st_mtim};
+    return node;
+}
+
+static int node_of_fd(struct record *r, int fd)
+{
+    char link[64];
+
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
+    return node_new(r, link);
+}
+
+/* An operation that sets the file's time. */
+static struct record_op *add_content(struct record *r, enum record_type type,
+                                     int node, int fd)
+{
+    struct record_op *op = add(r, type, node);
+    struct stat st;
+
+    if (fstat(fd, &st) == 0)
+        op->mtime = st.st_mtim;
+    return op;
 }
 
 /* The youngest of that inode number: numbers are used again. -1: a file
@@ -104,14 +140,12 @@ static int rec_openat(const struct io *io, int dirfd, const char *path,
     if (fd < 0)
         return fd;
     name = relative(r, dirfd, path);
-    if (name && !there && (flags & O_CREAT) && fstat(fd, &st) == 0) {
-        struct record_op *op = add(r, REC_CREATE, node_new(r, &st));
-
-        op->name = name;
+    if (name && !there && (flags & O_CREAT)) {
+        add(r, REC_CREATE, node_of_fd(r, fd))->name = name;
         return fd;
     }
     if (name && (flags & O_TRUNC))
-        add(r, REC_SIZE, node_of(r, fd));
+        add_content(r, REC_SIZE, node_of(r, fd), fd);
     free(name);
     return fd;
 }
@@ -122,10 +156,10 @@ static ssize_t rec_pread(const struct io *io, int fd, void *data, size_t len,
     return io_real_ops.pread(io, fd, data, len, off);
 }
 
-static void add_write(struct record *r, int node, const void *data, size_t len,
-                      uint64_t off)
+static void add_write(struct record *r, int node, int fd, const void *data,
+                      size_t len, uint64_t off)
 {
-    struct record_op *op = add(r, REC_WRITE, node);
+    struct record_op *op = add_content(r, REC_WRITE, node, fd);
 
     op->off = off;
     op->len = len;
@@ -142,7 +176,7 @@ static ssize_t rec_pwrite(const struct io *io, int fd, const void *data,
     int node = n > 0 ? node_of(record_of(io), fd) : -1;
 
     if (node >= 0)
-        add_write(record_of(io), node, data, (size_t)n, off);
+        add_write(record_of(io), node, fd, data, (size_t)n, off);
     return n;
 }
 
@@ -183,7 +217,7 @@ static int rec_ftruncate(const struct io *io, int fd, uint64_t size)
     int node = e < 0 ? -1 : node_of(record_of(io), fd);
 
     if (node >= 0)
-        add(record_of(io), REC_SIZE, node)->off = size;
+        add_content(record_of(io), REC_SIZE, node, fd)->off = size;
     return e;
 }
 
@@ -200,13 +234,13 @@ static int rec_fallocate(const struct io *io, int fd, int mode, uint64_t off,
         ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
         memio_die("recorder: fallocate mode %#x is not known", mode);
     if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)) {
-        op = add(record_of(io), REC_PUNCH, node);
+        op = add_content(record_of(io), REC_PUNCH, node, fd);
         op->off = off;
         op->len = len;
     }
     if (mode & FALLOC_FL_KEEP_SIZE)
         return e;
-    op = add(record_of(io), REC_GROW, node);
+    op = add_content(record_of(io), REC_GROW, node, fd);
     op->off = off;
     op->len = len;
     return e;
@@ -231,7 +265,7 @@ static int rec_clone_range(const struct io *io, int src, uint64_t src_off,
     n = pread(src, data, len, (off_t)src_off);
     if (n < 0)
         memio_die("recorder: cannot read what was cloned");
-    add_write(record_of(io), node, data, (size_t)n, dst_off);
+    add_write(record_of(io), node, dst, data, (size_t)n, dst_off);
     free(data);
     return e;
 }
@@ -312,12 +346,8 @@ static void take_file(void *user, const char *name)
 {
     struct record *r = user;
     const char *path = memio_path(r->dir, name);
-    struct stat st;
-    int node;
+    int node = node_new(r, path);
 
-    if (stat(path, &st) < 0)
-        memio_die("recorder: cannot stat %s", path);
-    node = node_new(r, &st);
     r->nodes[node].start = memio_get(path, &r->nodes[node].start_len);
     r->names = grow(r->names, r->name_count, sizeof(*r->names));
     r->names[r->name_count++] =
@@ -332,6 +362,9 @@ struct record *record_new(const char *dir)
         memio_die("recorder: no directory %s: %s", dir, strerror(errno));
     r->io.ops = &record_ops;
     r->io.user = r;
+    if (asprintf(&r->nodes_dir, "%s.nodes-XXXXXX", r->dir) < 0 ||
+        !mkdtemp(r->nodes_dir))
+        memio_die("recorder: no directory beside %s", r->dir);
     memio_each(r->dir, take_file, r);
     return r;
 }
@@ -352,6 +385,7 @@ void record_free(struct record *r)
     free(r->ops);
     free(r->nodes);
     free(r->names);
+    memio_dir_remove(r->nodes_dir);
     free(r->dir);
     free(r);
 }

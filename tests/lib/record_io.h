@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * An I/O table that records every change to the files below one directory, in
- * order, while it happens for real; and rebuilds, in another directory, what
- * a power cut at any point may leave of it.
+ * order, while it happens for real; and rebuilds there, afterwards, what a
+ * power cut at any point may leave: the same inodes under the same names, so
+ * that a journal that names them holds. For that each file has a second link
+ * in a directory beside it, DIR.nodes-*.
  *
  * What a cut keeps: what was synced, for certain; of everything else any part.
  * Of a file, any subset of the writes since its last fdatasync or fsync, torn
@@ -18,8 +20,8 @@
 
 struct record;
 
-/* Watches the files below `dir` as they are now; only one level of nothing
- * else may change them. */
+/* Watches the files below `dir` as they are now; until record_free() nobody
+ * may change them but through the table. */
 struct record *record_new(const char *dir);
 void record_free(struct record *r);
 /* The table to pass to the code under test; belongs to the record. */
@@ -41,13 +43,14 @@ enum record_loss {
     RECORD_LOSS_KINDS
 };
 
-/* Writes the state after `count` operations and a cut into the empty directory
- * `into`. `seed` drives the coins. */
+/* Puts the directory into the state after `count` operations and a cut,
+ * whatever is in it now. `seed` drives the coins. */
 void record_replay(const struct record *r, size_t count, enum record_loss loss,
-                   uint64_t seed, const char *into);
+                   uint64_t seed);
 
 /* NULL when a replay of everything equals the watched directory; else what
- * differs (static buffer): something went past the table. */
+ * differs (static buffer): something went past the table. To be asked before
+ * the first replay. */
 const char *record_bypassed(const struct record *r);
 
 #endif

@@ -4,7 +4,7 @@
  * with those applied, then real files of it.
  */
 #include <errno.h>
-#include <libgen.h>
+#include <fcntl.h>
 #include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +23,7 @@ struct content {
     uint8_t *data;
     size_t len;
     size_t cap;
+    struct timespec mtime;
 };
 
 struct model {
@@ -111,8 +112,9 @@ static void apply_file(struct model *m, const struct record_op *op, bool torn)
             memset(c->data + op->off, 0, min_u64(op->len, c->len - op->off));
         break;
     default:
-        break;
+        return;
     }
+    c->mtime = op->mtime;
 }
 
 static struct record_name *find_name(struct model *m, const char *name)
@@ -266,6 +268,7 @@ static void model_init(struct model *m, const struct record *r, uint64_t seed)
     if (!m->files || !m->names)
         memio_die("replay: out of memory");
     for (size_t i = 0; i < r->node_count; i++) {
+        m->files[i].mtime = r->nodes[i].mtime;
         if (r->nodes[i].start)
             put(&m->files[i], 0, r->nodes[i].start, r->nodes[i].start_len);
     }
@@ -281,36 +284,38 @@ static void model_fini(struct model *m)
     free(m->names);
 }
 
-static void make_parents(const char *path)
+static void remove_name(void *user, const char *name)
 {
-    char *copy = strdup(path);
+    const struct record *r = user;
 
-    for (char *p = copy; (p = strchr(p + 1, '/'));) {
-        *p = '\0';
-        if (mkdir(copy, 0700) < 0 && errno != EEXIST)
-            memio_die("replay: cannot make %s", copy);
-        *p = '/';
-    }
-    free(copy);
+    if (unlink(memio_path(r->dir, name)) < 0)
+        memio_die("replay: cannot remove %s", name);
+}
+
+static void put_file(const struct record *r, const struct content *c, int node,
+                     const char *name)
+{
+    const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, c->mtime};
+    const char *path = record_node_path(r, node);
+
+    memio_put(path, c->data, c->len);
+    if (utimensat(AT_FDCWD, path, times, 0) < 0 ||
+        link(path, memio_path(r->dir, name)) < 0)
+        memio_die("replay: cannot make %s: %s", name, strerror(errno));
 }
 
 void record_replay(const struct record *r, size_t count, enum record_loss loss,
-                   uint64_t seed, const char *into)
+                   uint64_t seed)
 {
     struct model m;
 
     model_init(&m, r, seed);
     apply(&m, min_u64(count, r->op_count), loss);
+    memio_each(r->dir, remove_name, (void *)(uintptr_t)r);
     for (size_t i = 0; i < m.name_count; i++) {
-        const struct content *c;
-        const char *path = memio_path(into, m.names[i].name);
-
-        if (m.names[i].node < 0)
-            continue;
-        c = &m.files[m.names[i].node];
-        if (strchr(m.names[i].name, '/'))
-            make_parents(path);
-        memio_put(path, c->data, c->len);
+        if (m.names[i].node >= 0)
+            put_file(r, &m.files[m.names[i].node], m.names[i].node,
+                     m.names[i].name);
     }
     model_fini(&m);
 }
