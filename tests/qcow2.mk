@@ -23,3 +23,12 @@ $(BUILD)/crash/failalloc.so: tests/crash/failalloc.c
 	$(Q)$(CC) -std=c11 -O2 $(WARN) -shared -fPIC -o $@ $<
 
 check-qcow2 check-deep: $(BUILD)/crash/failalloc.so
+
+# Replays what a crash leaves of a merge (tests/crash/crash_merge.c).
+$(BUILD)/crash/crash_merge: $(BUILD)/obj/tests/crash/crash_merge.o \
+    $(TLIB_OBJS) $(BUILD)/libqstill.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcmocka
+
+check-qcow2 check-deep: $(BUILD)/crash/crash_merge

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Random small chains, made by our own writer, through tests/crash: every
+state a crash can leave of their merges is recovered and judged.
+
+COUNT (default 6) chains from SEED on; DEEP=1 takes 300 random cuts for each
+interval between two syncs instead of 6, and has qemu-img look at more states.
+"""
+
+import os
+import random
+import shutil
+import unittest
+
+import qbuild
+import qtools
+
+SEED = int(os.environ.get("SEED", "1"))
+COUNT = int(os.environ.get("COUNT", "6"))
+DEEP = bool(os.environ.get("DEEP"))
+PROGRAM = os.path.join(os.path.dirname(qtools.QSTILL), "crash/crash_merge")
+
+
+def layer(rng, path, size, backing, fmt):
+    """One image with a few clusters of each kind."""
+    bits = rng.choice((9, 10, 12, 12, 14, 16))
+    extended = bits >= 14 and rng.random() < 0.4
+    version = 3 if extended or rng.random() < 0.8 else 2
+    v3 = version == 3
+    b = qbuild.Builder(
+        rng, size, bits, version,
+        rng.choice((4, 4, 4, 3, 2, 5)) if v3 else 4, extended,
+        rng.choice(("zlib", "zstd")) if v3 else "zlib", backing, fmt,
+        feature_names=rng.random() < 0.5, gaps=rng.choice((0, 0.2)),
+        autoclear=rng.choice((0, 0, 1 << 9)) if v3 else 0)
+    clusters = (size + b.cs - 1) >> bits
+    for _ in range(rng.randrange(1, 24)):
+        i, kind = rng.randrange(clusters), rng.randrange(5)
+        data = rng.randbytes(b.cs // 2) + bytes([rng.randrange(256)]) * (
+            b.cs - b.cs // 2)
+        if kind == 0 and v3:
+            b.zero(i)
+        elif kind == 1 and v3:
+            b.zero_alloc(i)
+        elif kind == 2:
+            b.compressed(i, data)
+        elif extended:
+            alloc = rng.getrandbits(32)
+            b.sub(i, alloc, rng.getrandbits(32) & ~alloc, data)
+        else:
+            b.data(i, data)
+    if v3 and rng.random() < 0.15:
+        b.bitmap("backup", 12, {1, 2, 5})
+    try:
+        return b.write(path)
+    except OverflowError:
+        return layer(rng, path, size, backing, fmt)
+
+
+def chain(rng, directory):
+    """(top, layers to drop): names in the directory."""
+    os.makedirs(directory)
+    size = rng.randrange(40, 400) * 512
+    names, fmt = [], None
+    for i in range(rng.choice((2, 3, 3, 4))):
+        name = "l%d" % i
+        path = os.path.join(directory, name)
+        if i == 0 and rng.random() < 0.2:
+            with open(path, "wb") as f:
+                f.write(rng.randbytes(size // 2))
+                f.truncate(size)
+            fmt = "raw"
+        else:
+            layer(rng, path, size, names[-1] if names else None, fmt)
+            fmt = "qcow2"
+        names.append(name)
+        if rng.random() < 0.3:
+            size = max(512, size + rng.randrange(-60, 60) * 512)
+    if rng.random() < 0.3 and len(names) > 2:
+        layer(rng, os.path.join(directory, "kid"), size, names[-2], "qcow2")
+    n = rng.choice((1, 1, 1, 2, len(names) - 1))
+    return names[-1], rng.sample(names[:-1], min(n, len(names) - 1))
+
+
+@unittest.skipUnless(os.access(PROGRAM, os.X_OK), "crash_merge is not built")
+class NoCrashLosesAnything(unittest.TestCase):
+    def test_every_state_a_crash_can_leave(self):
+        print("%s: seeds %d..%d" % (self.id(), SEED, SEED + COUNT - 1))
+        states = refused = 0
+        for seed in range(SEED, SEED + COUNT):
+            rng = random.Random("crash %d" % seed)
+            root = qtools.scratch("crash-")
+            d = os.path.join(root, "images")
+            top, drop = chain(rng, d)
+            direction = rng.choice(("up", "down", "new", "auto"))
+            shutil.copytree(d, os.path.join(root, "before"))
+            with self.subTest(seed=seed):
+                r = qtools.run(
+                    PROGRAM, "-s", str(seed), "-n", "300" if DEEP else "6",
+                    "-q", "200" if DEEP else "100", d, top, direction, *drop,
+                    timeout=3600)
+                self.assertEqual(r.rc, 0, "kept in %s\n%s" % (root, r))
+                refused += r.out.startswith("refused")
+                if r.out.startswith("states: "):
+                    states += int(r.out.split()[1])
+                shutil.rmtree(root)
+        print("states: %d of %d merges, %d refused" % (states, COUNT,
+                                                       refused))
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)

@@ -1,0 +1,213 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Merges in special places: filesystems with reflinks (loop-mounted), locks
+seen by QEMU while a merge runs, a user who owns nothing."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+import unittest
+
+import qmerge
+import qtools
+
+MIB = 1 << 20
+
+
+class File:
+    def __init__(self, path):
+        self.path, self.fmt = path, "qcow2"
+
+
+def chain(directory, data=64 * MIB, run=MIB):
+    """base, mid and top of 256 MiB; mid and top with `data` bytes each."""
+    rng, paths = random.Random(1), []
+    noise = os.path.join(directory, "noise")
+    with open(noise, "wb") as f:
+        f.write(rng.randbytes(run))
+    slots = list(range(256 * MIB // run))
+    rng.shuffle(slots)
+    for name in ("base", "mid", "top"):
+        path = os.path.join(directory, name)
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2"]
+        if paths:
+            argv += ["-b", os.path.basename(paths[-1]), "-F", "qcow2"]
+        qtools.must(*argv, path, "256M")
+        io = ["qemu-io", "-f", "qcow2"]
+        for _ in range(data // run):
+            io += ["-c", "write -q -s %s %d %d" % (noise, slots.pop() * run,
+                                                   run)]
+        qtools.must(*io, path)
+        paths.append(path)
+    os.unlink(noise)
+    return paths
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root to mount")
+@unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "losetup"),
+                 qtools.missing("qemu-img", "qemu-io", "losetup"))
+class Reflinks(unittest.TestCase):
+    """Where blocks can be shared no data moves at all."""
+
+    def mounted(self, fs, *mkfs):
+        if not shutil.which(mkfs[0]):
+            self.skipTest("%s is not installed" % mkfs[0])
+        root = qtools.scratch()
+        image, mount = os.path.join(root, "fs.img"), os.path.join(root, "m")
+        os.makedirs(mount)
+        with open(image, "wb") as f:
+            f.truncate(1 << 30)
+        qtools.must(*mkfs, image)
+        device = qtools.must("losetup", "--find", "--show",
+                             image).out.strip()
+        r = qtools.run("mount", "-t", fs, device, mount)
+        if r.rc:
+            qtools.run("losetup", "-d", device)
+            shutil.rmtree(root)
+            self.skipTest("cannot mount %s: %s" % (fs, r.err))
+
+        def undo():
+            qtools.run("umount", mount)
+            qtools.run("losetup", "-d", device)
+            shutil.rmtree(root, True)
+        self.addCleanup(undo)
+        return mount, os.path.basename(device)
+
+    def written(self, device):
+        os.sync()
+        with open("/sys/block/%s/stat" % device) as f:
+            return int(f.read().split()[6]) * 512
+
+    def each_direction(self, mount, device):
+        for direction in ("auto", "up", "down", "new"):
+            with self.subTest(direction=direction):
+                d = os.path.join(mount, direction)
+                os.makedirs(d)
+                paths = chain(d)
+                m = qmerge.Merge(d, [File(p) for p in paths], paths,
+                                 [paths[1]])
+                before = self.written(device)
+                r = m.run(direction)
+                wrote = self.written(device) - before
+                self.assertEqual(r.rc, 0, str(r))
+                self.assertEqual(m.merged() + m.account(direction), [])
+                j = r.json()
+                self.assertLess(wrote, 6 * MIB, "data was copied: %r" % j)
+                self.assertEqual(m.still_writable(1), [])
+                shutil.rmtree(d)
+
+    def test_xfs(self):
+        self.each_direction(*self.mounted("xfs", "mkfs.xfs", "-q", "-m",
+                                          "reflink=1"))
+
+    def test_btrfs(self):
+        self.each_direction(*self.mounted("btrfs", "mkfs.btrfs", "-q"))
+
+    def test_xfs_without_reflink_copies(self):
+        mount, device = self.mounted("xfs", "mkfs.xfs", "-q", "-m",
+                                     "reflink=0")
+        paths = chain(mount, data=8 * MIB)
+        m = qmerge.Merge(mount, [File(p) for p in paths], paths, [paths[1]])
+        r = m.run("auto")
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertEqual(m.merged(), [])
+
+
+@unittest.skipIf(qtools.missing(), qtools.missing())
+class WhileAMergeRuns(unittest.TestCase):
+    """A merge slowed down to seconds; QEMU is kept out, and out only."""
+
+    def setUp(self):
+        self.dir = qtools.scratch()
+        self.addCleanup(shutil.rmtree, self.dir, True)
+        self.paths = chain(self.dir, data=4 * MIB, run=256 << 10)
+
+    def start(self, direction):
+        p = subprocess.Popen(
+            [qtools.QSTILL, "--json", "image", "merge", self.paths[2],
+             "--drop", self.paths[1], "--direction", direction, "--bwlimit",
+             "1000000"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True)
+        self.addCleanup(p.kill)
+        time.sleep(0.7)
+        self.assertIsNone(p.poll(), "the merge was over at once")
+        return p
+
+    def stop(self, p):
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=30)
+        self.assertEqual(p.returncode, 10, out + err)
+
+    def test_qemu_cannot_open_what_is_merged(self):
+        for direction in ("up", "down", "new"):
+            with self.subTest(direction=direction):
+                p = self.start(direction)
+                top = self.paths[2]
+                r = qtools.run("qemu-io", "-f", "qcow2", "-c", "read 0 512",
+                               top)
+                if direction != "new":
+                    self.assertIn("lock", r.out + r.err)
+                w = qtools.run("qemu-io", "-f", "qcow2", "-c",
+                               "write 0 512", top)
+                self.assertIn("lock", w.out + w.err)
+                w = qtools.run("qemu-io", "-f", "qcow2", "-c",
+                               "write 0 512", self.paths[1])
+                self.assertIn("lock", w.out + w.err)
+                self.stop(p)
+
+    def test_a_second_merge_is_refused(self):
+        p = self.start("up")
+        r = qtools.image("merge", self.paths[2], "--drop", self.paths[1])
+        self.assertEqual(r.rc, 5, str(r))
+        self.stop(p)
+
+    def test_reads_without_locks_go_on(self):
+        p = self.start("up")
+        for verb in ("info",):
+            r = qtools.image(verb, self.paths[2])
+            self.assertEqual(r.rc, 0, str(r))
+        self.stop(p)
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root to become another user")
+@unittest.skipIf(qtools.missing(), qtools.missing())
+class AsNobody(unittest.TestCase):
+    def merge(self, prepare):
+        d = qtools.scratch()
+        self.addCleanup(shutil.rmtree, d, True)
+        os.chmod(d, 0o777)
+        paths = chain(d, data=MIB, run=256 << 10)
+        for p in paths:
+            os.chown(p, 65534, 65534)
+        prepare(d, paths)
+        m = qmerge.Merge(d, [File(p) for p in paths], paths, [paths[1]])
+        p = subprocess.run([qtools.QSTILL, "--json", "image", "merge",
+                            *m.argv("auto")], user=65534, group=65534,
+                           extra_groups=[], capture_output=True, text=True)
+        m.result = qtools.Result(p.args, p.returncode, p.stdout, p.stderr)
+        return m
+
+    def test_ones_own_images_are_merged(self):
+        m = self.merge(lambda d, p: None)
+        self.assertEqual(m.result.rc, 0, str(m.result))
+        self.assertEqual(m.merged(), [])
+
+    def test_an_image_that_may_not_be_written_is_refused_untouched(self):
+        def foreign(d, paths):
+            os.chown(paths[2], 0, 0)
+            os.chmod(paths[2], 0o644)
+        m = self.merge(foreign)
+        self.assertEqual(m.result.rc, 8, str(m.result))
+        self.assertEqual(m.untouched(), [])
+
+    def test_a_directory_that_may_not_be_written_is_refused_untouched(self):
+        m = self.merge(lambda d, p: os.chmod(d, 0o755))
+        self.assertEqual(m.result.rc, 8, str(m.result))
+        self.assertEqual(m.untouched(), [])
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=1)
