@@ -208,14 +208,13 @@ static int run_merge(struct proof *p, const struct io *io, long steps,
     struct merge *m = NULL;
     char top[4096];
     struct merge_request q = request_of(p, top, sizeof(top));
-    bool done = false, late;
+    bool done = false;
     int e = merge_open(&m, io, &q, err);
 
     while (e == 0 && !done) {
         if (steps-- == 0) {
-            e = merge_cancel(m, &late, err);
-            if (e < 0 || !late)
-                break;
+            e = merge_cancel(m, err);
+            break;
         }
         e = merge_step(m, &done, err);
     }
@@ -318,6 +317,13 @@ static void every_interval(struct proof *p)
     }
 }
 
+static int other_error(unsigned kind)
+{
+    if (kind == FAULT_OPEN)
+        return EMFILE;
+    return kind == FAULT_READ ? ENOMEM : ENOSPC;
+}
+
 static void every_fault(struct proof *p)
 {
     static const unsigned kinds[] = {
@@ -333,7 +339,7 @@ static void every_fault(struct proof *p)
 
             fault_io_init(&f, io_real());
             f.kinds = kinds[k / 4];
-            f.error = k & 1 ? ENOSPC : EIO;
+            f.error = k & 1 ? other_error(f.kinds) : EIO;
             f.onwards = k & 2;
             f.at = n;
             record_replay(p->record, 0, RECORD_KEEP_ALL, 0);

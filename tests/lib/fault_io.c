@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "fault_io.h"
 
-#include <fcntl.h>
-
 static struct fault_io *fault_of(const struct io *io)
 {
     return io->user;
@@ -31,12 +29,7 @@ static bool fails(const struct io *io, enum fault_kind kind)
 static int fault_openat(const struct io *io, int dirfd, const char *path,
                         int flags, mode_t mode)
 {
-    const struct io *below = fault_of(io)->below;
-    bool writes = (flags & O_ACCMODE) != O_RDONLY || (flags & O_CREAT);
-
-    if (writes && fails(io, FAULT_OPEN) && fault_of(io)->error)
-        return -fault_of(io)->error;
-    return below->ops->openat(below, dirfd, path, flags, mode);
+    PASS(io, FAULT_OPEN, openat(below, dirfd, path, flags, mode));
 }
 
 static size_t cut(const struct io *io, enum fault_kind kind, size_t len,

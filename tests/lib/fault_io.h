@@ -9,7 +9,7 @@
 #include "base/io.h"
 
 enum fault_kind {
-    FAULT_OPEN = 1 << 0, /* that creates or opens for writing */
+    FAULT_OPEN = 1 << 0,
     FAULT_READ = 1 << 1,
     FAULT_WRITE = 1 << 2,
     FAULT_SYNC = 1 << 3, /* fdatasync and fsync */

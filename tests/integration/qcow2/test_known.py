@@ -497,6 +497,51 @@ class MergesAreRefused(MergeCase):
         if r.rc == 6:
             self.assertTrue(os.path.islink(b1))
 
+    def odd_child(self, change):
+        """A child that we may be unable to handle must not be orphaned."""
+        b0, b1, top = self.chain3()
+        kid = self.create("kid", MIB, "b1", writes=["write -q -P 7 4k 4k"])
+        want = self.view(kid)
+        change(kid)
+        before = {n: qtools.file_hash(self.path(n))
+                  for n in os.listdir(self.dir)}
+        r = qtools.image("merge", top, "--drop", b1)
+        if r.rc:
+            self.assertEqual(r.rc, 6, str(r))
+            self.assertRegex(r.err, "kid")
+            self.assertEqual(before, {n: qtools.file_hash(self.path(n))
+                                      for n in os.listdir(self.dir)})
+            return
+        self.assertEqual(self.view(kid), want, str(r))
+
+    def patch(self, path, at, data):
+        with open(path, "r+b") as f:
+            f.seek(at)
+            f.write(data)
+
+    def test_a_child_that_does_not_say_the_format_of_its_backing_file(self):
+        """As QEMU before 6.1 made them; QEMU would probe."""
+        def change(kid):
+            with open(kid, "rb") as f:
+                at = f.read(4096).index(bytes.fromhex("e2792aca"))
+            self.patch(kid, at, bytes.fromhex("12345678"))
+        self.odd_child(change)
+
+    def test_a_child_with_an_unknown_incompatible_feature(self):
+        self.odd_child(lambda kid: self.patch(kid, 72, b"\x80"))
+
+    def test_an_encrypted_child(self):
+        self.odd_child(lambda kid: self.patch(kid, 35, b"\1"))
+
+    def test_a_child_with_the_corrupt_bit(self):
+        self.odd_child(lambda kid: self.patch(kid, 79, b"\2"))
+
+    def test_a_child_with_damaged_tables(self):
+        def change(kid):
+            at = qimage.Image(kid).l1_offset
+            self.patch(kid, at, b"\x80\x00\x7f\xff\xff\xff\x00\x00")
+        self.odd_child(change)
+
     def test_internal_snapshots_are_kept_or_the_merge_is_refused(self):
         for holder in ("b1", "top"):
             for direction in DIRECTIONS:
