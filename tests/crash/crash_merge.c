@@ -359,7 +359,7 @@ static void every_fault(struct proof *p)
 
 static void every_cancel(struct proof *p)
 {
-    for (long n = 0;; n++) {
+    for (long n = 1;; n++) {
         struct qstill_error err = {0};
         int e;
 
@@ -441,6 +441,8 @@ static void prove(struct proof *p)
     if (record_bypassed(p->record))
         fail(p, record_bypassed(p->record));
     judge_after(p);
+    if (p->leaky)
+        fail(p, "an undisturbed merge leaves leaks");
     every_prefix(p);
     every_interval(p);
     every_fault(p);

@@ -26,7 +26,7 @@ const char *memio_layers_dir(void)
 unsigned memio_layers_put(const uint8_t *data, size_t size)
 {
     static const char *const names[MEMIO_MAX_LAYERS] = {"l0", "l1", "l2"};
-    unsigned count = size ? data[0] % MEMIO_MAX_LAYERS + 1 : 1;
+    unsigned count = size ? (data[0] & 3) % MEMIO_MAX_LAYERS + 1 : 1;
     size_t at = 1 + 4 * count;
 
     memio_dir_empty(memio_layers_dir());

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Several files in one fuzzer input: a count, 1 to 3, that many big-endian
- * 32-bit lengths, then their bytes; lengths are cut to what there is. They
- * become l0 (the top), l1 and l2 of a directory.
+ * Several files in one fuzzer input: a byte whose lowest two bits are their
+ * number less one, that many big-endian 32-bit lengths, then their bytes;
+ * lengths are cut to what there is. They become l0 (the top), l1 and l2 of a
+ * directory.
  */
 #ifndef TESTS_MEMIO_LAYERS_H
 #define TESTS_MEMIO_LAYERS_H

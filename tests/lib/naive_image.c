@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <zlib.h>
 #include <zstd.h>
 
@@ -14,6 +15,7 @@
 #define OFFSET     0x00fffffffffffe00ull
 #define COPIED     (1ull << 63)
 #define COMPRESSED (1ull << 62)
+#define MAX_FILE   (1 << 30) /* it is read whole */
 
 struct naive_layer {
     uint8_t *data;
@@ -56,8 +58,12 @@ static void layer_free(struct naive_layer *l)
 
 static struct naive_layer *layer_open(const char *path, bool qcow2)
 {
-    struct naive_layer *l = calloc(1, sizeof(*l));
+    struct naive_layer *l;
+    struct stat st;
 
+    if (stat(path, &st) < 0 || !S_ISREG(st.st_mode) || st.st_size > MAX_FILE)
+        return NULL;
+    l = calloc(1, sizeof(*l));
     l->qcow2 = qcow2;
     l->data = memio_get(path, &l->len);
     l->size = round_up_u64(l->len, NAIVE_SECTOR);
@@ -73,6 +79,11 @@ static struct naive_layer *layer_open(const char *path, bool qcow2)
         l->extended = u64_at(l, 72) & 16;
         l->zstd = u32_at(l, 100) > 104 && l->len > 104 && l->data[104] == 1;
     }
+    /* tables that cannot be in the file would only take time */
+    if ((u32_at(l, 4) == 3 && u32_at(l, 96) > 6) ||
+        u32_at(l, 36) > l->len / 8 || u32_at(l, 56) > l->len / l->cs ||
+        u32_at(l, 60) > l->len / 40)
+        goto bad;
     l->cluster = malloc(l->cs);
 out:
     if (l->data)
@@ -82,21 +93,28 @@ bad:
     return NULL;
 }
 
-/* The format in the header's extensions: *qcow2; false without one. */
-static bool backing_format(const struct naive_layer *l, bool *qcow2)
+/* Where a header extension's data is, and how long; 0 without one. */
+static uint64_t extension(const struct naive_layer *l, uint32_t type,
+                          uint32_t *len)
 {
     uint64_t at = u32_at(l, 4) == 3 ? u32_at(l, 100) : 72;
 
     while (at + 8 <= l->len && u32_at(l, at) != 0) {
-        uint32_t len = u32_at(l, at + 4);
-
-        if (u32_at(l, at) == 0xe2792aca && at + 8 + len <= l->len) {
-            *qcow2 = len == 5 && memcmp(l->data + at + 8, "qcow2", 5) == 0;
-            return true;
-        }
-        at += 8 + round_up_u64(len, 8);
+        *len = u32_at(l, at + 4);
+        if (u32_at(l, at) == type && at + 8 + *len <= l->len)
+            return at + 8;
+        at += 8 + round_up_u64(*len, 8);
     }
-    return false;
+    return 0;
+}
+
+static bool backing_format(const struct naive_layer *l, bool *qcow2)
+{
+    uint32_t len;
+    uint64_t at = extension(l, 0xe2792aca, &len);
+
+    *qcow2 = at && len == 5 && memcmp(l->data + at, "qcow2", 5) == 0;
+    return at != 0;
 }
 
 struct naive_chain *naive_open(const char *dir, const char *name, bool qcow2)
@@ -399,7 +417,51 @@ static bool all_copied_right(const struct naive_layer *l)
     return true;
 }
 
-/* Only images without internal snapshots and bitmaps are counted whole. */
+static void count_snapshots(struct count *k)
+{
+    const struct naive_layer *l = k->l;
+    uint64_t start = u64_at(l, 64), at = start;
+
+    for (uint32_t i = 0; i < u32_at(l, 60) && at + 40 <= l->len; i++) {
+        uint32_t lens = u32_at(l, at + 12);
+
+        if (u32_at(l, at + 8) > l->len / 8) {
+            k->bad = true;
+            return;
+        }
+        count_l1(k, u64_at(l, at), u32_at(l, at + 8));
+        at += round_up_u64(
+            40ull + u32_at(l, at + 36) + (lens >> 16) + (lens & 0xffff), 8);
+    }
+    take(k, start, at - start);
+}
+
+static void count_bitmaps(struct count *k)
+{
+    const struct naive_layer *l = k->l;
+    uint32_t len;
+    uint64_t ext = extension(l, 0x23852875, &len), at;
+
+    if (!ext || u32_at(l, 4) != 3 || !(u64_at(l, 88) & 1))
+        return;
+    at = u64_at(l, ext + 16);
+    take(k, at, u64_at(l, ext + 8));
+    for (uint32_t i = 0; i < u32_at(l, ext) && at + 24 <= l->len; i++) {
+        uint64_t table = u64_at(l, at), n = u32_at(l, at + 8);
+
+        if (n > l->len / 8) {
+            k->bad = true;
+            return;
+        }
+
+        take(k, table, n * 8);
+        for (uint64_t t = table; t < table + n * 8; t += 8)
+            take(k, u64_at(l, t) & OFFSET, u64_at(l, t) & OFFSET ? l->cs : 0);
+        at += round_up_u64(
+            24ull + u32_at(l, at + 20) + (u32_at(l, at + 16) & 0xffff), 8);
+    }
+}
+
 int naive_check(const struct naive_chain *c)
 {
     const struct naive_layer *l = c->layers[0];
@@ -418,6 +480,8 @@ int naive_check(const struct naive_chain *c)
             take(&k, u64_at(l, at) & ~511ull, l->cs);
     }
     count_l1(&k, u64_at(l, 40), u32_at(l, 36));
+    count_snapshots(&k);
+    count_bitmaps(&k);
     for (uint64_t i = 0; i < k.n; i++) {
         uint64_t have = stored(l, i);
 

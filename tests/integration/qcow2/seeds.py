@@ -73,7 +73,7 @@ def pack(*layers):
 
 
 def chains(tmp):
-    """(name, packed files): the count byte is taken modulo 3, plus one."""
+    """(name, packed files) as tests/lib/memio_layers.h has them."""
     base = image(tmp, builder(1))
     small = image(tmp, builder(2, size=5 << 9))
     v2 = image(tmp, builder(3, version=2))
@@ -109,7 +109,9 @@ def main(root):
     put("qcow2_open", "bitmap", image(tmp, builder(6), bitmap=True))
     for name, packed in chains(tmp):
         put("qcow2_map", name, packed)
-        put("qcow2_merge", name, packed)
+    for i, (name, packed) in enumerate(chains(tmp)):
+        how = packed[0] | i % 4 << 2 | (i & 1) << 4
+        put("qcow2_merge", name, bytes([how]) + packed[1:])
     for name in HOSTILE:
         put("qcow2_open", name, damaged(name, root))
 
