@@ -389,6 +389,7 @@ def main():
     ap.add_argument("--json", default=os.path.join(TOP,
                                                    "build/bench-merge.json"))
     args = ap.parse_args()
+    import merge_live
     import merge_special
     out = {"scale": args.scale, "reps": args.reps, "rows": [],
            "cold_cache": os.access("/proc/sys/vm/drop_caches", os.W_OK),
@@ -404,6 +405,7 @@ def main():
         print("--- %s (%s)" % (where, fs))
         rows = [lambda r=r: r(home, args.scale).run(args.reps)
                 for r in ROWS if args.only.lower() in r.name.lower()]
+        rows += merge_live.rows(home, args.scale, args.reps, args.only)
         if kind == "disk":
             rows += merge_special.rows(home, args.scale, args.reps, args.only)
         try:
