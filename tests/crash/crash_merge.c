@@ -3,7 +3,11 @@
  * The proof that a merge loses nothing: one merge, recorded at the I/O seam,
  * then every state that a crash could leave of it, recovered and judged.
  *
- *     crash_merge [-n SUBSETS] [-s SEED] [-q EVERY] DIR TOP DIRECTION LAYER...
+ *     crash_merge [-n SUBSETS] [-s SEED] [-q EVERY] [-l UPPER]
+ *                 DIR TOP DIRECTION LAYER...
+ *
+ * -l UPPER: the result of folding UPPER gets the name of the last LAYER
+ * (lower_name); that may be a raw image, which can only be rolled forward.
  *
  * 1. every prefix of the operations: with all of them done (a killed process),
  *    and with all lost that no sync covers (a power cut);
@@ -40,7 +44,9 @@ struct file {
     char *name;
     bool qcow2;
     bool drop;
+    bool may_go;
     uint64_t hash;
+    uint64_t other; /* what it may read like instead, or 0 */
 };
 
 struct proof {
@@ -55,6 +61,8 @@ struct proof {
     char paths[MAX_FILES][4096]; /* of the dropped layers */
     const char *drop[MAX_FILES];
     size_t drop_count;
+    bool lower_name;
+    bool raw; /* the lowest layer is, and gets the result */
     struct record *record;
     /* counts */
     unsigned long states, recovered, rolled_back, leaky, nested, faults,
@@ -87,6 +95,7 @@ static struct merge_request request_of(struct proof *p, char *top, size_t room)
     q.drop = p->drop;
     q.drop_count = p->drop_count;
     q.direction = p->direction;
+    q.lower_name = p->lower_name;
     return q;
 }
 
@@ -98,6 +107,13 @@ static uint64_t hash_of(const struct proof *p, const struct file *f)
 static bool is_there(const struct proof *p, const struct file *f)
 {
     return access(memio_path(p->dir, f->name), F_OK) == 0;
+}
+
+static bool reads_right(const struct proof *p, const struct file *f)
+{
+    uint64_t h = hash_of(p, f);
+
+    return h == f->hash || (f->other && h == f->other);
 }
 
 /* --------------------------------------------------------------- judging */
@@ -151,7 +167,7 @@ static void judge_before(struct proof *p)
     for (size_t i = 0; i < p->n; i++) {
         const struct file *f = &p->files[i];
 
-        if (!f->drop && hash_of(p, f) != f->hash)
+        if (!p->raw && !f->may_go && !reads_right(p, f))
             fail(p, memio_path("before recovery reads differently", f->name));
     }
 }
@@ -166,17 +182,16 @@ static void judge_after(struct proof *p)
     for (size_t i = 0; i < p->n; i++) {
         const struct file *f = &p->files[i];
 
-        if (f->drop && is_there(p, f))
-            dropped++;
-        else if (f->drop)
+        if (f->may_go && !is_there(p, f))
             continue;
-        if (hash_of(p, f) != f->hash)
+        dropped += f->may_go;
+        if (!reads_right(p, f))
             fail(p, memio_path("reads differently", f->name));
         check_counts(p, f);
         if (qemu && f->qcow2)
             check_by_qemu(p, f);
     }
-    p->rolled_back += dropped == p->drop_count;
+    p->rolled_back += dropped > 0;
 }
 
 static void recover(struct proof *p, const struct io *io)
@@ -228,6 +243,9 @@ static void merge_again(struct proof *p)
     struct qstill_error err = {0};
     size_t all = p->drop_count, left = 0;
 
+    if (p->lower_name) /* TOP may be gone: the names have changed */
+        return;
+
     for (size_t i = 0; i < all; i++) {
         if (access(p->drop[i], F_OK) == 0) {
             const char *path = p->drop[i];
@@ -242,7 +260,7 @@ static void merge_again(struct proof *p)
     p->drop_count = all;
     judge_after(p);
     for (size_t i = 0; i < p->n; i++) {
-        if (p->files[i].drop && is_there(p, &p->files[i]))
+        if (p->files[i].may_go && is_there(p, &p->files[i]))
             fail(p, "a layer is still there after the second try");
     }
 }
@@ -373,7 +391,7 @@ static void every_cancel(struct proof *p)
         if (!is_there(p, &p->files[0]) && n > 10000)
             fail(p, "it never ends");
         for (size_t i = 0; i < p->n; i++) {
-            if (p->files[i].drop && is_there(p, &p->files[i]))
+            if (p->files[i].may_go && is_there(p, &p->files[i]))
                 goto more; /* it was in time */
         }
         return;
@@ -408,11 +426,31 @@ static void take_drop(struct proof *p, const char *name)
     p->drop_count++;
     for (size_t i = 0; i < p->n; i++) {
         if (strcmp(p->files[i].name, name) == 0) {
-            p->files[i].drop = true;
+            p->files[i].drop = p->files[i].may_go = true;
             return;
         }
     }
     memio_die("no layer %s", name);
+}
+
+/* The last dropped layer stays and shows what UPPER showed, which goes. */
+static void take_upper(struct proof *p, const char *upper, const char *lowest)
+{
+    struct file *u = NULL, *l = NULL;
+
+    for (size_t i = 0; i < p->n; i++) {
+        if (strcmp(p->files[i].name, upper) == 0)
+            u = &p->files[i];
+        if (strcmp(p->files[i].name, lowest) == 0)
+            l = &p->files[i];
+    }
+    if (!u || !l)
+        memio_die("no layer %s or %s", upper, lowest);
+    u->may_go = true;
+    l->may_go = false;
+    l->other = u->hash;
+    p->lower_name = true;
+    p->raw = !l->qcow2;
 }
 
 static enum merge_direction direction_of(const char *word)
@@ -459,21 +497,24 @@ static void prove(struct proof *p)
 int main(int argc, char **argv)
 {
     static struct proof p = {.subsets = 20, .seed = 1};
+    const char *upper = NULL;
     int c;
 
-    while ((c = getopt(argc, argv, "n:s:q:")) != -1) {
+    while ((c = getopt(argc, argv, "n:s:q:l:")) != -1) {
         if (c == 'n')
             p.subsets = (unsigned)atoi(optarg);
         else if (c == 's')
             p.seed = strtoull(optarg, NULL, 10);
         else if (c == 'q')
             p.qemu_every = (unsigned)atoi(optarg);
+        else if (c == 'l')
+            upper = optarg;
         else
             return 2;
     }
     if (argc - optind < 4) {
         fprintf(stderr, "usage: crash_merge [-n SUBSETS] [-s SEED] "
-                        "[-q EVERY] DIR TOP DIRECTION LAYER...\n");
+                        "[-q EVERY] [-l UPPER] DIR TOP DIRECTION LAYER...\n");
         return 2;
     }
     p.dir = realpath(argv[optind], NULL);
@@ -484,6 +525,8 @@ int main(int argc, char **argv)
     memio_each(p.dir, take_file, &p);
     for (int i = optind + 3; i < argc; i++)
         take_drop(&p, argv[i]);
+    if (upper)
+        take_upper(&p, upper, argv[argc - 1]);
     prove(&p);
     for (size_t i = 0; i < p.n; i++)
         free(p.files[i].name);

@@ -4,6 +4,7 @@ the command, and lists what is wrong afterwards."""
 
 import os
 import random
+import shutil
 
 import qcompare
 import qimage
@@ -27,6 +28,25 @@ def parents(files):
         if f.fmt == "qcow2":
             out[f.path] = qimage.Image(f.path).backing_path()
     return out
+
+
+def each_seed(test, seed, count, one):
+    """one(seed, directory) gives (chain, complaints); a failure prints the
+    commands that made the images, and keeps them."""
+    print("%s: %d chains, seeds %d..%d" % (test.id(), count, seed,
+                                           seed + count - 1))
+    for s in range(seed, seed + count):
+        d = qtools.scratch()
+        with test.subTest(seed=s):
+            try:
+                chain, bad = one(s, d)
+            except qtools.Unreadable as e:
+                print("seed %d not used: %s" % (s, e))
+                chain, bad = None, []
+            if bad:
+                test.fail("seed %d, kept in %s\n%s\n%s" % (
+                    s, d, "\n".join(chain.recipe), "\n".join(bad)))
+            shutil.rmtree(d)
 
 
 class Merge:

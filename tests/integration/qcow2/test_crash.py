@@ -93,12 +93,16 @@ class NoCrashLosesAnything(unittest.TestCase):
             d = os.path.join(root, "images")
             top, drop = chain(rng, d)
             direction = rng.choice(("up", "down", "new", "auto"))
+            more = []
+            if rng.random() < 0.25:  # the lowest name, perhaps a raw image's
+                drop = ["l%d" % i for i in reversed(range(int(top[1:])))]
+                direction, more = "auto", ["-l", top]
             shutil.copytree(d, os.path.join(root, "before"))
             with self.subTest(seed=seed):
                 r = qtools.run(
                     PROGRAM, "-s", str(seed), "-n", "300" if DEEP else "6",
-                    "-q", "200" if DEEP else "100", d, top, direction, *drop,
-                    timeout=3600)
+                    "-q", "200" if DEEP else "100", *more, d, top, direction,
+                    *drop, timeout=3600)
                 self.assertEqual(r.rc, 0, "kept in %s\n%s" % (root, r))
                 refused += r.out.startswith("refused")
                 if r.out.startswith("states: "):

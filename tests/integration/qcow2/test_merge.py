@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Random merges and flattens of random chains: nothing that survives changes.
+"""Random merges of random chains: nothing that survives changes.
 
 COUNT (default 12) chains from SEED (default 1) on. A merge may be refused
 (exit 6) only where `excuses` knows a reason; then nothing may have changed.
@@ -9,7 +9,6 @@ COUNT (default 12) chains from SEED (default 1) on. A merge may be refused
 import collections
 import os
 import random
-import shutil
 import unittest
 
 import qchain
@@ -29,7 +28,7 @@ def excuses(chain, merge, direction):
             touched.add(path)
     by_path = {f.path: f for f in chain.files()}
     for path in touched:
-        out |= by_path[path].notes & {"snapshots", "shared"}
+        out |= by_path[path].notes & {"snapshots", "shared", "bitmaps"}
     if direction == "down":
         if any(by_path[p].fmt == "raw" for p in merge.drop):
             out.add("raw below")
@@ -86,62 +85,14 @@ def one_merge(seed, directory, refusals):
     return chain, [str(m.argv(direction))] * bool(bad) + bad
 
 
-def one_flatten(seed, directory):
-    chain = qchain.Chain.make(seed, directory)
-    rng = random.Random("flatten %d" % seed)
-    before = {f.path: qtools.file_hash(f.path) for f in chain.files()}
-    fmt = rng.choice(("qcow2", "qcow2", "raw"))
-    argv = ["--format", fmt]
-    if fmt == "qcow2" and rng.random() < 0.4:
-        argv.append("--compress")
-    out = os.path.join(directory, "flat." + fmt)
-    view = qtools.FileState(chain.top.path, chain.top.fmt).view
-    r = qtools.image("flatten", chain.top.path, out, *argv)
-    if r.rc:
-        return chain, [str(r)]
-    bad = ["%s was changed" % p for p, h in before.items()
-           if qtools.file_hash(p) != h]
-    if qtools.guest_hash(out, fmt) != view:
-        bad.append("flattened content differs (%s)" % argv)
-    if fmt == "qcow2":
-        check = qtools.qemu_check(out)
-        if check != (0, 0, 0):
-            bad.append("flattened image: qemu-img check says %r" % (check,))
-        _, info = qtools.qemu_json("info", "--output=json", out)
-        if "backing-filename" in info:
-            bad.append("the flattened image has a backing file")
-    again = qtools.image("flatten", chain.top.path, out, *argv)
-    if again.rc != 5:
-        bad.append("over an existing file: %s" % again)
-    return chain, bad
-
-
 @unittest.skipIf(qtools.missing(), qtools.missing())
 class MergesLoseNothing(unittest.TestCase):
-    def each(self, one):
-        print("%s: %d chains, seeds %d..%d" % (self.id(), COUNT, SEED,
-                                               SEED + COUNT - 1))
-        for seed in range(SEED, SEED + COUNT):
-            d = qtools.scratch()
-            with self.subTest(seed=seed):
-                try:
-                    chain, bad = one(seed, d)
-                except qtools.Unreadable as e:
-                    print("seed %d not used: %s" % (seed, e))
-                    chain, bad = None, []
-                if bad:
-                    self.fail("seed %d, kept in %s\n%s\n%s" % (
-                        seed, d, "\n".join(chain.recipe), "\n".join(bad)))
-                shutil.rmtree(d)
-
     def test_random_merges(self):
         refusals = Refusals()
-        self.each(lambda seed, d: one_merge(seed, d, refusals))
+        qmerge.each_seed(self, SEED, COUNT,
+                         lambda seed, d: one_merge(seed, d, refusals))
         print("merges: %d, refused: %d (%s)" % (
             COUNT, sum(refusals.values()), refusals))
-
-    def test_random_flattens(self):
-        self.each(one_flatten)
 
 
 if __name__ == "__main__":

@@ -8,29 +8,22 @@ the commands that made the images, and keeps the directory.
 
 import os
 import random
-import shutil
 import unittest
 
 import qchain
 import qcompare
+import qmerge
 import qtools
 
 SEED = int(os.environ.get("SEED", "1"))
 COUNT = int(os.environ.get("COUNT", "12"))
 
 
-def each_chain(test, check, **kw):
-    print("%s: %d chains, seeds %d..%d" % (test.id(), COUNT, SEED,
-                                           SEED + COUNT - 1))
-    for seed in range(SEED, SEED + COUNT):
-        d = qtools.scratch()
-        chain = qchain.Chain.make(seed, d, **kw)
-        with test.subTest(seed=seed):
-            bad = check(chain)
-            if bad:
-                test.fail("seed %d, kept in %s\n%s\n%s" % (
-                    seed, d, "\n".join(chain.recipe), "\n".join(bad)))
-            shutil.rmtree(d)
+def each_chain(test, check):
+    def one(seed, directory):
+        chain = qchain.Chain.make(seed, directory)
+        return chain, check(chain)
+    qmerge.each_seed(test, SEED, COUNT, one)
 
 
 @unittest.skipIf(qtools.missing(), qtools.missing())
