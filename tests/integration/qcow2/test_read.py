@@ -47,7 +47,8 @@ class ReadsAsQemuDoes(unittest.TestCase):
                            chain.top.fmt, top, flat)
             if r.rc:  # seed 31: QEMU cannot read what it wrote
                 return bad
-            r = qtools.image("compare", top, flat)
+            argv = ["--format", chain.top.fmt, "--format-b", "raw", top, flat]
+            r = qtools.image("compare", *argv)
             if r.rc != 0:
                 bad.append(str(r))
             size = os.path.getsize(flat)
@@ -57,8 +58,8 @@ class ReadsAsQemuDoes(unittest.TestCase):
                 byte = f.read(1)
                 f.seek(at)
                 f.write(bytes([byte[0] ^ 0x40]))
-            r = qtools.image("compare", top, flat)
-            if r.rc != 1:
+            r = qtools.image("compare", *argv)
+            if r.rc != 1 or r.json().get("offset") != at // 512 * 512:
                 bad.append("a changed byte at %d: %s" % (at, r))
             return bad
         each_chain(self, check)
