@@ -74,8 +74,8 @@ class Template:
 
     def __init__(self, root, drop, mode):
         self.source = os.path.join(root, "template")
-        self.work = os.path.join(root, "work")
-        self.paths = [p.replace("/template/", "/work/")
+        self.work = os.path.join(root, "trial")
+        self.paths = [p.replace("/template/", "/trial/")
                       for p in chain(self.source)]
         self.fresh()
         self.merge = qmerge.Merge(self.work, [File(p) for p in self.paths],
