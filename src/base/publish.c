@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "file.h"
 
@@ -28,6 +29,13 @@ static int write_aside(int dirfd, const char *aside, const void *data,
         file_sync(fd, aside, err) < 0)
         return err->code;
     return file_close_checked(&fd, aside, err);
+}
+
+bool publish_is_aside(const char *name)
+{
+    size_t len = strlen(name);
+
+    return len > 5 && name[0] == '.' && strcmp(name + len - 4, ".new") == 0;
 }
 
 int publish_bytes(int dirfd, const char *name, const void *data, size_t len,

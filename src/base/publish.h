@@ -7,11 +7,17 @@
 #ifndef QSTILL_BASE_PUBLISH_H
 #define QSTILL_BASE_PUBLISH_H
 
+#include <stdbool.h>
+
 #include "error.h"
 
 /* Replaces (or makes) dirfd/name, 0600, with the given bytes. */
 int publish_bytes(int dirfd, const char *name, const void *data, size_t len,
                   struct qstill_error *err);
+
+/* A name that publish_bytes() writes to before its rename: a leftover, when
+ * nobody is writing. */
+bool publish_is_aside(const char *name);
 
 /* Renames dirfd/from to dirfd/to (both in the same directory); an existing
  * target is BUSY unless `replace` says otherwise. */

@@ -21,8 +21,8 @@
 #include "memstate/cow.h"
 #include "qmp/monitor.h"
 #include "session.h"
+#include "stream_fifo.h"
 
-#define STREAM_FD      "qstill-stream"
 #define UNLIMITED      INT64_MAX / 4 /* bytes per second */
 #define LONG_DOWNTIME  2000000       /* ms; QEMU's own maximum */
 #define PRECOPY_PASSES 6             /* then the guest has to wait */
@@ -96,21 +96,30 @@ void memcap_restore_settings(struct memcap *m)
 
 /* ----------------------------------------------------------------- prepare */
 
-static int open_stream(struct memcap *m, const struct capture_options *o,
-                       uint64_t bwlimit, struct qstill_error *err)
+static int make_pipe(struct memcap *m, int *reader, struct qstill_error *err)
 {
     int fds[2];
 
-    if (save_settings(m, bwlimit, err) < 0)
-        return err->code;
+    if (m->mode == MODE_BACKGROUND)
+        return stream_fifo_make(m->s->vmfd, reader, &m->pipefd, err);
     if (pipe2(fds, O_CLOEXEC) < 0)
         return err_errno(err, errno, "no pipe");
+    *reader = fds[0];
     m->pipefd = fds[1];
-    if (capture_stream_open(&m->cap, fds[0],
+    return 0;
+}
+
+static int open_stream(struct memcap *m, const struct capture_options *o,
+                       uint64_t bwlimit, struct qstill_error *err)
+{
+    int reader;
+
+    if (save_settings(m, bwlimit, err) < 0 || make_pipe(m, &reader, err) < 0 ||
+        capture_stream_open(&m->cap, reader,
                             m->mode == MODE_BACKGROUND ? CAPTURE_BACKGROUND
                                                        : CAPTURE_PRECOPY,
                             o, err) < 0 ||
-        qmp_getfd(m->s->qmp, STREAM_FD, m->pipefd, err) < 0)
+        qmp_getfd(m->s->qmp, STREAM_FD_NAME, m->pipefd, err) < 0)
         return err->code;
     /* QEMU has its copy: ours must go, or the stream would never end. */
     closep(&m->pipefd);
@@ -180,7 +189,7 @@ int memcap_ready(struct memcap *m, bool *ready, struct qstill_error *err)
 
 int memcap_precopy_start(struct memcap *m, struct qstill_error *err)
 {
-    if (qmp_migrate_start(m->s->qmp, STREAM_FD, err) < 0)
+    if (qmp_migrate_start(m->s->qmp, STREAM_FD_NAME, err) < 0)
         return err->code;
     m->migrating = true;
     return 0;
@@ -272,7 +281,7 @@ int memcap_instant(struct memcap *m, struct qstill_error *err)
     if (m->mode == MODE_PRECOPY)
         return qmp_migrate_continue(m->s->qmp, err);
     if (m->mode == MODE_BACKGROUND) {
-        if (qmp_migrate_start(m->s->qmp, STREAM_FD, err) < 0)
+        if (qmp_migrate_start(m->s->qmp, STREAM_FD_NAME, err) < 0)
             return err->code;
         m->migrating = true;
         return 0;
@@ -291,6 +300,8 @@ static int migration_over(struct memcap *m, bool *over,
     *over = false;
     if (qmp_migration_read(m->s->qmp, &mig, err) < 0)
         return err->code;
+    if (m->mode == MODE_BACKGROUND && mig.state != QMP_MIGRATION_ACTIVE)
+        stream_settle(m->s->pid);
     if (mig.state == QMP_MIGRATION_FAILED ||
         mig.state == QMP_MIGRATION_CANCELLED)
         return migration_failed(m, &mig, err);
@@ -349,7 +360,10 @@ int memcap_step(struct memcap *m, bool *done, uint64_t *bytes_done,
 int memcap_finish(struct memcap *m, struct capture_result *out,
                   struct qstill_error *err)
 {
-    return capture_finish(m->cap, out, err) < 0 ? failed(m, err) : 0;
+    if (capture_finish(m->cap, out, err) < 0)
+        return failed(m, err);
+    stream_fifo_remove(m->s->vmfd); /* QEMU has closed it */
+    return 0;
 }
 
 /* ------------------------------------------------------------------- abort */
@@ -360,6 +374,11 @@ static void cancel_migration(struct memcap *m)
     struct qstill_error ignored = {0};
     bool over = false;
 
+    if (m->mode == MODE_BACKGROUND) {
+        stream_run_out(m->s, &ignored);
+        m->migrating = false;
+        return;
+    }
     qmp_migrate_cancel(m->s->qmp, &ignored);
     while (m->migrating && clock_ms() < deadline) {
         ignored.code = 0;
@@ -381,12 +400,13 @@ void memcap_abort(struct memcap *m)
     if (m->s->qmp && m->migrating)
         cancel_migration(m);
     if (m->s->qmp && is_stream(m))
-        qmp_closefd(m->s->qmp, STREAM_FD, &ignored);
+        qmp_closefd(m->s->qmp, STREAM_FD_NAME, &ignored);
     memcap_restore_settings(m);
     closep(&m->pipefd); /* a capture waits for the end of its pipe */
     m->pipefd = -1;
     capture_close(m->cap);
     m->cap = NULL;
+    stream_fifo_remove(m->s->vmfd);
 }
 
 void memcap_fini(struct memcap *m)

@@ -25,6 +25,7 @@
 #include "qcow2/merge.h"
 #include "revert.h"
 #include "session.h"
+#include "stream_fifo.h"
 #include "unwind.h"
 
 static void say(struct buf *text, const char *what, const char *which)
@@ -100,8 +101,8 @@ static int recover_create(struct session *s, struct journal *j,
     return unwind_create(s, j, text, err);
 }
 
-static int recover_loaded(struct session *s, struct journal *j,
-                          struct buf *text, struct qstill_error *err)
+static int recover_op(struct session *s, struct journal *j, struct buf *text,
+                      struct qstill_error *err)
 {
     if (session_connect(s, err) < 0 || settle_pivot(s, j, err) < 0)
         return err->code;
@@ -114,6 +115,19 @@ static int recover_loaded(struct session *s, struct journal *j,
         return delete_finish(s, j, text, err);
     }
     return 0;
+}
+
+/* QEMU may not answer before somebody reads what it has to write. */
+static int recover_loaded(struct session *s, struct journal *j,
+                          struct buf *text, struct qstill_error *err)
+{
+    struct stream_drain drain;
+
+    if (stream_drain_start(&drain, s->vmfd, err) < 0)
+        return err->code;
+    recover_op(s, j, text, err);
+    stream_drain_stop(&drain, err->code == 0);
+    return err->code;
 }
 
 int recover_session(struct session *s, struct buf *text,

@@ -12,6 +12,20 @@
 #include "qstill-qmp.h"
 #include "recover.h"
 
+/* What a process that was killed while it published a file left there. */
+static void sweep(const struct session *s)
+{
+    store_sweep(s->vmfd);
+    for (size_t i = 0; i < s->tree.count; i++) {
+        struct qstill_error ignored = {0};
+        CLEANUP(closep) int fd = -1;
+
+        if (store_opendirat(s->snapsfd, s->tree.nodes[i].id, &fd, &ignored) ==
+            0)
+            store_sweep(fd);
+    }
+}
+
 /* A session whose verb only reads holds no lock. */
 int session_open(struct session *s, struct qstill_store *store, const char *vm,
                  const char *verb, struct qstill_error *err)
@@ -36,6 +50,8 @@ int session_open(struct session *s, struct qstill_store *store, const char *vm,
         session_close(s);
         return err->code;
     }
+    if (verb)
+        sweep(s);
     return 0;
 }
 

@@ -323,6 +323,20 @@ int store_remove_tree(int dirfd, const char *name, struct qstill_error *err)
     return publish_sync_dir(dirfd, err);
 }
 
+void store_sweep(int dirfd)
+{
+    struct qstill_error ignored = {0};
+    char **names = NULL;
+    size_t count = 0;
+
+    if (store_names(dirfd, &names, &count, &ignored) < 0)
+        return;
+    for (size_t i = 0; i < count; i++)
+        if (publish_is_aside(names[i]))
+            unlinkat(dirfd, names[i], 0);
+    store_names_free(names, count);
+}
+
 static int add_usage(int fd, const char *entry, void *user,
                      struct qstill_error *err)
 {

@@ -51,6 +51,10 @@ void store_names_free(char **names, size_t count);
  * gone already is fine. */
 int store_remove_tree(int dirfd, const char *name, struct qstill_error *err);
 
+/* Removes the files that a publish (base/publish.h) which was killed left in
+ * a directory; the caller holds the VM's lock. */
+void store_sweep(int dirfd);
+
 /* Sum of the disk blocks (bytes) of the files below dirfd/name. */
 uint64_t store_tree_usage(int dirfd, const char *name);
 

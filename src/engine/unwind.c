@@ -10,8 +10,10 @@
 #include "layers.h"
 #include "livechain.h"
 #include "qmp/migrate.h"
+#include "qmp/monitor.h"
 #include "quiesce.h"
 #include "session.h"
+#include "stream_fifo.h"
 
 #define CANCEL_WAIT_MS 10000
 
@@ -26,11 +28,8 @@ static bool under_way(enum qmp_migration_state state)
            state == QMP_MIGRATION_PRE_SWITCHOVER;
 }
 
-/* A migration that a process which died had started: its pipe has no reader. */
-static int end_migration(struct session *s, struct qstill_error *err)
+static int cancel_migration(struct session *s, struct qstill_error *err)
 {
-    static const struct qmp_capability off[] = {
-        {"background-snapshot", false}, {"pause-before-switchover", false}};
     double deadline = clock_ms() + CANCEL_WAIT_MS;
     struct qstill_error ignored = {0};
     bool busy = true;
@@ -50,6 +49,20 @@ static int end_migration(struct session *s, struct qstill_error *err)
             clock_sleep_ms(20);
         }
     }
+    return 0;
+}
+
+/* A migration that a process which died had started. */
+static int end_migration(struct session *s, struct qstill_error *err)
+{
+    static const struct qmp_capability off[] = {
+        {"background-snapshot", false}, {"pause-before-switchover", false}};
+    struct qstill_error ignored = {0};
+
+    if ((stream_fifo_exists(s->vmfd) ? stream_run_out(s, err)
+                                     : cancel_migration(s, err)) < 0)
+        return err->code;
+    qmp_closefd(s->qmp, STREAM_FD_NAME, &ignored);
     for (size_t i = 0; i < ARRAY_LEN(off); i++)
         qmp_migrate_set_capabilities(s->qmp, &off[i], 1, &ignored);
     return 0;

@@ -305,8 +305,8 @@ class Memory(Case):
         path, machine, last, out = self.captured(machine="q35")
         ram = os.path.join(path, "ram0.ram")
         before = os.stat(ram)
-        backend = ("memory-backend-file,id=ram0,size=96M,share=off,mem-path=" +
-                   ram)
+        backend = ("memory-backend-file,id=ram0,size=%d,share=off,mem-path=%s" %
+                   (before.st_size, ram))
         kw = {"machine": "q35,memory-backend=ram0",
               "extra": ["-object", backend]}
         with self.subTest("small blocks through a pipe"):

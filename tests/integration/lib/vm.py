@@ -144,8 +144,12 @@ class VM:
         if wait and not paused:
             self.wait_up(since)
         else:
-            with self.monitor():
-                pass
+            try:
+                with self.monitor():
+                    pass
+            except OSError as e:
+                raise AssertionError("QEMU does not answer:\n" +
+                                     self.words()) from e
         return self
 
     def wait_up(self, since=0):
