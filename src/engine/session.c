@@ -11,11 +11,15 @@
 #include "lock.h"
 #include "qstill-qmp.h"
 #include "recover.h"
+#include "stream_fifo.h"
+#include "unwind.h"
 
 /* What a process that was killed while it published a file left there. */
 static void sweep(const struct session *s)
 {
     store_sweep(s->vmfd);
+    unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
+    stream_fifo_remove(s->vmfd);
     for (size_t i = 0; i < s->tree.count; i++) {
         struct qstill_error ignored = {0};
         CLEANUP(closep) int fd = -1;

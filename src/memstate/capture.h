@@ -27,12 +27,19 @@
 #include "memstate/ramset.h"
 
 struct capture;
+struct capture_source;
 
 struct capture_options {
     const struct io *io;     /* NULL: the kernel; must outlive the capture */
     int dirfd;               /* where the file set goes; duplicated */
     uint64_t bwlimit;        /* bytes per second; 0: none */
     enum ramset_cache cache; /* RAMSET_DIRECT by default */
+    /* precopy: at the stream's end the RAM of the stopped process is compared
+     * with what came, and what was missed is taken (stream_amend.h). Must
+     * outlive the capture; no blocks: nothing is compared. */
+    pid_t pid;
+    const struct capture_source *ram;
+    size_t ram_count;
 };
 
 /* ----------------------------------------------- from a migration stream */
@@ -108,6 +115,7 @@ struct capture_result {
                                 precopy sent pages again */
     uint64_t disk_bytes;     /* blocks that the files use on the disk */
     uint64_t device_bytes;   /* length of device.state */
+    uint64_t amended_pages;  /* precopy: that the stream had missed */
     uint64_t faults;         /* write faults served (cow) */
     double longest_stall_ms; /* cow: the worst wait of a guest's write;
                                 streams: our longest time without reading,

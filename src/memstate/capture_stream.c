@@ -25,6 +25,7 @@
 #include "memstate/chunk_write.h"
 #include "memstate/devstate.h"
 #include "memstate/stream.h"
+#include "memstate/stream_amend.h"
 #include "memstate/stream_parse.h"
 #include "memstate/zero.h"
 
@@ -434,6 +435,39 @@ static void swallow(struct stream *s)
     }
 }
 
+static bool same_page(void *user, unsigned index, uint64_t page,
+                      const uint8_t *data)
+{
+    struct stream *s = user;
+    const struct page_state *p = &s->pages[index];
+    bool zero = !data || zero_is(data, RAMSET_PAGE);
+
+    if (zero || !test(p->written, page))
+        return zero && !test(p->written, page);
+    return p->sums[page] == ramset_page_sum(data, page);
+}
+
+static int take_page(void *user, unsigned index, uint64_t offset,
+                     const uint8_t *data, struct qstill_error *err)
+{
+    return data ? on_page(user, index, offset, data, err)
+                : on_zero(user, index, offset, err);
+}
+
+static int amend(struct stream *s, struct qstill_error *err)
+{
+    const struct capture_options *o = capture_get_options(s->capture);
+    struct stream_amend a = {same_page, take_page, s};
+
+    if (s->flavour != CAPTURE_PRECOPY || o->ram_count == 0)
+        return 0;
+    if (stream_amend(&a, capture_writer(s->capture), o->pid, o->ram,
+                     o->ram_count, &capture_figures(s->capture)->amended_pages,
+                     err) < 0)
+        return err->code;
+    return flush_open(s, err);
+}
+
 static int receive(struct stream *s, struct qstill_error *err)
 {
     struct capture *c = s->capture;
@@ -449,7 +483,7 @@ static int receive(struct stream *s, struct qstill_error *err)
     /* precopy: at once, also when we failed: QEMU must not wait for us. */
     closep(&s->fd);
     s->fd = -1;
-    if (rc < 0 || chunk_writer_drain(s->writer, err) < 0)
+    if (rc < 0 || amend(s, err) < 0 || chunk_writer_drain(s->writer, err) < 0)
         return err->code;
     return keep_tail(s, err);
 }

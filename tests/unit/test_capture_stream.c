@@ -260,6 +260,37 @@ static void precopy_keeps_the_last_of_each_page(void **state)
     }
 }
 
+/* The process is this one: its RAM is f->ram, and the stream has missed a
+ * write, a page that became zero, and a page at all. */
+static void precopy_takes_what_the_stream_missed_from_the_ram(void **state)
+{
+    struct fixture *f = *state;
+    struct capture_source ram[] = {
+        {.id = "pc.ram", .size = MAIN_PAGES * 4096},
+        {.id = "unknown", .size = 4096},
+    };
+    struct capture *c = NULL;
+
+    ram[0].hva = ram[1].hva = (uint64_t)(uintptr_t)f->ram;
+    f->options.pid = getpid();
+    f->options.ram = ram;
+    f->options.ram_count = 2;
+    mem_stream_start(&f->stream, MAIN_PAGES);
+    stream_begin_section(&f->stream, STREAM_PART);
+    for (unsigned i = 0; i < MAIN_PAGES - 1; i++)
+        put(f, 0, i, (uint8_t)(i % 7));
+    stream_end_section(&f->stream, true);
+    mem_stream_end(&f->stream);
+    mem_stream_devices(&f->stream);
+    f->ram[5 * 4096 + 17] ^= 0xff;
+    memset(f->ram + 300 * 4096, 0, 4096);
+    memset(f->ram + (MAIN_PAGES - 1) * 4096, 0x5a, 4096);
+    assert_int_equal(carry_out(f, CAPTURE_PRECOPY, &c), 0);
+    assert_int_equal(f->result.amended_pages, 3);
+    expect_files(f);
+    capture_close(c);
+}
+
 static void precopy_never_tells_an_instant(void **state)
 {
     struct fixture *f = *state;
@@ -402,6 +433,7 @@ int main(void)
         T(background_tells_the_instant_at_the_first_part),
         T(background_with_a_page_twice_is_corrupt),
         T(precopy_keeps_the_last_of_each_page),
+        T(precopy_takes_what_the_stream_missed_from_the_ram),
         T(precopy_never_tells_an_instant),
         T(stream_cut_short_in_the_devices_is_corrupt),
         T(stream_that_never_begins_is_corrupt),
