@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/options.h"
 #include "lock.h"
 #include "name.h"
 #include "qmp/machine.h"
@@ -246,11 +247,12 @@ QSTILL_PUBLIC int qstill_vm_attach(struct qstill_store *store, const char *vm,
     CLEANUP(vmrecord_fini) struct vm_record rec = {.arena = ARENA_INIT};
     CLEANUP(closep) int vmfd = -1;
     struct qstill_error absent = {0};
+    struct qstill_attach_options o;
 
-    if (name_check("VM name", vm, err) < 0)
+    if (name_check("VM name", vm, err) < 0 ||
+        options_take(&o, sizeof(o), options, "attach", err) < 0)
         return err->code;
-    if (!options || options->size < sizeof(*options) || !options->qmp ||
-        !*options->qmp)
+    if (!o.qmp || !*o.qmp)
         return err_set(err, QSTILL_E_USAGE, "attach needs a QMP socket");
     if (store_open_vm(store, vm, &vmfd, &absent) == 0) {
         err_set(err, QSTILL_E_BUSY, "VM %s is attached already", vm);
@@ -260,7 +262,7 @@ QSTILL_PUBLIC int qstill_vm_attach(struct qstill_store *store, const char *vm,
         *err = absent;
         return err->code;
     }
-    if (fill_record(&rec, vm, options, err) < 0 ||
+    if (fill_record(&rec, vm, &o, err) < 0 ||
         read_vm(&rec, rec.qmp, store, err) < 0 ||
         check_others(store, &rec, err) < 0)
         return err->code;

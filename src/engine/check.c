@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/options.h"
 #include "journal.h"
 #include "layers.h"
 #include "modes.h"
@@ -115,7 +116,7 @@ static int check_modes(struct report_obj *o, struct session *s,
             o->modes[m].reason = arena_strdup(&o->arena, r.reason[m]);
     }
     o->report.mode_count = MODE_COUNT;
-    if (!options || !options->memory)
+    if (!options->memory)
         return 0;
     if (r.refused[0])
         problem(o, r.refused_code, r.refused, r.refused_hint);
@@ -149,7 +150,7 @@ static int check_live(struct report_obj *o, struct session *s,
                    "the RAM of VM %s is a mapping of snapshot %s: modes cow "
                    "and background cannot be used until it is started anew",
                    s->vm, s->rec.mapped);
-    if (options && options->quiesce && quiesce_ping(s, &e) < 0)
+    if (options->quiesce && quiesce_ping(s, &e) < 0)
         problem_of(o, "agent", &e);
     return check_modes(o, s, options, err);
 }
@@ -162,7 +163,7 @@ static void check_off(struct report_obj *o, struct session *s,
         o->modes[m].reason = "the VM does not run";
     }
     o->report.mode_count = MODE_COUNT;
-    if (options && (options->memory || options->quiesce))
+    if (options->memory || options->quiesce)
         problem(o, "not-running", "the VM does not run",
                 "start it with qstill start");
     (void)s;
@@ -194,17 +195,17 @@ QSTILL_PUBLIC int qstill_check(struct qstill_store *store, const char *vm,
                                struct qstill_error *caller_err)
 {
     struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    struct qstill_check_options want;
     struct report_obj *o;
     struct session s;
 
-    if (options && options->size < sizeof(*options))
-        return err_set(err, QSTILL_E_USAGE, "check options of unknown size");
-    if (session_open(&s, store, vm, NULL, err) < 0)
+    if (options_take(&want, sizeof(want), options, "check", err) < 0 ||
+        session_open(&s, store, vm, NULL, err) < 0)
         return err->code;
     o = calloc(1, sizeof(*o));
     if (!o) {
         err_nomem(err);
-    } else if (check_all(o, &s, options, err) < 0) {
+    } else if (check_all(o, &s, &want, err) < 0) {
         qstill_check_report_free(&o->report);
     } else {
         o->report.ok = o->report.problem_count == 0;

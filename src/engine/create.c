@@ -23,6 +23,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/options.h"
 #include "base/publish.h"
 #include "job.h"
 #include "layers.h"
@@ -536,10 +537,8 @@ static int take_options(struct create *c, const char *vm, const char *name,
     if (name_check("VM name", vm, err) < 0 ||
         name_check("snapshot name", name, err) < 0)
         return err->code;
-    if (o && o->size < sizeof(*o))
-        return err_set(err, QSTILL_E_USAGE, "create options of unknown size");
-    if (o)
-        c->o = *o;
+    if (options_take(&c->o, sizeof(c->o), o, "create", err) < 0)
+        return err->code;
     if (mode_parse(c->o.mode, &c->wanted, err) < 0)
         return err->code;
     if (!c->o.memory && c->wanted != MODE_COUNT)

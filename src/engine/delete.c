@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/options.h"
 #include "base/publish.h"
 #include "job.h"
 #include "journal.h"
@@ -336,12 +337,10 @@ static int take_options(struct del *c, const char *vm, const char *const *snaps,
 {
     if (name_check("VM name", vm, err) < 0)
         return err->code;
-    if (o && o->size < sizeof(*o))
-        return err_set(err, QSTILL_E_USAGE, "delete options of unknown size");
+    if (options_take(&c->o, sizeof(c->o), o, "delete", err) < 0)
+        return err->code;
     if (snap_count == 0)
         return err_set(err, QSTILL_E_USAGE, "no snapshot named");
-    if (o)
-        c->o = *o;
     c->vm = arena_strdup(&c->arena, vm);
     c->snaps = arena_array(&c->arena, snap_count, sizeof(char *));
     if (!c->vm || !c->snaps)

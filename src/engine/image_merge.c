@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "base/arena.h"
+#include "base/options.h"
 #include "image.h"
 #include "job.h"
 #include "qcow2/merge.h"
@@ -188,16 +189,14 @@ int qstill_image_merge(const char *top,
                        struct qstill_job **out, struct qstill_error *caller)
 {
     struct qstill_error scratch, *err = err_door(caller, &scratch);
-    struct qstill_image_merge_options o = QSTILL_IMAGE_MERGE_OPTIONS_INIT;
+    struct qstill_image_merge_options o;
     struct merge_job *j = calloc(1, sizeof(*j));
     struct qstill_job *job;
 
     if (!j)
         return err_nomem(err);
-    if (options)
-        memcpy(&o, options,
-               options->size < sizeof(o) ? options->size : sizeof(o));
-    if (set_request(j, top, &o, err) < 0) {
+    if (options_take(&o, sizeof(o), options, "merge", err) < 0 ||
+        set_request(j, top, &o, err) < 0) {
         job_free(j);
         return err->code;
     }

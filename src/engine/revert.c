@@ -23,6 +23,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/options.h"
 #include "job.h"
 #include "layers.h"
 #include "livechain.h"
@@ -453,10 +454,8 @@ static int take_options(struct revert *r, const char *vm, const char *snap,
     if (name_check("VM name", vm, err) < 0 ||
         name_check("snapshot name", snap, err) < 0)
         return err->code;
-    if (o && o->size < sizeof(*o))
-        return err_set(err, QSTILL_E_USAGE, "revert options of unknown size");
-    if (o)
-        r->o = *o;
+    if (options_take(&r->o, sizeof(r->o), o, "revert", err) < 0)
+        return err->code;
     word = r->o.restore ? r->o.restore : "auto";
     while (r->wanted <= WAY_EAGER && strcmp(word, way_names[r->wanted]) != 0)
         r->wanted++;

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "base/buf.h"
+#include "base/options.h"
 #include "base/publish.h"
 #include "name.h"
 
@@ -38,12 +39,14 @@ QSTILL_PUBLIC int qstill_store_open(struct qstill_store **out,
                                     struct qstill_error *caller_err)
 {
     struct qstill_error scratch, *err = err_door(caller_err, &scratch);
-    const char *dir = options ? options->dir : NULL;
+    struct qstill_store_options o;
     struct qstill_store *store;
+    const char *dir;
     struct stat st;
 
-    if (options && options->size < sizeof(*options))
-        return err_set(err, QSTILL_E_USAGE, "store options of unknown size");
+    if (options_take(&o, sizeof(o), options, "store", err) < 0)
+        return err->code;
+    dir = o.dir;
     if (dir && !*dir)
         return err_set(err, QSTILL_E_USAGE, "the store's name is empty");
     store = calloc(1, sizeof(*store));

@@ -16,6 +16,7 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include "base/options.h"
 #include "channel.h"
 #include "client.h"
 #include "deadline.h"
@@ -140,9 +141,15 @@ static int agent_new(struct qstill_qga **out, struct channel *channel,
     return 0;
 }
 
-static uint32_t timeout_of(const struct qstill_qga_options *options)
+static int take_timeout(const struct qstill_qga_options *options,
+                        uint32_t *timeout_ms, struct qstill_error *err)
 {
-    return options && options->timeout_ms ? options->timeout_ms : TIMEOUT_MS;
+    struct qstill_qga_options o;
+
+    if (options_take(&o, sizeof(o), options, "guest agent", err) < 0)
+        return err->code;
+    *timeout_ms = o.timeout_ms ? o.timeout_ms : TIMEOUT_MS;
+    return 0;
 }
 
 QSTILL_PUBLIC
@@ -152,11 +159,15 @@ int qstill_qga_open(struct qstill_qga **out, const char *path,
 {
     struct qstill_error scratch, *err = err_door(caller, &scratch);
     CLEANUP(channel_fini) struct channel ch = CHANNEL_INIT;
-    uint64_t deadline = deadline_in(timeout_of(options));
+    uint32_t timeout_ms = TIMEOUT_MS;
+    uint64_t deadline;
 
+    if (take_timeout(options, &timeout_ms, err) < 0)
+        return err->code;
+    deadline = deadline_in(timeout_ms);
     if (channel_connect(&ch, path, deadline, err) < 0)
         return err->code;
-    return agent_new(out, &ch, timeout_of(options), deadline, err);
+    return agent_new(out, &ch, timeout_ms, deadline, err);
 }
 
 QSTILL_PUBLIC
@@ -166,9 +177,10 @@ int qstill_qga_open_fd(struct qstill_qga **out, int fd, const char *name,
 {
     struct qstill_error scratch, *err = err_door(caller, &scratch);
     CLEANUP(channel_fini) struct channel ch = CHANNEL_INIT;
-    uint32_t timeout_ms = timeout_of(options);
+    uint32_t timeout_ms = TIMEOUT_MS;
 
-    if (channel_adopt(&ch, fd, name, err) < 0)
+    if (channel_adopt(&ch, fd, name, err) < 0 ||
+        take_timeout(options, &timeout_ms, err) < 0)
         return err->code;
     return agent_new(out, &ch, timeout_ms, deadline_in(timeout_ms), err);
 }

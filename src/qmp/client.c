@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/options.h"
 #include "deadline.h"
 #include "field.h"
 #include "schema.h"
@@ -207,8 +208,7 @@ static int client_new(struct qstill_qmp **out, struct channel *channel,
     q->ch = *channel;
     *channel = (struct channel)CHANNEL_INIT;
     q->events_end = &q->events;
-    q->timeout_ms =
-        options && options->timeout_ms ? options->timeout_ms : TIMEOUT_MS;
+    q->timeout_ms = options->timeout_ms ? options->timeout_ms : TIMEOUT_MS;
     if (take_greeting(q, deadline, err) < 0)
         return err->code;
     left = deadline_left(deadline);
@@ -221,7 +221,7 @@ static int client_new(struct qstill_qmp **out, struct channel *channel,
 
 static uint64_t greeting_deadline(const struct qstill_qmp_options *options)
 {
-    return deadline_in(options && options->greeting_timeout_ms
+    return deadline_in(options->greeting_timeout_ms
                            ? options->greeting_timeout_ms
                            : GREETING_TIMEOUT_MS);
 }
@@ -233,13 +233,17 @@ int qstill_qmp_open(struct qstill_qmp **out, const char *path,
 {
     struct qstill_error scratch, *err = err_door(caller, &scratch);
     CLEANUP(channel_fini) struct channel ch = CHANNEL_INIT;
-    uint64_t deadline = greeting_deadline(options);
+    struct qstill_qmp_options o;
+    uint64_t deadline;
 
+    if (options_take(&o, sizeof(o), options, "QMP", err) < 0)
+        return err->code;
+    deadline = greeting_deadline(&o);
     if (channel_connect(&ch, path, deadline, err) == QSTILL_E_BUSY)
         return held_by_another(path, "others wait for it", err);
     if (ch.fd < 0)
         return err->code;
-    return client_new(out, &ch, options, deadline, err);
+    return client_new(out, &ch, &o, deadline, err);
 }
 
 QSTILL_PUBLIC
@@ -249,10 +253,13 @@ int qstill_qmp_open_fd(struct qstill_qmp **out, int fd, const char *name,
 {
     struct qstill_error scratch, *err = err_door(caller, &scratch);
     CLEANUP(channel_fini) struct channel ch = CHANNEL_INIT;
+    struct qstill_qmp_options o;
 
-    if (channel_adopt(&ch, fd, name, err) < 0)
+    /* First of all, since the descriptor is ours now, on failure too. */
+    if (channel_adopt(&ch, fd, name, err) < 0 ||
+        options_take(&o, sizeof(o), options, "QMP", err) < 0)
         return err->code;
-    return client_new(out, &ch, options, greeting_deadline(options), err);
+    return client_new(out, &ch, &o, greeting_deadline(&o), err);
 }
 
 QSTILL_PUBLIC
