@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "base/options.h"
+#include "hostinfo.h"
 #include "journal.h"
 #include "layers.h"
 #include "modes.h"
@@ -16,6 +17,7 @@
 #include "quiesce.h"
 #include "session.h"
 #include "start.h"
+#include "tsc_fix.h"
 
 #define PROBLEMS_MAX 256
 
@@ -81,21 +83,24 @@ static void check_layers(struct report_obj *o, struct session *s)
             }
 }
 
-/* The whole way round invtsc, where only QEMU's own modes are allowed. */
+/* The way round invtsc for whoever has no right to capture from outside. */
 static void explain_invtsc(struct report_obj *o, struct session *s,
                            const struct mode_report *r)
 {
     CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
+    struct hostinfo host = {0};
     struct qstill_error e = {0};
-    char hint[256] = "use mode cow or paused";
+    char argument[256], hint[640];
 
-    if (!strstr(r->blocked, "invtsc"))
-        return;
-    if (qmp_cpus_read(s->qmp, &cpus, &e) == 0 && cpus.tsc_frequency)
-        snprintf(hint, sizeof(hint),
-                 "use mode cow or paused, or start the VM with -cpu "
-                 "...,tsc-frequency=%llu",
-                 (unsigned long long)cpus.tsc_frequency);
+    qmp_cpus_read(s->qmp, &cpus, &e);
+    hostinfo_read(&host, &e);
+    tsc_fix_argument(argument, sizeof(argument),
+                     s->rec.has_launch ? &s->rec.launch : NULL,
+                     cpus.tsc_frequency, host.tsc_khz);
+    snprintf(hint, sizeof(hint),
+             "start the VM with %s (QEMU then migrates it), or run qstill "
+             "with the right to trace QEMU (mode cow: %s)",
+             argument, r->reason[MODE_COW]);
     problem(o, "invtsc", r->blocked, hint);
 }
 
@@ -123,7 +128,7 @@ static int check_modes(struct report_obj *o, struct session *s,
     else if (!any)
         problem(o, "no-capture-mode", "no capture mode can be used",
                 "see captureModes for the reason of each");
-    if (!any)
+    if (!any && !r.refused[0] && tsc_fix_is_needed(r.blocked))
         explain_invtsc(o, s, &r);
     return 0;
 }

@@ -4,7 +4,7 @@
 each in a process of its own, some at a time.
 
     run.py [--qemu 7.2,10.0] [--build DIR] [--cache DIR] [-j N]
-           [-k WORD] [--quick]
+           [-k WORD] [--quick] [--show]
 
 Prints a line per test, the text of what failed, what was skipped and why, and
 as its last line "N passed, N failed, N skipped". Exits 1 when a test failed or
@@ -187,6 +187,8 @@ class Run:
                 text = said["text"]
                 if kind == "failed":
                     text += self.output(log)
+                elif self.args.show:
+                    self.say(self.output(log).rstrip())
                 self.count(kind, "%s.%s" % (label, name), text,
                            said["seconds"])
         if timer:
@@ -274,6 +276,8 @@ def main():
     parser.add_argument("-k", default="", help="only tests with this in them")
     parser.add_argument("--quick", action="store_true",
                         help="fewer rounds where a test goes in rounds")
+    parser.add_argument("--show", action="store_true",
+                        help="what tests print, also of those that pass")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--tests", help=argparse.SUPPRESS)

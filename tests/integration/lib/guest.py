@@ -2,9 +2,13 @@
 """What the test guest (fixtures/guest/guest.c) prints, and what it keeps in
 RAM and on its disks."""
 
+import os
 import re
 import struct
 import time
+
+# How many times slower than usual everything goes (see nested.py).
+SLOW = float(os.environ.get("QSTILL_TEST_SLOW", "1"))
 
 # As in fixtures/guest/guest.c.
 RING_SLOTS = 64
@@ -56,6 +60,7 @@ class Serial:
         """Waits for `what` (a regular expression, or a function of the text
         that returns something true) and returns the match."""
         find = what if callable(what) else re.compile(what).search
+        timeout *= SLOW
         deadline = time.monotonic() + timeout
         while True:
             text = self.text(since)

@@ -8,6 +8,8 @@ import socket
 import struct
 import time
 
+from .guest import SLOW
+
 
 class QMPError(Exception):
     pass
@@ -23,7 +25,7 @@ class LineSocket:
 
     def __init__(self, path, timeout=20):
         self.path = path
-        self.timeout = timeout
+        self.timeout = timeout = timeout * SLOW
         self.buffer = b""
         self.sock = socket.socket(socket.AF_UNIX)
         deadline = time.monotonic() + timeout

@@ -43,7 +43,7 @@ class VM:
 
     def __init__(self, case, qemu, guest_dir, folder, name="vm", disks=(),
                  style="drive", memory="default", machine="pc", smp=1,
-                 append="", agent=False, extra=()):
+                 append="", agent=False, extra=(), accel="tcg", cpu="max"):
         self.case = case
         self.qemu = qemu
         self.guest_dir = guest_dir
@@ -56,6 +56,8 @@ class VM:
         self.smp = smp
         self.append = append
         self.extra = list(extra)
+        self.accel = accel
+        self.cpu = cpu
         junk = re.search(r"JUNK=(\d+)", append)
         self.mib = MEMORY_MIB + int(junk.group(1) if junk else 0)
         self.qmp = os.path.join(folder, "qmp.sock")
@@ -114,7 +116,7 @@ class VM:
             letter = "abcdefgh"[[d.fs for d in self.disks].index(True)]
             append += " FS=vd%s" % letter
         args = [self.qemu, "-name", self.name, *self._memory_args(),
-                "-accel", "tcg", "-cpu", "max", "-smp", str(self.smp),
+                "-accel", self.accel, "-cpu", self.cpu, "-smp", str(self.smp),
                 "-nodefaults", "-display", "none",
                 "-kernel", os.path.join(self.guest_dir, "vmlinuz"),
                 "-initrd", os.path.join(self.guest_dir, "initrd"),
