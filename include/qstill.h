@@ -331,11 +331,13 @@ struct qstill_revert_options {
     bool keep;           /* what would be lost becomes a snapshot */
     bool force;          /* survive what preflight can survive */
     bool dry_run;
+    int keep_trash; /* how many operations what it leaves outlives, for undo;
+                       0: the default, 1; negative: none; at most 32 */
 };
 #define QSTILL_REVERT_OPTIONS_INIT                                             \
     {                                                                          \
         sizeof(struct qstill_revert_options), QSTILL_STATE_DEFAULT, 0, false,  \
-            false, false                                                       \
+            false, false, 0                                                    \
     }
 
 struct qstill_revert_time {
@@ -363,15 +365,38 @@ struct qstill_delete_options {
     bool children;    /* with all that descend from it */
     bool keep_hidden; /* a layer with several children may stay, hidden */
     bool dry_run;
+    int keep_trash; /* for undo, as in qstill_revert_options; but the default
+                       is none: a delete frees its space at once */
 };
 #define QSTILL_DELETE_OPTIONS_INIT                                             \
     {                                                                          \
-        sizeof(struct qstill_delete_options), false, false, false              \
+        sizeof(struct qstill_delete_options), false, false, false, 0           \
     }
 int qstill_delete(struct qstill_store *store, const char *vm,
                   const char *const *snaps, size_t snap_count,
                   const struct qstill_delete_options *options,
                   struct qstill_job **out, struct qstill_error *err);
+
+/*
+ * Takes back the last revert or delete whose trash is still there.
+ * Of a revert: the VM goes back to the heads that the revert left; when it
+ * runs it boots from them, as after a power cut at that moment (its RAM is
+ * gone: revert with `keep` saves it). What it wrote since the revert becomes
+ * trash in its turn, until the next operation. Of a delete: its snapshots are
+ * listed again. NOT_FOUND when there is no trash, BUSY when a name has been
+ * taken since. The job's text says what was taken back.
+ */
+struct qstill_undo_options {
+    size_t size;
+    bool dry_run;
+};
+#define QSTILL_UNDO_OPTIONS_INIT                                               \
+    {                                                                          \
+        sizeof(struct qstill_undo_options), false                              \
+    }
+int qstill_undo(struct qstill_store *store, const char *vm,
+                const struct qstill_undo_options *options,
+                struct qstill_job **out, struct qstill_error *err);
 
 /* Finishes or undoes an operation that died. Other verbs do it by themselves.
  * `vm` NULL: all VMs of the store. The job's text says what was done. */

@@ -7,6 +7,7 @@
 #include "args.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -397,6 +398,15 @@ uint64_t args_number(const struct args *args, const char *name)
     const struct arg_given *g = last_given(args, name);
 
     return g ? g->number : 0;
+}
+
+int args_keep_trash(const struct args *args)
+{
+    uint64_t n = args_number(args, "keep-trash");
+
+    if (!args_text(args, "keep-trash"))
+        return 0;
+    return n == 0 ? -1 : n > INT_MAX ? INT_MAX : (int)n;
 }
 
 const char **args_list(const struct args *args, const char *name, size_t *count)

@@ -38,6 +38,10 @@ bool args_flag(const struct args *args, const char *name);
 const char *args_text(const struct args *args, const char *name);
 uint64_t args_number(const struct args *args, const char *name);
 
+/* --keep-trash N of revert and delete, as the library has it: 0 when it was
+ * not given, negative for N = 0. */
+int args_keep_trash(const struct args *args);
+
 /* The values of a LIST option in their order: an array for free(), NULL when
  * there are none (*count is 0) or memory is out (*count is not). */
 const char **args_list(const struct args *args, const char *name,

@@ -56,6 +56,7 @@ static int delete_run(struct cli *cli, const struct args *args,
 
     options.children = args_flag(args, "children");
     options.keep_hidden = args_flag(args, "keep-hidden");
+    options.keep_trash = args_keep_trash(args);
     options.dry_run = args_flag(args, "dry-run");
     if (cli_store(cli, &store, err) < 0)
         return err->code;
@@ -81,6 +82,8 @@ static const struct option_spec delete_options[] = {
      "with all snapshots that descend from them"},
     {"keep-hidden", NULL, OPTION_FLAG, false,
      "let a disk file stay, unlisted, while several children share it"},
+    {"keep-trash", "N", OPTION_NUMBER, false,
+     "let undo take it back until N more operations have been"},
     {"dry-run", NULL, OPTION_FLAG, false,
      "print which files are merged how, and the bytes moved"},
     {0},

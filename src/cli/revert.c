@@ -80,6 +80,7 @@ static int revert_run(struct cli *cli, const struct args *args,
     options.restore = args_text(args, "restore");
     options.keep = args_flag(args, "keep");
     options.force = args_flag(args, "force");
+    options.keep_trash = args_keep_trash(args);
     options.dry_run = args_flag(args, "dry-run");
     run_prepare(cli);
     if (qstill_revert(store, vm, snap, &options, &job, err) < 0 ||
@@ -109,6 +110,8 @@ static const struct option_spec revert_options[] = {
     {"keep", NULL, OPTION_FLAG, false, "make a snapshot of what would be lost"},
     {"force", NULL, OPTION_FLAG, false,
      "go on in spite of differences that can be survived"},
+    {"keep-trash", "N", OPTION_NUMBER, false,
+     "let undo take it back until N more operations have been"},
     {"dry-run", NULL, OPTION_FLAG, false, "print what would be done"},
     {0},
 };

@@ -15,6 +15,7 @@ const struct verb *const verbs[] = {
     &verb_rename,
     &verb_revert,
     &verb_delete,
+    &verb_undo,
     &verb_recover,
     &verb_start,
     &verb_path,

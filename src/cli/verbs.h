@@ -19,6 +19,7 @@ extern const struct verb verb_recover;
 extern const struct verb verb_rename;
 extern const struct verb verb_revert;
 extern const struct verb verb_start;
+extern const struct verb verb_undo;
 extern const struct verb verb_verify;
 extern const struct verb verb_vms;
 

@@ -13,6 +13,7 @@
 #include "qmp/machine.h"
 #include "qstill-qmp.h"
 #include "session.h"
+#include "trash.h"
 
 /* A disk that takes part: writable, with a medium, a file underneath. */
 static bool takes_part(const struct qmp_disk *q)
@@ -282,6 +283,8 @@ QSTILL_PUBLIC int qstill_vm_detach(struct qstill_store *store, const char *vm,
         err_set(err, QSTILL_E_PRECONDITION, "VM %s still has %zu snapshot%s",
                 vm, s.tree.count, s.tree.count == 1 ? "" : "s");
         err_hint(err, "delete them first: qstill list %s", vm);
+    } else if (trash_empty(&s, NULL, err) < 0) {
+        err_wrap(err, "emptying the trash");
     } else if (s.rec.hidden_count > 0) {
         err_set(err, QSTILL_E_PRECONDITION,
                 "VM %s still has %zu layer%s to be merged", vm,

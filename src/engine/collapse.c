@@ -8,6 +8,7 @@
  *   one child       VM running, both in the live chain: QEMU merges them;
  *                   neither open: we do
  *   more children   the layer stays hidden until they are fewer
+ *   trash           is left as it is, and so is what only trash reads
  */
 #include <poll.h>
 #include <string.h>
@@ -256,7 +257,7 @@ static int merge_one(struct session *s, const struct layers *all,
     const struct layer *child = only_child(all, gone);
     bool has_gone = false, has_child = false;
 
-    if (!d || !child)
+    if (!d || !child || child->trash)
         return 0;
     if (s->qmp && (livechain_has(s, d, gone->path, &has_gone, err) < 0 ||
                    livechain_has(s, d, child->path, &has_child, err) < 0))
@@ -272,7 +273,7 @@ static int look_at(struct session *s, const struct layers *all,
                    const struct layer *l, struct journal *j, struct buf *text,
                    enum outcome *outcome, struct qstill_error *err)
 {
-    if (!l->hidden || l->head || l->owner)
+    if (!l->hidden || l->head || l->owner || l->trash)
         return 0;
     if (l->missing) {
         *outcome = PROGRESS;

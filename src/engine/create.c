@@ -29,6 +29,7 @@
 #include "layers.h"
 #include "livechain.h"
 #include "qmp/graph.h"
+#include "trash.h"
 #include "unwind.h"
 
 /* -------------------------------------------------------------------- plan */
@@ -473,12 +474,18 @@ static int publish_enter(void *ctx, struct qstill_error *err)
         if (vmrecord_set_head(&c->s.rec, c->j.disks[i].disk,
                               c->j.disks[i].new_path, OVERLAY_FORMAT, err) < 0)
             return err->code;
-    if (vmrecord_set_current(&c->s.rec, c->id, err) < 0 ||
+    if (trash_age(&c->s, c->id, err) < 0 ||
+        vmrecord_set_current(&c->s.rec, c->id, err) < 0 ||
         vmrecord_save(c->s.vmfd, &c->s.rec, err) < 0)
         return err_hint(err, "the snapshot exists; the next command finishes "
                              "the work");
     unlinkat(c->s.vmfd, UNWIND_RESERVE_NAME, 0);
-    return journal_remove(c->s.vmfd, err);
+    if (trash_end(&c->s, job_text(c->job), err) < 0)
+        return err_hint(err,
+                        "the snapshot exists; qstill recover %s takes "
+                        "the trash away",
+                        c->vm);
+    return 0;
 }
 
 /* --------------------------------------------------------------------- job */

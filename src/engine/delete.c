@@ -25,6 +25,7 @@
 #include "layers.h"
 #include "name.h"
 #include "session.h"
+#include "trash.h"
 
 struct del {
     struct qstill_store *store;
@@ -37,6 +38,7 @@ struct del {
     size_t snap_count;
     struct qstill_delete_options o;
     bool *doomed; /* by index in the tree; while planning */
+    char tag[ID_LEN + 1];
     struct journal j;
 };
 
@@ -140,8 +142,11 @@ static int commit_enter(void *ctx, struct qstill_error *err)
 
     if (c->o.dry_run)
         return 0;
+    if (id_new(c->tag, err) < 0)
+        return err->code;
     c->j.op = JOURNAL_DELETE;
     c->j.phase = JOURNAL_COMMITTED;
+    c->j.tag = c->tag;
     c->j.was_running = c->s.qmp && c->s.status.running;
     c->j.ids = arena_array(&c->arena, t->count + 1, sizeof(char *));
     if (!c->j.ids)
@@ -203,7 +208,10 @@ static int hide_layers(struct session *s, const struct journal *j,
 {
     const char *current = s->rec.current;
 
-    for (size_t i = 0; i < s->tree.count; i++) {
+    if (trash_age(s, j->tag, err) < 0 ||
+        (j->keep_trash && trash_put_snapshots(s, j, err) < 0))
+        return err->code;
+    for (size_t i = 0; !j->keep_trash && i < s->tree.count; i++) {
         const struct manifest *m = &s->tree.nodes[i];
 
         for (size_t k = 0; is_doomed(j, m->id) && k < m->disk_count; k++)
@@ -227,7 +235,10 @@ static int rename_gone(struct session *s, const struct journal *j,
 
         if (!is_doomed(j, m->id))
             continue;
-        delete_gone_name(m->id, gone);
+        if (j->keep_trash)
+            trash_name(m->id, gone);
+        else
+            delete_gone_name(m->id, gone);
         if (renameat(s->snapsfd, m->id, s->snapsfd, gone) < 0)
             return err_errno(err, errno, "cannot take snapshot %s away",
                              m->name);
@@ -284,16 +295,22 @@ static int remove_gone(struct session *s, const char *gone,
 int delete_finish(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err)
 {
-    if (lift_children(s, j, err) < 0 || hide_layers(s, j, err) < 0 ||
+    /* the trash notes the parents before they are lifted */
+    if (hide_layers(s, j, err) < 0 || lift_children(s, j, err) < 0 ||
         rename_gone(s, j, err) < 0 || session_reload(s, err) < 0)
         return err->code;
-    if (each_gone(s, hide_of_gone, err) < 0 ||
+    if (trash_expire(s, err) < 0 || each_gone(s, hide_of_gone, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
     if (session_connect(s, err) < 0 || layers_collapse(s, j, text, err) < 0 ||
         each_gone(s, remove_gone, err) < 0)
         return err->code;
     return journal_remove(s->vmfd, err);
+}
+
+int delete_remove_gone(struct session *s, struct qstill_error *err)
+{
+    return each_gone(s, remove_gone, err);
 }
 
 static int finish_enter(void *ctx, struct qstill_error *err)
@@ -341,6 +358,8 @@ static int take_options(struct del *c, const char *vm, const char *const *snaps,
         return err->code;
     if (snap_count == 0)
         return err_set(err, QSTILL_E_USAGE, "no snapshot named");
+    if (trash_keep_option(c->o.keep_trash, 0, &c->j.keep_trash, err) < 0)
+        return err->code;
     c->vm = arena_strdup(&c->arena, vm);
     c->snaps = arena_array(&c->arena, snap_count, sizeof(char *));
     if (!c->vm || !c->snaps)

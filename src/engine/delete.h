@@ -13,6 +13,9 @@ struct session;
 #define DELETE_GONE_LEN 80
 void delete_gone_name(const char *id, char out[DELETE_GONE_LEN]);
 
+/* Removes what has that name: files that nobody reads any more. */
+int delete_remove_gone(struct session *s, struct qstill_error *err);
+
 /* All that comes after the journal: right to run again at any time. */
 int delete_finish(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err);

@@ -12,7 +12,7 @@
 
 #define JOURNAL_VERSION 1
 
-static const char *const op_names[] = {"create", "revert", "delete"};
+static const char *const op_names[] = {"create", "revert", "delete", "undo"};
 static const char *const phase_names[] = {"begun", "switching", "committed"};
 
 static unsigned word_in(struct json_in *in, const json_t *root, const char *key,
@@ -64,6 +64,10 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
     j.op = word_in(&in, root, "op", op_names, ARRAY_LEN(op_names));
     j.phase = word_in(&in, root, "phase", phase_names, ARRAY_LEN(phase_names));
     j.snapshot = json_in_string(&in, root, "snapshot", JSON_REQUIRED);
+    j.tag = json_in_string(&in, root, "tag", JSON_OPTIONAL);
+    j.keep_trash = json_in_u64(&in, root, "keepTrash", JSON_OPTIONAL);
+    j.mapped = json_in_string(&in, root, "mapped", JSON_OPTIONAL);
+    j.undone = json_in_string(&in, root, "undone", JSON_OPTIONAL);
     j.old_current = json_in_string(&in, root, "oldCurrent", JSON_OPTIONAL);
     j.was_running = json_in_bool(&in, root, "wasRunning");
     j.freezing = json_in_bool(&in, root, "freezing");
@@ -105,9 +109,12 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
 {
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
-        "{si ss ss so so so sb sb so so so so so so}", "version",
+        "{si ss ss so so sI so so so so sb sb so so so so so so}", "version",
         JOURNAL_VERSION, "op", op_names[j->op], "phase", phase_names[j->phase],
-        "snapshot", json_out_string(j->snapshot), "ids",
+        "snapshot", json_out_string(j->snapshot), "tag",
+        json_out_string(j->tag), "keepTrash", (json_int_t)j->keep_trash,
+        "mapped", json_out_string(j->mapped), "undone",
+        json_out_string(j->undone), "ids",
         json_out_strings(j->ids, j->id_count), "oldCurrent",
         json_out_string(j->old_current), "wasRunning", j->was_running,
         "freezing", j->freezing, "pivotDisk", json_out_string(j->pivot_disk),
@@ -122,6 +129,11 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
 int journal_remove(int vmfd, struct qstill_error *err)
 {
     return publish_unlink(vmfd, STORE_JOURNAL, err);
+}
+
+const char *journal_op_name(enum journal_op op)
+{
+    return op_names[op];
 }
 
 bool journal_exists(int vmfd)

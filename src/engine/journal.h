@@ -10,7 +10,12 @@
 #include "base/arena.h"
 #include "base/error.h"
 
-enum journal_op { JOURNAL_CREATE, JOURNAL_REVERT, JOURNAL_DELETE };
+enum journal_op {
+    JOURNAL_CREATE,
+    JOURNAL_REVERT,
+    JOURNAL_DELETE,
+    JOURNAL_UNDO
+};
 
 /* In order. Each op uses some of them. */
 enum journal_phase {
@@ -32,6 +37,10 @@ struct journal {
     enum journal_op op;
     enum journal_phase phase;
     const char *snapshot; /* its id; of a delete the first one's */
+    const char *tag;      /* of this operation alone; NULL in old journals */
+    uint64_t keep_trash;  /* operations that its trash outlives (trash.h) */
+    const char *mapped;   /* revert: vm.json's when it is done */
+    const char *undone;   /* undo: the tag of the trash that comes back */
     size_t id_count;      /* delete: all that go */
     char **ids;
     const char *old_current; /* vm.json's before (revert) */
@@ -53,6 +62,8 @@ struct journal {
 int journal_load(int vmfd, struct journal *out, struct qstill_error *err);
 int journal_save(int vmfd, const struct journal *j, struct qstill_error *err);
 int journal_remove(int vmfd, struct qstill_error *err);
+/* What users call it: "create", ... */
+const char *journal_op_name(enum journal_op op);
 bool journal_exists(int vmfd);
 void journal_fini(struct journal *j);
 

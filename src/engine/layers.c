@@ -231,6 +231,7 @@ static int add(struct layers *l, const struct layer *one,
     if (known) { /* a head may be hidden no longer, and the like */
         known->head |= one->head;
         known->hidden |= one->hidden;
+        known->trash |= one->trash;
         if (one->owner)
             known->owner = one->owner;
         return 0;
@@ -277,6 +278,17 @@ static int add_all(struct session *s, struct layers *l,
         if (add(l, &one, err) < 0)
             return err->code;
     }
+    for (size_t i = 0; i < s->rec.trash_count; i++)
+        for (size_t k = 0; k < s->rec.trash[i].layer_count; k++) {
+            const struct vm_hidden *t = &s->rec.trash[i].layers[k];
+            struct layer one = {.disk = t->disk,
+                                .path = t->path,
+                                .format = t->format,
+                                .trash = true};
+
+            if (add(l, &one, err) < 0)
+                return err->code;
+        }
     return 0;
 }
 

@@ -21,6 +21,7 @@ struct layer {
     const char *owner; /* id of the snapshot that needs it, or NULL */
     bool head;
     bool hidden;
+    bool trash;          /* kept for undo: neither merged nor written */
     bool missing;        /* the file cannot be read; its error is forgotten */
     const char *backing; /* absolute; NULL for a base */
     struct layer *below; /* the known layer that is its backing, or NULL */

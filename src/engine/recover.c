@@ -5,6 +5,8 @@
  * revert    committed: the old heads become hidden layers and go; else the new
  *           heads go and the old ones stay
  * delete    always goes on: the snapshot was gone with its directory's name
+ * undo      of a revert: as a revert, but the heads it goes to stay in the
+ *           trash when it does not come to its end; of a delete: goes on
  *
  * In front of all: a pivot (the head folded into a layer) is settled by asking
  * QEMU which file it has open; with QEMU gone both files read the same, and
@@ -26,6 +28,8 @@
 #include "revert.h"
 #include "session.h"
 #include "stream_fifo.h"
+#include "trash.h"
+#include "undo.h"
 #include "unwind.h"
 
 static void say(struct buf *text, const char *what, const char *which)
@@ -75,19 +79,20 @@ static int settle_pivot(struct session *s, struct journal *j,
     return 0;
 }
 
-static int finish_create(struct session *s, struct journal *j,
+static int finish_create(struct session *s, struct journal *j, struct buf *text,
                          struct qstill_error *err)
 {
     for (size_t i = 0; i < j->disk_count; i++)
         if (vmrecord_set_head(&s->rec, j->disks[i].disk, j->disks[i].new_path,
                               j->disks[i].new_format, err) < 0)
             return err->code;
-    if (vmrecord_set_current(&s->rec, j->snapshot, err) < 0 ||
+    if (trash_age(s, j->snapshot, err) < 0 ||
+        vmrecord_set_current(&s->rec, j->snapshot, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0 ||
         unwind_resume(s, j, err) < 0)
         return err->code;
     unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
-    return journal_remove(s->vmfd, err);
+    return trash_end(s, text, err);
 }
 
 static int recover_create(struct session *s, struct journal *j,
@@ -95,7 +100,7 @@ static int recover_create(struct session *s, struct journal *j,
 {
     if (tree_find(&s->tree, j->snapshot)) {
         say(text, "finished the creation of snapshot", j->snapshot);
-        return finish_create(s, j, err);
+        return finish_create(s, j, text, err);
     }
     say(text, "undid the creation of snapshot", j->snapshot);
     return unwind_create(s, j, text, err);
@@ -113,6 +118,8 @@ static int recover_op(struct session *s, struct journal *j, struct buf *text,
         return revert_recover(s, j, text, err);
     case JOURNAL_DELETE:
         return delete_finish(s, j, text, err);
+    case JOURNAL_UNDO:
+        return undo_recover(s, j, text, err);
     }
     return 0;
 }
@@ -139,7 +146,7 @@ int recover_session(struct session *s, struct buf *text,
         return 0;
     if (journal_load(s->vmfd, &j, err) < 0)
         return err->code;
-    if (name_check("snapshot id", j.snapshot, err) == 0)
+    if (!*j.snapshot || name_check("snapshot id", j.snapshot, err) == 0)
         recover_loaded(s, &j, text, err);
     journal_fini(&j);
     if (err->code < 0) {
@@ -224,10 +231,7 @@ static int recover_vm(struct recover_job *r, const char *vm,
         if (journal_load(vmfd, &j, err) < 0)
             return err->code;
         buf_printf(text, "VM %s: an interrupted %s of snapshot %s\n", vm,
-                   j.op == JOURNAL_CREATE   ? "create"
-                   : j.op == JOURNAL_REVERT ? "revert"
-                                            : "delete",
-                   j.snapshot);
+                   journal_op_name(j.op), j.snapshot);
         return 0;
     }
     if (session_open(&s, r->store, vm, "recover", err) < 0)

@@ -29,6 +29,7 @@
 #include "livechain.h"
 #include "preflight.h"
 #include "start.h"
+#include "trash.h"
 
 static const char *const way_names[] = {"auto", "inplace", "mapped", "eager",
                                         "disk"};
@@ -269,6 +270,7 @@ static int fill_journal(struct revert *r, const struct manifest *m,
     r->j.op = JOURNAL_REVERT;
     r->j.phase = JOURNAL_BEGUN;
     r->j.snapshot = r->id;
+    r->j.tag = r->tag;
     r->j.old_current = r->s.rec.current;
     r->j.was_running = r->was_running;
     r->j.disks = arena_array(&r->arena, m->disk_count + 1, sizeof(*r->j.disks));
@@ -383,13 +385,11 @@ static int commit_enter(void *ctx, struct qstill_error *err)
         return 0;
     r->j.phase = JOURNAL_COMMITTED;
     r->j.was_running = r->state == QSTILL_STATE_RUNNING;
+    r->j.mapped = r->way == WAY_MAPPED ? r->id : NULL;
     r->j.freezing = m->quiesced && r->way != WAY_DISK;
     if (journal_save(r->s.vmfd, &r->j, err) < 0)
         return err->code;
     r->committed = true;
-    if (vmrecord_set_mapped(&r->s.rec, r->way == WAY_MAPPED ? r->id : NULL,
-                            err) < 0)
-        return err->code;
     if (r->started && livechain_resume(&r->s, r->j.was_running, err) < 0)
         return err->code;
     revert_lap(r, "run");
@@ -454,7 +454,9 @@ static int take_options(struct revert *r, const char *vm, const char *snap,
     if (name_check("VM name", vm, err) < 0 ||
         name_check("snapshot name", snap, err) < 0)
         return err->code;
-    if (options_take(&r->o, sizeof(r->o), o, "revert", err) < 0)
+    if (options_take(&r->o, sizeof(r->o), o, "revert", err) < 0 ||
+        trash_keep_option(r->o.keep_trash, TRASH_KEEP_REVERT, &r->j.keep_trash,
+                          err) < 0)
         return err->code;
     word = r->o.restore ? r->o.restore : "auto";
     while (r->wanted <= WAY_EAGER && strcmp(word, way_names[r->wanted]) != 0)

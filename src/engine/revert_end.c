@@ -3,11 +3,13 @@
 #include "revert.h"
 
 #include "base/clock.h"
+#include "delete.h"
 #include "layers.h"
 #include "livechain.h"
 #include "quiesce.h"
 #include "revert_impl.h"
 #include "start.h"
+#include "trash.h"
 
 void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
                       struct qstill_error *err)
@@ -16,7 +18,8 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
     struct qstill_error why = {0};
     int pid;
 
-    for (size_t i = 0; i < j->disk_count; i++)
+    /* what an undo goes to was there before it, and stays in the trash */
+    for (size_t i = 0; !j->undone && i < j->disk_count; i++)
         layer_remove(j->disks[i].new_path, err);
     if (err->code == 0)
         journal_remove(s->vmfd, err);
@@ -51,25 +54,32 @@ static int thaw(struct session *s, struct journal *j, struct qstill_error *err)
 int revert_finish(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err)
 {
+    struct vm_trash *back = trash_find(s, j->undone);
+
+    /* before it could expire: its files are the heads now */
+    if (back)
+        vmrecord_drop_trash(&s->rec, back);
+    if (vmrecord_set_mapped(&s->rec, j->mapped, err) < 0 ||
+        trash_age(s, j->tag, err) < 0 || trash_put_heads(s, j, err) < 0)
+        return err->code;
     for (size_t i = 0; i < j->disk_count; i++) {
         const struct journal_disk *d = &j->disks[i];
 
-        if (!tree_owner(&s->tree, d->old_path) &&
-            vmrecord_hide(&s->rec, d->disk, d->old_path, d->old_format, err) <
-                0)
-            return err->code;
         if (vmrecord_set_head(&s->rec, d->disk, d->new_path, d->new_format,
                               err) < 0)
             return err->code;
     }
-    if (vmrecord_set_current(&s->rec, j->snapshot, err) < 0 ||
+    /* an undo's may be no snapshot: "" in the journal, null in vm.json */
+    if (vmrecord_set_current(&s->rec, *j->snapshot ? j->snapshot : NULL, err) <
+            0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
     if (s->qmp && livechain_resume(s, j->was_running, err) < 0)
         return err->code;
     if (thaw(s, j, err) < 0)
         return err->code;
-    if (layers_collapse(s, j, text, err) < 0)
+    if (trash_expire(s, err) < 0 || layers_collapse(s, j, text, err) < 0 ||
+        delete_remove_gone(s, err) < 0)
         return err->code;
     return journal_remove(s->vmfd, err);
 }
@@ -86,6 +96,14 @@ static bool runs_on_new(struct session *s, const struct journal *j)
     return false;
 }
 
+static void say(struct buf *out, const char *what, const struct journal *j)
+{
+    if (j->undone)
+        buf_printf(out, "%s the undo of a revert\n", what);
+    else
+        buf_printf(out, "%s the revert to snapshot %s\n", what, j->snapshot);
+}
+
 int revert_recover(struct session *s, struct journal *j, struct buf *text,
                    struct qstill_error *err)
 {
@@ -93,10 +111,10 @@ int revert_recover(struct session *s, struct journal *j, struct buf *text,
     struct buf *out = text ? text : &scratch;
 
     if (j->phase == JOURNAL_COMMITTED) {
-        buf_printf(out, "finished the revert to snapshot %s\n", j->snapshot);
+        say(out, "finished", j);
         revert_finish(s, j, out, err);
     } else {
-        buf_printf(out, "undid the revert to snapshot %s\n", j->snapshot);
+        say(out, "undid", j);
         /* Its guest has not run: nothing is lost with it. */
         if (!s->qmp || !runs_on_new(s, j) || start_quit(s, err) == 0)
             revert_roll_back(s, j, out, err);

@@ -36,25 +36,74 @@ static void read_disks(struct json_in *in, const json_t *root,
     rec->disk_count = n;
 }
 
-static void read_hidden(struct json_in *in, const json_t *root,
-                        struct vm_record *rec)
+static struct vm_hidden *read_layers(struct json_in *in, const json_t *root,
+                                     const char *key, size_t max, size_t *count)
 {
     const json_t *array;
-    size_t n = json_in_array(in, root, "hidden", VM_HIDDEN_MAX, &array);
+    size_t n = json_in_array(in, root, key, max, &array);
+    struct vm_hidden *list = arena_array(in->arena, n + 1, sizeof(*list));
 
-    rec->hidden = arena_array(&rec->arena, n + 1, sizeof(*rec->hidden));
-    if (!rec->hidden) {
+    *count = 0;
+    if (!list) {
+        err_nomem(in->err);
+        return NULL;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const json_t *o = json_array_get(array, i);
+
+        list[i].disk = json_in_string(in, o, "disk", JSON_REQUIRED);
+        list[i].path = json_in_path(in, o, "path", JSON_REQUIRED);
+        list[i].format = json_in_string(in, o, "format", JSON_REQUIRED);
+    }
+    *count = n;
+    return list;
+}
+
+static void read_links(struct json_in *in, const json_t *root,
+                       struct vm_trash *t)
+{
+    const json_t *array;
+    size_t n = json_in_array(in, root, "links", VM_TRASH_FILES_MAX, &array);
+
+    t->links = arena_array(in->arena, n + 1, sizeof(*t->links));
+    if (!t->links) {
         err_nomem(in->err);
         return;
     }
     for (size_t i = 0; i < n; i++) {
         const json_t *o = json_array_get(array, i);
 
-        rec->hidden[i].disk = json_in_string(in, o, "disk", JSON_REQUIRED);
-        rec->hidden[i].path = json_in_path(in, o, "path", JSON_REQUIRED);
-        rec->hidden[i].format = json_in_string(in, o, "format", JSON_REQUIRED);
+        t->links[i].child = json_in_string(in, o, "child", JSON_REQUIRED);
+        t->links[i].parent = json_in_string(in, o, "parent", JSON_REQUIRED);
     }
-    rec->hidden_count = n;
+    t->link_count = n;
+}
+
+static void read_trash(struct json_in *in, const json_t *root,
+                       struct vm_record *rec)
+{
+    const json_t *array;
+    size_t n = json_in_array(in, root, "trash", VM_TRASH_MAX, &array);
+
+    rec->trash = arena_array(&rec->arena, n + 1, sizeof(*rec->trash));
+    if (!rec->trash) {
+        err_nomem(in->err);
+        return;
+    }
+    for (size_t i = 0; i < n; i++) {
+        const json_t *o = json_array_get(array, i);
+        struct vm_trash *t = &rec->trash[i];
+
+        t->tag = json_in_string(in, o, "tag", JSON_REQUIRED);
+        t->snapshot = json_in_string(in, o, "snapshot", JSON_OPTIONAL);
+        t->keep = json_in_u64(in, o, "keep", JSON_REQUIRED);
+        t->layers =
+            read_layers(in, o, "layers", VM_TRASH_FILES_MAX, &t->layer_count);
+        t->ids =
+            json_in_strings(in, o, "ids", VM_TRASH_FILES_MAX, &t->id_count);
+        read_links(in, o, t);
+    }
+    rec->trash_count = n;
 }
 
 static void read_launch(struct json_in *in, const json_t *root,
@@ -94,7 +143,10 @@ int vmrecord_load(int vmfd, struct vm_record *out, struct qstill_error *err)
     rec.current = json_in_string(&in, root, "current", JSON_OPTIONAL);
     rec.mapped = json_in_string(&in, root, "mapped", JSON_OPTIONAL);
     read_disks(&in, root, &rec);
-    read_hidden(&in, root, &rec);
+    rec.hidden =
+        read_layers(&in, root, "hidden", VM_HIDDEN_MAX, &rec.hidden_count);
+    rec.aged = json_in_string(&in, root, "aged", JSON_OPTIONAL);
+    read_trash(&in, root, &rec);
     read_launch(&in, root, &rec);
     if (err->code < 0) {
         vmrecord_fini(&rec);
@@ -125,16 +177,47 @@ static json_t *disks_json(const struct vm_record *rec)
     return array;
 }
 
-static json_t *hidden_json(const struct vm_record *rec)
+static json_t *layers_json(const struct vm_hidden *list, size_t count)
 {
     json_t *array = json_array();
 
-    for (size_t i = 0; array && i < rec->hidden_count; i++)
+    for (size_t i = 0; array && i < count; i++)
+        json_array_append_new(array,
+                              json_pack("{so so so}", "disk",
+                                        json_out_string(list[i].disk), "path",
+                                        json_out_string(list[i].path), "format",
+                                        json_out_string(list[i].format)));
+    return array;
+}
+
+static json_t *links_json(const struct vm_trash *t)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; array && i < t->link_count; i++)
         json_array_append_new(
-            array, json_pack("{so so so}", "disk",
-                             json_out_string(rec->hidden[i].disk), "path",
-                             json_out_string(rec->hidden[i].path), "format",
-                             json_out_string(rec->hidden[i].format)));
+            array,
+            json_pack("{so so}", "child", json_out_string(t->links[i].child),
+                      "parent", json_out_string(t->links[i].parent)));
+    return array;
+}
+
+static json_t *trash_json(const struct vm_record *rec)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; array && i < rec->trash_count; i++) {
+        const struct vm_trash *t = &rec->trash[i];
+
+        json_array_append_new(
+            array,
+            json_pack("{so so sI so so so}", "tag", json_out_string(t->tag),
+                      "snapshot", json_out_string(t->snapshot), "keep",
+                      (json_int_t)t->keep, "layers",
+                      layers_json(t->layers, t->layer_count), "ids",
+                      json_out_strings(t->ids, t->id_count), "links",
+                      links_json(t)));
+    }
     return array;
 }
 
@@ -165,13 +248,14 @@ int vmrecord_save(int vmfd, const struct vm_record *rec,
 {
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
-        "{si so so so so so so so so so so}", "version", RECORD_VERSION, "name",
-        json_out_string(rec->name), "qmp", json_out_string(rec->qmp), "agent",
-        json_out_string(rec->agent), "launcher", json_out_string(rec->launcher),
-        "uuid", json_out_string(rec->uuid), "current",
-        json_out_string(rec->current), "mapped", json_out_string(rec->mapped),
-        "disks", disks_json(rec), "hidden", hidden_json(rec), "launch",
-        launch_json(rec));
+        "{si so so so so so so so so so so so so}", "version", RECORD_VERSION,
+        "name", json_out_string(rec->name), "qmp", json_out_string(rec->qmp),
+        "agent", json_out_string(rec->agent), "launcher",
+        json_out_string(rec->launcher), "uuid", json_out_string(rec->uuid),
+        "current", json_out_string(rec->current), "mapped",
+        json_out_string(rec->mapped), "disks", disks_json(rec), "hidden",
+        layers_json(rec->hidden, rec->hidden_count), "trash", trash_json(rec),
+        "aged", json_out_string(rec->aged), "launch", launch_json(rec));
 
     return json_file_write(vmfd, STORE_RECORD, root, err);
 }
@@ -251,6 +335,33 @@ int vmrecord_hide(struct vm_record *rec, const char *disk, const char *path,
         return err->code;
     rec->hidden_count++;
     return 0;
+}
+
+int vmrecord_add_trash(struct vm_record *rec, const struct vm_trash *trash,
+                       struct qstill_error *err)
+{
+    struct vm_trash *more;
+
+    if (rec->trash_count >= VM_TRASH_MAX)
+        return err_set(err, QSTILL_E_FAILED, "the trash of VM %s is full",
+                       rec->name);
+    more = arena_array(&rec->arena, rec->trash_count + 1, sizeof(*more));
+    if (!more)
+        return err_nomem(err);
+    if (rec->trash_count > 0)
+        memcpy(more, rec->trash, rec->trash_count * sizeof(*more));
+    more[rec->trash_count++] = *trash;
+    rec->trash = more;
+    return 0;
+}
+
+void vmrecord_drop_trash(struct vm_record *rec, const struct vm_trash *trash)
+{
+    size_t at = (size_t)(trash - rec->trash);
+
+    rec->trash_count--;
+    memmove(&rec->trash[at], &rec->trash[at + 1],
+            (rec->trash_count - at) * sizeof(*rec->trash));
 }
 
 void vmrecord_unhide(struct vm_record *rec, const char *path)

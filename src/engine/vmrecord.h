@@ -13,6 +13,9 @@
 /* QEMU itself stops at a few hundred disks; a manifest stays small. */
 #define VM_DISKS_MAX  256
 #define VM_HIDDEN_MAX 4096
+/* Operations whose trash is kept, and snapshots that one took away. */
+#define VM_TRASH_MAX       64
+#define VM_TRASH_FILES_MAX 65536
 
 struct vm_disk {
     const char *name;        /* what users call it: qdev id, drive id, ... */
@@ -32,6 +35,25 @@ struct vm_hidden {
     const char *format;
 };
 
+/* A snapshot that lost its parent to a delete. */
+struct vm_link {
+    const char *child;
+    const char *parent;
+};
+
+/* What a revert or a delete took away, for undo (trash.h). */
+struct vm_trash {
+    const char *tag;      /* of the operation that took it away */
+    const char *snapshot; /* revert: the id it went to; NULL: a delete */
+    uint64_t keep;        /* so many more operations; 0: it is to go */
+    size_t layer_count;   /* revert: the old heads; delete: its layers */
+    struct vm_hidden *layers;
+    size_t id_count; /* delete: the snapshots, as snapshots/.ID.trash */
+    char **ids;
+    size_t link_count; /* delete: the children that got another parent */
+    struct vm_link *links;
+};
+
 struct vm_record {
     struct arena arena;
     const char *name;
@@ -45,6 +67,9 @@ struct vm_record {
     struct vm_disk *disks;
     size_t hidden_count;
     struct vm_hidden *hidden;
+    size_t trash_count; /* oldest first */
+    struct vm_trash *trash;
+    const char *aged; /* tag of the operation that aged the trash last */
     bool has_launch;
     struct launch_record launch; /* members in the arena: never _fini'ed */
 };
@@ -65,6 +90,10 @@ int vmrecord_set_mapped(struct vm_record *rec, const char *id,
 /* Adds a hidden layer; one that is known already is fine. */
 int vmrecord_hide(struct vm_record *rec, const char *disk, const char *path,
                   const char *format, struct qstill_error *err);
+/* Appends an entry, whose strings and arrays are the record's already. */
+int vmrecord_add_trash(struct vm_record *rec, const struct vm_trash *trash,
+                       struct qstill_error *err);
+void vmrecord_drop_trash(struct vm_record *rec, const struct vm_trash *trash);
 void vmrecord_unhide(struct vm_record *rec, const char *path);
 int vmrecord_set_launch(struct vm_record *rec,
                         const struct launch_record *launch,

@@ -22,6 +22,7 @@ import unittest
 from . import image
 from .cli import Qstill
 from .guest import TICK, SyncPage, Tick
+from .tiny import Tiny
 from .vm import VM, Disk
 
 QEMU = os.environ.get("QSTILL_TEST_QEMU", "")
@@ -176,6 +177,19 @@ class Case(unittest.TestCase):
         self.vms.append(vm)
         return vm
 
+    def tiny_vm(self, name="vm", disks=None, attach=True, paused=False, **kw):
+        """A running QEMU without a guest."""
+        folder = os.path.join(self.tmp, name)
+        os.makedirs(folder, exist_ok=True)
+        if disks is None:
+            disks = [self.disk(vm=name, size=2 << 20, pattern=False)]
+        vm = Tiny(self, QEMU, GUEST, folder, name, disks, **kw)
+        self.vms.append(vm)
+        vm.start(paused=paused)
+        if attach:
+            self.attach(vm)
+        return vm
+
     def running_vm(self, name="vm", attach=True, wait=True, paused=False,
                    **kw):
         vm = self.make_vm(name, **kw).start(wait, paused)
@@ -275,7 +289,7 @@ class Case(unittest.TestCase):
             self.assertEqual([], vm.block_jobs())
         self.assertEqual(files, self.disk_files(vm), "files beside the disks")
         self.assertEqual(store, self.store_files(), "files in the store")
-        if state == "running":
+        if state == "running" and vm.ticks:
             self.goes_on(vm)
 
     def pause(self, vm):
@@ -317,14 +331,24 @@ class Case(unittest.TestCase):
         for s in listed["snapshots"]:
             for path, _ in self.frozen(vm, s["id"]).values():
                 needed.update(image.chain(path))
+        trash = self.trash(vm)
+        for t in trash:
+            for layer in t["layers"]:
+                needed.update(image.chain(layer["path"]))
         self.assertEqual(set(), self.disk_files(vm) - needed,
                          "images that nobody needs")
         want = {"vm.json", "lock", "snapshots", "qemu.log"}
         self.assertEqual(set(), set(os.listdir(folder)) - want,
                          "the store's folder of the VM")
-        self.assertEqual({s["id"] for s in listed["snapshots"]},
+        self.assertEqual({s["id"] for s in listed["snapshots"]} |
+                         {".%s.trash" % i for t in trash for i in t["ids"]},
                          set(os.listdir(os.path.join(folder, "snapshots"))),
                          "the snapshots' folders")
+
+    def trash(self, vm):
+        """What undo could bring back."""
+        with open(os.path.join(self.store, vm.name, "vm.json")) as f:
+            return json.load(f)["trash"]
 
     def disk_names(self, vm):
         """The disks' names as the product has them."""

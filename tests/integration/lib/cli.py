@@ -170,7 +170,7 @@ class Qstill:
 
 
 VERBS = ("attach detach vms check create list info verify rename revert "
-         "delete recover start path image bench").split()
+         "delete undo recover start path image bench").split()
 
 
 def _end(p):

@@ -41,6 +41,8 @@ class VM:
     memory  default, ram, memfd, file: the backend of the guest's RAM
     """
 
+    ticks = True  # a guest runs in it that says so
+
     def __init__(self, case, qemu, guest_dir, folder, name="vm", disks=(),
                  style="drive", memory="default", machine="pc", smp=1,
                  append="", agent=False, extra=(), accel="tcg", cpu="max"):

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What a revert or a delete took away and undo can bring back.
+ *
+ *   revert   the heads it left: files beside the disks, noted in vm.json
+ *   delete   (only when asked for) the layers stay unmerged, the directories
+ *            are named snapshots/.ID.trash, and vm.json knows both and which
+ *            children got another parent
+ *
+ * An entry says how many more operations it outlives: create, revert, delete
+ * and undo count it down when they are sure to succeed. At 0 it goes: layers
+ * become hidden ones, directories .ID.gone, and the collapse does the rest.
+ * Layers of the trash are never merged nor written.
+ */
+#ifndef QSTILL_ENGINE_TRASH_H
+#define QSTILL_ENGINE_TRASH_H
+
+#include "base/buf.h"
+#include "base/error.h"
+
+struct journal;
+struct manifest;
+struct session;
+struct vm_trash;
+
+/* One entry an operation, so VM_TRASH_MAX is never reached. */
+#define TRASH_KEEP_MAX 32
+/* What a revert keeps when nobody says otherwise: until the next operation. */
+#define TRASH_KEEP_REVERT 1
+
+/* The option keep_trash of the public header: 0 is the default, negative is
+ * none; USAGE when it is out of bounds. */
+int trash_keep_option(int option, uint64_t by_default, uint64_t *out,
+                      struct qstill_error *err);
+
+#define TRASH_NAME_LEN 80
+void trash_name(const char *id, char out[TRASH_NAME_LEN]);
+
+/* In memory; the caller saves the record: */
+
+/* Counts all entries down, once for each operation's tag. */
+int trash_age(struct session *s, const char *tag, struct qstill_error *err);
+/* The heads that the journal's operation leaves become trash, or hidden layers
+ * when it keeps none. A head that a snapshot names is left alone. */
+int trash_put_heads(struct session *s, const struct journal *j,
+                    struct qstill_error *err);
+/* An entry for the snapshots of a delete; the directories are the caller's. */
+int trash_put_snapshots(struct session *s, const struct journal *j,
+                        struct qstill_error *err);
+
+struct vm_trash *trash_find(struct session *s, const char *tag);
+bool trash_has_expired(const struct session *s);
+
+/* Entries that are at 0 become hidden layers and .ID.gone; durable, and right
+ * to run again. */
+int trash_expire(struct session *s, struct qstill_error *err);
+/* Ends the operation of the journal that stands: removes it, or makes it one
+ * that takes away what has expired, and does that. */
+int trash_end(struct session *s, struct buf *text, struct qstill_error *err);
+/* All of it goes, whatever it was to outlive. */
+int trash_empty(struct session *s, struct buf *text, struct qstill_error *err);
+
+#endif

@@ -1,0 +1,441 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * undo: takes back the last revert or delete whose trash is still there.
+ *
+ * Of a revert:
+ *   plan      lock, recovery, the files of the trash, how the VM is started
+ *   prepare   journal
+ *   end       the running QEMU is ended
+ *   start     a new one on the old heads, its guest not running yet
+ *   commit    journal; vm.json gets the heads, those left become trash; cont
+ * Failures: before the commit the VM is started again on the heads it had, and
+ * the trash stays. After it the next command finishes.
+ *
+ * Of a delete: from the journal on it only goes forward: the directories get
+ * their names back, the children their parents, the layers their owners.
+ */
+#include "undo.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/options.h"
+#include "base/publish.h"
+#include "delete.h"
+#include "job.h"
+#include "layers.h"
+#include "livechain.h"
+#include "qmp/monitor.h"
+#include "revert.h"
+#include "revert_impl.h"
+#include "start.h"
+#include "trash.h"
+
+struct undo {
+    struct qstill_store *store;
+    struct qstill_job *job;
+    struct arena arena;
+    struct session s;
+    bool session_open;
+    const char *vm;
+    struct qstill_undo_options o;
+    char tag[ID_LEN + 1];
+    bool was_on;
+    struct journal j;
+    bool journaled, committed, started;
+    int pid;
+};
+
+static const struct vm_trash *newest(const struct session *s)
+{
+    for (size_t i = s->rec.trash_count; i-- > 0;)
+        if (s->rec.trash[i].keep > 0)
+            return &s->rec.trash[i];
+    return NULL;
+}
+
+/* The snapshot that stands below a layer: the nearest one that owns a layer of
+ * its chain. NULL: none. */
+static const char *owner_below(const struct layers *all, const char *path)
+{
+    const struct layer *l = layers_find(all, path);
+
+    for (size_t steps = 0; l && steps <= all->count; steps++) {
+        l = l->below;
+        if (l && l->owner)
+            return l->owner;
+    }
+    return NULL;
+}
+
+/* -------------------------------------------------------------------- plan */
+
+static int find_trash(struct undo *u, const struct vm_trash **out,
+                      struct qstill_error *err)
+{
+    const struct vm_trash *t = newest(&u->s);
+
+    if (!t) {
+        err_set(err, QSTILL_E_NOT_FOUND,
+                "VM %s has no revert or delete to take back", u->vm);
+        return err_hint(err, "trash is kept until the next operation, or as "
+                             "--keep-trash says");
+    }
+    for (size_t i = 0; i < t->layer_count; i++)
+        if (access(t->layers[i].path, F_OK) < 0)
+            return err_errno(err, errno, "disk %s: %s of the trash",
+                             t->layers[i].disk, t->layers[i].path);
+    *out = t;
+    return 0;
+}
+
+static int plan_heads(struct undo *u, const struct vm_trash *t,
+                      struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0, NULL};
+    const char *below;
+
+    if (layers_load(&u->s, &all, err) < 0)
+        return err->code;
+    below = t->layer_count ? owner_below(&all, t->layers[0].path) : NULL;
+    u->j.snapshot = arena_strdup(&u->arena, below ? below : "");
+    u->j.keep_trash = TRASH_KEEP_REVERT;
+    u->j.disks =
+        arena_array(&u->arena, t->layer_count + 1, sizeof(*u->j.disks));
+    if (!u->j.disks || !u->j.snapshot)
+        return err_nomem(err);
+    for (size_t i = 0; i < t->layer_count; i++) {
+        const struct vm_hidden *l = &t->layers[i];
+        const struct vm_disk *d = vmrecord_disk(&u->s.rec, l->disk);
+
+        if (!d)
+            return err_set(err, QSTILL_E_PRECONDITION,
+                           "VM %s has no disk %s any more", u->vm, l->disk);
+        u->j.disks[i] = (struct journal_disk){
+            d->name, d->head_path, d->head_format, l->path, l->format};
+        buf_printf(job_text(u->job), "disk %s goes back to %s\n", d->name,
+                   l->path);
+    }
+    u->j.disk_count = t->layer_count;
+    return 0;
+}
+
+static int plan_snapshots(struct undo *u, const struct vm_trash *t,
+                          struct qstill_error *err)
+{
+    for (size_t i = 0; i < t->id_count; i++) {
+        CLEANUP(manifest_fini) struct manifest m = {.arena = ARENA_INIT};
+        CLEANUP(closep) int fd = -1;
+        struct qstill_error none = {0};
+        struct manifest *taken = NULL;
+        char name[TRASH_NAME_LEN];
+
+        trash_name(t->ids[i], name);
+        if (store_opendirat(u->s.snapsfd, name, &fd, err) < 0 ||
+            manifest_load(fd, &m, err) < 0)
+            return err_wrap(err, "snapshot %s", t->ids[i]);
+        if (tree_resolve(&u->s.tree, m.name, &taken, &none) == 0) {
+            err_set(err, QSTILL_E_BUSY, "a snapshot named %s exists again (%s)",
+                    m.name, taken->id);
+            return err_hint(err, "rename that one first");
+        }
+        buf_printf(job_text(u->job), "snapshot %s (%s) comes back\n", m.name,
+                   m.id);
+    }
+    u->j.snapshot = arena_strdup(&u->arena, "");
+    return u->j.snapshot ? 0 : err_nomem(err);
+}
+
+static int fill_start(struct undo *u, struct start_options *o,
+                      struct qstill_error *err)
+{
+    struct start_head *heads =
+        arena_array(&u->arena, u->j.disk_count + 1, sizeof(*heads));
+
+    if (!heads)
+        return err_nomem(err);
+    for (size_t i = 0; i < u->j.disk_count; i++)
+        heads[i] =
+            (struct start_head){u->j.disks[i].disk, u->j.disks[i].new_path,
+                                u->j.disks[i].new_format};
+    *o = (struct start_options){
+        .heads = heads, .head_count = u->j.disk_count, .paused = true};
+    return 0;
+}
+
+static int check_vm(struct undo *u, struct qstill_error *err)
+{
+    struct start_options o;
+
+    if (session_connect(&u->s, err) < 0)
+        return err->code;
+    u->was_on = u->s.qmp != NULL;
+    u->j.was_running = u->was_on && u->s.status.running;
+    if (!u->was_on || u->j.disk_count == 0)
+        return 0;
+    if (session_check_heads(&u->s, err) < 0 || fill_start(u, &o, err) < 0)
+        return err->code;
+    return start_check(&u->s, &o, err);
+}
+
+static int plan_enter(void *ctx, struct qstill_error *err)
+{
+    struct undo *u = ctx;
+    const struct vm_trash *t = NULL;
+
+    if (id_new(u->tag, err) < 0 ||
+        session_open(&u->s, u->store, u->vm, "undo", err) < 0)
+        return err->code;
+    u->session_open = true;
+    if (find_trash(u, &t, err) < 0)
+        return err->code;
+    buf_printf(job_text(u->job), "the last %s is taken back\n",
+               t->snapshot ? "revert" : "delete");
+    if ((t->snapshot ? plan_heads(u, t, err) : plan_snapshots(u, t, err)) < 0)
+        return err->code;
+    u->j.op = JOURNAL_UNDO;
+    u->j.phase = t->snapshot ? JOURNAL_BEGUN : JOURNAL_COMMITTED;
+    u->j.tag = u->tag;
+    u->j.undone = arena_strdup(&u->arena, t->tag);
+    u->j.old_current = u->s.rec.current;
+    return u->j.undone ? check_vm(u, err) : err_nomem(err);
+}
+
+/* ------------------------------------------------------- a revert, phases */
+
+static bool of_heads(const struct undo *u)
+{
+    return !u->o.dry_run && u->j.disk_count > 0;
+}
+
+static int prepare_enter(void *ctx, struct qstill_error *err)
+{
+    struct undo *u = ctx;
+
+    if (!of_heads(u))
+        return 0;
+    u->journaled = true;
+    return journal_save(u->s.vmfd, &u->j, err);
+}
+
+static void prepare_undo(void *ctx, struct qstill_error *err)
+{
+    struct undo *u = ctx;
+
+    if (!u->journaled || u->committed)
+        return;
+    if (u->started)
+        start_kill(&u->s, u->pid);
+    u->started = false;
+    revert_roll_back(&u->s, &u->j, job_text(u->job), err);
+    u->journaled = false;
+}
+
+static int end_enter(void *ctx, struct qstill_error *err)
+{
+    struct undo *u = ctx;
+
+    if (!of_heads(u) || !u->s.qmp)
+        return 0;
+    if (qmp_stop(u->s.qmp, 0, err) < 0)
+        return err->code;
+    return start_quit(&u->s, err);
+}
+
+static int start_enter(void *ctx, struct qstill_error *err)
+{
+    struct undo *u = ctx;
+    struct start_options o;
+
+    if (!of_heads(u) || !u->was_on)
+        return 0;
+    if (fill_start(u, &o, err) < 0)
+        return err->code;
+    if (start_vm(&u->s, &o, &u->pid, err) < 0)
+        return err_hint(err,
+                        "the VM is started again on the disks it had; if it "
+                        "is off: qstill start %s",
+                        u->vm);
+    u->started = true;
+    return 0;
+}
+
+static int commit_enter(void *ctx, struct qstill_error *err)
+{
+    struct undo *u = ctx;
+
+    if (u->o.dry_run)
+        return 0;
+    u->j.phase = JOURNAL_COMMITTED;
+    if (journal_save(u->s.vmfd, &u->j, err) < 0)
+        return err->code;
+    u->committed = true;
+    return undo_recover(&u->s, &u->j, NULL, err);
+}
+
+/* ---------------------------------------------------------------- a delete */
+
+/* A parent that has been deleted since would be damage. */
+static int settle_parent(struct session *s, const struct vm_trash *t,
+                         const struct layers *all, struct manifest *m)
+{
+    bool back = m->parent_id && tree_find(&s->tree, m->parent_id);
+
+    for (size_t i = 0; m->parent_id && i < t->id_count; i++)
+        back = back || strcmp(t->ids[i], m->parent_id) == 0;
+    if (!back && m->parent_id)
+        m->parent_id =
+            m->disk_count ? owner_below(all, m->disks[0].path) : NULL;
+    return 0;
+}
+
+/* What a merge did to layers of the trash keeps their content, not their
+ * headers: they are known anew. */
+static int put_back(struct session *s, const struct vm_trash *t,
+                    const struct layers *all, const char *id,
+                    struct qstill_error *err)
+{
+    CLEANUP(manifest_fini) struct manifest m = {.arena = ARENA_INIT};
+    CLEANUP(closep) int fd = -1;
+    struct qstill_error gone = {0};
+    char name[TRASH_NAME_LEN];
+
+    trash_name(id, name);
+    if (store_opendirat(s->snapsfd, name, &fd, &gone) < 0)
+        return gone.code == QSTILL_E_NOT_FOUND ? 0 : (*err = gone).code;
+    if (manifest_load(fd, &m, err) < 0)
+        return err->code;
+    settle_parent(s, t, all, &m);
+    for (size_t i = 0; i < m.disk_count; i++)
+        if (layer_identify(&m, &m.disks[i], err) < 0)
+            return err->code;
+    if (manifest_save(fd, &m, err) < 0)
+        return err->code;
+    return publish_rename(s->snapsfd, name, id, PUBLISH_NEW, err);
+}
+
+static int relink(struct session *s, const struct vm_trash *t,
+                  struct qstill_error *err)
+{
+    for (size_t i = 0; i < t->link_count; i++) {
+        CLEANUP(closep) int fd = -1;
+        struct manifest *m = tree_find(&s->tree, t->links[i].child);
+
+        if (!m || !tree_find(&s->tree, t->links[i].parent))
+            continue;
+        m->parent_id = t->links[i].parent;
+        if (store_opendirat(s->snapsfd, m->id, &fd, err) < 0 ||
+            manifest_save(fd, m, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+/* The record's strings live on: a reload would free the entry's. */
+static int reload_tree(struct session *s, struct qstill_error *err)
+{
+    struct tree tree = {0, NULL};
+
+    if (tree_load(s->vmfd, &tree, err) < 0)
+        return err->code;
+    tree_fini(&s->tree);
+    s->tree = tree;
+    return 0;
+}
+
+/* The snapshot that the heads stand on now. */
+static int find_current(struct session *s, struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0, NULL};
+
+    if (s->rec.disk_count == 0)
+        return 0;
+    if (layers_load(s, &all, err) < 0)
+        return err->code;
+    return vmrecord_set_current(
+        &s->rec, owner_below(&all, s->rec.disks[0].head_path), err);
+}
+
+static int undo_delete(struct session *s, struct journal *j, struct buf *text,
+                       struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0, NULL};
+    struct vm_trash *t = trash_find(s, j->undone);
+
+    if (!t)
+        return trash_end(s, text, err);
+    if (layers_load(s, &all, err) < 0)
+        return err->code;
+    /* oldest first: at each instant the parents of those listed are listed */
+    for (size_t i = 0; i < t->id_count; i++)
+        if (put_back(s, t, &all, t->ids[i], err) < 0)
+            return err->code;
+    if (reload_tree(s, err) < 0 || relink(s, t, err) < 0)
+        return err->code;
+    vmrecord_drop_trash(&s->rec, t);
+    if (find_current(s, err) < 0 || trash_age(s, j->tag, err) < 0 ||
+        vmrecord_save(s->vmfd, &s->rec, err) < 0)
+        return err->code;
+    return trash_end(s, text, err);
+}
+
+int undo_recover(struct session *s, struct journal *j, struct buf *text,
+                 struct qstill_error *err)
+{
+    if (j->disk_count > 0)
+        return revert_recover(s, j, text, err);
+    return undo_delete(s, j, text, err);
+}
+
+/* --------------------------------------------------------------------- job */
+
+static void undo_free(void *ctx)
+{
+    struct undo *u = ctx;
+
+    if (u->session_open)
+        session_close(&u->s);
+    arena_fini(&u->arena);
+    free(u);
+}
+
+static const struct job_phase undo_phases[] = {
+    {"plan", plan_enter, NULL, NULL},
+    {"prepare", prepare_enter, NULL, prepare_undo},
+    {"end", end_enter, NULL, NULL},
+    {"start", start_enter, NULL, NULL},
+    {"commit", commit_enter, NULL, NULL},
+    {NULL, NULL, NULL, NULL},
+};
+static const struct job_ops undo_ops = {undo_phases, undo_free};
+
+QSTILL_PUBLIC int qstill_undo(struct qstill_store *store, const char *vm,
+                              const struct qstill_undo_options *options,
+                              struct qstill_job **out,
+                              struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    struct undo *u;
+
+    if (name_check("VM name", vm, err) < 0)
+        return err->code;
+    u = calloc(1, sizeof(*u));
+    if (!u)
+        return err_nomem(err);
+    u->store = store;
+    if (options_take(&u->o, sizeof(u->o), options, "undo", err) < 0) {
+        undo_free(u);
+        return err->code;
+    }
+    u->vm = arena_strdup(&u->arena, vm);
+    if (!u->vm) {
+        undo_free(u);
+        return err_nomem(err);
+    }
+    if (job_new(&u->job, &undo_ops, u, err) < 0)
+        return err->code;
+    *out = u->job;
+    return 0;
+}

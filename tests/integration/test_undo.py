@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+"""undo: takes back the last revert or delete while its trash is there."""
+
+import os
+
+from lib.case import Case
+from lib.tiny import content
+
+
+class Undo(Case):
+    cost = 20
+    disks_of = (("disk0", "qcow2"), ("disk1", "raw"))
+
+    def setUp(self):
+        super().setUp()
+        self.vm = self.tiny_vm(disks=[
+            self.disk(name, fmt, size=2 << 20, pattern=False)
+            for name, fmt in self.disks_of])
+
+    def write(self, byte, part=0):
+        for d in self.vm.disks:
+            self.vm.write(d, part, byte)
+
+    def heads(self):
+        """The first part's byte of every head; all disks must agree."""
+        found = {content(p, "qcow2" if p.endswith(".qcow2") else "raw")[0]
+                 for p in self.head_paths(self.vm)}
+        self.assertEqual(1, len(found))
+        return found.pop()
+
+    def snapshot(self, name, byte, *more):
+        self.write(byte)
+        return self.q("create", "vm", name, *more)["id"]
+
+    def three(self):
+        """root(1) - middle(2) - leaf(3), and 9 on top."""
+        ids = [self.snapshot(n, i + 1)
+               for i, n in enumerate(("root", "middle", "leaf"))]
+        self.write(9)
+        return ids
+
+    # ---------------------------------------------------------------- revert
+
+    def test_of_a_revert_gives_the_heads_back(self):
+        root, _, leaf = self.three()
+        self.q("revert", "vm", "root")
+        self.assertEqual(1, self.heads())
+        self.assertEqual(root, self.q("list", "vm")["current"])
+        said = self.q("undo", "vm")
+        self.assertIn("the last revert is taken back", said["actions"])
+        self.assertEqual("running", self.vm.state())
+        self.assertEqual(9, self.heads())
+        self.assertEqual(leaf, self.q("list", "vm")["current"])
+        self.assertEqual(sorted(self.head_paths(self.vm)),
+                         sorted(self.vm.heads().values()))
+
+    def test_of_an_undo_gives_the_revert_back(self):
+        self.three()
+        self.q("revert", "vm", "root")
+        self.write(7)
+        self.q("undo", "vm")
+        self.assertEqual(9, self.heads())
+        self.q("undo", "vm")
+        self.assertEqual(7, self.heads())
+        self.assertEqual(1, len(self.trash(self.vm)))
+
+    def test_of_a_revert_with_the_vm_off_and_paused(self):
+        self.three()
+        self.q("revert", "vm", "root", "--stopped")
+        self.assertEqual("off", self.vm.state())
+        self.q("undo", "vm")
+        self.assertEqual("off", self.vm.state())
+        self.assertEqual(9, self.heads())
+        self.q("start", "vm")
+        self.pause(self.vm)
+        self.q("revert", "vm", "middle")
+        self.assertEqual(2, self.heads())
+        self.q("undo", "vm")
+        self.assertEqual(9, self.heads())
+        self.assertIn(self.vm.state(), ("paused", "prelaunch"))
+        self.cont(self.vm)
+
+    def test_the_next_operation_takes_the_trash_away(self):
+        for verb in ("create", "revert", "delete"):
+            with self.subTest(verb=verb):
+                ids = self.three()
+                self.q("revert", "vm", ids[0])
+                left = [t["path"] for t in self.trash(self.vm)[0]["layers"]]
+                self.assertEqual(2, len(left))
+                if verb == "create":
+                    self.q("create", "vm", "more")
+                elif verb == "revert":
+                    self.q("revert", "vm", "middle", "--keep-trash", "0")
+                else:
+                    self.q("delete", "vm", "leaf")
+                self.assertFalse(any(map(os.path.exists, left)))
+                self.assertEqual([], self.trash(self.vm))
+                self.q.fails("not-found", "no revert or delete to take back",
+                             "undo", "vm")
+                self.check_nothing_left(self.vm)
+                self.q("delete", "vm", *self.q.names("vm"))
+
+    def test_a_failed_operation_leaves_the_trash(self):
+        self.three()
+        self.q("revert", "vm", "root")
+        self.q.fails("busy", "exists", "create", "vm", "root")
+        self.q.fails("not-found", "", "delete", "vm", "nothing")
+        self.mount_tmpfs(os.path.join(self.tmp, "full"), "size=16k")
+        self.q.fails("no-space", "", "create", "vm", "more", "--disk-dir",
+                     os.path.join(self.tmp, "full"))
+        self.q("undo", "vm")
+        self.assertEqual(9, self.heads())
+
+    def test_keep_trash_counts_operations(self):
+        self.three()
+        self.q("revert", "vm", "root", "--keep-trash", "3")
+        self.snapshot("b1", 21)
+        self.snapshot("b2", 22)
+        self.assertEqual(1, len(self.trash(self.vm)))
+        self.q("undo", "vm")
+        self.assertEqual(9, self.heads())
+        self.assertEqual(5, len(self.q.names("vm")), "branches stay")
+        self.q.fails("usage", "32", "revert", "vm", "root", "--keep-trash",
+                     "33")
+        self.q("revert", "vm", "root", "--keep-trash", "0")
+        self.assertEqual([], self.trash(self.vm))
+
+    # ---------------------------------------------------------------- delete
+
+    def test_of_a_delete_lists_the_snapshots_again(self):
+        ids = self.three()
+        tree = self.q("list", "vm")
+        for gone in (["root"], ["middle"], ["leaf"], ["root", "leaf"],
+                     ["root", "middle", "leaf"]):
+            with self.subTest(gone=gone):
+                self.q("delete", "vm", *gone, "--keep-trash", "1")
+                self.assertEqual(
+                    [n for n in ("root", "middle", "leaf") if n not in gone],
+                    self.q.names("vm"))
+                self.check_nothing_left(self.vm)
+                self.q("undo", "vm")
+                self.assertEqual(tree, self.q("list", "vm"))
+                self.assertTrue(self.q.check("vm")["ok"])
+                self.check_nothing_left(self.vm)
+        for i, id in enumerate(ids):
+            self.q("revert", "vm", id)
+            self.assertEqual(i + 1, self.heads())
+
+    def test_of_a_delete_after_other_operations(self):
+        root, middle, leaf = self.three()
+        self.q("delete", "vm", "middle", "--keep-trash", "4")
+        self.q("delete", "vm", "root")
+        self.snapshot("top", 5)
+        self.check_nothing_left(self.vm)
+        self.q("undo", "vm")
+        found = {s["name"]: s for s in self.q.snapshots("vm")}
+        self.assertEqual({"middle", "leaf", "top"}, set(found))
+        self.assertIsNone(found["middle"]["parentId"])
+        self.assertEqual(middle, found["leaf"]["parentId"])
+        self.q("revert", "vm", "middle")
+        self.assertEqual(2, self.heads())
+        self.q("revert", "vm", "leaf")
+        self.assertEqual(3, self.heads())
+
+    def test_a_delete_without_it_frees_at_once(self):
+        self.three()
+        self.q("delete", "vm", "root", "middle", "leaf")
+        self.q.fails("not-found", "no revert or delete", "undo", "vm")
+        self.assertEqual({d.path for d in self.vm.disks},
+                         self.disk_files(self.vm))
+
+    def test_a_name_that_was_taken_since(self):
+        self.three()
+        self.q("delete", "vm", "middle", "--keep-trash", "2")
+        self.q("create", "vm", "middle")
+        self.q.fails("busy", "named middle exists again", "undo", "vm")
+        self.q("rename", "vm", "middle", "other")
+        self.q("undo", "vm")
+        self.assertIn("middle", self.q.names("vm"))
+
+    def test_dry_run_says_what(self):
+        self.three()
+        self.q("revert", "vm", "root")
+        with self.nothing_changes(self.vm):
+            plan = self.q("undo", "vm", "--dry-run")["plan"]
+            self.assertEqual("the last revert is taken back", plan[0])
+            self.assertEqual(3, len(plan))
+
+    def test_detach_empties_the_trash(self):
+        self.three()
+        self.q("revert", "vm", "leaf", "--keep-trash", "9")
+        self.q("delete", "vm", "root", "middle", "leaf", "--keep-trash", "9")
+        self.assertEqual([], self.q.names("vm"))
+        self.q("detach", "vm")
+        self.assertEqual({d.path for d in self.vm.disks},
+                         self.disk_files(self.vm))
+        self.assertEqual(sorted(d.path for d in self.vm.disks),
+                         sorted(self.vm.heads().values()))
