@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "unwind.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -9,6 +11,7 @@
 #include "journal.h"
 #include "layers.h"
 #include "livechain.h"
+#include "qcow2/lock.h"
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
 #include "quiesce.h"
@@ -123,19 +126,67 @@ static int fold_back_live(struct session *s, struct journal *j,
     return layer_remove(jd->new_path, err);
 }
 
+/* The record may have adopted the new head: an undo that QEMU's end cut. */
+static int give_back(struct session *s, const struct journal_disk *jd,
+                     struct qstill_error *err)
+{
+    const struct vm_disk *d = vmrecord_disk(&s->rec, jd->disk);
+
+    if (!d || strcmp(d->head_path, jd->new_path) != 0)
+        return 0;
+    vmrecord_unhide(&s->rec, jd->old_path);
+    if (vmrecord_set_head(&s->rec, jd->disk, jd->old_path, jd->old_format,
+                          err) < 0)
+        return err->code;
+    return vmrecord_save(s->vmfd, &s->rec, err);
+}
+
+/* Whether nothing was written into the new head; BUSY while a QEMU that is
+ * ending still has it open. */
+static int untouched(const struct journal *j, const struct journal_disk *jd,
+                     bool *yes, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+
+    *yes = true;
+    if (j->phase < JOURNAL_SWITCHING)
+        return 0;
+    fd = open(jd->new_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0)
+        return err_errno(err, errno, "cannot open %s", jd->new_path);
+    if (image_lock(fd, jd->new_path, IMAGE_LOCK_READ, err) < 0)
+        return err->code;
+    return layer_is_empty(jd->new_path, jd->new_format, yes, err);
+}
+
 /* QEMU is gone. A guest may have written into the new head before it went. */
 static int fold_back_off(struct session *s, struct journal *j,
                          const struct journal_disk *jd, struct buf *text,
                          struct qstill_error *err)
 {
-    bool empty = true;
+    bool empty;
 
     if (access(jd->new_path, F_OK) < 0)
-        return 0;
-    if (j->phase >= JOURNAL_SWITCHING &&
-        layer_is_empty(jd->new_path, jd->new_format, &empty, err) < 0)
+        return give_back(s, jd, err);
+    if (untouched(j, jd, &empty, err) < 0)
         return err->code;
-    return empty ? layer_remove(jd->new_path, err) : adopt(s, jd, text, err);
+    if (!empty)
+        return adopt(s, jd, text, err);
+    if (give_back(s, jd, err) < 0)
+        return err->code;
+    return layer_remove(jd->new_path, err);
+}
+
+/* What QEMU has open now, not when the snapshot began: a new head that it has
+ * switched to holds what the guest wrote since. One that is gone is off. */
+static int look_again(struct session *s, struct qstill_error *err)
+{
+    struct qstill_error lost = {0};
+
+    if (!s->qmp || session_refresh(s, &lost) == 0)
+        return 0;
+    session_disconnect(s);
+    return session_connect(s, err);
 }
 
 /* Keeps the first error, and goes on. */
@@ -162,6 +213,10 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
     }
     unwind_resume(s, j, &now);
     note_error(&first, &now);
+    if (look_again(s, &now) < 0) {
+        *err = first.code < 0 ? first : now;
+        return err->code;
+    }
     for (size_t i = 0; i < j->disk_count; i++) {
         if (s->qmp)
             fold_back_live(s, j, &j->disks[i], text, &now);

@@ -26,7 +26,6 @@ class Sockets(Case):
         server = socket.socket(socket.AF_UNIX)
         server.bind(path)
         server.listen(4)
-        self.addCleanup(server.close)
 
         def serve():
             with contextlib.suppress(OSError):
@@ -37,7 +36,16 @@ class Sockets(Case):
         kept = []
         thread = threading.Thread(target=serve, daemon=True)
         thread.start()
-        self.addCleanup(lambda: [c.close() for c in kept])
+
+        def end():
+            # A thread in accept() must not wake up with the number of a
+            # socket that the next test has opened.
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join()
+            server.close()
+            for client in kept:
+                client.close()
+        self.addCleanup(end)
         return path
 
     def refused(self, code, message, path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Two at once, cancelled, QEMU killed, ourselves killed: in the middle."""
 
+import json
 import os
 import signal
 import time
@@ -109,6 +110,10 @@ class QemuKilled(Middle):
             r"disk vda had=(\d+)", since).group(1)), last)
         self.q("create", "vm", "after")
 
+    def test_in_a_create_cow(self):
+        """The new heads hold what the guest wrote since they are heads."""
+        self.killed("cow")
+
     def test_in_a_create_paused(self):
         self.killed("paused")
 
@@ -117,6 +122,37 @@ class QemuKilled(Middle):
 
     def test_in_a_create_precopy(self):
         self.killed("precopy")
+
+    def test_in_an_undo_that_had_kept_the_new_head(self):
+        """The record says that the new head stays on its hidden layer, which
+        the undo writes when QEMU refuses to fold it back; then QEMU ends."""
+        vm = self.slow_vm()
+        self.pause(vm)
+        process = self.slow_create("one", "paused")
+        self.wait_memory(vm)
+        process.kill()
+        process.wait()
+        vm.end()
+        path = os.path.join(self.store, "vm", "vm.json")
+        with open(path) as f:
+            record = json.load(f)
+        with open(self.q.journal_path("vm")) as f:
+            disks = json.load(f)["disks"]
+        record["hidden"] = [
+            {"disk": d["disk"], "path": d["oldPath"], "format": d["oldFormat"]}
+            for d in disks]
+        for known, d in zip(record["disks"], disks):
+            known["headPath"] = d["newPath"]
+            known["headFormat"] = d["newFormat"]
+        with open(path, "w") as f:
+            json.dump(record, f)
+        self.q("recover", "vm")
+        self.assertEqual([d.path for d in vm.disks], self.head_paths(vm))
+        self.assertEqual({d.path for d in vm.disks}, self.disk_files(vm))
+        since = vm.serial.mark()
+        self.q("start", "vm")
+        vm.wait_up(since)
+        self.paused_on_purpose.clear()
 
 
 class OurselvesKilled(Middle):
