@@ -114,6 +114,12 @@ static int real_fsetxattr(const struct io *io, int fd, const char *name,
     return real_result(fsetxattr(fd, name, value, len, 0));
 }
 
+static int real_fremovexattr(const struct io *io, int fd, const char *name)
+{
+    (void)io;
+    return real_result(fremovexattr(fd, name));
+}
+
 const struct io_ops io_real_ops = {
     .openat = real_openat,
     .pread = real_pread,
@@ -128,6 +134,7 @@ const struct io_ops io_real_ops = {
     .fchmod = real_fchmod,
     .fchown = real_fchown,
     .fsetxattr = real_fsetxattr,
+    .fremovexattr = real_fremovexattr,
 };
 
 const struct io *io_real(void)

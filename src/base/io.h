@@ -42,6 +42,7 @@ struct io_ops {
     int (*fchown)(const struct io *io, int fd, uid_t uid, gid_t gid);
     int (*fsetxattr)(const struct io *io, int fd, const char *name,
                      const void *value, size_t len);
+    int (*fremovexattr)(const struct io *io, int fd, const char *name);
 };
 
 struct io {

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
+#include <unistd.h>
 
 /* The kernel's own limits for one list and one value. */
 #define XATTR_LIST_MAX_BYTES  65536
@@ -23,6 +24,31 @@ bool attrs_can_copy(int from, int to)
            b.st_uid == geteuid();
 }
 
+static bool is_own_group(gid_t gid)
+{
+    CLEANUP(freep) gid_t *groups = NULL;
+    int n = getgroups(0, NULL);
+
+    if (gid == getegid())
+        return true;
+    groups = malloc(sizeof(*groups) * (size_t)(n > 0 ? n : 1));
+    n = groups && n > 0 ? getgroups(n, groups) : 0;
+    for (int i = 0; i < n; i++)
+        if (groups[i] == gid)
+            return true;
+    return false;
+}
+
+bool attrs_can_make(int from)
+{
+    struct stat st;
+
+    if (geteuid() == 0)
+        return true;
+    return fstat(from, &st) == 0 && st.st_uid == geteuid() &&
+           is_own_group(st.st_gid);
+}
+
 static int copy_one(const struct io *io, int from, int to, const char *name,
                     uint8_t *value, uint8_t *old)
 {
@@ -35,6 +61,31 @@ static int copy_one(const struct io *io, int from, int to, const char *name,
     if (m == n && memcmp(value, old, (size_t)n) == 0)
         return 0;
     return io->ops->fsetxattr(io, to, name, value, (size_t)n);
+}
+
+/* What the filesystem, or a security module, does not let us touch. */
+static bool is_tolerable(int r)
+{
+    return r == -EOPNOTSUPP || r == -EPERM || r == -EACCES || r == -ENODATA;
+}
+
+/* Attributes that only `to` has go. */
+static int remove_others(const struct io *io, int from, int to, char *list,
+                         const char *name, struct qstill_error *err)
+{
+    ssize_t n = flistxattr(to, list, XATTR_LIST_MAX_BYTES);
+
+    for (ssize_t at = 0; at < n; at += (ssize_t)strlen(list + at) + 1) {
+        int r;
+
+        if (fgetxattr(from, list + at, NULL, 0) >= 0 || errno != ENODATA)
+            continue;
+        r = io->ops->fremovexattr(io, to, list + at);
+        if (r < 0 && !is_tolerable(r))
+            return err_errno(err, -r, "cannot remove %s of %s", list + at,
+                             name);
+    }
+    return 0;
 }
 
 static int copy_xattrs(const struct io *io, int from, int to, const char *name,
@@ -51,10 +102,10 @@ static int copy_xattrs(const struct io *io, int from, int to, const char *name,
         int r = copy_one(io, from, to, list + at, values,
                          values + XATTR_VALUE_MAX_BYTES);
 
-        if (r < 0 && r != -EOPNOTSUPP && r != -EPERM && r != -EACCES)
+        if (r < 0 && !is_tolerable(r))
             return err_errno(err, -r, "cannot set %s of %s", list + at, name);
     }
-    return 0;
+    return remove_others(io, from, to, list, name, err);
 }
 
 int attrs_copy(const struct io *io, int from, int to, const char *name,

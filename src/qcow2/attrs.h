@@ -13,4 +13,7 @@ int attrs_copy(const struct io *io, int from, int to, const char *name,
 /* Whether this process may: it is the owner of both, or root. */
 bool attrs_can_copy(int from, int to);
 
+/* Whether a file that it makes can be given those of `from`. */
+bool attrs_can_make(int from);
+
 #endif

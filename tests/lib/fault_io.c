@@ -121,6 +121,11 @@ static int fault_fsetxattr(const struct io *io, int fd, const char *name,
     PASS(io, FAULT_ATTR, fsetxattr(below, fd, name, value, len));
 }
 
+static int fault_fremovexattr(const struct io *io, int fd, const char *name)
+{
+    PASS(io, FAULT_ATTR, fremovexattr(below, fd, name));
+}
+
 static const struct io_ops fault_ops = {
     .openat = fault_openat,
     .pread = fault_pread,
@@ -135,6 +140,7 @@ static const struct io_ops fault_ops = {
     .fchmod = fault_fchmod,
     .fchown = fault_fchown,
     .fsetxattr = fault_fsetxattr,
+    .fremovexattr = fault_fremovexattr,
 };
 
 void fault_io_init(struct fault_io *f, const struct io *below)

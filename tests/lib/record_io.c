@@ -324,6 +324,11 @@ static int rec_fsetxattr(const struct io *io, int fd, const char *name,
     return rec_attr(io, fd, io_real_ops.fsetxattr(io, fd, name, value, len));
 }
 
+static int rec_fremovexattr(const struct io *io, int fd, const char *name)
+{
+    return rec_attr(io, fd, io_real_ops.fremovexattr(io, fd, name));
+}
+
 static const struct io_ops record_ops = {
     .openat = rec_openat,
     .pread = rec_pread,
@@ -338,6 +343,7 @@ static const struct io_ops record_ops = {
     .fchmod = rec_fchmod,
     .fchown = rec_fchown,
     .fsetxattr = rec_fsetxattr,
+    .fremovexattr = rec_fremovexattr,
 };
 
 /* -------------------------------------------------------------- lifetime */
