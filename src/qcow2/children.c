@@ -76,53 +76,129 @@ static bool known(const struct search *s, const struct stat *st)
     return false;
 }
 
-static int look_at(struct search *s, const char *path, int fd,
-                   struct qstill_error *err)
+/* The backing name as it stands in the header, whatever else that holds: it is
+ * at the same place in every version. NULL: there is none. */
+static int stored_name(const struct io *io, int fd, char **out,
+                       struct qstill_error *err)
+{
+    uint8_t raw[QCOW2_AT_CLUSTER_BITS];
+    uint64_t off, len;
+    size_t got;
+
+    *out = NULL;
+    if (io_read_upto(io, fd, raw, sizeof(raw), 0, &got, err) < 0)
+        return err->code;
+    if (got < sizeof(raw) || get_be32(raw + QCOW2_AT_MAGIC) != QCOW2_MAGIC)
+        return 0;
+    off = get_be64(raw + QCOW2_AT_BACKING_OFFSET);
+    len = get_be32(raw + QCOW2_AT_BACKING_LEN);
+    if (off == 0 || off > 1u << QCOW2_MAX_CLUSTER_BITS || len == 0 ||
+        len > QCOW2_MAX_BACKING_NAME)
+        return 0;
+    *out = calloc(1, (size_t)len + 1);
+    if (!*out)
+        return err_nomem(err);
+    return io_read_upto(io, fd, *out, (size_t)len, off, &got, err);
+}
+
+/* json:{...} and the like: whoever has a layer's file name in it may mean that
+ * layer. */
+static bool mentions_layer(const struct search *s, const char *name,
+                           size_t *which)
+{
+    for (size_t i = s->first; i <= s->last; i++) {
+        const char *path = s->c->layers[i]->path;
+        const char *slash = strrchr(path, '/');
+
+        if (strstr(name, slash ? slash + 1 : path)) {
+            *which = i;
+            return true;
+        }
+    }
+    return false;
+}
+
+static int names_layer(const struct search *s, const char *path,
+                       const char *name, bool *yes, size_t *which,
+                       struct qstill_error *err)
+{
+    CLEANUP(freep) char *backing = NULL;
+    struct stat st;
+
+    *yes = false;
+    if (chain_resolve(path, name, &backing, err) < 0) {
+        if (err->code != QSTILL_E_PRECONDITION)
+            return err->code;
+        *err = (struct qstill_error){0};
+        *yes = mentions_layer(s, name, which);
+        return 0;
+    }
+    *yes = stat(backing, &st) == 0 &&
+           is_layer(s->c, &st, s->first, s->last, which);
+    return 0;
+}
+
+/* An overlay of ours must be one that a merge can deal with: without its layer
+ * it would be lost. */
+static int take_child(struct search *s, const char *path, int fd, size_t which,
+                      struct qstill_error *err)
 {
     CLEANUP(image_closep) struct image *img = NULL;
     CLEANUP(freep) char *backing = NULL;
     enum qcow2_format format;
-    struct stat st;
-    size_t which;
 
-    if (fstat(fd, &st) < 0) {
-        close(fd);
-        return err_errno(err, errno, "cannot stat %s", path);
-    }
-    if (is_layer(s->c, &st, 0, s->c->n - 1, &which) || known(s, &st)) {
-        close(fd);
-        return 0;
-    }
     if (image_open_fd(&img, s->c->io, path, fd, QCOW2_FORMAT_QCOW2, err) < 0 ||
         chain_backing_of(img, &backing, &format, err) < 0)
-        return err->code;
-    if (!backing || stat(backing, &st) < 0 ||
-        !is_layer(s->c, &st, s->first, s->last, &which))
-        return 0;
+        return err_wrap(err, "%s stands on %s and cannot be dealt with", path,
+                        s->c->layers[which]->path);
     return add(s, path, which, err);
 }
 
-/* Files in a directory: only what begins as a qcow2 image is opened as one,
- * and what cannot be understood is nobody's child. */
+static int look_at(struct search *s, const char *path, int fd,
+                   struct qstill_error *err)
+{
+    CLEANUP(closep) int mine = fd;
+    CLEANUP(freep) char *name = NULL;
+    struct stat st;
+    size_t which;
+    bool yes;
+
+    if (fstat(fd, &st) < 0)
+        return err_errno(err, errno, "cannot stat %s", path);
+    if (is_layer(s->c, &st, 0, s->c->n - 1, &which) || known(s, &st))
+        return 0;
+    if (stored_name(s->c->io, fd, &name, err) < 0)
+        return err_wrap(err, "%s", path);
+    if (!name)
+        return 0;
+    if (names_layer(s, path, name, &yes, &which, err) < 0)
+        return err->code;
+    return yes ? take_child(s, path, take_fd(&mine), which, err) : 0;
+}
+
+/* A file of a directory. One that cannot be looked into may be an overlay:
+ * then nothing is merged. */
 static int look_at_entry(struct search *s, int dirfd, const char *dir,
                          const char *name, struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
     CLEANUP(freep) char *path = NULL;
-    struct qstill_error ignored;
-    uint8_t magic[4];
-    int r;
 
-    if (io_openat(s->c->io, dirfd, name, O_RDONLY, 0, &fd, &ignored) < 0 ||
-        pread(fd, magic, sizeof(magic), 0) != sizeof(magic) ||
-        get_be32(magic) != QCOW2_MAGIC)
-        return 0;
+    if (io_openat(s->c->io, dirfd, name, O_RDONLY, 0, &fd, err) < 0) {
+        if (err->code == QSTILL_E_NOT_FOUND ||
+            err->code == QSTILL_E_PRECONDITION) {
+            /* gone meanwhile; a link, no regular file */
+            *err = (struct qstill_error){0};
+            return 0;
+        }
+        err_wrap(err, "it may stand on a layer that goes: %s%s", dir, name);
+        return err_hint(err, "make it readable, or move it elsewhere");
+    }
     if (asprintf(&path, "%s%s", dir, name) < 0) {
         path = NULL;
         return err_nomem(err);
     }
-    r = look_at(s, path, take_fd(&fd), err);
-    return r == QSTILL_E_FAILED ? r : 0;
+    return look_at(s, path, take_fd(&fd), err);
 }
 
 static void closedirp(DIR **d)
@@ -142,7 +218,7 @@ static int look_into(struct search *s, const char *dir,
     if (!d)
         return err_errno(err, errno, "cannot look for overlays in %s",
                          dir[0] ? dir : ".");
-    while ((e = readdir(d))) {
+    while ((errno = 0, e = readdir(d))) {
         if (++n > MAX_ENTRIES)
             return err_set(err, QSTILL_E_PRECONDITION,
                            "%s has too many entries to look for overlays", dir);
@@ -151,7 +227,9 @@ static int look_into(struct search *s, const char *dir,
         if (look_at_entry(s, dirfd(d), dir, e->d_name, err) < 0)
             return err->code;
     }
-    return 0;
+    return errno ? err_errno(err, errno, "cannot look for overlays in %s",
+                             dir[0] ? dir : ".")
+                 : 0;
 }
 
 static char *dir_part(const char *path)

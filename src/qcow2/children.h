@@ -21,8 +21,9 @@ struct children {
 
 /*
  * Overlays of layers [first, last] of the chain that are no layers of it.
- * `named` are looked at, too, and must be readable; in directories, what
- * cannot be read or is no image is passed over. `out` must be zeroed.
+ * `named` are looked at, too. What cannot be opened, and an overlay that we
+ * cannot deal with (unknown features, damage, no format named), is an error:
+ * a merge would orphan it. `out` must be zeroed.
  */
 int children_find(const struct chain *c, size_t first, size_t last,
                   const char *const *named, size_t named_count,
