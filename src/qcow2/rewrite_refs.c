@@ -27,8 +27,13 @@ static uint64_t count_of(const struct rewrite *rw, uint64_t cluster)
 
 static bool block_is_empty(const struct round *r, uint64_t block)
 {
-    for (uint64_t i = 0; i < r->per_block; i++)
-        if (count_of(r->rw, block * r->per_block + i))
+    const struct refs *refs = &r->rw->refs;
+    uint64_t from = block * r->per_block;
+    uint64_t to = min_u64(from + r->per_block, refs->n);
+
+    /* a table may have room for many times more clusters than there are */
+    for (uint64_t i = from; i < to; i++)
+        if (refs->count[i])
             return false;
     return true;
 }
