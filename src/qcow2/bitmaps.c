@@ -50,7 +50,10 @@ static int parse_one(const struct image *img, const uint8_t *p, size_t left,
     if (extra > left - FIXED || name > left - FIXED - extra)
         return bad(img, "an entry is cut off", err);
     if (name == 0 || name > MAX_NAME || b->type != 1 ||
-        b->granularity_bits > 63 || b->table_entries > MAX_TABLE_ENTRIES ||
+        b->flags & ~BITMAP_KNOWN_FLAGS ||
+        b->granularity_bits < BITMAP_MIN_GRANULARITY ||
+        b->granularity_bits > BITMAP_MAX_GRANULARITY ||
+        memchr(p + FIXED + extra, 0, name) || b->table_entries > MAX_TABLE_ENTRIES ||
         b->table_offset % img->cluster_size || b->table_offset == 0)
         return bad(img, "an entry holds impossible values", err);
     b->extra_len = (uint32_t)extra;

@@ -9,6 +9,10 @@ enum {
     BITMAP_IN_USE = 1 << 0,
     BITMAP_AUTO = 1 << 1,
     BITMAP_EXTRA_COMPATIBLE = 1 << 2,
+    BITMAP_KNOWN_FLAGS = 7,
+    /* QEMU's: 512 bytes to 2 GiB */
+    BITMAP_MIN_GRANULARITY = 9,
+    BITMAP_MAX_GRANULARITY = 31,
 };
 
 /* Bits of a table entry: an offset, or 0 and whether all bits are ones. */

@@ -134,6 +134,10 @@ int refblocks_load(const struct image *img, struct refblocks *b,
         uint64_t v = get_be64((const uint8_t *)&b->table[i]);
 
         b->table[i] = v & QCOW2_REFTABLE_MASK;
+        if (v & ~QCOW2_REFTABLE_MASK) {
+            report->corruptions++;
+            say(report, "refcount table entry %zu has reserved bits set", i);
+        }
         if (b->table[i] % img->cluster_size ||
             (b->table[i] && b->table[i] >= img->info.file_size)) {
             report->corruptions++;
@@ -159,15 +163,32 @@ uint64_t refblocks_get(const struct refblocks *b, uint64_t cluster)
 
 /* ---------------------------------------------------------------- counting */
 
+/* 65536 snapshots of a disk of 1 TiB in clusters of 64 KiB. */
+#define MAX_SNAPSHOT_L1_BYTES (1ull << 30)
+
 struct counter {
     struct image *img;
     const struct qcow2_header *h;
     struct refs *refs;
     const struct refblocks *stored;
     struct refs_report *report;
-    bool active;   /* the active tables: also COPIED marks, fragmentation */
-    uint64_t next; /* where the next cluster would be contiguous */
+    bool active;      /* the active tables: also COPIED marks, fragmentation */
+    uint64_t next;    /* where the next cluster would be contiguous */
+    uint32_t weight;  /* what is looked at counts so often */
+    uint32_t *tables; /* by cluster: how often it is named as an L2 table */
+    uint64_t *walked; /* the L2 tables looked at, each once */
 };
+
+static void add_weight(uint32_t *count, uint32_t weight)
+{
+    *count = *count > UINT32_MAX - weight ? UINT32_MAX : *count + weight;
+}
+
+static void counter_finip(struct counter *c)
+{
+    free(c->tables);
+    free(c->walked);
+}
 
 void refs_fini(struct refs *refs)
 {
@@ -189,8 +210,7 @@ static void count_range(struct counter *c, const char *what, uint64_t off,
         return;
     }
     for (uint64_t i = off / cs; i <= (end - 1) / cs; i++)
-        if (c->refs->count[i] < UINT32_MAX)
-            c->refs->count[i]++;
+        add_weight(&c->refs->count[i], c->weight);
 }
 
 /* The mark allows writing in place: set it must be when and only when there is
@@ -250,11 +270,14 @@ static int count_table(void *user, uint64_t l1_index, const uint8_t *table,
 {
     struct counter *c = user;
     uint64_t cs = c->img->cluster_size;
-    uint64_t guest = l1_index * cs * image_l2_entries(c->img);
+    /* of inactive tables it is not known, and tells nobody anything */
+    uint64_t guest =
+        c->active ? l1_index * cs * image_l2_entries(c->img) : 0;
     bool extended = qcow2_has_extl2(c->h);
 
     (void)err;
     c->next = 0;
+    c->weight = c->tables[(c->walked[l1_index] & QCOW2_L1_OFFSET_MASK) / cs];
     for (size_t i = 0; i < cs; i += extended ? 16 : 8, guest += cs) {
         uint64_t v = get_be64(table + i);
         struct l2_entry e;
@@ -271,18 +294,14 @@ static int count_table(void *user, uint64_t l1_index, const uint8_t *table,
     return 0;
 }
 
-/* The table itself, its L2 tables, their clusters. Entries that cannot be
- * followed are reported and made 0. */
-static int count_l1(struct counter *c, struct aio *aio, uint64_t off,
-                    uint32_t size, struct qstill_error *err)
+/* An L1 table and the L2 tables that it names; what they hold is counted by
+ * walk(). Entries that cannot be followed are reported and made 0, and those
+ * that name a table again. */
+static int load_l1(struct counter *c, uint64_t off, uint32_t size,
+                   uint64_t **out, struct qstill_error *err)
 {
     CLEANUP(freep) uint64_t *l1 = malloc(8 * (size_t)size + 1);
-    struct l2walk walk = {.img = c->img,
-                          .aio = aio,
-                          .l1 = l1,
-                          .l1_size = size,
-                          .visit = count_table,
-                          .user = c};
+    uint64_t cs = c->img->cluster_size;
     size_t got;
 
     if (!l1)
@@ -291,38 +310,111 @@ static int count_l1(struct counter *c, struct aio *aio, uint64_t off,
                      err) < 0)
         return err_wrap(err, "%s: L1 table", c->img->path);
     memset((uint8_t *)l1 + got, 0, 8 * (size_t)size - got);
+    c->weight = 1;
     count_range(c, "an L1 table", off, 8 * (uint64_t)size);
     for (size_t i = 0; i < size; i++) {
         uint64_t table;
 
         l1[i] = get_be64((const uint8_t *)&l1[i]);
         table = l1[i] & QCOW2_L1_OFFSET_MASK;
-        if ((l1[i] & QCOW2_L1_RESERVED_MASK) || table % c->img->cluster_size ||
+        if ((l1[i] & QCOW2_L1_RESERVED_MASK) || table % cs ||
             (table && table >= c->img->info.file_size)) {
             c->report->corruptions++;
             say(c->report, "L1 entry %zu of the table at %llu is damaged", i,
                 (unsigned long long)off);
             l1[i] = 0;
         } else if (table) {
-            count_range(c, "an L2 table", table, c->img->cluster_size);
+            count_range(c, "an L2 table", table, cs);
             check_copied(c, "L2 table", table, (l1[i] & QCOW2_COPIED) != 0);
+            if (c->tables[table / cs] > 0)
+                l1[i] = 0;
+            add_weight(&c->tables[table / cs], 1);
         }
     }
-    return l2walk(&walk, err);
+    *out = take_ptr(&l1);
+    return 0;
 }
 
+static int walk(struct counter *c, struct aio *aio, uint64_t n,
+                struct qstill_error *err)
+{
+    struct l2walk w = {.img = c->img,
+                       .aio = aio,
+                       .l1 = c->walked,
+                       .l1_size = n,
+                       .visit = count_table,
+                       .user = c};
+    int r = l2walk(&w, err);
+
+    free(take_ptr(&c->walked));
+    c->weight = 1;
+    return r;
+}
+
+static int count_active(struct counter *c, struct aio *aio,
+                        struct qstill_error *err)
+{
+    c->active = true;
+    if (load_l1(c, c->h->l1_offset, c->h->l1_size, &c->walked, err) < 0 ||
+        walk(c, aio, c->h->l1_size, err) < 0)
+        return err->code;
+    c->active = false;
+    return 0;
+}
+
+/* The tables of the snapshots lie in the file, each for itself: there is an
+ * end to what can be asked of us. */
+static int check_snapshot_l1s(const struct counter *c, const struct snaps *s,
+                              struct qstill_error *err)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < s->n; i++)
+        bytes += 8ull * s->v[i].l1_size;
+    if (bytes > c->img->info.file_size)
+        return err_set(err, QSTILL_E_CORRUPT,
+                       "%s: the L1 tables of its internal snapshots have no "
+                       "room in the file",
+                       c->img->path);
+    if (bytes > MAX_SNAPSHOT_L1_BYTES)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "%s: the L1 tables of its internal snapshots have more "
+                       "than %llu bytes",
+                       c->img->path, MAX_SNAPSHOT_L1_BYTES);
+    return 0;
+}
+
+/* Snapshots share most of their L2 tables: each is read once, and counts as
+ * often as it is named. */
 static int count_snapshots(struct counter *c, struct aio *aio,
                            struct qstill_error *err)
 {
     CLEANUP(snaps_fini) struct snaps snaps = {0};
+    uint64_t n = 0;
 
-    if (snaps_load(c->img, &snaps, err) < 0)
+    if (c->h->nb_snapshots == 0)
+        return 0;
+    if (snaps_load(c->img, &snaps, err) < 0 ||
+        check_snapshot_l1s(c, &snaps, err) < 0)
         return err->code;
     count_range(c, "the snapshot table", c->h->snapshots_offset, snaps.bytes);
-    for (size_t i = 0; i < snaps.n; i++)
-        if (count_l1(c, aio, snaps.v[i].l1_offset, snaps.v[i].l1_size, err) < 0)
+    memset(c->tables, 0, c->refs->n * sizeof(*c->tables));
+    for (size_t i = 0; i < snaps.n; i++) {
+        CLEANUP(freep) uint64_t *l1 = NULL;
+
+        if (load_l1(c, snaps.v[i].l1_offset, snaps.v[i].l1_size, &l1, err) < 0)
             return err->code;
-    return 0;
+    }
+    for (uint64_t i = 0; i < c->refs->n; i++)
+        n += c->tables[i] > 0;
+    c->walked = malloc((size_t)(8 * n + 1));
+    if (!c->walked)
+        return err_nomem(err);
+    n = 0;
+    for (uint64_t i = 0; i < c->refs->n; i++)
+        if (c->tables[i] > 0)
+            c->walked[n++] = i * c->img->cluster_size;
+    return walk(c, aio, n, err);
 }
 
 static int count_bitmaps(struct counter *c, struct qstill_error *err)
@@ -379,25 +471,25 @@ int refs_count(struct image *img, struct aio *aio, struct refs *refs,
                struct qstill_error *err)
 {
     const struct qcow2_header *h = &img->info.header;
+    CLEANUP(counter_finip)
     struct counter c = {.img = img,
                         .h = h,
                         .refs = refs,
                         .stored = stored,
                         .report = report,
-                        .active = true};
+                        .weight = 1};
 
     /* compressed data may be said to reach one cluster past the end */
     refs->n = image_clusters(img) + 1;
     refs->count = calloc(refs->n, sizeof(*refs->count));
-    if (!refs->count)
+    c.tables = calloc(refs->n, sizeof(*c.tables));
+    if (!refs->count || !c.tables)
         return err_nomem(err);
     if (refblocks_load(img, stored, report, err) < 0)
         return err->code;
     count_range(&c, "the header", 0, img->cluster_size);
-    if (count_l1(&c, aio, h->l1_offset, h->l1_size, err) < 0)
-        return err->code;
-    c.active = false;
-    if (count_snapshots(&c, aio, err) < 0 || count_bitmaps(&c, err) < 0)
+    if (count_active(&c, aio, err) < 0 || count_snapshots(&c, aio, err) < 0 ||
+        count_bitmaps(&c, err) < 0)
         return err->code;
     count_crypto(&c);
     count_range(&c, "the refcount table", h->reftable_offset,

@@ -335,7 +335,7 @@ table("cluster-over-reftable", DAMAGED, "over|metadata|belongs",
       l2_entry(lambda i, w: C | i.reftable_offset))
 table("cluster-over-refblock", DAMAGED, "over|metadata|belongs",
       l2_entry(lambda i, w: C | w["refblocks"][0]))
-table("cluster-shared-with-refcount-1", DAMAGED,
+table("cluster-shared-with-refcount-1", ASIDE,
       "share|twice|refcount|referenc",
       l2_entry(lambda i, w: first(i, 1)))
 table("zero-flag-in-version-2", DAMAGED, "zero|version", l2_entry(1, 10),
@@ -389,7 +389,7 @@ table("refcount-0-of-l2", READONLY, "refcount",
       refcount(0, lambda i, w: i.l1()[0] & qimage.OFFSET))
 table("refcount-0-of-header", READONLY, "refcount",
       refcount(0, lambda i, w: 0))
-table("refcount-too-high", ODD, "",
+table("refcount-too-high", ASIDE, "refcount",
       refcount(7, lambda i, w: first(i) & qimage.OFFSET))
 
 
