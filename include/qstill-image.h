@@ -175,6 +175,8 @@ struct qstill_image_merge_result {
     uint64_t bytes_cloned; /* shared by the filesystem instead (reflink) */
     uint64_t bytes_freed;  /* disk blocks given back, an estimate before */
     double ms;
+    size_t bitmaps_dropped; /* dirty bitmaps that the result cannot hold: the
+                               job's text names them and says why */
 };
 /* Of a finished merge job. */
 void qstill_image_merge_result(const struct qstill_job *job,

@@ -381,6 +381,7 @@ static void merge_json(const struct qstill_image_merge_result *r,
     out_uint(&o, "bytesMoved", r->bytes_moved);
     out_uint(&o, "bytesShared", r->bytes_cloned);
     out_uint(&o, "bytesFreed", r->bytes_freed);
+    out_uint(&o, "bitmapsDropped", r->bitmaps_dropped);
     out_real(&o, "ms", r->ms);
     if (plan)
         show_lines_json(&o, "plan", qstill_job_text(plan));
@@ -396,6 +397,9 @@ static void merge_text(const struct cli *cli,
                r->direction, r->ms / 1000, text_size(moved, r->bytes_moved),
                text_size(shared, r->bytes_cloned),
                text_size(freed, r->bytes_freed));
+    if (r->bitmaps_dropped)
+        show_words(cli, "%zu dirty bitmaps could not be kept (-v tells why)",
+                   r->bitmaps_dropped);
 }
 
 static int run_merge(struct cli *cli, const struct args *args,

@@ -83,6 +83,7 @@ static void account(struct merge_job *j)
         .bytes_moved = j->dry_run ? e->bytes : c.done - c.shared,
         .bytes_cloned = c.shared,
         .bytes_freed = j->dry_run ? e->freed : c.freed,
+        .bitmaps_dropped = e->bitmaps_lost,
         .ms = elapsed_ms(j)};
 }
 

@@ -193,6 +193,7 @@ static void make_estimate(struct merge *m)
             e->direction = direction_of(g);
         e->bytes += g->bytes;
         e->freed += g->freed;
+        e->bitmaps_lost += g->join.lost_count;
         if (g->kind != MERGE_INTO_RAW) {
             e->needed += g->rw.end - g->rw.old_end;
             e->metadata +=
@@ -220,7 +221,9 @@ static int describe_group(const struct merge_group *g, struct buf *out)
     if (strcmp(kept, g->result) != 0 &&
         buf_printf(out, ", which becomes %s", g->result) < 0)
         return -1;
-    if (buf_puts(out, "\n") < 0)
+    if (buf_puts(out, "\n") < 0 ||
+        (g->join.lost.len > 0 &&
+         buf_append(out, g->join.lost.data, g->join.lost.len) < 0))
         return -1;
     for (size_t i = g->upper; g->main && !g->m->output && i <= g->last; i++)
         if (strcmp(c->layers[i]->path, g->result) != 0 &&

@@ -66,6 +66,7 @@ struct merge_estimate {
     uint64_t metadata;     /* bytes of tables */
     uint64_t freed;        /* disk blocks given back at the end */
     uint64_t needed;       /* disk blocks needed before that */
+    size_t bitmaps_lost;   /* dirty bitmaps that the result cannot hold */
     double seconds;        /* at 400 MB/s, when nothing can be shared */
 };
 

@@ -330,6 +330,7 @@ static int tables(struct merge_group *g, struct qstill_error *err)
     if (rw->tables &&
         (write_tables(t, &rw->l2, err) < 0 ||
          write_tables(t, &rw->refblocks, err) < 0 ||
+         write_tables(t, &rw->bitmaps, err) < 0 ||
          write_u64s(t, rw->l1, rw->l1_size, rw->l1_offset, err) < 0 ||
          write_u64s(t, rw->reftable, reftable, rw->reftable_offset, err) < 0))
         return err->code;

@@ -37,6 +37,7 @@ struct merge_group {
     struct image *fresh; /* the target, when it is a new file */
     bool share;          /* the filesystem may be able to share blocks */
     struct extents view; /* of the group, or of all below, too */
+    struct bitmap_join join;
     struct rewrite rw;
     struct moves zeros; /* raw: to be zeroed; from and layer mean nothing */
     char *backing;      /* the name to be stored, or NULL */

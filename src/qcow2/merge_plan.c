@@ -26,6 +26,7 @@ void group_fini(struct merge_group *g)
     mover_close(g->mover);
     merge_record_fini(&g->record);
     rewrite_fini(&g->rw);
+    bitmap_join_fini(&g->join);
     extents_fini(&g->view);
     free(g->zeros.v);
     image_close(g->fresh);
@@ -46,23 +47,6 @@ static struct image *layer(const struct merge_group *g, size_t i)
 
 /* ------------------------------------------------------------------ locking */
 
-/* A dirty bitmap says what changed since a backup. Merged data would have to
- * be marked in it, which is not built: better no merge than a backup that
- * silently lacks data. One that is inconsistent already tells nothing. */
-static int check_bitmaps(const struct image *img, struct qstill_error *err)
-{
-    const struct qcow2_header *h = &img->info.header;
-
-    if (!image_is_qcow2(img) || !h->has_bitmaps || h->nb_bitmaps == 0 ||
-        !(h->autoclear & QCOW2_AUTOCLEAR_BITMAPS))
-        return 0;
-    err_set(err, QSTILL_E_PRECONDITION,
-            "%s has %u dirty bitmap%s, which a merge would make wrong",
-            img->path, h->nb_bitmaps, h->nb_bitmaps == 1 ? "" : "s");
-    return err_hint(err, "remove them (qemu-img bitmap --remove) and make a "
-                         "full backup afterwards");
-}
-
 static int lock_and_load(struct merge_group *g, struct qstill_error *err)
 {
     for (size_t i = g->upper; i <= g->last; i++) {
@@ -80,8 +64,6 @@ static int lock_and_load(struct merge_group *g, struct qstill_error *err)
                     img->path);
             return err_hint(err, "qemu-img check -r all may repair it");
         }
-        if (check_bitmaps(img, err) < 0)
-            return err->code;
     }
     return chain_load(g->chain, g->upper, g->last, err);
 }
@@ -116,14 +98,24 @@ static int lost_snapshots(const struct image *img, struct qstill_error *err)
                    img->path, img->info.header.nb_snapshots);
 }
 
-/* Does anything but the upper layer itself show in the view? */
-static bool only_upper_shows(const struct merge_group *g)
+/* Would the layers behind t be missed by those who see through t? Not asked of
+ * the view, which is about what the active table of t lets through. */
+static bool shows_below(const struct merge_group *g, size_t t)
 {
-    for (size_t i = 0; i < g->view.n; i++)
-        if (g->view.v[i].layer != g->upper ||
-            g->view.v[i].kind == EXTENT_PAST_END)
-            return false;
-    return true;
+    const struct chain *c = g->chain;
+
+    for (size_t i = t + 1; i <= g->last; i++) {
+        const struct extents *map = &c->layers[i]->map;
+        bool base = i + 1 == c->n;
+
+        for (size_t k = 0; k < map->n; k++)
+            if (extent_has_bytes(&map->v[k]) ||
+                (!base && extent_is_zero(&map->v[k])))
+                return true;
+        if (!base && c->layers[i]->size < c->layers[i + 1]->size)
+            return true;
+    }
+    return false;
 }
 
 /* The snapshots of layers whose file does not stay. */
@@ -138,17 +130,52 @@ static int check_snapshots(const struct merge_group *g, size_t t,
     return 0;
 }
 
+/* The internal snapshots of the file that stays see what they saw. */
+static int check_kept_snapshots(const struct merge_group *g, size_t t,
+                                struct qstill_error *err)
+{
+    if (!has_snapshots(layer(g, t)) || !shows_below(g, t))
+        return 0;
+    return err_set(err, QSTILL_E_PRECONDITION,
+                   "the internal snapshots of %s see what %s holds",
+                   layer(g, t)->path, layer(g, t + 1)->path);
+}
+
+/* A name keeps its format: whoever uses it knows it by that. */
+static int check_format(const struct merge_group *g, enum qcow2_format format,
+                        struct qstill_error *err)
+{
+    const struct image *named =
+        layer(g, g->main && g->m->lower_name ? g->last : g->upper);
+
+    if (g->m->output || named->info.format == format)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION, "%s is %s and cannot become %s",
+            named->path, qcow2_format_name(named->info.format),
+            qcow2_format_name(format));
+    return err_hint(err, format == QCOW2_FORMAT_RAW
+                             ? "merge up or into a new file"
+                             : "merge down");
+}
+
 static int check_up(const struct merge_group *g, struct qstill_error *err)
+{
+    if (check_format(g, layer(g, g->upper)->info.format, err) < 0 ||
+        check_snapshots(g, g->upper, err) < 0)
+        return err->code;
+    return check_kept_snapshots(g, g->upper, err);
+}
+
+static int check_new(const struct merge_group *g, struct qstill_error *err)
 {
     const struct image *u = layer(g, g->upper);
 
-    if (check_snapshots(g, g->upper, err) < 0)
+    if (check_format(g, QCOW2_FORMAT_QCOW2, err) < 0)
         return err->code;
-    if (has_snapshots(u) && !only_upper_shows(g))
-        return err_set(err, QSTILL_E_PRECONDITION,
-                       "the internal snapshots of %s see what %s holds",
-                       u->path, layer(g, g->upper + 1)->path);
-    return 0;
+    if (!g->m->output && !attrs_can_make(u->fd))
+        return err_set(err, QSTILL_E_PERMISSION,
+                       "a new file cannot be given the owner of %s", u->path);
+    return check_snapshots(g, MERGE_NO_TARGET, err);
 }
 
 /* The file of layer t is to get the name g->result. */
@@ -183,13 +210,9 @@ static int check_down(const struct merge_group *g, size_t t,
         return err_set(err, QSTILL_E_PRECONDITION,
                        "%s has other overlays than %s", img->path,
                        layer(g, g->upper)->path);
-    if (!image_is_qcow2(img) && !(g->m->lower_name && t == g->last)) {
-        err_set(err, QSTILL_E_PRECONDITION,
-                "%s is raw and cannot take the place of %s, which is qcow2",
-                img->path, layer(g, g->upper)->path);
-        return err_hint(err, "merge up or into a new file");
-    }
-    if (check_snapshots(g, t, err) < 0 || check_rename(g, t, err) < 0)
+    if (check_format(g, img->info.format, err) < 0 ||
+        check_snapshots(g, t, err) < 0 ||
+        check_kept_snapshots(g, t, err) < 0 || check_rename(g, t, err) < 0)
         return err->code;
     if (!attrs_can_copy(layer(g, g->upper)->fd, img->fd))
         return err_set(err, QSTILL_E_PERMISSION,
@@ -213,56 +236,55 @@ static uint64_t cost(const struct merge_group *g, size_t t)
     return bytes;
 }
 
-/* The cheapest D; MERGE_NO_TARGET and why not when none may. */
-static size_t cheapest_down(const struct merge_group *g,
-                            struct qstill_error *err)
+/* What may keep its file, the cheapest first by cost(). */
+struct candidate {
+    size_t t;
+    uint64_t cost; /* no plan moves less */
+};
+
+struct candidates {
+    struct candidate v[CHAIN_MAX_LAYERS + 1];
+    size_t n;
+    struct qstill_error why; /* of the first that may not */
+};
+
+static void offer(const struct merge_group *g, struct candidates *c, size_t t)
 {
-    size_t best = MERGE_NO_TARGET;
+    struct qstill_error why = {0};
+    size_t i = c->n;
+    int r;
 
-    for (size_t i = g->last; i > g->upper; i--) {
-        struct qstill_error why;
-
-        if (check_down(g, i, &why) < 0) {
-            if (i == g->last)
-                *err = why;
-            continue;
-        }
-        if (best == MERGE_NO_TARGET || cost(g, i) < cost(g, best))
-            best = i;
+    if (t == MERGE_NO_TARGET)
+        r = check_new(g, &why);
+    else
+        r = t == g->upper ? check_up(g, &why) : check_down(g, t, &why);
+    if (r < 0) {
+        if (!c->why.code)
+            c->why = why;
+        return;
     }
-    return best;
+    for (; i > 0 && c->v[i - 1].cost > cost(g, t); i--)
+        c->v[i] = c->v[i - 1];
+    c->v[i] = (struct candidate){t, cost(g, t)};
+    c->n++;
 }
 
-static int choose_auto(struct merge_group *g, struct qstill_error *err)
-{
-    struct qstill_error ignored;
-    size_t down = cheapest_down(g, &ignored);
-    int up = check_up(g, err);
-
-    if (up == 0 &&
-        (down == MERGE_NO_TARGET || cost(g, g->upper) <= cost(g, down))) {
-        g->t = g->upper;
-        return 0;
-    }
-    g->t = down;
-    return down == MERGE_NO_TARGET ? up : 0;
-}
-
-static int choose(struct merge_group *g, struct qstill_error *err)
+static void collect(const struct merge_group *g, struct candidates *c)
 {
     enum merge_direction d = g->m->direction;
 
-    g->t = g->upper;
     if (g->m->output || (d == MERGE_NEW && g->main)) {
-        g->t = MERGE_NO_TARGET;
-        return check_snapshots(g, MERGE_NO_TARGET, err);
+        offer(g, c, MERGE_NO_TARGET);
+        return;
     }
+    if (d != MERGE_DOWN || !g->main)
+        offer(g, c, g->upper);
     if (d == MERGE_UP || !g->main)
-        return check_up(g, err);
+        return;
+    for (size_t i = g->last; i > g->upper; i--)
+        offer(g, c, i);
     if (d == MERGE_AUTO)
-        return choose_auto(g, err);
-    g->t = cheapest_down(g, err);
-    return g->t == MERGE_NO_TARGET ? err->code : 0;
+        offer(g, c, MERGE_NO_TARGET);
 }
 
 /* ------------------------------------------------------------------ new file
@@ -293,6 +315,16 @@ static int plan_fresh(struct merge_group *g, struct qstill_error *err)
 /* ---------------------------------------------------------------- the rewrite
  */
 
+static int join_bitmaps(struct merge_group *g, struct qstill_error *err)
+{
+    const struct image *t = g->target;
+    uint64_t size = layer(g, g->upper)->size;
+    bool possible = image_is_qcow2(t) && t->info.header.version >= 3 && size > 0;
+
+    return bitmap_join(g->chain, g->upper, g->last, g->t, size, possible,
+                       &g->join, err);
+}
+
 static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
 {
     const struct chain *c = g->chain;
@@ -306,6 +338,7 @@ static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
         .own = g->t == MERGE_NO_TARGET ? REWRITE_NEW : (uint16_t)g->t,
         .size = layer(g, g->upper)->size,
         .has_backing = g->last + 1 < c->n,
+        .join = &g->join,
     };
     if (g->rw.has_backing)
         g->rw.backing_size = layer(g, g->last + 1)->size;
@@ -321,6 +354,7 @@ static int check_header(struct merge_group *g, struct qstill_error *err)
     if (qcow2_info_read_fd(g->m->io, g->target->fd, QCOW2_FORMAT_QCOW2, &info,
                            err) < 0)
         return err_wrap(err, "%s", g->target->path);
+    rewrite_header(&g->rw, h);
     h->has_backing = h->has_format = g->backing != NULL;
     strcpy(h->backing, g->backing ? g->backing : "");
     strcpy(h->backing_format, g->backing ? g->backing_format : "");
@@ -339,6 +373,8 @@ static int plan_target(struct merge_group *g, struct qstill_error *err)
         if (image_open_write(g->target, err) < 0)
             return err->code;
     }
+    if (join_bitmaps(g, err) < 0)
+        return err->code;
     if (g->kind == MERGE_IN_PLACE && !image_is_qcow2(g->target)) {
         g->kind = MERGE_INTO_RAW;
         return raw_plan(g, err);
@@ -370,12 +406,71 @@ static uint64_t freed_estimate(const struct merge_group *g)
     return freed;
 }
 
+/* Forgets the plan of another candidate. */
+static void plan_reset(struct merge_group *g)
+{
+    rewrite_fini(&g->rw);
+    g->rw = (struct rewrite){0};
+    bitmap_join_fini(&g->join);
+    free(take_ptr(&g->zeros.v));
+    g->zeros = (struct moves){0};
+    image_close(take_ptr(&g->fresh));
+    free(take_ptr(&g->backing));
+    g->bytes = 0;
+}
+
+static int plan_candidate(struct merge_group *g, size_t t,
+                          struct qstill_error *err)
+{
+    plan_reset(g);
+    extents_fini(&g->view);
+    g->t = t;
+    if (chain_view(g->chain, g->upper, g->last, &g->view, err) < 0 ||
+        group_name_backing(g, err) < 0)
+        return err->code;
+    return plan_target(g, err);
+}
+
+/* Plans in earnest, for only a plan knows what has to be copied to fill
+ * clusters of another size, until no candidate can be cheaper. One that turns
+ * out to be impossible is passed over. */
+static int choose(struct merge_group *g, struct qstill_error *err)
+{
+    CLEANUP(freep) struct candidates *c = calloc(1, sizeof(*c));
+    size_t best = 0, planned = 0;
+    uint64_t bytes = UINT64_MAX;
+
+    if (!c)
+        return err_nomem(err);
+    collect(g, c);
+    for (size_t i = 0; i < c->n && c->v[i].cost < bytes; i++) {
+        struct qstill_error why = {0};
+
+        if (plan_candidate(g, c->v[i].t, &why) < 0) {
+            if (why.code != QSTILL_E_PRECONDITION)
+                return *err = why, why.code;
+            if (!c->why.code)
+                c->why = why;
+            continue;
+        }
+        planned = i;
+        if (g->bytes < bytes) {
+            best = i;
+            bytes = g->bytes;
+        }
+    }
+    if (bytes == UINT64_MAX)
+        return *err = c->why, c->why.code;
+    return planned == best && g->t == c->v[best].t
+               ? 0
+               : plan_candidate(g, c->v[best].t, err);
+}
+
 int group_plan(struct merge_group *g, struct qstill_error *err)
 {
     if (group_name_result(g, err) < 0 || lock_and_load(g, err) < 0 ||
         chain_view(g->chain, g->upper, g->last, &g->view, err) < 0 ||
-        choose(g, err) < 0 || group_name_backing(g, err) < 0 ||
-        plan_target(g, err) < 0)
+        choose(g, err) < 0)
         return err->code;
     g->freed = freed_estimate(g);
     g->share = true;

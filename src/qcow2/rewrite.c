@@ -89,6 +89,7 @@ void rewrite_fini(struct rewrite *rw)
     free(rw->freed.v);
     new_tables_fini(&rw->l2);
     new_tables_fini(&rw->refblocks);
+    new_tables_fini(&rw->bitmaps);
     free(rw->l1);
     free(rw->reftable);
     refs_fini(&rw->refs);
@@ -752,7 +753,7 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
     rw->old_end = rw->target->info.file_size;
     alloc_init(&rw->alloc, &rw->refs, w.cs, image_clusters(rw->target));
     if (new_l1(&w, err) < 0 || plan_slots(&w, err) < 0 ||
-        place_packed(&w, err) < 0)
+        place_packed(&w, err) < 0 || rewrite_place_bitmaps(rw, err) < 0)
         return err->code;
     rw->tables |= (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0;
     rw->end = rw->old_end;
@@ -764,6 +765,7 @@ void rewrite_header(const struct rewrite *rw, struct qcow2_header *h)
     h->size = rw->size;
     if (!rw->tables)
         return;
+    rewrite_bitmaps_header(rw, h);
     h->l1_size = rw->l1_size;
     h->l1_offset = rw->l1_offset;
     h->reftable_offset = rw->reftable_offset;

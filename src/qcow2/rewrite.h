@@ -14,6 +14,7 @@
 #define QSTILL_QCOW2_REWRITE_H
 
 #include "alloc.h"
+#include "bitmap_join.h"
 #include "chain.h"
 
 /* Bytes that have to come into the target's file at `dst`, `len` of them. */
@@ -67,6 +68,7 @@ struct rewrite {
     uint64_t size;              /* new virtual size */
     bool has_backing;           /* of the result */
     uint64_t backing_size;
+    const struct bitmap_join *join; /* its bitmaps; NULL: as they are */
 
     /* the answer */
     bool needs_below; /* a move reads what falls through the view */
@@ -74,6 +76,9 @@ struct rewrite {
     struct moves moves;
     struct new_tables l2;
     struct new_tables refblocks;
+    struct new_tables bitmaps; /* all that belongs to them */
+    uint64_t bitmap_dir_size;
+    uint64_t bitmap_dir_offset;
     uint64_t *l1;
     uint32_t l1_size;
     uint64_t l1_offset;
@@ -89,7 +94,6 @@ struct rewrite {
     struct refblocks stored;
     struct refs_report report;
     struct alloc alloc;
-    bool drop_bitmaps;
 };
 #define REWRITE_NEW UINT16_MAX
 

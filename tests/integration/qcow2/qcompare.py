@@ -112,8 +112,9 @@ def same_check(path):
 
 # ------------------------------------------------------------ after a merge
 
-def survived(before, kept_bitmaps=None):
-    """Complaints about one surviving file; `before` is its FileState."""
+def survived(before, kept_bitmaps=None, bitmaps_dropped=0):
+    """Complaints about one surviving file; `before` is its FileState. When
+    the merge said that it dropped bitmaps, some may be gone."""
     path, fmt = before.path, before.fmt
     if not os.path.exists(path):
         return ["%s is gone" % path]
@@ -136,13 +137,13 @@ def survived(before, kept_bitmaps=None):
     if view != before.view:
         bad.append("%s: the guest's content changed" % path)
     if fmt == "qcow2":
-        bad += _survived_qcow2(before, kept_bitmaps or {})
+        bad += _survived_qcow2(before, kept_bitmaps or {}, bitmaps_dropped)
     elif st.st_size != before.size:
         bad.append("%s: size changed" % path)
     return bad
 
 
-def _survived_qcow2(before, merged_bitmaps):
+def _survived_qcow2(before, merged_bitmaps, bitmaps_dropped):
     path, bad = before.path, []
     img = qimage.Image(path)
     if img.size // 512 * 512 != before.size:
@@ -161,14 +162,19 @@ def _survived_qcow2(before, merged_bitmaps):
             bad.append("%s: internal snapshot %r is gone" % (path, name))
         elif qtools.guest_hash(path, "qcow2", sid) != view:
             bad.append("%s: internal snapshot %r changed" % (path, name))
-    bad += _bitmaps(img, before, merged_bitmaps)
+    bad += _bitmaps(img, before, merged_bitmaps, bitmaps_dropped)
     return bad
 
 
-def _bitmaps(img, before, merged):
+def _bitmaps(img, before, merged, dropped):
     """`merged`: the states of the dropped layers below, nearest first. A
     bitmap that is there and not in use must cover what it stands for."""
     bad = []
+    there = {b.name for b in img.bitmaps()}
+    if not dropped:
+        for s in [before] + list(merged or ()):
+            bad += ["%s: bitmap %s of %s is gone" % (img.path, n, s.path)
+                    for n in set(s.bitmaps) - there]
     for b in img.bitmaps():
         if b.in_use:
             continue

@@ -105,7 +105,7 @@ class Merge:
 
     def merged(self):
         """Complaints about the result of a merge that said it succeeded."""
-        bad = []
+        bad, lost = [], self.result.json().get("bitmapsDropped", 0)
         for p in sorted(self.listing ^ tree(self.dir)):
             if p not in self.drop:
                 bad.append("%s appeared or went" % p)
@@ -114,7 +114,7 @@ class Merge:
                 bad.append("%s was to be dropped and is there" % p)
         for s in self.survivors():
             below = self.dropped_below(s.path)
-            bad += qcompare.survived(s, below or None)
+            bad += qcompare.survived(s, below or None, lost)
             if s.fmt == "qcow2" and os.path.exists(s.path):
                 bad += self._backing(s)
         return bad

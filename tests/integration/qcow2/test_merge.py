@@ -28,7 +28,7 @@ def excuses(chain, merge, direction):
             touched.add(path)
     by_path = {f.path: f for f in chain.files()}
     for path in touched:
-        out |= by_path[path].notes & {"snapshots", "shared", "bitmaps"}
+        out |= by_path[path].notes & {"snapshots", "shared"}
     if direction == "down":
         if any(by_path[p].fmt == "raw" for p in merge.drop):
             out.add("raw below")

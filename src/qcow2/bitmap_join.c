@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: MIT */
+#include "bitmap_join.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+
+/* 64 MiB in memory: 1 TiB in steps of 2 KiB, 32 TiB in those of 64 KiB. */
+#define MAX_BITS (1ull << 29)
+
+void bitmap_join_fini(struct bitmap_join *j)
+{
+    for (size_t i = 0; i < j->n; i++) {
+        free(j->v[i].name);
+        free(j->v[i].bits);
+    }
+    free(j->v);
+    buf_fini(&j->lost);
+    *j = (struct bitmap_join){0};
+}
+
+void joined_bitmap_mark(struct joined_bitmap *b, uint64_t from, uint64_t to)
+{
+    uint64_t i = from >> b->granularity_bits, end;
+
+    if (from >= to)
+        return;
+    end = min_u64(((to - 1) >> b->granularity_bits) + 1, b->bit_count);
+    while (i < end && i % 8 != 0) {
+        b->bits[i / 8] |= (uint8_t)(1u << i % 8);
+        i++;
+    }
+    if (i + 8 <= end) {
+        memset(b->bits + i / 8, 0xff, (size_t)((end - i) / 8));
+        i = round_down_u64(end, 8);
+    }
+    for (; i < end; i++)
+        b->bits[i / 8] |= (uint8_t)(1u << i % 8);
+}
+
+/* ------------------------------------------------------------------- reading */
+
+/* One cluster of a stored bitmap. `at`: guest byte of its first bit. */
+static void join_cluster(struct joined_bitmap *to, const uint8_t *raw,
+                         size_t len, uint8_t granularity_bits, uint64_t at)
+{
+    for (size_t i = 0; i < len; i++) {
+        uint64_t guest = at + ((uint64_t)i * 8 << granularity_bits);
+
+        for (unsigned k = 0; raw[i] && k < 8; k++)
+            if (raw[i] & 1u << k)
+                joined_bitmap_mark(
+                    to, guest + ((uint64_t)k << granularity_bits),
+                    guest + ((uint64_t)(k + 1) << granularity_bits));
+    }
+}
+
+/* Marks what a bitmap of an image says; behind its end nothing is known, and
+ * what it has no table for may be anything. */
+static int join_stored(struct joined_bitmap *to, const struct image *img,
+                       const struct bitmap *b, uint64_t size,
+                       struct qstill_error *err)
+{
+    size_t cs = (size_t)img->cluster_size, got;
+    uint64_t span = (uint64_t)cs * 8 << b->granularity_bits;
+    CLEANUP(freep) uint8_t *raw = malloc(cs);
+
+    if (!raw)
+        return err_nomem(err);
+    joined_bitmap_mark(to, img->size, size);
+    for (uint64_t i = 0; i * span < img->size; i++) {
+        uint64_t e = i < b->table_entries ? b->table[i] : BITMAP_ALL_ONES;
+
+        if (e & BITMAP_ALL_ONES) {
+            joined_bitmap_mark(to, i * span, min_u64((i + 1) * span, size));
+        } else if (e) {
+            if (io_read_upto(img->io, img->fd, raw, cs, e, &got, err) < 0)
+                return err_wrap(err, "%s: bitmap %s", img->path, b->name);
+            join_cluster(to, raw, got, b->granularity_bits, i * span);
+        }
+    }
+    return 0;
+}
+
+/* All that a layer holds, and where it ends before the result does: it reads
+ * as zeros there. */
+static void join_held(struct joined_bitmap *to, const struct image *img,
+                      uint64_t size)
+{
+    for (size_t i = 0; i < img->map.n; i++)
+        if (img->map.v[i].kind != EXTENT_OWNED)
+            joined_bitmap_mark(to, img->map.v[i].guest,
+                               extent_end(&img->map.v[i]));
+    joined_bitmap_mark(to, img->size, size);
+}
+
+/* ------------------------------------------------------------------- joining */
+
+static struct joined_bitmap *find(struct bitmap_join *j, const char *name)
+{
+    for (size_t i = 0; i < j->n; i++)
+        if (strcmp(j->v[i].name, name) == 0)
+            return &j->v[i];
+    return NULL;
+}
+
+static int lose(struct bitmap_join *j, const struct image *img,
+                const struct bitmap *b, const char *why,
+                struct qstill_error *err)
+{
+    j->lost_count++;
+    return buf_printf(&j->lost, "bitmap %s of %s is not kept: %s\n", b->name,
+                      img->path, why) < 0
+               ? err_nomem(err)
+               : 0;
+}
+
+static int add(struct bitmap_join *j, const struct bitmap *b,
+               struct joined_bitmap **out, struct qstill_error *err)
+{
+    struct joined_bitmap *v = realloc(j->v, (j->n + 1) * sizeof(*v));
+
+    if (!v)
+        return err_nomem(err);
+    j->v = v;
+    v += j->n;
+    *v = (struct joined_bitmap){.name = strdup(b->name),
+                                .granularity_bits = b->granularity_bits,
+                                .flags = b->flags &
+                                         (BITMAP_IN_USE | BITMAP_AUTO)};
+    v->bit_count = div_up_u64(j->size, 1ull << b->granularity_bits);
+    v->bits = calloc(1, (size_t)(v->bit_count / 8 + 1));
+    if (!v->name || !v->bits) {
+        free(v->name);
+        free(v->bits);
+        return err_nomem(err);
+    }
+    j->n++;
+    *out = v;
+    return 0;
+}
+
+static int join_one(struct bitmap_join *j, const struct chain *c, size_t upper,
+                    size_t i, const struct bitmap *b, bool possible,
+                    struct qstill_error *err)
+{
+    const struct image *img = c->layers[i];
+    struct joined_bitmap *to = find(j, b->name);
+
+    if (!possible)
+        return lose(j, img, b, "the result cannot hold any", err);
+    if (b->extra_len > 0)
+        return lose(j, img, b, "it has data of an unknown kind", err);
+    if (div_up_u64(j->size, 1ull << b->granularity_bits) > MAX_BITS)
+        return lose(j, img, b, "it is too large", err);
+    if (!to && add(j, b, &to, err) < 0)
+        return err->code;
+    /* one of them inconsistent: so is what they become; one of them enabled:
+     * it goes on recording */
+    to->flags |= b->flags & (BITMAP_IN_USE | BITMAP_AUTO);
+    for (size_t k = upper; k < i; k++)
+        join_held(to, c->layers[k], j->size);
+    return join_stored(to, img, b, j->size, err);
+}
+
+static int join_layer(struct bitmap_join *j, const struct chain *c,
+                      size_t upper, size_t i, bool possible,
+                      struct qstill_error *err)
+{
+    CLEANUP(bitmaps_fini) struct bitmaps maps = {0};
+
+    if (bitmaps_load(c->layers[i], &maps, err) < 0)
+        return err->code;
+    for (size_t k = 0; k < maps.n; k++)
+        if (join_one(j, c, upper, i, &maps.v[k], possible, err) < 0)
+            return err->code;
+    return 0;
+}
+
+static bool has_bitmaps(const struct image *img)
+{
+    return image_is_qcow2(img) && img->info.header.has_bitmaps;
+}
+
+int bitmap_join(const struct chain *c, size_t upper, size_t last, size_t kept,
+                uint64_t size, bool possible, struct bitmap_join *out,
+                struct qstill_error *err)
+{
+    out->size = size;
+    for (size_t i = upper; i <= last; i++)
+        if (has_bitmaps(c->layers[i]) && (i != kept || i != upper))
+            out->needed = true;
+    for (size_t i = upper; out->needed && i <= last; i++)
+        if (join_layer(out, c, upper, i, possible, err) < 0)
+            return err->code;
+    return 0;
+}
