@@ -92,7 +92,10 @@ class Meter:
 
     def __init__(self, program, pid, serial, monitor):
         self.program, self.pid = program, pid
-        m = serial.wait(r"METER nonce=(\w+) paddr=0x(\w+)", timeout=300)
+        m = serial.wait(r"METER nonce=(\w+) paddr=0x(\w+)|GUEST-ERROR.*|"
+                        r"Kernel panic.*", timeout=120)
+        if not m.group(1):
+            raise RuntimeError("the guest: " + m.group(0))
         said = monitor.hmp("gpa2hva 0x" + m.group(2))
         self.at = int(re.search(r"is (0x\w+)", said).group(1), 16)
         self.nonce = int(m.group(1), 16)
