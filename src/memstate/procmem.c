@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Reads the memory of another process. process_vm_readv goes by a process id,
- * which may be given anew when its process dies: so a pidfd, got first, is
- * asked after each read whether the process of then still lives.
+ * Reads and writes the memory of another process. process_vm_readv goes by a
+ * process id, which may be given anew when its process dies: so a pidfd, got
+ * first, is asked after each read whether the process of then still lives.
  */
 #include "procmem.h"
 
@@ -57,7 +57,7 @@ int procmem_open(struct procmem **out, pid_t pid, struct qstill_error *err)
     if (p->pidfd < 0)
         return err_errno(err, errno, "cannot watch process %d", (int)pid);
     snprintf(path, sizeof(path), "/proc/%d/mem", (int)pid);
-    p->mem = open(path, O_RDONLY | O_CLOEXEC);
+    p->mem = open(path, O_RDWR | O_CLOEXEC);
     why = probe_readv(pid);
     p->use_readv = why == EFAULT || why == 0;
     if (p->mem < 0 && !p->use_readv)
@@ -88,24 +88,28 @@ int procmem_alive(const struct procmem *p, struct qstill_error *err)
     return poll(&fd, 1, 0) == 0 ? 0 : gone(p->pid, err);
 }
 
-static ssize_t read_some(const struct procmem *p, uint64_t hva, void *data,
-                         size_t len)
+enum direction { READ, WRITE };
+
+static ssize_t move_some(const struct procmem *p, enum direction d,
+                         uint64_t hva, void *data, size_t len)
 {
     struct iovec local = {data, len};
     struct iovec remote = {(void *)(uintptr_t)hva, len};
 
     if (p->use_readv)
-        return process_vm_readv(p->pid, &local, 1, &remote, 1, 0);
-    return pread(p->mem, data, len, (off_t)hva);
+        return d == READ ? process_vm_readv(p->pid, &local, 1, &remote, 1, 0)
+                         : process_vm_writev(p->pid, &local, 1, &remote, 1, 0);
+    return d == READ ? pread(p->mem, data, len, (off_t)hva)
+                     : pwrite(p->mem, data, len, (off_t)hva);
 }
 
-int procmem_read(struct procmem *p, uint64_t hva, void *data, size_t len,
-                 struct qstill_error *err)
+static int move(struct procmem *p, enum direction d, uint64_t hva, void *data,
+                size_t len, struct qstill_error *err)
 {
     size_t n = 0;
 
     while (n < len) {
-        ssize_t r = read_some(p, hva + n, (char *)data + n, len - n);
+        ssize_t r = move_some(p, d, hva + n, (char *)data + n, len - n);
         int why = errno;
 
         if (r < 0 && why == EINTR)
@@ -118,9 +122,22 @@ int procmem_read(struct procmem *p, uint64_t hva, void *data, size_t len,
             return refused(p->pid, err);
         if (r <= 0)
             return err_set(err, QSTILL_E_FAILED,
-                           "process %d cannot be read at address %#llx",
-                           (int)p->pid, (unsigned long long)(hva + n));
+                           "process %d cannot be %s at address %#llx",
+                           (int)p->pid, d == READ ? "read" : "written",
+                           (unsigned long long)(hva + n));
         n += (size_t)r;
     }
     return 0;
+}
+
+int procmem_read(struct procmem *p, uint64_t hva, void *data, size_t len,
+                 struct qstill_error *err)
+{
+    return move(p, READ, hva, data, len, err);
+}
+
+int procmem_write(struct procmem *p, uint64_t hva, const void *data, size_t len,
+                  struct qstill_error *err)
+{
+    return move(p, WRITE, hva, (void *)(uintptr_t)data, len, err);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The memory of another process: reading it, and finding RAM blocks of QEMU
- * in it that no monitor command tells us (7.2 shows no addresses).
+ * The memory of another process: reading and writing it, and finding RAM blocks
+ * of QEMU in it that no monitor command tells us (7.2 shows no addresses).
  *
  * QEMU maps each RAM block by itself, as long as its maximum length, followed
  * by a guard page without access. A mapping of that length which belongs to
@@ -29,6 +29,11 @@ void procmem_closep(struct procmem **p);
  * address when a part of it is not mapped. */
 int procmem_read(struct procmem *p, uint64_t hva, void *data, size_t len,
                  struct qstill_error *err);
+
+/* Writes into a process that stands still; as procmem_read(). What lies before
+ * an address that cannot be written is written. */
+int procmem_write(struct procmem *p, uint64_t hva, const void *data, size_t len,
+                  struct qstill_error *err);
 
 enum procmem_how {
     PROCMEM_UNKNOWN,   /* in: to be found; out: no mapping fits */
