@@ -319,13 +319,15 @@ static void put_tables(const struct vmstate *v, uint8_t *p)
         put_be64(l2 + 8 * i, (v->at_state + i) * CLUSTER | QCOW2_COPIED);
 }
 
-static int vmstate_write(const struct io *io, int fd, const char *name,
-                         const char *tag, const void *state, size_t len,
-                         struct qstill_error *err)
+int qcow2_create_vmstate_fd(const struct io *io, int fd, const char *name,
+                            const char *tag, const void *state, size_t len,
+                            struct qstill_error *err)
 {
     CLEANUP(freep) uint8_t *meta = NULL;
     struct vmstate v = {0};
 
+    if (strlen(tag) == 0 || strlen(tag) > 255)
+        return err_set(err, QSTILL_E_USAGE, "a tag has 1 to 255 bytes");
     if (vmstate_plan(&v, len, err) < 0)
         return err->code;
     meta = calloc(v.at_state, CLUSTER);
@@ -347,12 +349,10 @@ int qcow2_create_vmstate(const struct io *io, int dirfd, const char *name,
 {
     CLEANUP(closep) int fd = -1;
 
-    if (strlen(tag) == 0 || strlen(tag) > 255)
-        return err_set(err, QSTILL_E_USAGE, "a tag has 1 to 255 bytes");
     if (io_openat(io, dirfd, name, O_RDWR | O_CREAT | O_EXCL, 0600, &fd, err) <
         0)
         return err->code;
-    if (vmstate_write(io, fd, name, tag, state, len, err) < 0) {
+    if (qcow2_create_vmstate_fd(io, fd, name, tag, state, len, err) < 0) {
         io->ops->unlinkat(io, dirfd, name);
         return err_wrap(err, "creating %s", name);
     }

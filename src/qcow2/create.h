@@ -48,8 +48,12 @@ int qcow2_create_fd(const struct io *io, int fd, const char *name,
 /*
  * An image of one 64 KiB cluster with one internal snapshot `tag` (id "1",
  * no data clusters) whose VM state is the `len` bytes of `state`. QEMU's
- * snapshot-load changes the image: write it anew for each load.
+ * snapshot-load changes the image: write it anew for each load. The first form
+ * writes into an empty file (a memfd, say) that is open for writing.
  */
+int qcow2_create_vmstate_fd(const struct io *io, int fd, const char *name,
+                            const char *tag, const void *state, size_t len,
+                            struct qstill_error *err);
 int qcow2_create_vmstate(const struct io *io, int dirfd, const char *name,
                          const char *tag, const void *state, size_t len,
                          struct qstill_error *err);

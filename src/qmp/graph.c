@@ -42,6 +42,7 @@ static bool put_file(json_t *o, const struct qmp_blockdev *b)
                      b->protocol ? b->protocol : "file", "filename", b->path,
                      "read-only", b->read_only);
     if (!put_string(file, "node-name", b->file_node) || !put_cache(file, b) ||
+        !put_string(file, "aio", b->aio) ||
         !put_string(file, "discard", b->discard)) {
         json_decref(file);
         return false;

@@ -35,6 +35,7 @@ struct qmp_blockdev {
     bool read_only;
     bool cache_direct;
     bool cache_no_flush;
+    const char *aio;           /* "threads", "native", "io_uring" */
     const char *discard;       /* "ignore", "unmap" */
     const char *detect_zeroes; /* "off", "on", "unmap" */
 };

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/checked.h"
 #include "client.h"
 #include "field.h"
 #include "monitor.h"
@@ -189,6 +190,102 @@ int qmp_ram_find_addresses(struct qstill_qmp *q, struct qmp_ram *ram,
             return err->code;
     }
     return 0;
+}
+
+/* ------------------------------------------------------------ what reset
+ * writes
+ */
+
+/* Between these, chipsets lay RAM over ROM or take it away (PAM). */
+#define SHADOW_FROM 0xc0000u
+#define SHADOW_TO   0x100000u
+
+static int add_piece(struct qmp_ram_pieces *p, const struct qmp_ram_block *b,
+                     uint64_t from, uint64_t to, struct qstill_error *err)
+{
+    const uint64_t mask = PAGE_SIZE_LEAST - 1;
+    struct qmp_ram_piece *items;
+
+    from &= ~mask;
+    to = (to + mask) & ~mask;
+    if (to > b->used)
+        to = b->used & ~mask;
+    if (from >= to)
+        return 0;
+    items = reallocarray(p->items, p->count + 1, sizeof(*items));
+    if (!items)
+        return err_nomem(err);
+    p->items = items;
+    items[p->count++] = (struct qmp_ram_piece){b->name, from, to - from};
+    return 0;
+}
+
+/* The guest-physical range [from, to) as parts of blocks. */
+static int locate_range(const struct qmp_ram_map *map,
+                        const struct qmp_ram *ram, uint64_t from, uint64_t to,
+                        struct qmp_ram_pieces *p, struct qstill_error *err)
+{
+    for (size_t i = 0; i < map->count; i++) {
+        const struct qmp_ram_range *r = &map->ranges[i];
+        const struct qmp_ram_block *b = block_of(ram, r);
+        uint64_t first = from > r->gpa ? from : r->gpa;
+        uint64_t last = to < r->gpa + r->size ? to : r->gpa + r->size;
+
+        if (b && first < last &&
+            add_piece(p, b, first - r->gpa + r->offset,
+                      last - r->gpa + r->offset, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+/* RAM begins at address 0: there the guest's address is the offset. */
+static int locate_shadow(const struct qmp_ram_map *map,
+                         const struct qmp_ram *ram, uint64_t from, uint64_t to,
+                         struct qmp_ram_pieces *p, struct qstill_error *err)
+{
+    const struct qmp_ram_block *b = NULL;
+
+    for (size_t i = 0; i < map->count && !b; i++)
+        if (map->ranges[i].gpa == 0)
+            b = block_of(ram, &map->ranges[i]);
+    if (from < SHADOW_FROM)
+        from = SHADOW_FROM;
+    if (to > SHADOW_TO)
+        to = SHADOW_TO;
+    return b && from < to ? add_piece(p, b, from, to, err) : 0;
+}
+
+int qmp_roms_locate(const struct qmp_roms *roms, const struct qmp_ram_map *map,
+                    const struct qmp_ram *ram, struct qmp_ram_pieces *out,
+                    struct qstill_error *err)
+{
+    CLEANUP(qmp_ram_pieces_fini)
+    struct qmp_ram_pieces p = QMP_RAM_PIECES_INIT;
+
+    for (size_t i = 0; i < roms->count; i++) {
+        const struct qmp_rom *r = &roms->items[i];
+        const struct qmp_ram_block *b =
+            *r->region ? qmp_ram_find(ram, r->region) : NULL;
+        uint64_t end;
+
+        if (b && add_piece(&p, b, 0, b->used, err) < 0)
+            return err->code;
+        if (!r->has_addr || add_u64(r->addr, r->size, &end))
+            continue;
+        if (locate_range(map, ram, r->addr, end, &p, err) < 0 ||
+            locate_shadow(map, ram, r->addr, end, &p, err) < 0)
+            return err->code;
+    }
+    *out = p;
+    p = (struct qmp_ram_pieces)QMP_RAM_PIECES_INIT;
+    return 0;
+}
+
+void qmp_ram_pieces_fini(struct qmp_ram_pieces *p)
+{
+    free(p->items);
+    *p = (struct qmp_ram_pieces)QMP_RAM_PIECES_INIT;
 }
 
 /* ------------------------------------------------------------ memory backends

@@ -117,4 +117,28 @@ int qmp_roms_read(struct qstill_qmp *q, struct qmp_roms *out,
                   struct qstill_error *err);
 void qmp_roms_fini(struct qmp_roms *r);
 
+/* A part of a RAM block; whole pages. */
+struct qmp_ram_piece {
+    const char *block; /* of the qmp_ram it was found in */
+    uint64_t offset;
+    uint64_t length;
+};
+struct qmp_ram_pieces {
+    size_t count;
+    struct qmp_ram_piece *items;
+};
+#define QMP_RAM_PIECES_INIT                                                    \
+    {                                                                          \
+        0                                                                      \
+    }
+/*
+ * Where a machine reset writes: all blocks behind the addresses of `roms`, in
+ * ROM and, below 1 MiB, where RAM may shadow it, in the RAM too. They may
+ * overlap.
+ */
+int qmp_roms_locate(const struct qmp_roms *roms, const struct qmp_ram_map *map,
+                    const struct qmp_ram *ram, struct qmp_ram_pieces *out,
+                    struct qstill_error *err);
+void qmp_ram_pieces_fini(struct qmp_ram_pieces *p);
+
 #endif
