@@ -6,6 +6,7 @@
 
 #include "hostinfo.h"
 #include "layers.h"
+#include "qmp/topology.h"
 
 static int fill_disks(struct create *c, struct manifest *m,
                       struct qstill_error *err)
@@ -70,6 +71,26 @@ static int fill_blocks(struct create *c, struct manifest *m,
     return 0;
 }
 
+/* What the device state belongs to: a revert in place compares it. */
+static int fill_devices(struct create *c, struct manifest *m,
+                        struct qstill_error *err)
+{
+    CLEANUP(qmp_names_fini) struct qmp_names names = QMP_NAMES_INIT;
+
+    if (qmp_topology_read(c->s.qmp, &names, err) < 0)
+        return err->code;
+    m->devices = arena_array(&m->arena, names.count + 1, sizeof(*m->devices));
+    if (!m->devices)
+        return err_nomem(err);
+    for (; m->device_count < names.count; m->device_count++) {
+        m->devices[m->device_count] =
+            arena_strdup(&m->arena, names.items[m->device_count]);
+        if (!m->devices[m->device_count])
+            return err_nomem(err);
+    }
+    return 0;
+}
+
 static int fill_memory(struct create *c, struct manifest *m,
                        struct qstill_error *err)
 {
@@ -77,7 +98,7 @@ static int fill_memory(struct create *c, struct manifest *m,
     struct capture_result r;
 
     if (memcap_finish(&c->mem, &r, err) < 0 ||
-        qmp_cpus_read(c->s.qmp, &cpus, err) < 0)
+        qmp_cpus_read(c->s.qmp, &cpus, err) < 0 || fill_devices(c, m, err) < 0)
         return err->code;
     m->memory_included = true;
     m->memory_bytes = r.memory_bytes;

@@ -71,6 +71,10 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
     j.old_current = json_in_string(&in, root, "oldCurrent", JSON_OPTIONAL);
     j.was_running = json_in_bool(&in, root, "wasRunning");
     j.freezing = json_in_bool(&in, root, "freezing");
+    j.inplace = json_in_bool(&in, root, "inplace");
+    j.pid = json_in_u64(&in, root, "pid", JSON_OPTIONAL);
+    j.pid_start = json_in_u64(&in, root, "pidStart", JSON_OPTIONAL);
+    j.reset = json_in_bool(&in, root, "reset");
     j.pivot_disk = json_in_string(&in, root, "pivotDisk", JSON_OPTIONAL);
     j.pivot_from = json_in_string(&in, root, "pivotFrom", JSON_OPTIONAL);
     j.pivot_to = json_in_string(&in, root, "pivotTo", JSON_OPTIONAL);
@@ -109,18 +113,19 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
 {
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
-        "{si ss ss so so sI so so so so sb sb so so so so so so}", "version",
-        JOURNAL_VERSION, "op", op_names[j->op], "phase", phase_names[j->phase],
-        "snapshot", json_out_string(j->snapshot), "tag",
+        "{si ss ss so so sI so so so so sb sb sb sI sI sb so so so so so so}",
+        "version", JOURNAL_VERSION, "op", op_names[j->op], "phase",
+        phase_names[j->phase], "snapshot", json_out_string(j->snapshot), "tag",
         json_out_string(j->tag), "keepTrash", (json_int_t)j->keep_trash,
         "mapped", json_out_string(j->mapped), "undone",
         json_out_string(j->undone), "ids",
         json_out_strings(j->ids, j->id_count), "oldCurrent",
         json_out_string(j->old_current), "wasRunning", j->was_running,
-        "freezing", j->freezing, "pivotDisk", json_out_string(j->pivot_disk),
-        "pivotFrom", json_out_string(j->pivot_from), "pivotTo",
-        json_out_string(j->pivot_to), "pivotToFormat",
-        json_out_string(j->pivot_to_format), "rewriting",
+        "freezing", j->freezing, "inplace", j->inplace, "pid",
+        (json_int_t)j->pid, "pidStart", (json_int_t)j->pid_start, "reset",
+        j->reset, "pivotDisk", json_out_string(j->pivot_disk), "pivotFrom",
+        json_out_string(j->pivot_from), "pivotTo", json_out_string(j->pivot_to),
+        "pivotToFormat", json_out_string(j->pivot_to_format), "rewriting",
         json_out_string(j->rewriting), "disks", disks_json(j));
 
     return json_file_write(vmfd, STORE_JOURNAL, root, err);

@@ -46,6 +46,9 @@ struct journal {
     const char *old_current; /* vm.json's before (revert) */
     bool was_running;        /* resume the VM when it is found paused */
     bool freezing;           /* thaw the guest */
+    bool inplace;            /* revert: in the running process, which is */
+    uint64_t pid, pid_start; /* this one (start in clock ticks after boot) */
+    bool reset;              /* revert: the guest is to boot */
     size_t disk_count;
     struct journal_disk *disks;
     /* a live commit of a head into its backing layer: at the pivot the VM is

@@ -79,6 +79,8 @@ static void read_memory(struct json_in *in, const json_t *root,
     m->cpu_type = json_in_string(in, o, "cpuType", JSON_OPTIONAL);
     m->accel = json_in_string(in, o, "accel", JSON_OPTIONAL);
     m->vcpus = json_in_u64(in, o, "vcpus", JSON_OPTIONAL);
+    m->devices = json_in_strings(in, o, "devices", MANIFEST_DEVICES_MAX,
+                                 &m->device_count);
     read_blocks(in, o, m);
 }
 
@@ -179,11 +181,12 @@ static json_t *memory_json(const struct manifest *m)
     if (!m->memory_included)
         return json_null();
     return json_pack(
-        "{so sI sI so so sI so}", "machine", json_out_string(m->machine),
+        "{so sI sI so so sI so so}", "machine", json_out_string(m->machine),
         "bytes", (json_int_t)m->memory_bytes, "written",
         (json_int_t)m->memory_written, "cpuType", json_out_string(m->cpu_type),
         "accel", json_out_string(m->accel), "vcpus", (json_int_t)m->vcpus,
-        "blocks", blocks_json(m));
+        "blocks", blocks_json(m), "devices",
+        json_out_strings(m->devices, m->device_count));
 }
 
 static json_t *host_json(const struct manifest *m)

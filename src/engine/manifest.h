@@ -9,8 +9,9 @@
 #include "base/arena.h"
 #include "base/error.h"
 
-#define MANIFEST_LABELS_MAX 256
-#define MANIFEST_BLOCKS_MAX 1024
+#define MANIFEST_LABELS_MAX  256
+#define MANIFEST_BLOCKS_MAX  1024
+#define MANIFEST_DEVICES_MAX 16384
 
 struct manifest_disk {
     const char *name;
@@ -69,6 +70,9 @@ struct manifest {
     uint64_t memory_written;
     size_t block_count;
     struct manifest_block *blocks;
+    /* qmp/topology.h; of snapshots made before it was kept, none */
+    size_t device_count;
+    char **devices;
     const char *cpu_type;
     const char *accel;
     uint64_t vcpus;

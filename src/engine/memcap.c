@@ -18,6 +18,7 @@
 #include <sys/mman.h>
 
 #include "base/clock.h"
+#include "devices.h"
 #include "memstate/cow.h"
 #include "qmp/monitor.h"
 #include "session.h"
@@ -286,21 +287,8 @@ int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
 
 static int save_devices(struct memcap *m, struct qstill_error *err)
 {
-    struct qstill_error ignored = {0};
-    CLEANUP(closep) int wfd = -1;
-    char path[64];
-    int64_t fdset;
-
-    /* QEMU matches the fd's access mode: it opens for writing only. */
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", m->devfd);
-    wfd = open(path, O_WRONLY | O_CLOEXEC);
-    if (wfd < 0)
-        return err_errno(err, errno, "cannot open a memfd for writing");
-    if (qmp_add_fd(m->s->qmp, wfd, "qstill device state", &fdset, err) < 0)
-        return err->code;
-    if (qmp_save_devices(m->s->qmp, fdset, err) == 0)
+    if (devices_save(m->s->qmp, m->devfd, err) == 0)
         capture_device_state(m->cap, m->devfd, err);
-    qmp_remove_fd(m->s->qmp, fdset, &ignored);
     return err->code;
 }
 

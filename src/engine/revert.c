@@ -6,15 +6,18 @@
  *   plan      lock, recovery, preflight, way of restore
  *   keep      (--keep) the present state becomes a snapshot
  *   prepare   journal, new empty heads on the snapshot's frozen layers
+ *   inplace   only there: the running QEMU becomes the snapshot's; the next
+ *             three are left out
  *   end       the running QEMU is stopped and ended
  *   start     a new one on the new heads, waiting for its state
  *   load      the stream: device state, and RAM unless it is mapped
  *   commit    vm.json and journal say that the new heads count
  *   run       cont; the old heads are removed
- * Failures: before the commit the new process is ended, the new heads are
- * removed, and the VM is started again on its old heads if it had been
- * running (its old memory is gone with the old process). After the commit the
- * next command finishes.
+ * Failures: what happened in the running process is undone, and with --restore
+ * auto a new process is tried. Before the commit the new process is ended, the
+ * new heads are removed, and the VM is started again on its old heads if it had
+ * been running (its old memory is gone with the old process). After the commit
+ * the next command finishes.
  */
 #include "revert_impl.h"
 
@@ -31,9 +34,6 @@
 #include "start.h"
 #include "trash.h"
 
-static const char *const way_names[] = {"auto", "inplace", "mapped", "eager",
-                                        "disk"};
-
 void revert_lap(struct revert *r, const char *phase)
 {
     double now = clock_ms();
@@ -47,157 +47,18 @@ void revert_lap(struct revert *r, const char *phase)
 
 /* -------------------------------------------------------------------- plan */
 
-static int choose_way(struct revert *r, const struct manifest *m,
-                      struct qstill_error *err)
-{
-    const char *why = NULL;
-    bool mappable = preflight_mappable(m, &why);
-
-    /* The store is ours alone: a QEMU of another user cannot map its files. */
-    if (mappable && r->s.rec.has_launch && r->s.rec.launch.uid != geteuid()) {
-        mappable = false;
-        why = "QEMU runs as another user, who may not open the saved RAM";
-    }
-
-    r->way = WAY_DISK;
-    if (!m->memory_included || r->state == QSTILL_STATE_STOPPED) {
-        if (r->wanted != WAY_AUTO && !m->memory_included)
-            return err_set(err, QSTILL_E_USAGE,
-                           "snapshot %s has no memory to restore", m->name);
-        return 0;
-    }
-    r->way = r->wanted;
-    if (r->wanted == WAY_AUTO)
-        r->way = mappable ? WAY_MAPPED : WAY_EAGER;
-    if (r->wanted == WAY_INPLACE) {
-        err_set(err, QSTILL_E_PRECONDITION,
-                "restore inplace cannot be used: this version of qstill has "
-                "not got it yet");
-        return err_hint(err, "use --restore auto");
-    }
-    if (r->wanted == WAY_MAPPED && !mappable) {
-        err_set(err, QSTILL_E_PRECONDITION, "restore mapped cannot be used: %s",
-                why);
-        return err_hint(err, "use --restore eager");
-    }
-    return 0;
-}
-
-static void choose_state(struct revert *r, const struct manifest *m)
-{
-    r->state = r->o.state;
-    if (r->state != QSTILL_STATE_DEFAULT)
-        return;
-    if (m->memory_included)
-        r->state = strcmp(m->run_state, "paused") == 0 ? QSTILL_STATE_PAUSED
-                                                       : QSTILL_STATE_RUNNING;
-    else if (!r->was_on)
-        r->state = QSTILL_STATE_STOPPED;
-    else
-        r->state = r->was_running ? QSTILL_STATE_RUNNING : QSTILL_STATE_PAUSED;
-}
-
-static const char *ram_path(struct revert *r, const char *id,
-                            struct qstill_error *err)
-{
-    CLEANUP(freep) char *dir = realpath(r->store->dir, NULL);
-    char name[RAMSET_NAME_SIZE];
-
-    if (ramset_file_name(id, name, err) < 0)
-        return NULL;
-    return arena_printf(&r->arena,
-                        "%s/%s/" STORE_SNAPSHOTS "/%s/" STORE_MEMORY "/%s",
-                        dir ? dir : r->store->dir, r->vm, r->id, name);
-}
-
-static int fill_start(struct revert *r, const struct manifest *m,
-                      struct start_options *o, struct qstill_error *err)
-{
-    struct start_head *heads =
-        arena_array(&r->arena, m->disk_count + 1, sizeof(*heads));
-    struct launch_ram *ram =
-        arena_array(&r->arena, m->block_count + 1, sizeof(*ram));
-
-    if (!heads || !ram)
-        return err_nomem(err);
-    memset(o, 0, sizeof(*o));
-    for (size_t i = 0; i < m->disk_count; i++) {
-        const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
-
-        heads[i].disk = d->name;
-        heads[i].path = layer_new_path(&r->s, d, NULL, r->tag);
-        heads[i].format = OVERLAY_FORMAT;
-    }
-    o->heads = heads;
-    o->head_count = m->disk_count;
-    o->incoming = r->way == WAY_MAPPED || r->way == WAY_EAGER;
-    o->paused = o->incoming || r->state == QSTILL_STATE_PAUSED;
-    for (size_t i = 0; r->way == WAY_MAPPED && i < m->block_count; i++) {
-        if (!m->blocks[i].main)
-            continue;
-        ram[o->mapped_count].id = m->blocks[i].id;
-        ram[o->mapped_count].size = m->blocks[i].size;
-        ram[o->mapped_count].path = ram_path(r, m->blocks[i].id, err);
-        if (!ram[o->mapped_count++].path)
-            return err->code < 0 ? err->code : err_nomem(err);
-    }
-    o->mapped = ram;
-    return 0;
-}
-
-/* `auto` falls back to eager when the command line allows no mapping. */
-static int check_start(struct revert *r, const struct manifest *m,
-                       struct qstill_error *err)
-{
-    struct start_options o;
-
-    if (r->state == QSTILL_STATE_STOPPED)
-        return 0;
-    if (fill_start(r, m, &o, err) < 0)
-        return err->code;
-    if (start_check(&r->s, &o, err) == 0)
-        return 0;
-    if (r->way != WAY_MAPPED || r->wanted != WAY_AUTO)
-        return err->code;
-    store_note(r->store, "restore mapped not taken: %s", err->message);
-    r->way = WAY_EAGER;
-    err->code = 0;
-    if (fill_start(r, m, &o, err) < 0)
-        return err->code;
-    return start_check(&r->s, &o, err);
-}
-
 static void describe(struct revert *r, const struct manifest *m)
 {
     struct buf *text = job_text(r->job);
 
-    buf_printf(text, "revert to %s (%s), restore %s\n", m->name, m->id,
-               way_names[r->way]);
+    buf_printf(text, "revert to %s (%s), restore %s%s\n", m->name, m->id,
+               revert_way_name(r->way),
+               r->in_process && r->way == WAY_DISK
+                   ? ", the running QEMU goes on"
+                   : "");
     for (size_t i = 0; i < m->disk_count; i++)
         buf_printf(text, "disk %s: a new head on %s\n", m->disks[i].name,
                    m->disks[i].path);
-}
-
-static int open_and_check(struct revert *r, struct qstill_error *err)
-{
-    struct manifest *m = NULL;
-
-    if (session_open(&r->s, r->store, r->vm, "revert", err) < 0)
-        return err->code;
-    r->session_open = true;
-    if (tree_resolve(&r->s.tree, r->snap, &m, err) < 0 ||
-        session_connect(&r->s, err) < 0)
-        return err->code;
-    r->was_on = r->s.qmp != NULL;
-    r->was_running = r->was_on && r->s.status.running;
-    snprintf(r->id, sizeof(r->id), "%s", m->id);
-    choose_state(r, m);
-    if (choose_way(r, m, err) < 0 ||
-        preflight(&r->s, m, r->way != WAY_DISK, r->o.force, err) < 0)
-        return err->code;
-    if (r->was_on && session_check_heads(&r->s, err) < 0)
-        return err->code;
-    return check_start(r, m, err);
 }
 
 static int plan_enter(void *ctx, struct qstill_error *err)
@@ -205,7 +66,7 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     struct revert *r = ctx;
 
     r->begun_ms = r->phase_ms = clock_ms();
-    if (id_new(r->tag, err) < 0 || open_and_check(r, err) < 0)
+    if (id_new(r->tag, err) < 0 || revert_plan(r, err) < 0)
         return err->code;
     describe(r, tree_find(&r->s.tree, r->id));
     revert_lap(r, "plan");
@@ -259,7 +120,7 @@ static int keep_step(void *ctx, bool *done, struct qstill_error *err)
     qstill_job_free(r->keeping);
     r->keeping = NULL;
     revert_lap(r, "keep");
-    return open_and_check(r, err);
+    return revert_plan(r, err);
 }
 
 /* ----------------------------------------------------------------- prepare */
@@ -273,6 +134,12 @@ static int fill_journal(struct revert *r, const struct manifest *m,
     r->j.tag = r->tag;
     r->j.old_current = r->s.rec.current;
     r->j.was_running = r->was_running;
+    r->j.inplace = r->in_process;
+    r->j.reset = r->in_process && r->way == WAY_DISK;
+    if (r->in_process) {
+        r->j.pid = (uint64_t)r->s.pid;
+        r->j.pid_start = start_time_of(r->s.pid);
+    }
     r->j.disks = arena_array(&r->arena, m->disk_count + 1, sizeof(*r->j.disks));
     if (!r->j.disks)
         return err_nomem(err);
@@ -322,6 +189,7 @@ static void prepare_undo(void *ctx, struct qstill_error *err)
 
     restore_close(r->restore);
     r->restore = NULL;
+    inplace_fini(&r->inplace);
     if (!r->journaled || r->committed)
         return;
     if (r->started)
@@ -350,7 +218,7 @@ static int end_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
 
-    if (r->o.dry_run || !r->s.qmp)
+    if (r->o.dry_run || !r->s.qmp || r->in_process)
         return 0;
     if (qmp_stop(r->s.qmp, 0, err) < 0 || start_quit(&r->s, err) < 0)
         return err->code;
@@ -363,9 +231,9 @@ static int start_enter(void *ctx, struct qstill_error *err)
     struct revert *r = ctx;
     struct start_options o;
 
-    if (r->o.dry_run || r->state == QSTILL_STATE_STOPPED)
+    if (r->o.dry_run || r->in_process || r->state == QSTILL_STATE_STOPPED)
         return 0;
-    if (fill_start(r, tree_find(&r->s.tree, r->id), &o, err) < 0)
+    if (revert_fill_start(r, tree_find(&r->s.tree, r->id), &o, err) < 0)
         return err->code;
     if (start_vm(&r->s, &o, &r->pid, err) < 0)
         return revert_say_how(r, err);
@@ -385,12 +253,15 @@ static int commit_enter(void *ctx, struct qstill_error *err)
         return 0;
     r->j.phase = JOURNAL_COMMITTED;
     r->j.was_running = r->state == QSTILL_STATE_RUNNING;
-    r->j.mapped = r->way == WAY_MAPPED ? r->id : NULL;
+    /* a process that lives on maps what it mapped */
+    r->j.mapped = r->in_process          ? r->s.rec.mapped
+                  : r->way == WAY_MAPPED ? r->id
+                                         : NULL;
     r->j.freezing = m->quiesced && r->way != WAY_DISK;
     if (journal_save(r->s.vmfd, &r->j, err) < 0)
         return err->code;
     r->committed = true;
-    if (r->started && livechain_resume(&r->s, r->j.was_running, err) < 0)
+    if ((r->started || r->in_process) && revert_run(&r->s, &r->j, err) < 0)
         return err->code;
     revert_lap(r, "run");
     if (m->quiesced && r->way != WAY_DISK && r->state == QSTILL_STATE_PAUSED)
@@ -410,7 +281,7 @@ static int result_enter(void *ctx, struct qstill_error *err)
 
     (void)err;
     r->result.state = states[r->state];
-    r->result.restore = way_names[r->way];
+    r->result.restore = revert_way_name(r->way);
     r->times[r->result.time_count].phase = "total";
     r->times[r->result.time_count++].ms = clock_ms() - r->begun_ms;
     r->result.times = r->times;
@@ -425,6 +296,7 @@ static void revert_free(void *ctx)
 
     qstill_job_free(r->keeping);
     restore_close(r->restore);
+    inplace_fini(&r->inplace);
     ramset_close(r->set);
     if (r->session_open)
         session_close(&r->s);
@@ -436,6 +308,7 @@ static const struct job_phase revert_phases[] = {
     {"plan", plan_enter, NULL, NULL},
     {"keep", keep_enter, keep_step, NULL},
     {"prepare", prepare_enter, NULL, prepare_undo},
+    {"inplace", revert_inplace_enter, revert_inplace_step, NULL},
     {"end", end_enter, NULL, NULL},
     {"start", start_enter, NULL, NULL},
     {"memory", revert_load_enter, revert_load_step, NULL},
@@ -459,7 +332,8 @@ static int take_options(struct revert *r, const char *vm, const char *snap,
                           err) < 0)
         return err->code;
     word = r->o.restore ? r->o.restore : "auto";
-    while (r->wanted <= WAY_EAGER && strcmp(word, way_names[r->wanted]) != 0)
+    while (r->wanted <= WAY_EAGER &&
+           strcmp(word, revert_way_name(r->wanted)) != 0)
         r->wanted++;
     if (r->wanted > WAY_EAGER) {
         err_set(err, QSTILL_E_USAGE, "unknown restore '%.32s'", word);

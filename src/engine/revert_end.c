@@ -2,14 +2,134 @@
 /* How a revert ends: rolled forward or back, by itself or by recovery. */
 #include "revert.h"
 
+#include <string.h>
+
 #include "base/clock.h"
 #include "delete.h"
+#include "heads.h"
 #include "layers.h"
 #include "livechain.h"
+#include "qmp/monitor.h"
 #include "quiesce.h"
 #include "revert_impl.h"
 #include "start.h"
 #include "trash.h"
+
+#define RESET_WAIT_MS 5000
+
+/* ------------------------------------------------------ the running process */
+
+/* Is the QEMU behind the socket still the one that was worked on? */
+static bool same_process(const struct session *s, const struct journal *j)
+{
+    return s->qmp && (uint64_t)s->pid == j->pid &&
+           start_time_of(s->pid) == j->pid_start;
+}
+
+static bool runs_on_new(struct session *s, const struct journal *j)
+{
+    for (size_t i = 0; i < j->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&s->rec, j->disks[i].disk);
+        const char *live = d ? session_live_path(s, d) : NULL;
+
+        if (live && session_same_file(live, j->disks[i].new_path))
+            return true;
+    }
+    return false;
+}
+
+/* Somebody let the guest run on while nobody was looking: on its old heads
+ * nothing had been overwritten yet. */
+static int undo_memory(struct session *s, bool on_new, struct buf *text,
+                       struct qstill_error *err)
+{
+    uint64_t pages = 0;
+
+    if (s->status.running && !on_new)
+        return 0;
+    if (qmp_stop(s->qmp, 0, err) < 0 || inplace_undo(s, &pages, err) < 0)
+        return err->code;
+    buf_printf(text, "VM %s has its memory of before (%llu pages put back)\n",
+               s->vm, (unsigned long long)pages);
+    return 0;
+}
+
+int revert_leave_process(struct session *s, struct journal *j, struct buf *text,
+                         struct qstill_error *err)
+{
+    char tag[ID_LEN + 1];
+    bool on_new;
+
+    if (id_new(tag, err) < 0 || inplace_settle(s, err) < 0 ||
+        session_refresh(s, err) < 0)
+        return err->code;
+    on_new = runs_on_new(s, j);
+    if (on_new && (qmp_stop(s->qmp, 0, err) < 0 ||
+                   heads_put(s, j, HEADS_OLD, tag, err) < 0))
+        return err->code;
+    if (inplace_has_kept(s) && undo_memory(s, on_new, text, err) < 0)
+        return err->code;
+    inplace_forget(s);
+    return heads_sweep(s, j, err);
+}
+
+/* Its memory is neither of before nor the snapshot's: the guest boots from its
+ * old disks, as after a power cut. */
+static int reboot_old(struct session *s, struct journal *j, struct buf *text,
+                      struct qstill_error *err)
+{
+    char tag[ID_LEN + 1];
+
+    if (id_new(tag, err) < 0 || qmp_stop(s->qmp, 0, err) < 0 ||
+        heads_put(s, j, HEADS_OLD, tag, err) < 0 ||
+        qmp_system_reset(s->qmp, err) < 0)
+        return err->code;
+    buf_printf(text, "VM %s boots from its old disks: its memory is lost\n",
+               s->vm);
+    inplace_forget(s);
+    return heads_sweep(s, j, err);
+}
+
+/* Leaves a process that runs on its old heads, or none. */
+static int undo_in_process(struct session *s, struct journal *j,
+                           struct buf *text, struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+
+    if (!same_process(s, j)) {
+        inplace_forget(s);
+        return 0;
+    }
+    if (revert_leave_process(s, j, text, &why) == 0)
+        return 0;
+    buf_printf(text, "VM %s: %s\n", s->vm, why.message);
+    if (reboot_old(s, j, text, &why) == 0)
+        return 0;
+    if (start_time_of(s->pid) == j->pid_start && (*err = why).code < 0)
+        return err->code;
+    session_disconnect(s);
+    inplace_forget(s);
+    return 0;
+}
+
+int revert_run(struct session *s, const struct journal *j,
+               struct qstill_error *err)
+{
+    static const char *const reset[] = {"RESET", NULL};
+    struct qmp_event event;
+    bool found;
+
+    /* "prelaunch": it was reset, and has not run since. */
+    if (j->reset && !s->status.running &&
+        strcmp(s->status.state, "prelaunch") != 0) {
+        if (qmp_system_reset(s->qmp, err) < 0 ||
+            qmp_wait_event(s->qmp, reset, RESET_WAIT_MS, &event, &found, err) <
+                0 ||
+            session_refresh(s, err) < 0)
+            return err_wrap(err, "resetting the guest");
+    }
+    return livechain_resume(s, j->was_running, err);
+}
 
 void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
                       struct qstill_error *err)
@@ -18,6 +138,10 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
     struct qstill_error why = {0};
     int pid;
 
+    if (j->inplace && undo_in_process(s, j, text, err) < 0) {
+        err_hint(err, "qstill recover %s tries again", s->vm);
+        return;
+    }
     /* what an undo goes to was there before it, and stays in the trash */
     for (size_t i = 0; !j->undone && i < j->disk_count; i++)
         layer_remove(j->disks[i].new_path, err);
@@ -74,7 +198,11 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
             0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
-    if (s->qmp && livechain_resume(s, j->was_running, err) < 0)
+    if (s->qmp && revert_run(s, j, err) < 0)
+        return err->code;
+    if (j->inplace)
+        inplace_forget(s);
+    if (j->inplace && same_process(s, j) && heads_sweep(s, j, err) < 0)
         return err->code;
     if (thaw(s, j, err) < 0)
         return err->code;
@@ -82,18 +210,6 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
         delete_remove_gone(s, err) < 0)
         return err->code;
     return journal_remove(s->vmfd, err);
-}
-
-static bool runs_on_new(struct session *s, const struct journal *j)
-{
-    for (size_t i = 0; i < j->disk_count; i++) {
-        const struct vm_disk *d = vmrecord_disk(&s->rec, j->disks[i].disk);
-        const char *live = d ? session_live_path(s, d) : NULL;
-
-        if (live && session_same_file(live, j->disks[i].new_path))
-            return true;
-    }
-    return false;
 }
 
 static void say(struct buf *out, const char *what, const struct journal *j)
@@ -116,7 +232,8 @@ int revert_recover(struct session *s, struct journal *j, struct buf *text,
     } else {
         say(out, "undid", j);
         /* Its guest has not run: nothing is lost with it. */
-        if (!s->qmp || !runs_on_new(s, j) || start_quit(s, err) == 0)
+        if (j->inplace || !s->qmp || !runs_on_new(s, j) ||
+            start_quit(s, err) == 0)
             revert_roll_back(s, j, out, err);
     }
     buf_fini(&scratch);

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: MIT */
-/* The revert at work: its phases (revert.c), the loading of the memory
- * (revert_load.c), the end of it, by us or by recovery (revert_end.c). */
+/* The revert at work: what it will do (revert_plan.c), its phases (revert.c),
+ * the running process (revert_inplace.c), the loading of the memory into a new
+ * one (revert_load.c), the end of it, by us or by recovery (revert_end.c). */
 #ifndef QSTILL_ENGINE_REVERT_IMPL_H
 #define QSTILL_ENGINE_REVERT_IMPL_H
 
+#include "inplace.h"
 #include "journal.h"
 #include "memstate/restore.h"
 #include "name.h"
 #include "session.h"
+#include "start.h"
 
 #define OVERLAY_FORMAT "qcow2"
 #define TIMES_MAX      16
@@ -24,6 +27,7 @@ struct revert {
     const char *snap;
     struct qstill_revert_options o;
     enum way wanted, way;
+    bool in_process; /* in the running QEMU: WAY_INPLACE, and WAY_DISK too */
     enum qstill_run_state state;
     char id[ID_LEN + 1]; /* the snapshot's, which outlives reloads */
     char tag[ID_LEN + 1];
@@ -35,6 +39,7 @@ struct revert {
     bool started;
     struct ramset *set;
     struct restore *restore;
+    struct inplace inplace;
     const char *machine;
     struct qstill_revert_result result;
     struct qstill_revert_time times[TIMES_MAX];
@@ -47,14 +52,37 @@ void revert_lap(struct revert *r, const char *phase);
 /* Hints how to go on when the new process fails. Returns the error's code. */
 int revert_say_how(struct revert *r, struct qstill_error *err);
 
+/* Opens the session and finds out what the revert will do: nothing has
+ * changed. */
+int revert_plan(struct revert *r, struct qstill_error *err);
+/* The next best way, in a new process, once the running one has failed. */
+int revert_plan_process(struct revert *r, struct qstill_error *err);
+/* How the new process is started. */
+int revert_fill_start(struct revert *r, const struct manifest *m,
+                      struct start_options *o, struct qstill_error *err);
+const char *revert_way_name(enum way way);
+
+int revert_open_set(struct revert *r, struct qstill_error *err);
+
+/* The phase "inplace": the running process becomes the snapshot's, stopped. */
+int revert_inplace_enter(void *ctx, struct qstill_error *err);
+int revert_inplace_step(void *ctx, bool *done, struct qstill_error *err);
+
 /* The phase "memory": sends the stream, waits until QEMU has loaded it. */
 int revert_load_enter(void *ctx, struct qstill_error *err);
 int revert_load_step(void *ctx, bool *done, struct qstill_error *err);
 
+/* Committed: the guest boots, if it is to, and runs, if it is to. */
+int revert_run(struct session *s, const struct journal *j,
+               struct qstill_error *err);
 /* Committed: the new heads are recorded, the guest runs if it is to, the old
  * heads are merged away or removed. Right to run again. */
 int revert_finish(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err);
+/* The process of an uncommitted revert in place is what it was before, on its
+ * old heads, and stopped. */
+int revert_leave_process(struct session *s, struct journal *j, struct buf *text,
+                         struct qstill_error *err);
 /* Not committed: the new heads are removed and the old ones count; a VM that
  * ran is resumed, or started again. */
 void revert_roll_back(struct session *s, struct journal *j, struct buf *text,

@@ -14,10 +14,12 @@
 
 #define STREAM_FD "qstill-incoming"
 
-static int open_set(struct revert *r, struct qstill_error *err)
+int revert_open_set(struct revert *r, struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1, memfd = -1;
 
+    if (r->set)
+        return 0;
     if (store_opendirat(r->s.snapsfd, r->id, &fd, err) < 0 ||
         store_opendirat(fd, STORE_MEMORY, &memfd, err) < 0)
         return err->code;
@@ -61,7 +63,7 @@ int revert_load_enter(void *ctx, struct qstill_error *err)
 
     if (r->o.dry_run || !r->started || r->way == WAY_DISK)
         return 0;
-    if (open_set(r, err) < 0)
+    if (revert_open_set(r, err) < 0)
         return err->code;
     if (pipe2(fds, O_CLOEXEC) < 0)
         return err_errno(err, errno, "no pipe");

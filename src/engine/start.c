@@ -197,21 +197,42 @@ void start_last_words(struct session *s, char *out, size_t size)
     snprintf(out, size, "%s", line ? line + 1 : tail);
 }
 
-static bool process_is_gone(int pid)
+/* /proc/PID/stat behind the name, which may hold anything: " S 1 ..."; NULL
+ * when there is no such process. */
+static const char *read_stat(int pid, char *text, size_t size)
 {
-    char path[64], text[512];
     CLEANUP(closep) int fd = -1;
+    char path[64];
     const char *paren;
     ssize_t n;
 
     snprintf(path, sizeof(path), "/proc/%d/stat", pid);
     fd = open(path, O_RDONLY | O_CLOEXEC);
-    n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    n = fd < 0 ? -1 : read(fd, text, size - 1);
     if (n <= 0)
-        return true;
+        return NULL;
     text[n] = '\0';
     paren = strrchr(text, ')');
-    return paren && (paren[2] == 'Z' || paren[2] == 'X');
+    return paren ? paren + 1 : NULL;
+}
+
+static bool process_is_gone(int pid)
+{
+    char text[512];
+    const char *rest = read_stat(pid, text, sizeof(text));
+
+    return !rest || rest[1] == 'Z' || rest[1] == 'X';
+}
+
+uint64_t start_time_of(int pid)
+{
+    char text[1024];
+    const char *at = pid > 0 ? read_stat(pid, text, sizeof(text)) : NULL;
+
+    /* the 22nd field; what follows the name is the third */
+    for (int field = 3; at && field < 22; field++)
+        at = strchr(at + 1, ' ');
+    return at ? strtoull(at, NULL, 10) : 0;
 }
 
 static int died(struct session *s, struct qstill_error *err)

@@ -42,6 +42,9 @@ int start_vm(struct session *s, const struct start_options *o, int *pid,
 /* The last line of the VM's qemu.log, for messages; "" when there is none. */
 void start_last_words(struct session *s, char *out, size_t size);
 
+/* When the process began, in clock ticks after boot; 0 when it is gone. */
+uint64_t start_time_of(int pid);
+
 /* Ends QEMU by `quit` and waits until the process is gone. */
 int start_quit(struct session *s, struct qstill_error *err);
 /* Ends the process that start_vm() started, at once. */

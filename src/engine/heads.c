@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: MIT */
+#include "heads.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "journal.h"
+#include "qcow2/info.h"
+#include "qmp/graph.h"
+#include "session.h"
+
+#define CHAIN_MAX 512
+
+/* ------------------------------------------------------------------- nodes */
+
+/* The file that a node, or the protocol node below it, has open. */
+static const char *file_of(struct session *s, const struct qmp_node *n)
+{
+    const char *path = n->file ? n->file->path : n->path;
+
+    return path && *path ? session_resolve(&s->rec.arena, &s->rec.launch, path)
+                         : NULL;
+}
+
+/* The format node that shows this image, or NULL. */
+static const struct qmp_node *find_image(struct session *s,
+                                         const struct qmp_graph *g,
+                                         const char *path, const char *format)
+{
+    for (size_t i = 0; i < g->count; i++) {
+        const struct qmp_node *n = &g->nodes[i];
+        const char *file;
+
+        if (!n->file || n->filter || strcmp(n->driver, format) != 0)
+            continue;
+        file = file_of(s, n);
+        if (file && session_same_file(file, path))
+            return n;
+    }
+    return NULL;
+}
+
+int heads_check(struct session *s, const struct vm_disk *d,
+                uint64_t virtual_size, struct qstill_error *err)
+{
+    const struct qmp_disk *q = session_live_disk(s, d);
+
+    if (!q)
+        return err_set(err, QSTILL_E_PRECONDITION, "disk %s is not plugged in",
+                       d->name);
+    if (!*q->qdev)
+        return err_set(err, QSTILL_E_PRECONDITION, "no device uses disk %s",
+                       d->name);
+    if (strcmp(q->driver, d->head_format) != 0)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "disk %s has a node '%s' on top", d->name, q->driver);
+    if (q->virtual_size != virtual_size)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "disk %s has %llu bytes, in the snapshot it has %llu",
+                       d->name, (unsigned long long)q->virtual_size,
+                       (unsigned long long)virtual_size);
+    return 0;
+}
+
+/* -------------------------------------------------------------------- open */
+
+/* One image of a chain, head first. */
+struct link {
+    const char *path;
+    const char *format;
+};
+
+/* The image below, by the header; path NULL at the base. */
+static int below(struct session *s, const struct link *l, struct link *out,
+                 struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    enum qcow2_format format;
+
+    *out = (struct link){NULL, NULL};
+    if (qcow2_format_parse(l->format, &format, err) < 0)
+        return err->code;
+    if (format == QCOW2_FORMAT_RAW)
+        return 0;
+    if (qcow2_info_read(io_real(), AT_FDCWD, l->path, format, &info, err) < 0)
+        return err->code;
+    if (!info.header.has_backing)
+        return 0;
+    out->format = arena_strdup(&s->rec.arena, info.header.has_format
+                                                  ? info.header.backing_format
+                                                  : "raw");
+    out->path = info.header.backing[0] == '/'
+                    ? arena_strdup(&s->rec.arena, info.header.backing)
+                    : arena_printf(&s->rec.arena, "%.*s%s",
+                                   (int)(strrchr(l->path, '/') + 1 - l->path),
+                                   l->path, info.header.backing);
+    return out->path && out->format ? 0 : err_nomem(err);
+}
+
+/* The part of the chain that QEMU has not got open; *on is the node below it,
+ * or NULL. */
+static int missing_links(struct session *s, const struct qmp_graph *g,
+                         struct link head, struct link *links, size_t *count,
+                         const struct qmp_node **on, struct qstill_error *err)
+{
+    *count = 0;
+    *on = NULL;
+    for (struct link l = head; l.path;) {
+        if (*count == CHAIN_MAX)
+            return err_set(err, QSTILL_E_PRECONDITION,
+                           "the chain of %s is too long", head.path);
+        *on = find_image(s, g, l.path, l.format);
+        if (*on)
+            return 0;
+        links[*count] = l;
+        if (below(s, &links[(*count)++], &l, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+/* With the options of the node that the disk's device uses now. */
+static int open_chain(struct session *s, const struct qmp_graph *g,
+                      const struct vm_disk *d, struct link head,
+                      const char *kind, size_t number, const char *tag,
+                      struct qstill_error *err)
+{
+    struct link *links = arena_array(&s->rec.arena, CHAIN_MAX, sizeof(*links));
+    const struct qmp_disk *q = session_live_disk(s, d);
+    const struct qmp_node *like = q ? qmp_graph_find(g, q->node) : NULL;
+    const struct qmp_node *on;
+    const char *backing;
+    size_t n;
+
+    if (!links)
+        return err_nomem(err);
+    if (missing_links(s, g, head, links, &n, &on, err) < 0)
+        return err->code;
+    backing = on ? on->name : NULL;
+    while (n-- > 0) {
+        char *name =
+            n == 0 ? arena_printf(&s->rec.arena, "%s%zu-%s", kind, number, tag)
+                   : arena_printf(&s->rec.arena, "%s%zu.%zu-%s", kind, number,
+                                  n, tag);
+        struct qmp_blockdev b = {
+            .node = name,
+            .driver = links[n].format,
+            .path = links[n].path,
+            .backing = backing,
+            .read_only = n > 0,
+            .cache_direct = like && like->cache_direct,
+            .cache_no_flush = like && like->cache_no_flush,
+            .detect_zeroes = n == 0 && like && *like->detect_zeroes
+                                 ? like->detect_zeroes
+                                 : NULL,
+        };
+
+        if (!name)
+            return err_nomem(err);
+        if (qmp_blockdev_add(s->qmp, &b, err) < 0)
+            return err_wrap(err, "opening %s in QEMU", links[n].path);
+        backing = name;
+    }
+    return 0;
+}
+
+static struct link link_of(const struct journal_disk *jd,
+                           enum heads_which which)
+{
+    return which == HEADS_OLD ? (struct link){jd->old_path, jd->old_format}
+                              : (struct link){jd->new_path, jd->new_format};
+}
+
+static int missing_disk(const struct journal_disk *jd, struct qstill_error *err)
+{
+    return err_set(err, QSTILL_E_PRECONDITION, "disk %s is gone", jd->disk);
+}
+
+static int open_heads(struct session *s, const struct journal *j,
+                      enum heads_which which, const char *tag,
+                      struct qstill_error *err)
+{
+    for (size_t i = 0; i < j->disk_count; i++) {
+        CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+        const struct vm_disk *d = vmrecord_disk(&s->rec, j->disks[i].disk);
+
+        if (!d)
+            return missing_disk(&j->disks[i], err);
+        if (qmp_graph_read(s->qmp, &g, err) < 0 ||
+            open_chain(s, &g, d, link_of(&j->disks[i], which),
+                       which == HEADS_OLD ? "qo" : "qs", i, tag, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+int heads_open(struct session *s, const struct journal *j, const char *tag,
+               struct qstill_error *err)
+{
+    return open_heads(s, j, HEADS_NEW, tag, err);
+}
+
+/* --------------------------------------------------------------------- put */
+
+static int put_one(struct session *s, const struct qmp_graph *g,
+                   const struct journal_disk *jd, enum heads_which which,
+                   struct qstill_error *err)
+{
+    const struct vm_disk *d = vmrecord_disk(&s->rec, jd->disk);
+    const struct qmp_disk *q = d ? session_live_disk(s, d) : NULL;
+    struct link l = link_of(jd, which);
+    const char *live = d ? session_live_path(s, d) : NULL;
+    const struct qmp_node *n;
+
+    if (!q)
+        return missing_disk(jd, err);
+    if (live && session_same_file(live, l.path))
+        return 0;
+    n = find_image(s, g, l.path, l.format);
+    if (!n)
+        return err_set(err, QSTILL_E_FAILED, "QEMU has not opened %s", l.path);
+    if (qmp_set_drive(s->qmp, q->qdev, n->name, err) < 0)
+        return err_wrap(err, "disk %s", jd->disk);
+    return 0;
+}
+
+int heads_put(struct session *s, const struct journal *j,
+              enum heads_which which, const char *tag, struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+
+    if ((which == HEADS_OLD && open_heads(s, j, HEADS_OLD, tag, err) < 0) ||
+        qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < j->disk_count; i++)
+        if (put_one(s, &g, &j->disks[i], which, err) < 0)
+            return err->code;
+    return session_refresh(s, err);
+}
+
+/* ------------------------------------------------------------------- sweep */
+
+static bool is_in_journal(const struct journal *j, const char *path)
+{
+    for (size_t i = 0; j && i < j->disk_count; i++)
+        if (strcmp(j->disks[i].old_path, path) == 0 ||
+            strcmp(j->disks[i].new_path, path) == 0)
+            return true;
+    return false;
+}
+
+static bool is_ours(struct session *s, const struct journal *j,
+                    const char *path)
+{
+    if (is_in_journal(j, path) || tree_owner(&s->tree, path))
+        return true;
+    for (size_t i = 0; i < s->rec.disk_count; i++)
+        if (strcmp(s->rec.disks[i].head_path, path) == 0)
+            return true;
+    for (size_t i = 0; i < s->rec.hidden_count; i++)
+        if (strcmp(s->rec.hidden[i].path, path) == 0)
+            return true;
+    return false;
+}
+
+/* Marks what the disks' chains hold. */
+static void mark_used(struct session *s, const struct qmp_graph *g, bool *used)
+{
+    for (size_t i = 0; i < s->live.count; i++) {
+        const struct qmp_node *n = qmp_graph_find(g, s->live.items[i].node);
+
+        for (; n && !used[n - g->nodes]; n = n->below) {
+            used[n - g->nodes] = true;
+            if (n->file)
+                used[n->file - g->nodes] = true;
+        }
+    }
+}
+
+static int sweep_once(struct session *s, const struct journal *j, bool *some,
+                      struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    CLEANUP(freep) bool *used = NULL;
+    struct qstill_error why = {0};
+
+    if (qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    used = calloc(g.count + 1, sizeof(*used));
+    if (!used)
+        return err_nomem(err);
+    mark_used(s, &g, used);
+    for (size_t i = 0; i < g.count; i++) {
+        const char *file = used[i] ? NULL : file_of(s, &g.nodes[i]);
+
+        if (!file || !is_ours(s, j, file))
+            continue;
+        /* Held by the monitor alone, or by something else: QEMU knows. */
+        if (qmp_blockdev_del(s->qmp, g.nodes[i].name, QMP_MISSING_FINE, &why) ==
+            0)
+            *some = true;
+        else if (why.code == QSTILL_E_UNREACHABLE)
+            return (*err = why).code;
+        err_clear(&why);
+    }
+    return 0;
+}
+
+int heads_sweep(struct session *s, const struct journal *j,
+                struct qstill_error *err)
+{
+    bool some = true;
+
+    if (session_refresh(s, err) < 0)
+        return err->code;
+    for (size_t rounds = 0; some && rounds < CHAIN_MAX; rounds++) {
+        some = false;
+        if (sweep_once(s, j, &some, err) < 0)
+            return err->code;
+    }
+    return 0;
+}

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: MIT */
+/* Whether a snapshot's memory fits the QEMU that runs, found out before
+ * anything is stopped. */
+#include <string.h>
+
+#include "inplace.h"
+#include "memstate/procmem.h"
+#include "qmp/migrate.h"
+#include "qmp/topology.h"
+#include "qstill-qmp.h"
+#include "session.h"
+
+#define NOT(err, ...) err_set(err, QSTILL_E_PRECONDITION, __VA_ARGS__)
+
+static int check_state(struct session *s, struct qstill_error *err)
+{
+    static const char *const good[] = {"running", "paused", "prelaunch"};
+
+    for (size_t i = 0; i < ARRAY_LEN(good); i++)
+        if (strcmp(s->status.state, good[i]) == 0)
+            return 0;
+    return NOT(err, "the VM is in state %s", s->status.state);
+}
+
+static int check_rights(struct session *s, struct qstill_error *err)
+{
+    CLEANUP(procmem_closep) struct procmem *mem = NULL;
+    bool has = false;
+
+    if (s->pid == 0)
+        return NOT(err, "the QEMU process behind the socket cannot be seen");
+    if (procmem_open(&mem, s->pid, err) < 0)
+        return err->code;
+    if (qstill_qmp_has_command(s->qmp, "snapshot-load", &has, err) < 0)
+        return err->code;
+    if (!has)
+        return NOT(err, "this QEMU has no snapshot-load");
+    return qmp_save_devices_check(s->qmp, err);
+}
+
+/* The part of a topology line that names the device. */
+static size_t label_len(const char *line)
+{
+    const char *sum = strstr(line, " #");
+
+    return sum ? (size_t)(sum - line) : strlen(line);
+}
+
+static const char *find_label(char *const *lines, size_t count,
+                              const char *line)
+{
+    size_t len = label_len(line);
+
+    for (size_t i = 0; i < count; i++)
+        if (label_len(lines[i]) == len && strncmp(lines[i], line, len) == 0)
+            return lines[i];
+    return NULL;
+}
+
+static int other_devices(char *const *then, size_t then_count, char *const *now,
+                         size_t now_count, struct qstill_error *err)
+{
+    for (size_t i = 0; i < then_count; i++) {
+        const char *is = find_label(now, now_count, then[i]);
+
+        if (!is)
+            return NOT(err, "device %.*s of the snapshot is not there",
+                       (int)label_len(then[i]), then[i]);
+    }
+    for (size_t i = 0; i < now_count; i++)
+        if (!find_label(then, then_count, now[i]))
+            return NOT(err, "device %.*s is not in the snapshot",
+                       (int)label_len(now[i]), now[i]);
+    for (size_t i = 0; i < now_count && i < then_count; i++)
+        if (strcmp(then[i], now[i]) != 0)
+            return NOT(err,
+                       "device %.*s has other properties than in the "
+                       "snapshot",
+                       (int)label_len(now[i]), now[i]);
+    return NOT(err, "the VM has %zu devices, in the snapshot it has %zu",
+               now_count, then_count);
+}
+
+static int check_devices(struct session *s, const struct manifest *m,
+                         struct qstill_error *err)
+{
+    CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
+    bool same;
+
+    if (m->device_count == 0)
+        return NOT(err, "the snapshot does not say which devices it has");
+    if (qmp_topology_read(s->qmp, &now, err) < 0)
+        return err->code;
+    same = now.count == m->device_count;
+    for (size_t i = 0; same && i < now.count; i++)
+        same = strcmp(now.items[i], m->devices[i]) == 0;
+    return same ? 0
+                : other_devices(m->devices, m->device_count, now.items,
+                                now.count, err);
+}
+
+static int check_cpus(struct session *s, const struct manifest *m,
+                      struct qstill_error *err)
+{
+    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
+
+    if (qmp_cpus_read(s->qmp, &cpus, err) < 0)
+        return err->code;
+    if (m->vcpus && cpus.count != m->vcpus)
+        return NOT(err, "the VM has %zu CPUs, in the snapshot it has %llu",
+                   cpus.count, (unsigned long long)m->vcpus);
+    if (m->cpu_type && cpus.type && strcmp(m->cpu_type, cpus.type) != 0)
+        return NOT(err, "the VM's CPU is %s, in the snapshot it is %s",
+                   cpus.type, m->cpu_type);
+    return 0;
+}
+
+/* A block has its backend's id, or on old machine types its path. */
+static bool has_backend(const struct manifest *m, const char *id)
+{
+    for (size_t i = 0; i < m->block_count; i++) {
+        const char *slash = strrchr(m->blocks[i].id, '/');
+
+        if (strcmp(slash && m->blocks[i].main ? slash + 1 : m->blocks[i].id,
+                   id) == 0)
+            return true;
+    }
+    return false;
+}
+
+static int check_ram(struct session *s, const struct manifest *m,
+                     struct qstill_error *err)
+{
+    CLEANUP(qmp_ram_fini) struct qmp_ram ram = QMP_RAM_INIT;
+    CLEANUP(qmp_memdevs_fini) struct qmp_memdevs devs = QMP_MEMDEVS_INIT;
+
+    if (qmp_ram_read(s->qmp, &ram, err) < 0 ||
+        qmp_memdevs_read(s->qmp, &ram, &devs, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < m->block_count; i++) {
+        const struct qmp_ram_block *b = qmp_ram_find(&ram, m->blocks[i].id);
+
+        if (!b)
+            return NOT(err, "RAM block %s of the snapshot is not there",
+                       m->blocks[i].id);
+        if (b->used != m->blocks[i].size)
+            return NOT(err,
+                       "RAM block %s has %llu bytes, in the snapshot it has "
+                       "%llu",
+                       b->name, (unsigned long long)b->used,
+                       (unsigned long long)m->blocks[i].size);
+    }
+    for (size_t i = 0; i < devs.count; i++)
+        if (devs.items[i].block && !has_backend(m, devs.items[i].id))
+            return NOT(err, "RAM block %s is not in the snapshot",
+                       devs.items[i].id);
+    return 0;
+}
+
+int inplace_fits(struct session *s, const struct manifest *m,
+                 struct qstill_error *err)
+{
+    if (check_state(s, err) < 0 || check_rights(s, err) < 0 ||
+        check_devices(s, m, err) < 0 || check_cpus(s, m, err) < 0)
+        return err->code;
+    return check_ram(s, m, err);
+}

@@ -1,0 +1,109 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The phase of a revert that works on the running process. The guest stands
+ * still from inplace_stop() on; all that can be done before is.
+ *
+ * Happy path: nodes opened, guest stopped, what will be overwritten kept, heads
+ * exchanged, pages, devices. Failures: everything back (revert_end.c); with
+ * --restore auto the revert goes on in a new process.
+ */
+#include "heads.h"
+#include "job.h"
+#include "revert_impl.h"
+
+static int open_memory(struct revert *r, const struct manifest *m,
+                       struct qstill_error *err)
+{
+    if (revert_open_set(r, err) < 0)
+        return err->code;
+    return inplace_prepare(&r->inplace, &r->s, m, r->set, err);
+}
+
+static int begin(struct revert *r, struct qstill_error *err)
+{
+    const struct manifest *m = tree_find(&r->s.tree, r->id);
+    bool memory = r->way == WAY_INPLACE;
+
+    if ((memory && open_memory(r, m, err) < 0) ||
+        heads_open(&r->s, &r->j, r->tag, err) < 0)
+        return err->code;
+    revert_lap(r, "open");
+    if (qmp_stop(r->s.qmp, 0, err) < 0)
+        return err->code;
+    revert_lap(r, "stop");
+    if (memory && inplace_keep(&r->inplace, m, err) < 0)
+        return err->code;
+    revert_lap(r, "save");
+    if (heads_put(&r->s, &r->j, HEADS_NEW, r->tag, err) < 0)
+        return err->code;
+    revert_lap(r, "disks");
+    return memory ? inplace_pages_start(&r->inplace, err) : 0;
+}
+
+/* The running process is given up, and is what it was. */
+static int give_up(struct revert *r, struct qstill_error *err)
+{
+    struct qstill_error why = *err, second = {0};
+
+    if (r->wanted != WAY_AUTO || r->way != WAY_INPLACE)
+        return err->code;
+    inplace_fini(&r->inplace);
+    if (revert_plan_process(r, &second) < 0) {
+        r->in_process = true; /* the undo of the phases brings it back */
+        r->way = WAY_INPLACE;
+        return err->code;
+    }
+    if (revert_leave_process(&r->s, &r->j, job_text(r->job), &second) < 0)
+        store_note(r->store, "%s", second.message);
+    store_note(r->store, "restore inplace failed: %s; a new process is started",
+               why.message);
+    r->j.inplace = false;
+    err_clear(err);
+    return journal_save(r->s.vmfd, &r->j, err);
+}
+
+int revert_inplace_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+
+    if (r->o.dry_run || !r->in_process)
+        return 0;
+    return begin(r, err) < 0 ? give_up(r, err) : 0;
+}
+
+static int pages_and_devices(struct revert *r, bool *done,
+                             struct qstill_error *err)
+{
+    uint64_t bytes_done, bytes_total;
+
+    if (inplace_pages_step(&r->inplace, done, &bytes_done, &bytes_total, err) <
+        0)
+        return err->code;
+    job_measure(r->job, bytes_done, bytes_total);
+    if (!*done)
+        return job_wait_on(r->job, pageback_fd(r->inplace.pages), err);
+    if (job_wait_on(r->job, -1, err) < 0)
+        return err->code;
+    revert_lap(r, "pages");
+    if (inplace_load(&r->inplace, err) < 0)
+        return err->code;
+    revert_lap(r, "devices");
+    buf_printf(job_text(r->job), "%llu of %llu pages written back\n",
+               (unsigned long long)r->inplace.result.written_pages,
+               (unsigned long long)r->inplace.result.compared_bytes /
+                   RAMSET_PAGE);
+    return 0;
+}
+
+int revert_inplace_step(void *ctx, bool *done, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+
+    *done = true;
+    if (r->o.dry_run || !r->inplace.pages)
+        return 0;
+    if (pages_and_devices(r, done, err) == 0)
+        return 0;
+    *done = true;
+    return give_up(r, err);
+}

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: MIT */
+/* What a revert will do: to which state, in which way. Changes nothing. */
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "heads.h"
+#include "layers.h"
+#include "preflight.h"
+#include "revert_impl.h"
+
+static const char *const way_names[] = {"auto", "inplace", "mapped", "eager",
+                                        "disk"};
+
+const char *revert_way_name(enum way way)
+{
+    return way_names[way];
+}
+
+static void choose_state(struct revert *r, const struct manifest *m)
+{
+    r->state = r->o.state;
+    if (r->state != QSTILL_STATE_DEFAULT)
+        return;
+    if (m->memory_included)
+        r->state = strcmp(m->run_state, "paused") == 0 ? QSTILL_STATE_PAUSED
+                                                       : QSTILL_STATE_RUNNING;
+    else if (!r->was_on)
+        r->state = QSTILL_STATE_STOPPED;
+    else
+        r->state = r->was_running ? QSTILL_STATE_RUNNING : QSTILL_STATE_PAUSED;
+}
+
+static const char *ram_path(struct revert *r, const char *id,
+                            struct qstill_error *err)
+{
+    CLEANUP(freep) char *dir = realpath(r->store->dir, NULL);
+    char name[RAMSET_NAME_SIZE];
+
+    if (ramset_file_name(id, name, err) < 0)
+        return NULL;
+    return arena_printf(&r->arena,
+                        "%s/%s/" STORE_SNAPSHOTS "/%s/" STORE_MEMORY "/%s",
+                        dir ? dir : r->store->dir, r->vm, r->id, name);
+}
+
+int revert_fill_start(struct revert *r, const struct manifest *m,
+                      struct start_options *o, struct qstill_error *err)
+{
+    struct start_head *heads =
+        arena_array(&r->arena, m->disk_count + 1, sizeof(*heads));
+    struct launch_ram *ram =
+        arena_array(&r->arena, m->block_count + 1, sizeof(*ram));
+
+    if (!heads || !ram)
+        return err_nomem(err);
+    memset(o, 0, sizeof(*o));
+    for (size_t i = 0; i < m->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
+
+        heads[i].disk = d->name;
+        heads[i].path = layer_new_path(&r->s, d, NULL, r->tag);
+        heads[i].format = OVERLAY_FORMAT;
+    }
+    o->heads = heads;
+    o->head_count = m->disk_count;
+    o->incoming = r->way == WAY_MAPPED || r->way == WAY_EAGER;
+    o->paused = o->incoming || r->state == QSTILL_STATE_PAUSED;
+    for (size_t i = 0; r->way == WAY_MAPPED && i < m->block_count; i++) {
+        if (!m->blocks[i].main)
+            continue;
+        ram[o->mapped_count].id = m->blocks[i].id;
+        ram[o->mapped_count].size = m->blocks[i].size;
+        ram[o->mapped_count].path = ram_path(r, m->blocks[i].id, err);
+        if (!ram[o->mapped_count++].path)
+            return err->code < 0 ? err->code : err_nomem(err);
+    }
+    o->mapped = ram;
+    return 0;
+}
+
+/* `auto` falls back to eager when the command line allows no mapping. */
+static int check_start(struct revert *r, const struct manifest *m,
+                       struct qstill_error *err)
+{
+    struct start_options o;
+
+    if (r->state == QSTILL_STATE_STOPPED)
+        return 0;
+    if (revert_fill_start(r, m, &o, err) < 0)
+        return err->code;
+    if (start_check(&r->s, &o, err) == 0)
+        return 0;
+    if (r->way != WAY_MAPPED || r->wanted != WAY_AUTO)
+        return err->code;
+    store_note(r->store, "restore mapped not taken: %s", err->message);
+    r->way = WAY_EAGER;
+    err->code = 0;
+    if (revert_fill_start(r, m, &o, err) < 0)
+        return err->code;
+    return start_check(&r->s, &o, err);
+}
+
+/* The store is ours alone: a QEMU of another user cannot map its files. */
+static bool mappable(struct revert *r, const struct manifest *m,
+                     const char **why)
+{
+    if (!preflight_mappable(m, why))
+        return false;
+    if (!r->s.rec.has_launch || r->s.rec.launch.uid == geteuid())
+        return true;
+    *why = "QEMU runs as another user, who may not open the saved RAM";
+    return false;
+}
+
+static int cannot(const char *way, struct qstill_error *err)
+{
+    struct qstill_error why = *err;
+
+    err_set(err, QSTILL_E_PRECONDITION, "restore %s cannot be used: %s", way,
+            why.message);
+    return err_hint(err, "use --restore auto");
+}
+
+static int heads_fit(struct revert *r, const struct manifest *m,
+                     struct qstill_error *err)
+{
+    for (size_t i = 0; i < m->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
+
+        if (heads_check(&r->s, d, m->disks[i].virtual_size, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+/* PRECONDITION: why the running process cannot be kept. */
+static int fits_process(struct revert *r, const struct manifest *m,
+                        struct qstill_error *err)
+{
+    if (!r->was_on)
+        return err_set(err, QSTILL_E_PRECONDITION, "the VM is off");
+    if (heads_fit(r, m, err) < 0)
+        return err->code;
+    return r->way == WAY_DISK ? 0 : inplace_fits(&r->s, m, err);
+}
+
+/* Tries the running process; other errors than "does not fit" are errors. */
+static int try_process(struct revert *r, const struct manifest *m,
+                       struct qstill_error *err)
+{
+    r->in_process = fits_process(r, m, err) == 0;
+    if (r->in_process)
+        return 0;
+    if (err->code != QSTILL_E_PRECONDITION &&
+        err->code != QSTILL_E_PERMISSION && err->code != QSTILL_E_BUSY)
+        return err->code;
+    if (r->was_on)
+        store_note(r->store, "restore in the running process not taken: %s",
+                   err->message);
+    return err_clear(err);
+}
+
+int revert_plan_process(struct revert *r, struct qstill_error *err)
+{
+    const struct manifest *m = tree_find(&r->s.tree, r->id);
+    const char *why = NULL;
+
+    r->in_process = false;
+    r->way = mappable(r, m, &why) ? WAY_MAPPED : WAY_EAGER;
+    return check_start(r, m, err);
+}
+
+static int choose_disk_way(struct revert *r, const struct manifest *m,
+                           struct qstill_error *err)
+{
+    r->way = WAY_DISK;
+    if (r->wanted != WAY_AUTO && !m->memory_included)
+        return err_set(err, QSTILL_E_USAGE,
+                       "snapshot %s has no memory to restore", m->name);
+    return r->state == QSTILL_STATE_STOPPED ? 0 : try_process(r, m, err);
+}
+
+static int choose_way(struct revert *r, const struct manifest *m,
+                      struct qstill_error *err)
+{
+    const char *why = NULL;
+    bool can_map = mappable(r, m, &why);
+
+    r->in_process = false;
+    if (!m->memory_included || r->state == QSTILL_STATE_STOPPED)
+        return choose_disk_way(r, m, err);
+    r->way = WAY_INPLACE;
+    if (r->wanted == WAY_INPLACE) {
+        r->in_process = fits_process(r, m, err) == 0;
+        return r->in_process ? 0 : cannot("inplace", err);
+    }
+    if (r->wanted == WAY_AUTO && (try_process(r, m, err) < 0 || r->in_process))
+        return err->code;
+    r->way =
+        r->wanted == WAY_AUTO ? can_map ? WAY_MAPPED : WAY_EAGER : r->wanted;
+    if (r->way == WAY_MAPPED && !can_map) {
+        err_set(err, QSTILL_E_PRECONDITION, "restore mapped cannot be used: %s",
+                why);
+        return err_hint(err, "use --restore eager");
+    }
+    return 0;
+}
+
+int revert_plan(struct revert *r, struct qstill_error *err)
+{
+    struct manifest *m = NULL;
+
+    if (session_open(&r->s, r->store, r->vm, "revert", err) < 0)
+        return err->code;
+    r->session_open = true;
+    if (tree_resolve(&r->s.tree, r->snap, &m, err) < 0 ||
+        session_connect(&r->s, err) < 0)
+        return err->code;
+    r->was_on = r->s.qmp != NULL;
+    r->was_running = r->was_on && r->s.status.running;
+    snprintf(r->id, sizeof(r->id), "%s", m->id);
+    choose_state(r, m);
+    if (preflight(&r->s, m,
+                  m->memory_included && r->state != QSTILL_STATE_STOPPED,
+                  r->o.force, err) < 0)
+        return err->code;
+    if (r->was_on && session_check_heads(&r->s, err) < 0)
+        return err->code;
+    if (choose_way(r, m, err) < 0)
+        return err->code;
+    return r->in_process ? 0 : check_start(r, m, err);
+}

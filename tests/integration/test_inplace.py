@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""revert in the running QEMU process: the process and its sockets live on, its
+memory and disks are the snapshot's byte for byte."""
+
+import os
+
+from lib import image
+from lib.case import Case
+
+
+class InPlace(Case):
+    limit = 180
+    cost = 45
+
+    def snapshot(self, vm, name="one", *more):
+        """(the snapshot's ticks by disk, the nonce)"""
+        nonce = vm.serial.ticks()[-1].nonce
+        self.q("create", vm.name, name, "--memory", *more)
+        return self.snapshot_ticks(vm, name), nonce
+
+    def back(self, vm, name, tick, nonce, *more):
+        """Reverts in place; the guest goes on in the same process."""
+        pid, since = vm.pid(), vm.serial.mark()
+        said = self.q("revert", vm.name, name, "--restore", "inplace", *more)
+        self.assertEqual(("running", "inplace"),
+                         (said["state"], said["restore"]))
+        self.assertEqual(pid, vm.pid(), "another process")
+        self.goes_on_from(vm, tick, nonce, since)
+        return said
+
+    def memory_files(self, vm, name):
+        folder = self.q.memory_dir(vm.name, self.q.info(vm.name, name)["id"])
+        return {f: os.path.join(folder, f) for f in os.listdir(folder)
+                if f.endswith(".ram")}
+
+    def assert_same_memory(self, vm, one, two):
+        """Every RAM block of two snapshots, byte for byte."""
+        a, b = self.memory_files(vm, one), self.memory_files(vm, two)
+        self.assertEqual(set(a), set(b))
+        for name in a:
+            with open(a[name], "rb") as x, open(b[name], "rb") as y:
+                at = 0
+                while True:
+                    p, q = x.read(1 << 20), y.read(1 << 20)
+                    if p != q:
+                        page = next(i for i in range(0, len(p), 4096)
+                                    if p[i:i + 4096] != q[i:i + 4096])
+                        self.fail("%s differs at offset 0x%x" % (
+                            name, at + page))
+                    if not p:
+                        break
+                    at += len(p)
+
+    def reset_boots(self, vm, nonce):
+        since = vm.serial.mark()
+        vm.cmd("system_reset")
+        first = vm.wait_up(since)[0]
+        self.assertEqual(1, first.number)
+        self.assertNotEqual(nonce, first.nonce)
+
+    def two_disks(self, vm="vm", **kw):
+        return [self.disk("disk0", vm=vm, **kw),
+                self.disk("disk1", "raw", vm=vm, **kw)]
+
+    def test_memory_is_the_snapshots_byte_for_byte(self):
+        """Of each kind of RAM, with two CPUs at work, and a display whose
+        memory a machine reset fills."""
+        for memory, extra in (("default", ["-device", "cirrus-vga"]),
+                              ("memfd", ["-device", "VGA"])):
+            with self.subTest(memory=memory):
+                vm = self.running_vm(name=memory, memory=memory, smp=2,
+                                     append="JUNK=8", extra=extra,
+                                     machine="q35",
+                                     disks=self.two_disks(memory))
+                vm.serial.wait("JUNK-READY")
+                ticks, nonce = self.snapshot(vm)
+                self.goes_on(vm)
+                self.q("revert", memory, "one", "--restore", "inplace",
+                       "--paused")
+                self.assertEqual("paused", vm.state())
+                self.q("create", memory, "two", "--memory", "--mode", "paused")
+                self.assert_same_memory(vm, "one", "two")
+                since = vm.serial.mark()
+                vm.cmd("cont")
+                self.goes_on_from(vm, ticks[0], nonce, since)
+                vm.serial.wait(r"junk pass=\d+ bad=0", since)
+                self.back(vm, "two", ticks[0], nonce, "--start")
+                self.reset_boots(vm, nonce)
+                vm.end()
+
+    def test_drives_of_each_style_and_bus(self):
+        """Again and again, and everything else still works afterwards."""
+        for style, bus, machine in (("drive", "virtio", "pc"),
+                                    ("blockdev", "scsi", "q35"),
+                                    ("if", "virtio", "q35")):
+            with self.subTest(style=style, bus=bus, machine=machine):
+                vm = self.running_vm(name=style, style=style, machine=machine,
+                                     append="SYNC=vda,vdb"
+                                     if bus == "virtio" else "",
+                                     disks=self.two_disks(style, bus=bus))
+                ticks, nonce = self.snapshot(vm)
+                contents = [image.digest(p, f) for p, f in
+                            self.frozen(vm, "one").values()]
+                for _ in range(2):
+                    self.goes_on(vm)
+                    self.back(vm, "one", ticks[0], nonce)
+                self.q("create", style, "two", "--memory")
+                self.goes_on(vm)
+                self.back(vm, "two", self.snapshot_ticks(vm, "two")[0], nonce)
+                self.assertEqual(
+                    ["one", "two"],
+                    [s["name"] for s in self.q.snapshots(style)])
+                self.q("delete", style, "two")
+                self.goes_on(vm)
+                self.back(vm, "one", ticks[0], nonce)
+                self.assertEqual(contents, [image.digest(p, f) for p, f in
+                                            self.frozen(vm, "one").values()])
+                self.q("delete", style, "one")
+                self.goes_on(vm)
+                self.reset_boots(vm, nonce)
+                vm.end()
+
+    def test_auto_takes_it_when_it_fits_and_says_why_not(self):
+        vm = self.running_vm(memory="ram")
+        ticks, nonce = self.snapshot(vm)
+        since = vm.serial.mark()
+        self.assertEqual("inplace", self.q("revert", "vm", "one")["restore"])
+        self.goes_on_from(vm, ticks[0], nonce, since)
+        vm.hmp("device_add virtio-balloon-pci,id=late")
+        with self.nothing_changes(vm):
+            self.q.fails("precondition", "virtio-balloon-pci,late",
+                         "revert", "vm", "one", "--restore", "inplace")
+        pid, since = vm.pid(), vm.serial.mark()
+        said = self.q("revert", "vm", "one")
+        self.assertEqual("mapped", said["restore"])
+        self.assertNotEqual(pid, vm.pid())
+        self.goes_on_from(vm, ticks[0], nonce, since)
+
+    def test_without_memory_the_guest_boots_in_the_same_process(self):
+        vm = self.running_vm(disks=self.two_disks())
+        self.q("create", "vm", "disks")
+        ticks = self.snapshot_ticks(vm, "disks")
+        nonce = vm.serial.ticks()[-1].nonce
+        for state in ("running", "paused"):
+            with self.subTest(state=state):
+                self.goes_on(vm)
+                pid, since = vm.pid(), vm.serial.mark()
+                said = self.q("revert", "vm", "disks",
+                              "--start" if state == "running" else "--paused")
+                self.assertEqual(("disk", state),
+                                 (said["restore"], said["state"]))
+                self.assertEqual(pid, vm.pid())
+                if state == "paused":
+                    self.stands_still(vm)
+                    vm.cmd("cont")
+                first = vm.wait_up(since)[0]
+                self.assertNotEqual(nonce, first.nonce)
+                for disk, tick in zip(("vda", "vdb"), ticks):
+                    vm.serial.wait(r"disk %s had=%d\n" % (disk, tick), since)
