@@ -261,6 +261,10 @@ static bool is_ours(struct session *s, const struct journal *j,
     for (size_t i = 0; i < s->rec.hidden_count; i++)
         if (strcmp(s->rec.hidden[i].path, path) == 0)
             return true;
+    for (size_t i = 0; i < s->rec.trash_count; i++)
+        for (size_t k = 0; k < s->rec.trash[i].layer_count; k++)
+            if (strcmp(s->rec.trash[i].layers[k].path, path) == 0)
+                return true;
     return false;
 }
 
