@@ -321,6 +321,19 @@ static int switch_disks(struct create *c, struct qstill_error *err)
     return 0;
 }
 
+/* `stop` flushes all images: what it finds is what was written since. */
+static void sync_heads(const struct create *c)
+{
+    for (size_t i = 0; i < c->s.rec.disk_count; i++) {
+        CLEANUP(closep)
+        int fd = open(c->s.rec.disks[i].head_path,
+                      O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+        if (fd >= 0)
+            fdatasync(fd);
+    }
+}
+
 static int stop_guest(struct create *c, struct qstill_error *err)
 {
     c->stop_ms = clock_ms();
@@ -362,6 +375,8 @@ static int switch_enter(void *ctx, struct qstill_error *err)
         return switch_disks(c, err);
     if (c->mode == MODE_PRECOPY)
         return memcap_precopy_start(&c->mem, err);
+    if (c->was_running)
+        sync_heads(c);
     if (stop_guest(c, err) < 0 || switch_disks(c, err) < 0)
         return err->code;
     return memcap_instant(&c->mem, err);
@@ -405,6 +420,7 @@ static int switch_step(void *ctx, bool *done, struct qstill_error *err)
     }
     if (resume_guest(c, err) < 0)
         return err->code;
+    memcap_resumed(&c->mem);
     *done = true;
     return check_pause(c, c->pause_ms, err);
 }

@@ -8,19 +8,26 @@
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
 
-int devices_save(struct qstill_qmp *q, int memfd, struct qstill_error *err)
+int devices_give(struct qstill_qmp *q, int memfd, int64_t *fdset,
+                 struct qstill_error *err)
 {
-    struct qstill_error ignored = {0};
     CLEANUP(closep) int wfd = -1;
     char path[64];
-    int64_t fdset;
 
     /* QEMU matches the fd's access mode: it opens for writing only. */
     snprintf(path, sizeof(path), "/proc/self/fd/%d", memfd);
     wfd = open(path, O_WRONLY | O_CLOEXEC);
     if (wfd < 0)
         return err_errno(err, errno, "cannot open a memfd for writing");
-    if (qmp_add_fd(q, wfd, "qstill device state", &fdset, err) < 0)
+    return qmp_add_fd(q, wfd, "qstill device state", fdset, err);
+}
+
+int devices_save(struct qstill_qmp *q, int memfd, struct qstill_error *err)
+{
+    struct qstill_error ignored = {0};
+    int64_t fdset;
+
+    if (devices_give(q, memfd, &fdset, err) < 0)
         return err->code;
     qmp_save_devices(q, fdset, err);
     qmp_remove_fd(q, fdset, &ignored);

@@ -156,19 +156,38 @@ static int open_stream(struct memcap *m, struct capture_options *o,
     return 0;
 }
 
+/* A file for the device state, handed to QEMU while the guest still runs. */
+static int give_fdset(struct memcap *m, struct qstill_error *err)
+{
+    m->devfd = memfd_create("qstill-devices", MFD_CLOEXEC);
+    if (m->devfd < 0)
+        return err_errno(err, errno, "no memfd");
+    return devices_give(m->s->qmp, m->devfd, &m->fdset, err);
+}
+
+static void take_fdset_back(struct memcap *m)
+{
+    struct qstill_error ignored = {0};
+
+    if (m->fdset >= 0 && m->s->qmp)
+        qmp_remove_fd(m->s->qmp, m->fdset, &ignored);
+    m->fdset = -1;
+}
+
 static int open_copy(struct memcap *m, const struct capture_options *o,
                      struct qstill_error *err)
 {
     if (modes_find_ram(m->s, &m->ram, &m->sources, &m->source_count, err) < 0)
         return err->code;
-    m->devfd = memfd_create("qstill-devices", MFD_CLOEXEC);
-    if (m->devfd < 0)
-        return err_errno(err, errno, "no memfd");
-    if (m->mode == MODE_COW)
-        return capture_cow_open(&m->cap, m->s->pid, m->sources, m->source_count,
-                                NULL, o, err);
-    return capture_copy_open(&m->cap, m->s->pid, m->sources, m->source_count, o,
-                             err);
+    if (m->mode == MODE_COW) {
+        if (capture_cow_open(&m->cap, m->s->pid, m->sources, m->source_count,
+                             NULL, o, err) < 0)
+            return err->code;
+    } else if (capture_copy_open(&m->cap, m->s->pid, m->sources,
+                                 m->source_count, o, err) < 0) {
+        return err->code;
+    }
+    return give_fdset(m, err);
 }
 
 int memcap_prepare(struct memcap *m, struct session *s, enum mode mode,
@@ -180,6 +199,7 @@ int memcap_prepare(struct memcap *m, struct session *s, enum mode mode,
     m->s = s;
     m->mode = mode;
     m->devfd = m->pipefd = -1;
+    m->fdset = -1;
     return is_stream(m) ? open_stream(m, &o, bwlimit, err)
                         : open_copy(m, &o, err);
 }
@@ -287,9 +307,15 @@ int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
 
 static int save_devices(struct memcap *m, struct qstill_error *err)
 {
-    if (devices_save(m->s->qmp, m->devfd, err) == 0)
-        capture_device_state(m->cap, m->devfd, err);
-    return err->code;
+    if (qmp_save_devices(m->s->qmp, m->fdset, err) < 0)
+        return err->code;
+    return capture_device_state(m->cap, m->devfd, err);
+}
+
+void memcap_resumed(struct memcap *m)
+{
+    capture_resumed(m->cap);
+    take_fdset_back(m);
 }
 
 int memcap_instant(struct memcap *m, struct qstill_error *err)
@@ -422,6 +448,7 @@ void memcap_abort(struct memcap *m)
         cancel_migration(m);
     if (m->s->qmp && is_stream(m))
         qmp_closefd(m->s->qmp, STREAM_FD_NAME, &ignored);
+    take_fdset_back(m);
     memcap_restore_settings(m);
     closep(&m->pipefd); /* a capture waits for the end of its pipe */
     m->pipefd = -1;

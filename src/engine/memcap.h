@@ -19,8 +19,9 @@ struct memcap {
     struct qmp_ram ram;
     struct capture_source *sources;
     size_t source_count;
-    int devfd;  /* memfd for the device state */
-    int pipefd; /* write end until QEMU has it */
+    int devfd;     /* memfd for the device state */
+    int64_t fdset; /* QEMU's own of it; negative: none */
+    int pipefd;    /* write end until QEMU has it */
     bool migrating;
     bool settings_saved;
     struct qmp_names caps_were_on;
@@ -47,6 +48,9 @@ int memcap_instant(struct memcap *m, struct qstill_error *err);
 /* *taken: the guest may run on. */
 int memcap_instant_taken(struct memcap *m, bool *taken,
                          struct qstill_error *err);
+
+/* The guest runs again. */
+void memcap_resumed(struct memcap *m);
 
 /* How far the copy is; 0/0 when that is not known yet. */
 void memcap_progress(struct memcap *m, uint64_t *bytes_done,

@@ -26,6 +26,7 @@ struct capture {
     int device_fd;  /* by atomics: given while the thread runs */
     bool ready;     /* by atomics only */
     bool instant_taken;
+    bool resumed;
     bool finished; /* the owner got a good result */
     struct capture_result result;
 };
@@ -73,6 +74,8 @@ static int copy_device_state(struct capture *c, struct qstill_error *err)
         return err_nomem(err);
     if (file_read_full(c->device_fd, b.data, (size_t)st.st_size, 0, err) < 0)
         return err_wrap(err, "reading the device state");
+    if (c->options.foreign)
+        return ramset_device_append(c->writer, b.data, (size_t)st.st_size, err);
     if (devstate_parse(&parsed, b.data, (size_t)st.st_size, err) < 0)
         return err->code;
     c->result.footers = parsed.footers;
@@ -129,19 +132,27 @@ void capture_poll(struct capture *c, struct capture_status *status)
         __atomic_load_n(&c->instant_taken, __ATOMIC_ACQUIRE);
 }
 
-int capture_device_state(struct capture *c, int fd, struct qstill_error *err)
+static int look_at_head(int fd, struct qstill_error *err)
 {
     uint8_t head[DEVSTATE_HEADER + 1];
-    int copy;
 
-    if (!c->ops->stopped_by_owner || c->device_fd >= 0)
-        return err_set(err, QSTILL_E_FAILED,
-                       "this capture takes no (second) device state");
     if (file_read_full(fd, head, sizeof(head), 0, err) < 0)
         return err_wrap(err, "reading the device state");
     if (!devstate_begins(head))
         return err_set(err, QSTILL_E_CORRUPT,
                        "this is no device state of QEMU");
+    return 0;
+}
+
+int capture_device_state(struct capture *c, int fd, struct qstill_error *err)
+{
+    int copy;
+
+    if (!c->ops->stopped_by_owner || c->device_fd >= 0)
+        return err_set(err, QSTILL_E_FAILED,
+                       "this capture takes no (second) device state");
+    if (!c->options.foreign && look_at_head(fd, err) < 0)
+        return err->code;
     copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (copy < 0)
         return err_errno(err, errno, "cannot keep the device state");
@@ -158,6 +169,11 @@ int capture_instant(struct capture *c, struct qstill_error *err)
     if (eventfd_write(c->instant_fd, 1) < 0)
         return err_errno(err, errno, "cannot wake the capture");
     return 0;
+}
+
+void capture_resumed(struct capture *c)
+{
+    __atomic_store_n(&c->resumed, true, __ATOMIC_RELEASE);
 }
 
 int capture_finish(struct capture *c, struct capture_result *out,
@@ -238,6 +254,11 @@ void capture_add_done(struct capture *c, uint64_t bytes)
 bool capture_cancelled(const struct capture *c)
 {
     return worker_cancelled(&c->worker);
+}
+
+bool capture_was_resumed(const struct capture *c)
+{
+    return __atomic_load_n(&c->resumed, __ATOMIC_ACQUIRE);
 }
 
 int capture_cancel_fd(const struct capture *c)

@@ -34,6 +34,8 @@ struct capture_options {
     int dirfd;               /* where the file set goes; duplicated */
     uint64_t bwlimit;        /* bytes per second; 0: none */
     enum ramset_cache cache; /* RAMSET_DIRECT by default */
+    /* The device state is not QEMU's: any bytes, also none. */
+    bool foreign;
     /* precopy: at the stream's end the RAM of the stopped process is compared
      * with what came, and what was missed is taken (stream_amend.h). Must
      * outlive the capture; no blocks: nothing is compared. */
@@ -104,6 +106,10 @@ int capture_device_state(struct capture *c, int fd, struct qstill_error *err);
 
 /* Says that the VM is stopped and its device state given: returns at once. */
 int capture_instant(struct capture *c, struct qstill_error *err);
+
+/* Says that the guest runs again, so that the copy no longer has to keep out
+ * of its way: cow reads no page before that, or before 50 ms are over. */
+void capture_resumed(struct capture *c);
 
 struct capture_result {
     size_t block_count;

@@ -37,6 +37,7 @@ void capture_set_ready(struct capture *c);
 void capture_set_instant_taken(struct capture *c);
 void capture_set_total(struct capture *c, uint64_t bytes);
 void capture_add_done(struct capture *c, uint64_t bytes);
+bool capture_was_resumed(const struct capture *c);
 bool capture_cancelled(const struct capture *c);
 /* Readable for good once the capture is cancelled: to be polled along. */
 int capture_cancel_fd(const struct capture *c);

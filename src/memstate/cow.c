@@ -53,7 +53,6 @@ static int capture_all(struct cow *cow, struct qstill_error *err)
         return err->code;
     cow->stats.instant_ms = (double)(worker_now_ns() - begun) / 1e6;
     capture_set_instant_taken(c);
-    cow_copiers_go(cow);
     begun = worker_now_ns();
     if (cow_serve(cow, err) < 0)
         return err->code;
@@ -292,6 +291,7 @@ static int make_uffd(struct cow *cow, const struct capture_cow_options *o,
                      struct qstill_error *err)
 {
     const struct uffd_options options = {
+        .fd = o->uffd,
         .device_fd = o->device_fd,
         .no_unpopulated = o->no_unpopulated,
         .inject = o->inject,
@@ -314,12 +314,15 @@ int capture_cow_open(struct capture **out, pid_t pid,
     const struct capture_cow_options *o = options_cow ? options_cow : &defaults;
     size_t pool = o->pool_bytes ? o->pool_bytes : COW_POOL_BYTES;
     CLEANUP(capture_closep) struct capture *c = NULL;
+    CLEANUP(closep) int given = o->uffd;
     struct cow *cow = NULL;
 
-    /* Cheap refusals first, before anything is traced or made. */
-    if (capture_cow_check(pid, blocks, count, err) < 0 ||
+    /* Cheap refusals first, before anything is traced or made. (Of who was
+     * given a userfaultfd it is not asked that he could make one.) */
+    if ((given < 0 && capture_cow_check(pid, blocks, count, err) < 0) ||
         cow_new(&cow, pid, o, err) < 0)
         return err->code;
+    take_fd(&given);
     if (make_uffd(cow, o, err) < 0) {
         cow_free(cow);
         return err->code;

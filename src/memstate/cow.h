@@ -54,6 +54,7 @@ struct cow_stats {
 struct capture_cow_options {
     size_t pool_bytes;   /* 0: COW_POOL_BYTES; at least 4 MiB */
     unsigned copiers;    /* threads; 0: half of the processors, at most 4 */
+    int uffd;            /* as `fd` of struct uffd_options */
     int device_fd;       /* as struct uffd_options; negative: none */
     bool no_unpopulated; /* tests: as before Linux 6.4 */
     bool no_file;        /* read shared RAM as private */
@@ -62,7 +63,7 @@ struct capture_cow_options {
 };
 #define CAPTURE_COW_OPTIONS_INIT                                               \
     {                                                                          \
-        .device_fd = -1                                                        \
+        .uffd = -1, .device_fd = -1                                            \
     }
 
 /*

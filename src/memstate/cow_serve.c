@@ -32,6 +32,10 @@
  * has only the writes of the last moment to protect again. */
 #define REFRESH_MS    100
 #define REFRESH_PAGES 4096u
+/* The copiers keep out of the way of a guest that is being resumed: on a
+ * machine with few processors they would make its pause longer. */
+#define GO_LOOK_MS 1
+#define GO_MAX_MS  50
 
 static int lost(const struct cow *cow, int errno_value, const char *what,
                 struct qstill_error *err)
@@ -457,15 +461,30 @@ int cow_take_instant(struct cow *cow, struct qstill_error *err)
 
 /* ------------------------------------------------------------------ serve */
 
+/* Sends the copiers off when it is time. */
+static bool send_off(struct cow *cow, uint64_t begun)
+{
+    bool go = capture_was_resumed(cow->capture) || cow->waiter_count > 0 ||
+              worker_now_ns() - begun > GO_MAX_MS * 1000000u;
+
+    if (go)
+        cow_copiers_go(cow);
+    return go;
+}
+
 int cow_serve(struct cow *cow, struct qstill_error *err)
 {
     int cancel_fd = capture_cancel_fd(cow->capture);
-    uint64_t since;
+    uint64_t begun = worker_now_ns(), since;
+    bool gone = false;
     bool got;
 
     while (__atomic_load_n(&cow->running, __ATOMIC_ACQUIRE) > 0 &&
            !__atomic_load_n(&cow->stop, __ATOMIC_ACQUIRE)) {
-        if (sleep_until(cow, cancel_fd, -1, &since, &got, err) < 0 ||
+        if (!gone)
+            gone = send_off(cow, begun);
+        if (sleep_until(cow, cancel_fd, gone ? -1 : GO_LOOK_MS, &since, &got,
+                        err) < 0 ||
             serve_once(cow, since, err) < 0)
             return err->code;
         /* A copier that sees this set, after it has done a unit, kicks: so

@@ -5,7 +5,8 @@
  *   NAME.ram       one per RAM block: raw, sparse, page i at i * 4096, as long
  *                  as the block. NAME is the block's id, see ramset_file_name
  *   device.state   QEVM magic and version, FULL sections, EOF, and perhaps a
- *                  vmdescription: see devstate.h
+ *                  vmdescription: see devstate.h (a VMM of one's own: any
+ *                  bytes)
  *   sums           the list of blocks and the checksums: see ramset_layout.h
  *
  * The writer makes all files 0600 and O_EXCL and follows no symbolic link;
@@ -207,7 +208,8 @@ const struct ramset_block *ramset_find(const struct ramset *set, const char *id,
 int ramset_block_open(const struct ramset *set, unsigned index,
                       enum ramset_cache cache, int *fd,
                       struct qstill_error *err);
-/* device.state into b (appended), its checksum checked. */
+/* device.state into b (appended), its checksum checked; what it must look
+ * like only its reader knows. */
 int ramset_device_read(const struct ramset *set, struct buf *b,
                        struct qstill_error *err);
 

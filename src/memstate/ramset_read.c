@@ -8,7 +8,6 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
-#include "memstate/devstate.h"
 #include "memstate/ramset_layout.h"
 #include "memstate/ramset_sums.h"
 
@@ -132,7 +131,6 @@ int ramset_device_read(const struct ramset *set, struct buf *b,
                        struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
-    struct devstate parsed;
     size_t len = (size_t)set->device_len;
 
     if (open_file(set, RAMSET_DEVICE_NAME, len, &fd, err) < 0)
@@ -144,8 +142,6 @@ int ramset_device_read(const struct ramset *set, struct buf *b,
     if (sum_bytes(b->data + b->len, len, 0) != set->device_sum)
         return err_set(err, QSTILL_E_CORRUPT,
                        RAMSET_DEVICE_NAME " does not match its checksum");
-    if (devstate_parse(&parsed, b->data + b->len, len, err) < 0)
-        return err_wrap(err, RAMSET_DEVICE_NAME);
     b->len += len;
     return 0;
 }

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
 
@@ -127,6 +128,38 @@ static int open_in(pid_t pid, const struct uffd_options *options, int *out,
     return 0;
 }
 
+/* What this kernel can do cannot be asked of a descriptor that shall be used:
+ * it takes one UFFDIO_API that succeeds, and any number of others. */
+static int open_given(struct uffd *out, int given, bool no_unpopulated,
+                      struct qstill_error *err)
+{
+    const uint64_t shared = UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+    const uint64_t tries[] = {shared | FEATURE_WP_UNPOPULATED, shared, 0};
+    CLEANUP(closep) int fd = given;
+    int flags = fcntl(fd, F_GETFL);
+    uint64_t can;
+
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) < 0 ||
+        fcntl(fd, F_SETFD, FD_CLOEXEC) < 0)
+        return err_set(err, QSTILL_E_USAGE, "descriptor %d cannot be used: %s",
+                       given, strerror(errno));
+    for (size_t i = no_unpopulated; i < ARRAY_LEN(tries); i++) {
+        err_clear(err);
+        if (handshake(fd, FEATURES_NEEDED | tries[i], &can, err) < 0)
+            continue;
+        *out = (struct uffd){
+            .fd = take_fd(&fd),
+            .shared = (tries[i] & shared) != 0,
+            .unpopulated = (tries[i] & FEATURE_WP_UNPOPULATED) != 0,
+        };
+        return 0;
+    }
+    return err_set(err, QSTILL_E_USAGE,
+                   "descriptor %d is no fresh userfaultfd, or this kernel "
+                   "cannot write-protect memory by it",
+                   given);
+}
+
 int uffd_open(struct uffd *out, pid_t pid, const struct uffd_options *options,
               struct qstill_error *err)
 {
@@ -134,6 +167,8 @@ int uffd_open(struct uffd *out, pid_t pid, const struct uffd_options *options,
     uint64_t can, use;
     int r;
 
+    if (options->fd >= 0)
+        return open_given(out, options->fd, options->no_unpopulated, err);
     if (probe(&can, err) < 0)
         return err->code;
     r = pid == getpid() ? open_own(&fd, err) : open_in(pid, options, &fd, err);

@@ -30,6 +30,9 @@ struct uffd {
 };
 
 struct uffd_options {
+    /* A userfaultfd that was made for us, before any UFFDIO_API: taken over,
+     * on failure too, and nothing is injected. Negative: none. */
+    int fd;
     /* Number, in the target, of an open /dev/userfaultfd: used when the
      * target may not make a userfaultfd by itself (it is not root). Negative:
      * none. */
@@ -39,7 +42,7 @@ struct uffd_options {
 };
 #define UFFD_OPTIONS_INIT                                                      \
     {                                                                          \
-        .device_fd = -1                                                        \
+        .fd = -1, .device_fd = -1                                              \
     }
 
 /* What the kernel can do, without touching the target. PRECONDITION with the
@@ -47,7 +50,8 @@ struct uffd_options {
 int uffd_probe(struct uffd *out, struct qstill_error *err);
 
 /*
- * For process `pid`. For ourselves nothing is injected. PERMISSION with a
+ * For process `pid`. For ourselves nothing is injected. USAGE when `fd` is no
+ * fresh userfaultfd. PERMISSION with a
  * hint when it may not be made, PRECONDITION as inject_fd().
  */
 int uffd_open(struct uffd *out, pid_t pid, const struct uffd_options *options,
