@@ -80,8 +80,8 @@ static int fold_head(struct session *s, struct vm_disk *d,
                      struct qstill_error *err)
 {
     if (livechain_commit_head(s, d, gone->path, gone->format, j, err) < 0 ||
-        session_refresh(s, err) < 0 || forget(s, gone->path, err) < 0 ||
-        layer_remove(head->path, err) < 0)
+        session_refresh(s, err) < 0 || layer_remove(head->path, err) < 0 ||
+        forget(s, head->path, err) < 0)
         return err->code;
     if (text)
         buf_printf(text, "folded %s into %s\n", head->path, gone->path);
@@ -132,12 +132,11 @@ static int run_merge(const struct merge_request *request,
     if (merge_open(&m, io_real(), request, err) < 0)
         return err->code;
     while (!done) {
-        struct pollfd p = {.events = POLLIN};
+        struct pollfd p = {.fd = merge_fd(m), .events = POLLIN};
 
         if (merge_step(m, &done, err) < 0)
             return err->code;
-        p.fd = done ? -1 : merge_fd(m);
-        if (p.fd >= 0)
+        if (!done && p.fd >= 0)
             poll(&p, 1, 100);
     }
     return 0;

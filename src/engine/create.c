@@ -227,11 +227,11 @@ static int prepare_enter(void *ctx, struct qstill_error *err)
 
     if (c->o.dry_run)
         return 0;
-    if (fill_journal(c, err) < 0 || make_reserve(c, err) < 0)
+    if (fill_journal(c, err) < 0)
         return err->code;
     c->journaled = true;
-    if (journal_save(c->s.vmfd, &c->j, err) < 0 || make_overlays(c, err) < 0 ||
-        make_tmp(c, err) < 0)
+    if (journal_save(c->s.vmfd, &c->j, err) < 0 || make_reserve(c, err) < 0 ||
+        make_overlays(c, err) < 0 || make_tmp(c, err) < 0)
         return err->code;
     /* From here on heads may be switched; synced now, not in the pause. */
     c->j.phase = JOURNAL_SWITCHING;

@@ -82,6 +82,17 @@ static int wait_job(struct session *s, enum qmp_job_state until,
     }
 }
 
+int livechain_dismiss(struct session *s, struct qstill_error *err)
+{
+    struct qmp_job job;
+    struct qstill_error absent = {0};
+
+    if (qmp_job_read(s->qmp, JOB_ID, &job, &absent) < 0)
+        return absent.code == QSTILL_E_NOT_FOUND ? 0 : (*err = absent).code;
+    return job.state == QMP_JOB_CONCLUDED ? qmp_job_dismiss(s->qmp, JOB_ID, err)
+                                          : 0;
+}
+
 int livechain_settle(struct session *s, struct qstill_error *err)
 {
     struct qmp_job job;
@@ -114,6 +125,17 @@ int livechain_resume(struct session *s, bool was_running,
     }
 }
 
+int livechain_set_head(struct session *s, struct vm_disk *d, const char *to,
+                       const char *to_format, struct qstill_error *err)
+{
+    if (session_same_file(d->head_path, to))
+        return 0;
+    if (vmrecord_hide(&s->rec, d->name, d->head_path, d->head_format, err) < 0)
+        return err->code;
+    vmrecord_unhide(&s->rec, to);
+    return vmrecord_set_head(&s->rec, d->name, to, to_format, err);
+}
+
 /* The VM is stopped: both files read the same until it runs again. */
 static int pivot(struct session *s, struct vm_disk *d, const char *to,
                  const char *to_format, struct journal *j,
@@ -127,7 +149,7 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
         qmp_job_complete(s->qmp, JOB_ID, err) < 0 ||
         qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0)
         return err->code;
-    if (vmrecord_set_head(&s->rec, d->name, to, to_format, err) < 0 ||
+    if (livechain_set_head(s, d, to, to_format, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
     j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;

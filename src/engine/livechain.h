@@ -12,6 +12,11 @@ struct journal;
 struct session;
 struct vm_disk;
 
+/* In memory: `to` is the disk's head, and the old one a hidden layer until its
+ * file is gone. */
+int livechain_set_head(struct session *s, struct vm_disk *d, const char *to,
+                       const char *to_format, struct qstill_error *err);
+
 /*
  * Folds the disk's head into the layer `to`, which then is the head: record
  * and journal say so durably. The VM is stopped for the pivot only (both files
@@ -34,6 +39,12 @@ int livechain_has(struct session *s, struct vm_disk *d, const char *path,
 
 /* Cancels or finishes a job of ours that a process which died left behind. */
 int livechain_settle(struct session *s, struct qstill_error *err);
+
+/* Takes a job of ours that has ended out of QEMU's list. Until that is done the
+ * job holds a filter node without a child, at which QEMU 7.2's
+ * query-named-block-nodes reads address 0x40 and dies: so this comes before
+ * anything that asks for nodes. */
+int livechain_dismiss(struct session *s, struct qstill_error *err);
 
 /* Runs the guest again if `was_running` and something of ours stopped it.
  * Waits for QEMU to leave states in which `cont` is refused. */

@@ -17,7 +17,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/publish.h"
 #include "delete.h"
+#include "inplace.h"
 #include "job.h"
 #include "journal.h"
 #include "layers.h"
@@ -70,8 +72,8 @@ static int settle_pivot(struct session *s, struct journal *j,
     if (d && j->pivot_to && j->pivot_to_format) {
         live = session_live_path(s, d);
         if (live && session_same_file(live, j->pivot_to) &&
-            (vmrecord_set_head(&s->rec, d->name, j->pivot_to,
-                               j->pivot_to_format, err) < 0 ||
+            (livechain_set_head(s, d, j->pivot_to, j->pivot_to_format, err) <
+                 0 ||
              vmrecord_save(s->vmfd, &s->rec, err) < 0))
             return err->code;
     }
@@ -106,6 +108,15 @@ static int recover_create(struct session *s, struct journal *j,
     return unwind_create(s, j, text, err);
 }
 
+/* A guest that was stopped for a pivot runs again at once. */
+static int recover_delete(struct session *s, struct journal *j,
+                          struct buf *text, struct qstill_error *err)
+{
+    if (session_vm_is_paused(s) && livechain_resume(s, j->was_running, err) < 0)
+        return err->code;
+    return delete_finish(s, j, text, err);
+}
+
 static int recover_op(struct session *s, struct journal *j, struct buf *text,
                       struct qstill_error *err)
 {
@@ -117,7 +128,7 @@ static int recover_op(struct session *s, struct journal *j, struct buf *text,
     case JOURNAL_REVERT:
         return revert_recover(s, j, text, err);
     case JOURNAL_DELETE:
-        return delete_finish(s, j, text, err);
+        return recover_delete(s, j, text, err);
     case JOURNAL_UNDO:
         return undo_recover(s, j, text, err);
     }
@@ -163,13 +174,33 @@ int recover_session(struct session *s, struct buf *text,
     return session_reload(s, err);
 }
 
+/* A journal, or what a process left that was killed just before it wrote one,
+ * or just after it removed it. */
+static bool has_leftovers(int vmfd)
+{
+    struct qstill_error ignored = {0};
+    char **names = NULL;
+    size_t count = 0;
+    bool any = journal_exists(vmfd);
+
+    if (any || store_names(vmfd, &names, &count, &ignored) < 0)
+        return any;
+    for (size_t i = 0; i < count; i++)
+        any = any || publish_is_aside(names[i]) ||
+              strcmp(names[i], UNWIND_RESERVE_NAME) == 0 ||
+              strcmp(names[i], INPLACE_PAGES) == 0 ||
+              strcmp(names[i], INPLACE_STATE) == 0;
+    store_names_free(names, count);
+    return any;
+}
+
 void recover_if_abandoned(struct qstill_store *store, const char *vm, int vmfd)
 {
     struct qstill_error why = {0};
     struct lock_info holder;
     struct session s;
 
-    if (!journal_exists(vmfd) || lock_holder(vmfd, &holder, &why) < 0 ||
+    if (!has_leftovers(vmfd) || lock_holder(vmfd, &holder, &why) < 0 ||
         holder.held)
         return;
     if (session_open(&s, store, vm, "recover", &why) < 0)

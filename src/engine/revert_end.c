@@ -16,7 +16,6 @@
 #include "trash.h"
 
 #define RESET_WAIT_MS 5000
-#define END_WAIT_MS   10000
 
 /* ------------------------------------------------------ the running process */
 
@@ -91,21 +90,12 @@ static int reboot_old(struct session *s, struct journal *j, struct buf *text,
     return heads_sweep(s, j, err);
 }
 
-/* A QEMU that is being killed closes its sockets before it is gone. */
-static bool has_ended(const struct session *s, const struct qstill_error *why)
-{
-    return start_has_ended(s->pid,
-                           why->code == QSTILL_E_UNREACHABLE ? END_WAIT_MS : 0);
-}
-
 /* Leaves a process that runs on its old heads, or none. */
 static int undo_in_process(struct session *s, struct journal *j,
                            struct buf *text, struct qstill_error *err)
 {
     struct qstill_error why = {0};
 
-    if (s->qmp && has_ended(s, &why))
-        session_disconnect(s);
     if (!same_process(s, j)) {
         inplace_forget(s);
         return 0;
@@ -113,12 +103,10 @@ static int undo_in_process(struct session *s, struct journal *j,
     if (revert_leave_process(s, j, text, &why) == 0)
         return 0;
     buf_printf(text, "VM %s: %s\n", s->vm, why.message);
-    if (!has_ended(s, &why) && reboot_old(s, j, text, &why) == 0)
+    if (reboot_old(s, j, text, &why) == 0)
         return 0;
-    if (!has_ended(s, &why)) {
-        *err = why;
+    if (start_time_of(s->pid) == j->pid_start && (*err = why).code < 0)
         return err->code;
-    }
     session_disconnect(s);
     inplace_forget(s);
     return 0;
@@ -150,6 +138,10 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
     struct qstill_error why = {0};
     int pid;
 
+    if (session_look_again(s, err) < 0) {
+        err_hint(err, "qstill recover %s tries again", s->vm);
+        return;
+    }
     if (j->inplace && undo_in_process(s, j, text, err) < 0) {
         err_hint(err, "qstill recover %s tries again", s->vm);
         return;
@@ -157,13 +149,12 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
     /* what an undo goes to was there before it, and stays in the trash */
     for (size_t i = 0; !j->undone && i < j->disk_count; i++)
         layer_remove(j->disks[i].new_path, err);
+    /* the journal goes when the guest runs: somebody must come back for it */
+    if (s->qmp && livechain_resume(s, j->was_running, err) < 0)
+        return;
     if (err->code == 0)
         journal_remove(s->vmfd, err);
-    if (s->qmp) {
-        livechain_resume(s, j->was_running, err);
-        return;
-    }
-    if (!j->was_running)
+    if (s->qmp || !j->was_running)
         return;
     if (start_vm(s, &again, &pid, &why) == 0)
         buf_printf(text, "VM %s was started again on its old disks\n", s->vm);

@@ -8,6 +8,8 @@
 #include <sys/un.h>
 
 #include "base/clock.h"
+#include "inplace.h"
+#include "livechain.h"
 #include "lock.h"
 #include "qstill-qmp.h"
 #include "recover.h"
@@ -20,6 +22,7 @@ static void sweep(const struct session *s)
     store_sweep(s->vmfd);
     unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
     stream_fifo_remove(s->vmfd);
+    inplace_forget(s);
     for (size_t i = 0; i < s->tree.count; i++) {
         struct qstill_error ignored = {0};
         CLEANUP(closep) int fd = -1;
@@ -133,7 +136,7 @@ int session_connect(struct session *s, struct qstill_error *err)
     err_clear(&why);
     if (qstill_qmp_peer_pid(s->qmp, &pid, &why) == 0)
         s->pid = pid;
-    if (session_refresh(s, err) < 0) {
+    if (livechain_dismiss(s, err) < 0 || session_refresh(s, err) < 0) {
         session_disconnect(s);
         return err->code;
     }
@@ -159,6 +162,16 @@ int session_refresh(struct session *s, struct qstill_error *err)
     qmp_disks_fini(&s->live);
     s->live = live;
     return 0;
+}
+
+int session_look_again(struct session *s, struct qstill_error *err)
+{
+    struct qstill_error lost = {0};
+
+    if (!s->qmp || session_refresh(s, &lost) == 0)
+        return 0;
+    session_disconnect(s);
+    return session_connect(s, err);
 }
 
 static bool same_string(const char *a, const char *b)

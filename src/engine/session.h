@@ -44,6 +44,10 @@ void session_disconnect(struct session *s);
 /* Reads status and disks again. */
 int session_refresh(struct session *s, struct qstill_error *err);
 
+/* For undoing: what QEMU has open now, over a new connection when the old one
+ * is broken. A QEMU that is gone is off. */
+int session_look_again(struct session *s, struct qstill_error *err);
+
 /* QEMU's view of a disk of the record, or NULL. */
 const struct qmp_disk *session_live_disk(const struct session *s,
                                          const struct vm_disk *d);

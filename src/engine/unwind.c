@@ -177,18 +177,6 @@ static int fold_back_off(struct session *s, struct journal *j,
     return layer_remove(jd->new_path, err);
 }
 
-/* What QEMU has open now, not when the snapshot began: a new head that it has
- * switched to holds what the guest wrote since. One that is gone is off. */
-static int look_again(struct session *s, struct qstill_error *err)
-{
-    struct qstill_error lost = {0};
-
-    if (!s->qmp || session_refresh(s, &lost) == 0)
-        return 0;
-    session_disconnect(s);
-    return session_connect(s, err);
-}
-
 /* Keeps the first error, and goes on. */
 static void note_error(struct qstill_error *first, struct qstill_error *now)
 {
@@ -213,7 +201,7 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
     }
     unwind_resume(s, j, &now);
     note_error(&first, &now);
-    if (look_again(s, &now) < 0) {
+    if (session_look_again(s, &now) < 0) {
         *err = first.code < 0 ? first : now;
         return err->code;
     }

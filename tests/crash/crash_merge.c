@@ -384,8 +384,7 @@ static void every_cancel(struct proof *p)
         record_replay(p->record, 0, RECORD_KEEP_ALL, 0);
         snprintf(p->what, sizeof(p->what), "cancelled after %ld steps", n);
         e = run_merge(p, io_real(), n, &err);
-        /* what is half folded into a raw image goes forward, by recovery */
-        if (e < 0 && !p->raw)
+        if (e < 0)
             fail_with(p, "the cancel failed", &err);
         judge(p);
         p->cancels++;

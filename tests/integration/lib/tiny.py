@@ -46,6 +46,7 @@ class Tiny(VM):
 
     def write(self, disk, part, byte):
         self.io(disk, "write -q -P %d %d %d" % (byte, part * PART, PART))
+        self.io(disk, "flush")  # others may look at the file now
 
 
 def content(path, fmt):
