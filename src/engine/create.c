@@ -174,8 +174,8 @@ static int make_reserve(struct create *c, struct qstill_error *err)
  * now: `auto` then takes the next mode. */
 static int prepare_memory(struct create *c, int memfd, struct qstill_error *err)
 {
-    while (memcap_prepare(&c->mem, &c->s, c->mode, memfd, c->o.bwlimit, err) <
-           0) {
+    while (memcap_prepare(&c->mem, &c->s, &c->modes, c->mode, memfd,
+                          c->o.bwlimit, err) < 0) {
         if (c->wanted != MODE_COUNT || (err->code != QSTILL_E_PRECONDITION &&
                                         err->code != QSTILL_E_PERMISSION))
             return err->code;

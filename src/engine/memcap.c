@@ -180,8 +180,11 @@ static int open_copy(struct memcap *m, const struct capture_options *o,
     if (modes_find_ram(m->s, &m->ram, &m->sources, &m->source_count, err) < 0)
         return err->code;
     if (m->mode == MODE_COW) {
+        struct capture_cow_options cow = CAPTURE_COW_OPTIONS_INIT;
+
+        cow.gives_back = m->gives_back;
         if (capture_cow_open(&m->cap, m->s->pid, m->sources, m->source_count,
-                             NULL, o, err) < 0)
+                             &cow, o, err) < 0)
             return err->code;
     } else if (capture_copy_open(&m->cap, m->s->pid, m->sources,
                                  m->source_count, o, err) < 0) {
@@ -190,8 +193,9 @@ static int open_copy(struct memcap *m, const struct capture_options *o,
     return give_fdset(m, err);
 }
 
-int memcap_prepare(struct memcap *m, struct session *s, enum mode mode,
-                   int dirfd, uint64_t bwlimit, struct qstill_error *err)
+int memcap_prepare(struct memcap *m, struct session *s,
+                   const struct mode_report *modes, enum mode mode, int dirfd,
+                   uint64_t bwlimit, struct qstill_error *err)
 {
     struct capture_options o = {
         .io = io_real(), .dirfd = dirfd, .bwlimit = bwlimit};
@@ -200,6 +204,7 @@ int memcap_prepare(struct memcap *m, struct session *s, enum mode mode,
     m->mode = mode;
     m->devfd = m->pipefd = -1;
     m->fdset = -1;
+    m->gives_back = modes->balloon;
     return is_stream(m) ? open_stream(m, &o, bwlimit, err)
                         : open_copy(m, &o, err);
 }

@@ -19,9 +19,10 @@ struct memcap {
     struct qmp_ram ram;
     struct capture_source *sources;
     size_t source_count;
-    int devfd;     /* memfd for the device state */
-    int64_t fdset; /* QEMU's own of it; negative: none */
-    int pipefd;    /* write end until QEMU has it */
+    bool gives_back; /* the VM has a balloon */
+    int devfd;       /* memfd for the device state */
+    int64_t fdset;   /* QEMU's own of it; negative: none */
+    int pipefd;      /* write end until QEMU has it */
     bool migrating;
     bool settings_saved;
     struct qmp_names caps_were_on;
@@ -32,8 +33,9 @@ struct memcap {
 
 /* Everything that can be done while the guest runs: files, buffers, the
  * stream's pipe, QEMU's settings. `dirfd` is the memory directory. */
-int memcap_prepare(struct memcap *m, struct session *s, enum mode mode,
-                   int dirfd, uint64_t bwlimit, struct qstill_error *err);
+int memcap_prepare(struct memcap *m, struct session *s,
+                   const struct mode_report *modes, enum mode mode, int dirfd,
+                   uint64_t bwlimit, struct qstill_error *err);
 /* *ready: the VM may be stopped now. */
 int memcap_ready(struct memcap *m, bool *ready, struct qstill_error *err);
 

@@ -6,6 +6,7 @@
 
 #include "memstate/cow.h"
 #include "memstate/procmem.h"
+#include "qmp/hazards.h"
 #include "qmp/migrate.h"
 #include "session.h"
 
@@ -76,6 +77,54 @@ static int probe_blockers(struct session *s, struct mode_report *r,
     return 0;
 }
 
+static void set_hazard(struct mode_report *r, const unsigned *modes,
+                       size_t count, const char *who, const char *what)
+{
+    char text[256];
+
+    if (!who[0])
+        return;
+    snprintf(text, sizeof(text), "%.95s %.150s", who, what);
+    for (size_t i = 0; i < count; i++)
+        set_reason(r, (enum mode)modes[i], text);
+}
+
+/* Devices that write to RAM, or take it away, behind what would see it. */
+static int probe_devices(struct session *s, struct mode_report *r,
+                         struct qstill_error *err)
+{
+    static const unsigned unseen[] = {MODE_COW, MODE_BACKGROUND, MODE_PAUSED};
+    static const unsigned cow[] = {MODE_COW};
+    struct qmp_hazards h;
+    char text[256];
+
+    if (qmp_hazards_read(s->qmp, &h, err) < 0)
+        return err->code;
+    if (h.vfio[0]) {
+        snprintf(text, sizeof(text),
+                 "VM has a VFIO device, %.95s, whose state and writes cannot "
+                 "be seen",
+                 h.vfio);
+        refuse(r, "vfio", text, "unplug it for the time of the snapshot");
+    }
+    if (h.virtio_mem[0]) {
+        snprintf(text, sizeof(text),
+                 "%.95s plugs and unplugs memory that belongs to no snapshot",
+                 h.virtio_mem);
+        refuse(r, "virtio-mem", text,
+               "use pc-dimm devices, or take a snapshot without --memory");
+    }
+    set_hazard(r, unseen, ARRAY_LEN(unseen), h.vhost,
+               "writes to RAM from another process, which is not seen");
+    set_hazard(r, unseen, ARRAY_LEN(unseen), h.ivshmem,
+               "has memory that other processes write to");
+    if (h.balloon_reports)
+        set_hazard(r, cow, ARRAY_LEN(cow), h.balloon,
+                   "gives free pages back all the time (free-page-reporting)");
+    r->balloon = h.balloon[0] != '\0';
+    return 0;
+}
+
 /* Whether QEMU and its kernel take the capability; it is switched off again. */
 static int probe_background(struct session *s, struct mode_report *r,
                             struct qstill_error *err)
@@ -133,7 +182,7 @@ static int probe_cow(struct session *s, struct mode_report *r,
         return err->code;
     }
     if (why.code == 0)
-        capture_cow_check(s->pid, sources, count, &why);
+        capture_cow_check(s->pid, sources, count, r->balloon, &why);
     if (why.code < 0)
         set_reason(r, MODE_COW, why.message);
     return 0;
@@ -145,7 +194,7 @@ int modes_probe(struct session *s, struct mode_report *r,
     char text[256];
 
     memset(r, 0, sizeof(*r));
-    if (probe_blockers(s, r, err) < 0)
+    if (probe_blockers(s, r, err) < 0 || probe_devices(s, r, err) < 0)
         return err->code;
     if (r->refused[0])
         for (unsigned m = 0; m < MODE_COUNT; m++)

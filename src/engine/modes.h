@@ -26,6 +26,7 @@ struct mode_report {
     char refused_hint[256];
     /* What QEMU's own migrate would be refused for; "" else. */
     char blocked[256];
+    bool balloon;                 /* the VM may give memory back */
     char reason[MODE_COUNT][256]; /* "" when the mode can be used */
 };
 

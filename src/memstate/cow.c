@@ -146,15 +146,31 @@ static int add_small(struct cow *cow, const struct capture_source *s,
     return 0;
 }
 
+/* A hole is punched into the file before its mappings are told: a page that
+ * we read in between would be zero, and nobody would know. */
+static int refuse_balloon(const struct capture_source *s,
+                          struct qstill_error *err)
+{
+    err_set(err, QSTILL_E_PRECONDITION,
+            "RAM block '%.100s' is shared memory or huge pages, which the "
+            "VM's balloon gives back unseen",
+            s->id);
+    return err_hint(err, "remove the balloon device, or use private memory");
+}
+
 static int examine_block(pid_t pid, const struct buf *maps,
                          const struct capture_source *s, const struct uffd *can,
-                         struct region_ram *ram, struct qstill_error *err)
+                         bool gives_back, struct region_ram *ram,
+                         struct qstill_error *err)
 {
     if (regions_examine(pid, maps, s->hva, s->size, s->page_size, ram, err) < 0)
         return err_wrap(err, "RAM block '%.100s'", s->id);
-    if (!ram->backed || can->shared)
+    if (!ram->backed || (can->shared && !gives_back))
         return 0;
     closep(&ram->fd);
+    ram->fd = -1;
+    if (can->shared)
+        return refuse_balloon(s, err);
     return err_set(err, QSTILL_E_PRECONDITION,
                    "RAM block '%.100s' is shared memory, which this kernel "
                    "cannot write-protect (Linux 5.19 can)",
@@ -181,14 +197,16 @@ static int register_block(struct cow *cow, const struct capture_source *s,
 }
 
 static int add_block(struct cow *cow, const struct capture_source *s,
-                     unsigned index, const struct buf *maps, bool no_file,
-                     struct cow_block *out, struct qstill_error *err)
+                     unsigned index, const struct buf *maps,
+                     const struct capture_cow_options *o, struct cow_block *out,
+                     struct qstill_error *err)
 {
     struct region_ram ram;
 
-    if (examine_block(cow->pid, maps, s, &cow->uffd, &ram, err) < 0)
+    if (examine_block(cow->pid, maps, s, &cow->uffd, o->gives_back, &ram, err) <
+        0)
         return err->code;
-    if (no_file) {
+    if (o->no_file) {
         closep(&ram.fd);
         ram.fd = -1;
     }
@@ -218,7 +236,8 @@ static void free_blocks(struct cow_block *blocks, size_t count)
 /* All blocks: into the file set, and registered or put aside as small. */
 static int add_blocks(struct cow *cow, struct capture *c,
                       const struct capture_source *sources, size_t count,
-                      bool no_file, struct qstill_error *err)
+                      const struct capture_cow_options *o,
+                      struct qstill_error *err)
 {
     CLEANUP(buf_fini) struct buf maps = BUF_INIT;
     struct cow_block *blocks = calloc(count ? count : 1, sizeof(*blocks));
@@ -240,8 +259,8 @@ static int add_blocks(struct cow *cow, struct capture *c,
                              &index, err);
         if (r == 0 && is_small(s, &small))
             r = add_small(cow, s, index, err);
-        else if (r == 0 && (r = add_block(cow, s, index, &maps, no_file,
-                                          &blocks[n], err)) == 0)
+        else if (r == 0 &&
+                 (r = add_block(cow, s, index, &maps, o, &blocks[n], err)) == 0)
             n++;
     }
     if (r < 0) {
@@ -319,7 +338,8 @@ int capture_cow_open(struct capture **out, pid_t pid,
 
     /* Cheap refusals first, before anything is traced or made. (Of who was
      * given a userfaultfd it is not asked that he could make one.) */
-    if ((given < 0 && capture_cow_check(pid, blocks, count, err) < 0) ||
+    if ((given < 0 &&
+         capture_cow_check(pid, blocks, count, o->gives_back, err) < 0) ||
         cow_new(&cow, pid, o, err) < 0)
         return err->code;
     take_fd(&given);
@@ -328,7 +348,7 @@ int capture_cow_open(struct capture **out, pid_t pid,
         return err->code;
     }
     if (capture_new(&c, &cow_ops, cow, options, err) < 0 ||
-        add_blocks(cow, c, blocks, count, o->no_file, err) < 0 ||
+        add_blocks(cow, c, blocks, count, o, err) < 0 ||
         cow_pool_init(&cow->pool, pool < POOL_MIN ? POOL_MIN : pool,
                       cow->map.units, err) < 0 ||
         capture_start(c, err) < 0)
@@ -358,7 +378,7 @@ static int check_rights(pid_t pid, uint64_t hva, struct qstill_error *err)
 }
 
 int capture_cow_check(pid_t pid, const struct capture_source *blocks,
-                      size_t count, struct qstill_error *err)
+                      size_t count, bool gives_back, struct qstill_error *err)
 {
     CLEANUP(buf_fini) struct buf maps = BUF_INIT;
     uint64_t small = 0;
@@ -373,7 +393,8 @@ int capture_cow_check(pid_t pid, const struct capture_source *blocks,
             return err_wrap(err, "RAM block '%.100s'", blocks[i].id);
         if (is_small(&blocks[i], &small))
             continue;
-        if (examine_block(pid, &maps, &blocks[i], &can, &ram, err) < 0)
+        if (examine_block(pid, &maps, &blocks[i], &can, gives_back, &ram, err) <
+            0)
             return err->code;
         closep(&ram.fd);
     }

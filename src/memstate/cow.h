@@ -52,12 +52,15 @@ struct cow_stats {
 };
 
 struct capture_cow_options {
-    size_t pool_bytes;   /* 0: COW_POOL_BYTES; at least 4 MiB */
-    unsigned copiers;    /* threads; 0: half of the processors, at most 4 */
-    int uffd;            /* as `fd` of struct uffd_options */
-    int device_fd;       /* as struct uffd_options; negative: none */
-    bool no_unpopulated; /* tests: as before Linux 6.4 */
-    bool no_file;        /* read shared RAM as private */
+    size_t pool_bytes; /* 0: COW_POOL_BYTES; at least 4 MiB */
+    unsigned copiers;  /* threads; 0: half of the processors, at most 4 */
+    int uffd;          /* as `fd` of struct uffd_options */
+    int device_fd;     /* as struct uffd_options; negative: none */
+    /* The target may give memory back to the host (a balloon). Of private
+     * memory we hear beforehand; shared memory is refused. */
+    bool gives_back;
+    bool no_unpopulated;                 /* tests: as before Linux 6.4 */
+    bool no_file;                        /* read shared RAM as private */
     const struct inject_options *inject; /* may be NULL */
     struct cow_stats *stats;             /* may be NULL; outlives the capture */
 };
@@ -81,7 +84,7 @@ int capture_cow_open(struct capture **out, pid_t pid,
 /* Would capture_cow_open() refuse? Changes nothing and traces nothing, so a
  * refusal of the injection itself is not foreseen. */
 int capture_cow_check(pid_t pid, const struct capture_source *blocks,
-                      size_t count, struct qstill_error *err);
+                      size_t count, bool gives_back, struct qstill_error *err);
 
 /* The p-th fraction (0..1) of the stalls was shorter than this, in ms: the
  * upper edge of its bucket, at most the longest one. */

@@ -111,8 +111,10 @@ static int take_unit(struct cow *cow, uint32_t unit, const struct cow_unit *u,
         if (*hole)
             memset(iov[count].iov_base, 0, iov[count].iov_len);
     }
-    if ((!*hole && read_unit(cow, u, iov, count, err) < 0) ||
-        unprotect(cow, u, err) < 0)
+    if (!*hole && read_unit(cow, u, iov, count, err) < 0)
+        return err->code;
+    cow_map_set_copied(&cow->map, unit);
+    if (unprotect(cow, u, err) < 0)
         return err->code;
     cow_map_move(&cow->map, unit, COW_COPYING, COW_DONE);
     if (cow_pool_empty(&cow->pool, unit, place_saved, c) > 0)

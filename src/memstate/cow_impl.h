@@ -57,7 +57,8 @@ struct cow {
     struct cow_stats *stats_out;
 
     /* The fault server's. */
-    bool saving; /* after the instant */
+    bool saving;  /* after the instant */
+    bool removed; /* memory was given back before it */
     struct cow_waiter *waiters;
     size_t waiter_count;
     uint64_t marked; /* pages */

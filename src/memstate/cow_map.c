@@ -49,9 +49,11 @@ int cow_map_init(struct cow_map *m, struct cow_block *blocks, size_t count,
     m->state = calloc(n, 1);
     m->marked = calloc(n, 1);
     m->queued = calloc(n, 1);
+    m->copied = calloc(n, sizeof(*m->copied));
     m->marks = calloc(n, WORDS * sizeof(*m->marks));
     m->queue = calloc(n, sizeof(*m->queue));
-    if (!m->state || !m->marked || !m->queued || !m->marks || !m->queue)
+    if (!m->state || !m->marked || !m->queued || !m->marks || !m->queue ||
+        !m->copied)
         return err_nomem(err);
     return 0;
 }
@@ -64,6 +66,7 @@ void cow_map_fini(struct cow_map *m)
     free(m->state);
     free(m->marked);
     free(m->queued);
+    free(m->copied);
     free(m->marks);
     free(m->queue);
     *m = (struct cow_map){0};
@@ -120,6 +123,28 @@ bool cow_map_move(struct cow_map *m, uint32_t unit, enum cow_state from,
     return __atomic_compare_exchange_n(&m->state[unit], &expected, (uint8_t)to,
                                        false, __ATOMIC_SEQ_CST,
                                        __ATOMIC_SEQ_CST);
+}
+
+/* Sequentially consistent on both sides: who has seen the old epoch has
+ * copied before the new one was set. */
+void cow_map_next_epoch(struct cow_map *m)
+{
+    __atomic_add_fetch(&m->epoch, 1, __ATOMIC_SEQ_CST);
+}
+
+void cow_map_set_copied(struct cow_map *m, uint32_t unit)
+{
+    uint32_t now = __atomic_load_n(&m->epoch, __ATOMIC_SEQ_CST);
+
+    __atomic_store_n(&m->copied[unit], now, __ATOMIC_RELEASE);
+}
+
+bool cow_map_was_copied(const struct cow_map *m, uint32_t unit)
+{
+    uint32_t now = __atomic_load_n(&m->epoch, __ATOMIC_RELAXED);
+    uint32_t then = __atomic_load_n(&m->copied[unit], __ATOMIC_ACQUIRE);
+
+    return (int32_t)(now - then) > 0; /* it may wrap around */
 }
 
 enum cow_state cow_map_state(const struct cow_map *m, uint32_t unit)

@@ -62,7 +62,13 @@ struct cow_map {
     uint32_t units;
     uint8_t *state;  /* by atomics */
     uint8_t *marked; /* a page of the unit is marked */
-    uint64_t *marks; /* COW_UNIT_PAGES bits for each unit */
+    /* Read and removed: the target may give pages back as soon as the fault
+     * server has read that it wants to. `epoch` is counted up before each such
+     * read, and a unit keeps the one that was true when its bytes had all been
+     * copied: a smaller one than that of the read means "before". */
+    uint32_t epoch;   /* by atomics */
+    uint32_t *copied; /* by atomics; of each unit that is DONE */
+    uint64_t *marks;  /* COW_UNIT_PAGES bits for each unit */
     /* Units that are to be copied first: written by the fault server, read by
      * whoever calls cow_map_next(). */
     uint32_t *queue; /* each unit at most once */
@@ -86,6 +92,13 @@ struct cow_unit cow_map_unit(const struct cow_map *m, uint32_t unit);
 /* Moves the unit from one state to another if it is in the first. */
 bool cow_map_move(struct cow_map *m, uint32_t unit, enum cow_state from,
                   enum cow_state to);
+/* The fault server, before it reads events. */
+void cow_map_next_epoch(struct cow_map *m);
+/* The unit's owner, when its bytes have been copied. */
+void cow_map_set_copied(struct cow_map *m, uint32_t unit);
+/* The fault server: had the unit, which is DONE, been copied before the last
+ * cow_map_next_epoch()? */
+bool cow_map_was_copied(const struct cow_map *m, uint32_t unit);
 enum cow_state cow_map_state(const struct cow_map *m, uint32_t unit);
 
 /* Marks `pages` pages; how many were not marked yet. */

@@ -232,7 +232,8 @@ static int answer_write(struct cow *cow, struct cow_waiter *w,
 /* ---------------------------------------------------------------- removal */
 
 /* The target gives pages back (balloon, free page reporting). Once we have
- * read of it they are gone, so this must not meet a page that is wanted. */
+ * read of it they are gone, so this must not meet a page that is wanted: only
+ * what was copied before that read is known to be what it was. */
 static int answer_removed(struct cow *cow, uint64_t start, uint64_t len,
                           struct qstill_error *err)
 {
@@ -242,10 +243,12 @@ static int answer_removed(struct cow *cow, uint64_t start, uint64_t len,
         if (unit == COW_NONE)
             continue;
         if (!cow->saving) {
+            cow->removed = true;
             cow->marked += cow_map_mark(&cow->map, unit, page, 1);
             continue;
         }
-        if (cow_map_state(&cow->map, unit) == COW_DONE ||
+        if ((cow_map_state(&cow->map, unit) == COW_DONE &&
+             cow_map_was_copied(&cow->map, unit)) ||
             (cow_map_state(&cow->map, unit) == COW_PROTECTED &&
              cow_map_is_marked(&cow->map, unit, page)))
             continue;
@@ -300,6 +303,7 @@ static int serve_once(struct cow *cow, uint64_t since_ns,
     for (;;) {
         uint64_t now = worker_now_ns();
 
+        cow_map_next_epoch(&cow->map);
         n = uffd_read(&cow->uffd, events, EVENTS);
         if (n < 0)
             return err_errno(err, (int)-n, "cannot read the userfaultfd");
@@ -431,7 +435,9 @@ int cow_mark_until(struct cow *cow, int fd, struct qstill_error *err)
             return err->code;
         if (capture_cancelled(cow->capture))
             return err_set(err, QSTILL_E_CANCELLED, "cancelled");
-        if (got || cow->marked < REFRESH_PAGES ||
+        /* A page that is given back loses its protection only now, a little
+         * after we were told: its mark must stay until the guest stands. */
+        if (got || cow->removed || cow->marked < REFRESH_PAGES ||
             since - refreshed < REFRESH_MS * 1000000u)
             continue;
         if (protect_marked(cow, err) < 0)

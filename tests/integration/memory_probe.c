@@ -6,24 +6,36 @@
  *
  *   memory_probe stream FD DIR background|precopy
  *   memory_probe copy DIR PID DEVICE ID:HVA:SIZE...  DEVICE: a file's path
+ *   memory_probe cow DIR PID DEVICE ID:HVA:SIZE...   a second line on stdin:
+ *                                  "it runs again"; compares what was captured
+ *                                  with the RAM at the pause, read by itself
+ *   memory_probe inject PID N      makes a userfaultfd there and closes it; we
+ *                                  die of SIGKILL at step N of it
  *   memory_probe find PID ID:USED:MAX:HVA:PCI...     HVA 0: to be found;
  *                                                    PCI: vendor << 16 | id
  *   memory_probe restore DIR MACHINE all|zeros|ID,ID..  stream to stdout; the
  *                                                    ids are mapped blocks
  *   memory_probe build DIR MACHINE [ID:OFFSET:LENGTH...]     bytes to stdout
  *   memory_probe verify DIR
- * CACHED=1 in the environment: no O_DIRECT.
+ * In the environment: CACHED=1: no O_DIRECT; for cow RATE=bytes per second,
+ * OLD=1: as on a kernel before 6.4, NOFILE=1: shared RAM as if it were private,
+ * POOL=bytes.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "memstate/capture.h"
+#include "memstate/cow.h"
+#include "memstate/inject.h"
 #include "memstate/procmem.h"
 #include "memstate/restore.h"
 #include "memstate/verify.h"
@@ -149,6 +161,19 @@ static int do_stream(int argc, char **argv)
     return finish(c, &t);
 }
 
+static size_t take_blocks(int argc, char **argv, struct capture_source *out)
+{
+    size_t count = 0;
+
+    for (int i = 0; i < argc; i++) {
+        uint64_t n[2];
+        char *id = split(argv[i], n, 2);
+
+        out[count++] = (struct capture_source){id, n[0], n[1], 0};
+    }
+    return count;
+}
+
 static int do_copy(int argc, char **argv)
 {
     struct told t = {.start_ns = worker_now_ns()};
@@ -157,18 +182,13 @@ static int do_copy(int argc, char **argv)
     struct capture_status s = {0};
     struct qstill_error err;
     struct capture *c;
-    size_t count = 0;
+    size_t count;
     char line[16];
     int device;
 
     if (argc < 3 || argc > 3 + ITEMS_MAX)
         return 2;
-    for (int i = 3; i < argc; i++) {
-        uint64_t n[2];
-        char *id = split(argv[i], n, 2);
-
-        blocks[count++] = (struct capture_source){id, n[0], n[1], 0};
-    }
+    count = take_blocks(argc - 3, argv + 3, blocks);
     o.dirfd = open_dir(argv[0]);
     if (capture_copy_open(&c, atoi(argv[1]), blocks, count, &o, &err) < 0)
         return fail(&err);
@@ -185,6 +205,161 @@ static int do_copy(int argc, char **argv)
         capture_instant(c, &err) < 0)
         return fail(&err);
     return finish(c, &t);
+}
+
+/* -------------------------------------------------------------------- cow */
+
+/* All of the process's block, by nothing of what is tested. */
+static uint8_t *read_block(pid_t pid, const struct capture_source *b)
+{
+    uint8_t *data = malloc(b->size);
+
+    for (uint64_t at = 0; at < b->size;) {
+        uint64_t len = b->size - at < (64 << 20) ? b->size - at : 64 << 20;
+        struct iovec here = {data + at, len};
+        struct iovec there = {(void *)(uintptr_t)(b->hva + at), len};
+        ssize_t n = process_vm_readv(pid, &here, 1, &there, 1, 0);
+
+        if (n <= 0) {
+            perror(b->id);
+            exit(2);
+        }
+        at += (uint64_t)n;
+    }
+    return data;
+}
+
+static unsigned long compare_block(int dirfd, const struct capture_source *b,
+                                   const uint8_t *reference)
+{
+    uint8_t *data = malloc(b->size);
+    char name[RAMSET_NAME_SIZE];
+    struct qstill_error err;
+    unsigned long differ = 0;
+    uint64_t got = 0;
+    int fd = -1;
+
+    if (ramset_file_name(b->id, name, &err) == 0)
+        fd = openat(dirfd, name, O_RDONLY | O_CLOEXEC);
+    while (fd >= 0 && got < b->size) {
+        ssize_t n = read(fd, data + got, b->size - got);
+
+        if (n <= 0)
+            break;
+        got += (uint64_t)n;
+    }
+    if (fd < 0 || got != b->size)
+        exit(2);
+    close(fd);
+    for (uint64_t at = 0; at < b->size; at += RAMSET_PAGE) {
+        if (memcmp(data + at, reference + at, RAMSET_PAGE) == 0)
+            continue;
+        if (differ++ == 0)
+            printf("first=%s %#llx\n", b->id, (unsigned long long)at);
+    }
+    free(data);
+    return differ;
+}
+
+static void wait_until(struct capture *c, bool instant)
+{
+    struct capture_status s;
+
+    capture_poll(c, &s);
+    while (!s.complete && !(instant ? s.instant_taken : s.ready)) {
+        wait_fd(capture_fd(c));
+        capture_poll(c, &s);
+    }
+}
+
+static uint64_t number_of(const char *name)
+{
+    return getenv(name) ? strtoull(getenv(name), NULL, 0) : 0;
+}
+
+static int do_cow(int argc, char **argv)
+{
+    struct capture_cow_options cow = CAPTURE_COW_OPTIONS_INIT;
+    struct capture_options o = {.cache = cache(), .bwlimit = number_of("RATE")};
+    struct told t = {.start_ns = worker_now_ns()};
+    struct capture_source blocks[ITEMS_MAX];
+    uint8_t *reference[ITEMS_MAX];
+    struct cow_stats stats = {0};
+    unsigned long differ = 0;
+    struct qstill_error err;
+    struct capture *c;
+    size_t count;
+    char line[16];
+    int device, rc;
+
+    if (argc < 4 || argc > 3 + ITEMS_MAX)
+        return 2;
+    count = take_blocks(argc - 3, argv + 3, blocks);
+    o.dirfd = open_dir(argv[0]);
+    cow.no_unpopulated = number_of("OLD");
+    cow.no_file = number_of("NOFILE");
+    cow.pool_bytes = number_of("POOL");
+    cow.stats = &stats;
+    if (capture_cow_open(&c, atoi(argv[1]), blocks, count, &cow, &o, &err) < 0)
+        return fail(&err);
+    wait_until(c, false);
+    printf("ready=1\n");
+    fflush(stdout);
+    if (!fgets(line, sizeof(line), stdin))
+        return 2;
+    for (size_t i = 0; i < count; i++)
+        reference[i] = read_block(atoi(argv[1]), &blocks[i]);
+    device = open(argv[2], O_RDONLY | O_CLOEXEC);
+    if (device < 0 || capture_device_state(c, device, &err) < 0 ||
+        capture_instant(c, &err) < 0)
+        return fail(&err);
+    wait_until(c, true);
+    printf("instant=1\n");
+    fflush(stdout);
+    if (!fgets(line, sizeof(line), stdin))
+        return 2;
+    capture_resumed(c);
+    rc = finish(c, &t);
+    for (size_t i = 0; i < count && rc == 0; i++)
+        differ += compare_block(o.dirfd, &blocks[i], reference[i]);
+    printf("faults=%llu\nwaited=%llu\nmarked=%llu\ninstant_ms=%.3f\n",
+           (unsigned long long)stats.faults, (unsigned long long)stats.waited,
+           (unsigned long long)stats.marked, stats.instant_ms);
+    printf("p99_ms=%.3f\ndiffer=%lu\n", cow_stats_stall_ms(&stats, 0.99),
+           differ);
+    return rc;
+}
+
+/* ----------------------------------------------------------------- inject */
+
+static void die_at(void *user, const char *step)
+{
+    int *left = user;
+
+    (void)step;
+    if ((*left)-- == 0)
+        kill(getpid(), SIGKILL);
+}
+
+static int do_inject(int argc, char **argv)
+{
+    struct inject_call call = {
+        "userfaultfd", SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK}};
+    struct inject_options o = {.hook = die_at};
+    struct inject_result r;
+    struct qstill_error err;
+    int left;
+
+    if (argc != 2)
+        return 2;
+    left = atoi(argv[1]);
+    o.user = &left;
+    printf("go=1\n");
+    fflush(stdout);
+    if (inject_fd(atoi(argv[0]), &call, &o, &r, &err) < 0)
+        return fail(&err);
+    printf("errno=%d\nheld_ms=%.3f\n", r.remote_errno, r.held_ms);
+    return 0;
 }
 
 /* ------------------------------------------------------------------- find */
@@ -336,8 +511,9 @@ int main(int argc, char **argv)
         const char *name;
         int (*run)(int argc, char **argv);
     } verbs[] = {
-        {"stream", do_stream},   {"copy", do_copy},   {"find", do_find},
-        {"restore", do_restore}, {"build", do_build}, {"verify", do_verify},
+        {"stream", do_stream}, {"copy", do_copy},     {"cow", do_cow},
+        {"find", do_find},     {"inject", do_inject}, {"restore", do_restore},
+        {"build", do_build},   {"verify", do_verify},
     };
 
     for (size_t i = 0; argc > 1 && i < ARRAY_LEN(verbs); i++)

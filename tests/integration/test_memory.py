@@ -32,9 +32,8 @@ def escaped(block):
                   block) + ".ram"
 
 
-class Memory(Case):
-    """What the tests below share: one VM, stopped, and captures of it."""
-    cost = 60
+class Lab(Case):
+    """What tests of src/memstate share: one VM and captures of it."""
 
     def folder(self, name):
         path = os.path.join(self.tmp, name)
@@ -185,7 +184,9 @@ class Memory(Case):
                       if left[i:i + PAGE] != right[i:i + PAGE]]
             self.assertEqual([], differ, "pages of %s that differ" % f)
 
-    # ------------------------------------------------------------------ tests
+
+class Memory(Lab):
+    cost = 60
 
     def check_captures_agree(self, **kw):
         vm = self.running_vm(attach=False, append="JUNK=16", **kw)

@@ -95,6 +95,24 @@ class Mode(Case):
         return ticks, self.snapshot_ticks(vm, "one")[0]
 
 
+class Cow(Mode):
+    mode = "cow"
+    # A VM that maps its RAM from a file cannot be captured so.
+    restores = ("eager",)
+
+    def test_ram_and_disks_are_of_one_instant_in_every_round(self):
+        self.check_rounds()
+
+    def test_the_pause_that_is_told_is_the_pause_that_was(self):
+        self.check_figures()
+
+    def test_the_guest_runs_while_memory_is_copied_as_it_was(self):
+        ticks, tick = self.ticks_while_created()
+        self.assertGreater(len(ticks), 15)
+        self.assertLess(tick, ticks[len(ticks) // 2],
+                        "the instant is at the start")
+
+
 class Paused(Mode):
     mode = "paused"
 
@@ -157,11 +175,12 @@ class SameFiles(Case):
     def test_every_mode_writes_the_same_set_of_files(self):
         vm = self.running_vm(append="JUNK=8")
         files = {}
-        for mode in ("paused", "background", "precopy"):
+        for mode in ("paused", "cow", "background", "precopy"):
             made = self.q("create", "vm", mode, "--memory", "--mode", mode)
             files[mode] = self.files(made, os.path.getsize)
             with open(self.q.manifest_path("vm", made["id"])) as f:
                 files[mode]["blocks"] = json.load(f)["memory"]["blocks"]
+        self.assertEqual(files["paused"], files["cow"])
         self.assertEqual(files["paused"], files["background"])
         self.assertEqual(files["paused"], files["precopy"])
         self.goes_on(vm)
@@ -173,7 +192,7 @@ class SameFiles(Case):
         self.pause(vm)
         made = self.q("create", "vm", "paused", "--memory", "--mode", "paused")
         want = self.files(made, image.file_digest)
-        for mode in ("precopy", "background"):
+        for mode in ("cow", "precopy", "background"):
             with self.subTest(mode=mode):
                 status, out, err = self.q.finish(self.q.start(
                     "create", "vm", mode, "--memory", "--mode", mode))

@@ -38,6 +38,10 @@ int cow_setup(void **state)
     f->cow.stats = &f->stats;
     f->stress = (struct cow_stress){
         .size = 16 * MIB + 12288, .threads = 4, .pace_us = 1000};
+    if (getenv("QSTILL_TEST_MIB")) {
+        f->stress.size = strtoul(getenv("QSTILL_TEST_MIB"), NULL, 10) * MIB;
+        f->stress.threads = 8;
+    }
     f->rom = mmap(NULL, 65536, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     mem_set_fill(f->rom, 65536, 10, 5);

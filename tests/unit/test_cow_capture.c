@@ -19,8 +19,10 @@ static void rounds(struct cow_fixture *f, enum cow_memory kind, bool other,
 
     if (more)
         count = (unsigned)atoi(more);
-    /* Slow enough that there is time to write. */
+    /* Slow enough that there is time to write: a third of a second. */
     f->options.bwlimit = 50 * MIB;
+    if (f->stress.size > 64 * MIB)
+        f->options.bwlimit = f->stress.size;
     cow_start(f, kind, other);
     for (unsigned i = 0; i < count; i++) {
         cow_round(f);
@@ -59,7 +61,7 @@ static void hugetlbfs_is_one_cut(void **state)
 {
     struct cow_fixture *f = *state;
 
-    f->stress.size = 16 * MIB;
+    f->stress.size -= f->stress.size % (2 * MIB);
     rounds(f, COW_HUGE, true, 2);
 }
 

@@ -394,6 +394,21 @@ static void memory_that_is_not_there_is_refused(void **state)
     cow_stress_stop(&f->stress);
 }
 
+static void shared_memory_that_a_balloon_gives_back_is_refused(void **state)
+{
+    struct cow_fixture *f = *state;
+    struct capture_source s[4];
+    size_t n;
+
+    cow_start(f, COW_MEMFD, true);
+    n = cow_sources(f, s);
+    f->cow.gives_back = true;
+    refuse(f, f->stress.pid, s, n, QSTILL_E_PRECONDITION,
+           "which the VM's balloon gives back unseen");
+    cow_stress_goes_on(&f->stress);
+    cow_stress_stop(&f->stress);
+}
+
 static void two_captures_at_once_are_refused(void **state)
 {
     struct cow_fixture *f = *state;
@@ -455,69 +470,7 @@ static void a_target_without_rights_uses_the_device_it_was_given(void **state)
     cow_target_stop(&t);
 }
 
-/* -------------------------------------------------------------------- map */
-
-static void runs_of_marks_are_taken_with_their_gaps(void **state)
-{
-    struct cow_fixture *f = *state;
-    struct cow_block *b = calloc(2, sizeof(*b));
-    struct cow_place at = {0, 0};
-    struct cow_run run;
-    struct cow_map m;
-
-    b[0] = (struct cow_block){.hva = 1u << 30, .size = 3 * MIB, .page = 4096};
-    b[1] = (struct cow_block){.hva = 1u << 20, .size = 5 * MIB, .page = 4096};
-    b[0].fd = b[1].fd = -1;
-    assert_int_equal(cow_map_init(&m, b, 2, &f->err), 0);
-    assert_int_equal(m.units, 5);
-    assert_int_equal(cow_map_mark(&m, 0, 510, 2), 2);
-    assert_int_equal(cow_map_mark(&m, 1, 5, 1), 1);
-    assert_int_equal(cow_map_mark(&m, 1, 5, 2), 1);
-    assert_int_equal(cow_map_mark(&m, 1, 100, 1), 1);
-    assert_int_equal(cow_map_mark(&m, 2, 255, 1), 1); /* the block's last */
-    assert_int_equal(cow_map_mark(&m, 3, 0, 1), 1);   /* another block */
-    assert_true(cow_map_take_run(&m, &at, 16, &run));
-    assert_true(run.hva == MIB + 510 * 4096 && run.len == 9 * 4096);
-    assert_int_equal(run.marked, 4);
-    assert_true(cow_map_take_run(&m, &at, 16, &run));
-    assert_true(run.hva == 3 * MIB + 100 * 4096 && run.len == 4096);
-    assert_true(cow_map_take_run(&m, &at, 16, &run));
-    assert_true(run.hva == 5 * MIB + 255 * 4096 && run.len == 4096);
-    assert_true(cow_map_take_run(&m, &at, 16, &run));
-    assert_true(run.hva == 1u << 30 && run.len == 4096);
-    assert_false(cow_map_take_run(&m, &at, 16, &run));
-    at = (struct cow_place){0, 0};
-    assert_false(cow_map_take_run(&m, &at, 16, &run));
-    cow_map_fini(&m);
-}
-
-static void wishes_come_first_and_each_unit_once(void **state)
-{
-    struct cow_fixture *f = *state;
-    struct cow_block *b = calloc(1, sizeof(*b));
-    static const uint32_t want[] = {7, 3, 5, 0, 1, 2, 4, 6, 8, 9};
-    struct cow_map m;
-    uint32_t page;
-
-    b[0] = (struct cow_block){
-        .hva = 4096, .size = 20 * MIB - 4096, .page = 4096, .fd = -1};
-    assert_int_equal(cow_map_init(&m, b, 1, &f->err), 0);
-    assert_int_equal(cow_map_find(&m, 4095, &page), COW_NONE);
-    assert_int_equal(cow_map_find(&m, 4096 + 3 * MIB, &page), 1);
-    assert_int_equal(page, 256);
-    assert_int_equal(cow_map_find(&m, 20 * MIB, &page), COW_NONE);
-    assert_int_equal(cow_map_unit(&m, 9).len, 2 * MIB - 4096);
-    cow_map_hurry(&m, 3, COW_SOON);
-    cow_map_hurry(&m, 5, COW_SOON);
-    cow_map_hurry(&m, 3, COW_SOON);
-    for (int i = 0; i < 600; i++)
-        cow_map_hurry(&m, 7, COW_AT_ONCE);
-    for (size_t i = 0; i < 10; i++)
-        assert_int_equal(cow_map_next(&m), want[i]);
-    assert_int_equal(cow_map_next(&m), COW_NONE);
-    assert_int_equal(cow_map_state(&m, 7), COW_COPYING);
-    cow_map_fini(&m);
-}
+/* ------------------------------------------------------------------ stats */
 
 static void stalls_are_told_by_their_share(void **state)
 {
@@ -548,10 +501,9 @@ int main(int argc, char **argv)
         T(memory_given_back_too_early_fails_with_its_reason),
         T(memory_of_a_disk_file_is_refused_by_name),
         T(memory_that_is_not_there_is_refused),
+        T(shared_memory_that_a_balloon_gives_back_is_refused),
         T(two_captures_at_once_are_refused),
         T(a_target_without_rights_uses_the_device_it_was_given),
-        T(runs_of_marks_are_taken_with_their_gaps),
-        T(wishes_come_first_and_each_unit_once),
         T(stalls_are_told_by_their_share),
     };
 

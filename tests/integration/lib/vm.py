@@ -38,14 +38,17 @@ class VM:
 
     style   drive: -drive if=none,id=ID plus -device;  if: -drive if=virtio
             (QEMU names the device);  blockdev: -blockdev nodes plus -device
-    memory  default, ram, memfd, file: the backend of the guest's RAM
+    memory  default, ram, memfd, file, hugetlb (a memfd of huge pages): the
+            backend of the guest's RAM; backend: what `backend` says; none: all
+            of it is in `extra`
     """
 
     ticks = True  # a guest runs in it that says so
 
     def __init__(self, case, qemu, guest_dir, folder, name="vm", disks=(),
                  style="drive", memory="default", machine="pc", smp=1,
-                 append="", agent=False, extra=(), accel="tcg", cpu="max"):
+                 append="", agent=False, extra=(), accel="tcg", cpu="max",
+                 backend=""):
         self.case = case
         self.qemu = qemu
         self.guest_dir = guest_dir
@@ -54,6 +57,7 @@ class VM:
         self.disks = list(disks)
         self.style = style
         self.memory = memory
+        self.backend = backend
         self.machine = machine
         self.smp = smp
         self.append = append
@@ -101,7 +105,12 @@ class VM:
         machine, size = self.machine, "%dM" % self.mib
         if self.memory == "default":
             return ["-machine", machine, "-m", size]
+        if self.memory == "none":
+            return ["-machine", machine]
         backend = {
+            "backend": self.backend + ",id=ram0",
+            "hugetlb": "memory-backend-memfd,id=ram0,share=on,hugetlb=on,"
+                       "hugetlbsize=2M",
             "ram": "memory-backend-ram,id=ram0",
             "memfd": "memory-backend-memfd,id=ram0,share=on",
             "file": "memory-backend-file,id=ram0,share=on,mem-path=%s" %
