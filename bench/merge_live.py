@@ -14,10 +14,8 @@ import subprocess
 import threading
 import time
 
-import merge
-from merge import CLUSTER, GIB, MIB, QSTILL, sh
-
-NAME = "middle layer of 512 MiB of a running VM"
+from merge_lib import (CLUSTER, GIB, MIB, QSTILL, Row, drop_caches, sh,
+                       sync_all)
 
 
 class Qmp:
@@ -54,39 +52,48 @@ class Qmp:
             raise RuntimeError("%s: %s" % (command, out))
 
 
-class Live:
-    """A QEMU with the chain base <- o1 (512 MiB) <- o2 <- o3 (active)."""
+class Live(Row):
+    """A QEMU with the chain base <- o1 (4 MiB) <- o2 (512 MiB) <- o3 (active).
+    The snapshot whose content is o1's goes, so that o1 and o2 become one: QEMU
+    commits o2 into o1, which moves 512 MiB; `qstill delete` makes a new file of
+    both, because QEMU has both open, and lets QEMU take it."""
 
-    def __init__(self, home, scale):
-        self.dir = os.path.join(home, "live")
-        shutil.rmtree(self.dir, True)
-        os.makedirs(self.dir)
-        self.size, self.data = 4 * GIB // scale, 512 * MIB // scale
-        merge.base_image(os.path.join(self.dir, "base"), self.size)
-        qmp = ["-qmp", "unix:%s/a,server=on,wait=off" % self.dir,
-               "-qmp", "unix:%s/b,server=on,wait=off" % self.dir]
+    name = "middle layer of 512 MiB of a running VM"
+    bar = {"disk": 2.0, "tmpfs": 4.0}
+    data = 512 * MIB
+
+    def build(self):
+        self.base()
+
+    def start(self):
+        self.fresh()
+        base = os.path.join(self.work, "base")
+        qmp = ["-qmp", "unix:%s/a,server=on,wait=off" % self.work,
+               "-qmp", "unix:%s/b,server=on,wait=off" % self.work]
+        direct = ",cache.direct=on" if self.direct else ""
         self.process = subprocess.Popen(
             ["qemu-system-x86_64", "-nodefaults", "-display", "none", "-m",
-             "64", "-blockdev", "driver=file,node-name=f0,cache.direct=on,"
-             "filename=%s/base" % self.dir, "-blockdev",
-             "driver=qcow2,node-name=d0,file=f0,cache.direct=on", "-device",
+             "64", "-blockdev", "driver=file,node-name=f0,filename=%s%s" % (
+                 base, direct), "-blockdev",
+             "driver=qcow2,node-name=d0,file=f0" + direct, "-device",
              "virtio-blk-pci,drive=d0,id=vda", *qmp],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL)
-        self.qmp = Qmp(self.dir + "/b")
-        self.qstill("attach", "vm", "--qmp", self.dir + "/a")
+        self.qmp = Qmp(self.work + "/b")
+        self.qstill("attach", "vm", "--qmp", self.work + "/a")
         rng, slots = random.Random(5), list(range(self.size // CLUSTER))
         rng.shuffle(slots)
         self.qstill("create", "vm", "s1")
-        self.write(slots[:self.data // CLUSTER])
+        self.write(slots[-192:-128])
         self.qstill("create", "vm", "s2")
-        self.write(slots[-64:])
+        self.write(slots[:self.moved // CLUSTER])
         self.qstill("create", "vm", "s3")
+        self.write(slots[-64:])
         self.hot = slots[-128:-64]
-        merge.drop_caches()
+        drop_caches()
 
     def qstill(self, *argv):
-        return sh(QSTILL, "--store", self.dir + "/store", *argv)
+        return sh(QSTILL, "--store", self.work + "/store", *argv)
 
     def write(self, slots):
         for i, s in enumerate(slots):
@@ -96,14 +103,13 @@ class Live:
     def under_load(self, work):
         """(seconds of work, the writes' times in ms meanwhile)"""
         times, stop = [], threading.Event()
-        qmp = self.qmp
 
         def guest():
             rng = random.Random(6)
             while not stop.is_set():
                 at = rng.choice(self.hot) * CLUSTER + rng.randrange(16) * 4096
                 start = time.monotonic()
-                qmp.io("write -q -P 7 %d 4k" % at)
+                self.qmp.io("write -q -P 7 %d 4k" % at)
                 times.append(1000 * (time.monotonic() - start))
         t = threading.Thread(target=guest)
         t.start()
@@ -123,21 +129,21 @@ class Live:
 
     def theirs(self):
         """With a monitor of its own: the writes have the other."""
-        qmp = Qmp(self.dir + "/a")
+        qmp = Qmp(self.work + "/a")
         nodes = {n["file"]: n["node-name"]
                  for n in qmp("query-named-block-nodes") if n["drv"] ==
                  "qcow2"}
-        chain = qmp("query-block")[0]["inserted"]["image"]
+        image = qmp("query-block")[0]["inserted"]["image"]
         files = []
-        while chain:
-            files.append(chain["filename"])
-            chain = chain.get("backing-image")
+        while image:
+            files.append(image["filename"])
+            image = image.get("backing-image")
         qmp("block-commit", **{"job-id": "j", "device": nodes[files[0]],
-                               "top-node": nodes[files[2]],
-                               "base-node": nodes[files[3]]})
+                               "top-node": nodes[files[1]],
+                               "base-node": nodes[files[2]]})
         while qmp("query-jobs"):
             time.sleep(0.005)
-        for f in files[:2] + files[3:]:
+        for f in (files[0], files[2]):
             fd = os.open(f, os.O_RDONLY)
             os.fsync(fd)
             os.close(fd)
@@ -145,34 +151,39 @@ class Live:
     def end(self):
         self.process.kill()
         self.process.wait()
-        shutil.rmtree(self.dir, True)
+
+    def once(self, how):
+        self.start()
+        try:
+            return self.under_load(how)
+        finally:
+            self.end()
+
+    def run(self, reps, only_ours=False):
+        self.prepare()
+        self.direct = sh("stat", "-f", "-c", "%T", self.home).strip() != \
+            "tmpfs"
+        ours = [self.once(self.ours) for _ in range(reps)]
+        r = {"row": self.name, "bar": self.bar, "rss": 0, "bytes": self.moved,
+             "qstill_s": statistics.median(t for t, _ in ours), "peers_s": {}}
+        if not only_ours:
+            theirs = [self.once(self.theirs) for _ in range(reps)]
+            r["peers_s"]["block-commit"] = statistics.median(
+                t for t, _ in theirs)
+            r["guest_p99_ms"] = p99(ours)
+            r["peer_guest_p99_ms"] = p99(theirs)
+            r["note"] = "4 KiB guest writes meanwhile, 99th percentile: %.1f " \
+                "ms, with block-commit %.1f ms" % (p99(ours), p99(theirs))
+        shutil.rmtree(self.work, True)
+        return r
 
 
-def once(home, scale, how):
-    live = Live(home, scale)
-    try:
-        return live.under_load(lambda: how(live))
-    finally:
-        live.end()
+def p99(runs):
+    return statistics.median(sorted(t)[int(len(t) * 0.99)]
+                             for _, t in runs if t)
 
 
-def row(home, scale, reps):
-    ours = [once(home, scale, Live.ours) for _ in range(reps)]
-    theirs = [once(home, scale, Live.theirs) for _ in range(reps)]
-
-    def stall(runs):
-        return statistics.median(sorted(t)[int(len(t) * 0.99)]
-                                 for _, t in runs if t)
-    return {
-        "row": NAME, "bar": {"disk": 2.0, "tmpfs": 4.0}, "rss": 0,
-        "bytes": 512 * MIB // scale,
-        "qstill_s": statistics.median(t for t, _ in ours),
-        "peers_s": {"block-commit": statistics.median(t for t, _ in theirs)},
-        "note": "4 KiB guest writes meanwhile, 99th percentile: %.1f ms, with "
-                "block-commit %.1f ms" % (stall(ours), stall(theirs))}
-
-
-def rows(home, scale, reps, only):
-    if only.lower() in NAME.lower() and shutil.which("qemu-system-x86_64"):
-        return [lambda: row(home, scale, reps)]
+def rows(home, scale):
+    if shutil.which("qemu-system-x86_64"):
+        return [(Live.name, lambda: Live(home, scale))]
     return []

@@ -11,25 +11,20 @@ import struct
 import subprocess
 import time
 
-import merge
-from merge import CLUSTER, GIB, MIB, QSTILL, sh
+import merge_lib
+from merge_lib import (CLUSTER, GIB, MIB, QSTILL, Row, drop_caches, overlay,
+                       scattered, sh, timed)
 
 
-def rows(home, scale, reps, only):
+def rows(home, scale):
     out = []
     for fs in ("xfs", "btrfs"):
-        name = "any merge on %s with reflink" % fs
-        if only.lower() in name and os.geteuid() == 0 and \
-                shutil.which("mkfs." + fs):
-            out.append(lambda fs=fs, name=name: reflink(
-                home, scale, reps, fs, name))
-    for run, name in ((64 * MIB, "opening 20 layers of 1 TiB, 10 % in 64 MiB "
-                       "runs"),
-                      (MIB, "opening 20 layers of 1 TiB, 10 % in 1 MiB "
-                       "runs")):
-        if only.lower() in name:
-            out.append(lambda run=run, name=name: opening(
-                home, scale, reps, run, name))
+        if os.geteuid() == 0 and shutil.which("mkfs." + fs):
+            out.append((OnReflink.title % fs,
+                        lambda fs=fs: OnReflink(home, scale, fs)))
+    for run, what in ((64 * MIB, "64 MiB"), (MIB, "1 MiB")):
+        out.append((Opening.title % what, lambda run=run, what=what: Opening(
+            home, scale, run, what)))
     return out
 
 
@@ -40,57 +35,92 @@ def written(device):
         return int(f.read().split()[6]) * 512
 
 
-class OnReflink(merge.FoldBig):
-    """As the fold-down of 1 GiB; copies of the template are clones."""
+class OnReflink:
+    """A layer of 1 GiB in 1 MiB runs goes, on a filesystem that can share
+    blocks between files; copies of the images are clones."""
 
-    direction = "auto"
+    title = "merge on %s with reflink"
 
-    def ours(self):
-        return [QSTILL, "image", "merge", "top", "--drop", "base"]
+    def __init__(self, home, scale, fs):
+        self.name = self.title % fs
+        self.fs, self.scale = fs, scale
+        self.template = os.path.join(home, "on-" + fs)
+        self.image = os.path.join(self.template, "fs.img")
+        self.mount = os.path.join(self.template, "mnt")
+
+    def prepare(self):
+        if not os.path.exists(self.image):
+            os.makedirs(self.mount)
+            with open(self.image + ".new", "wb") as f:
+                f.truncate(16 * GIB // self.scale + GIB)
+            sh(*{"xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"],
+                 "btrfs": ["mkfs.btrfs", "-q"]}[self.fs], self.image + ".new")
+            os.rename(self.image + ".new", self.image)
+        self.mounted(lambda device: Inside(self.mount, self.scale).prepare())
+
+    def mounted(self, work):
+        device = sh("losetup", "--find", "--show", "--direct-io=on",
+                    self.image).strip()
+        try:
+            sh("mount", device, self.mount)
+            try:
+                return work(device)
+            finally:
+                sh("umount", self.mount)
+        finally:
+            sh("losetup", "-d", device)
+
+    def run(self, reps, only_ours=False):
+        self.prepare()
+        return self.mounted(lambda device: self.measure(device, reps,
+                                                        only_ours))
+
+    def measure(self, device, reps, only_ours):
+        row = Inside(self.mount, self.scale)
+        row.prepare()
+        row.fresh()
+        os.sync()
+        before = written(device)
+        timed(row.ours(), cwd=row.work)
+        os.sync()
+        share = (written(device) - before) / row.moved
+        r = row.run(reps, only_ours)
+        r.update(row=self.name, written_share=share, met=False, note=(
+            "written: %.2f %% of the data (bar 1 %%)" % (100 * share)))
+        if r["peers_s"]:
+            r["met"] = share < 0.01 and \
+                min(r["peers_s"].values()) >= 10 * r["qstill_s"]
+        return r
+
+
+class Inside(Row):
+    """The row of OnReflink, in the mounted filesystem."""
+
+    bar = {"disk": 10.0}
+    data = GIB
+    mutable = ("base", "top")
+
+    def build(self):
+        self.base()
+        overlay(self.path("top"), self.path("base"), self.size,
+                scattered(self.size, self.moved, MIB, 6), 7)
 
     def fresh(self):
         shutil.rmtree(self.work, True)
         os.makedirs(self.work)
         for n in os.listdir(self.template):
-            sh("cp", "--reflink=always", self.path(n),
-               os.path.join(self.work, n))
+            if not n.startswith("."):
+                sh("cp", "--reflink=always", self.path(n),
+                   os.path.join(self.work, n))
         os.sync()
 
+    def ours(self):
+        return [QSTILL, "image", "merge", "top", "--drop", "base"]
 
-def reflink(home, scale, reps, fs, name):
-    image, mount = (os.path.join(home, n) for n in ("fs.img", "mnt"))
-    os.makedirs(mount)
-    with open(image, "wb") as f:
-        f.truncate(16 * GIB // scale + GIB)
-    sh(*{"xfs": ["mkfs.xfs", "-q", "-m", "reflink=1"],
-         "btrfs": ["mkfs.btrfs", "-q"]}[fs], image)
-    device = sh("losetup", "--find", "--show", "--direct-io=on",
-                image).strip()
-    sh("mount", device, mount)
-    try:
-        row = OnReflink(mount, scale)
-        row.name, row.bar = name, {"disk": 10.0}
-        os.makedirs(row.template)
-        row.build()
-        row.fresh()
-        os.sync()
-        before = written(device)
-        merge.timed(row.ours(), cwd=row.work)
-        os.sync()
-        share = (written(device) - before) / row.moved
-        row.same_content("top")
-        shutil.rmtree(row.work)
-        shutil.rmtree(row.template)
-        r = row.run(reps)
-        r["written_share"] = share
-        r["note"] = "bytes written: %.2f %% of the data (bar 1 %%)" % (
-            100 * share)
-        return r
-    finally:
-        sh("umount", mount)
-        sh("losetup", "-d", device)
-        os.unlink(image)
-        os.rmdir(mount)
+    def theirs(self):
+        for m, argv in merge_lib.modes(["qemu-img", "commit", "-q", "-d", "-t",
+                                        "MODE", "top"]):
+            yield "commit -t " + m, [argv], "base"
 
 
 # ------------------------------------------------------------ giant chains
@@ -147,37 +177,57 @@ def giant(path, backing, guest, spans):
         f.truncate(total * CLUSTER)
 
 
-def opening(home, scale, reps, run, name):
-    guest = 1024 * GIB // scale
-    where = os.path.join(home, "giant")
-    os.makedirs(where)
-    rng, below = random.Random(run), None
-    try:
+class Opening:
+    """20 layers of a 1 TiB disk, each with a 200th of it: what our command
+    needs to read all tables and plan a merge. Only metadata is in the files;
+    the data are holes."""
+
+    title = "opening 20 layers of 1 TiB, 10 %% in %s runs"
+
+    def __init__(self, home, scale, run, what):
+        self.name, self.guest, self.run_size = self.title % what, \
+            1024 * GIB // scale, run
+        self.template = os.path.join(home, "giant-%d" % run)
+
+    def prepare(self):
+        done = os.path.join(self.template, ".done")
+        if os.path.exists(done):
+            return
+        shutil.rmtree(self.template, True)
+        os.makedirs(self.template)
+        rng, below, slots = random.Random(self.run_size), None, \
+            self.guest // self.run_size
         for i in range(20):
-            path = os.path.join(where, "g%02d" % i)
-            picks = rng.sample(range(guest // run), guest // run // 200)
-            giant(path, below, guest, [(p * run, run) for p in picks])
+            path = os.path.join(self.template, "g%02d" % i)
+            giant(path, below, self.guest, [
+                (p * self.run_size, self.run_size)
+                for p in rng.sample(range(slots), slots // 200)])
             below = path
         sh("qemu-img", "check", "-q", "-f", "qcow2", below)
+        open(done, "w").close()
+
+    def run(self, reps, only_ours=False):
+        self.prepare()
         argv = [QSTILL, "image", "merge", "g19", "--drop", "g10",
                 "--dry-run"]
-        ours = [merge.timed(argv, cwd=where) for _ in range(reps)]
-        theirs = []
-        for _ in range(reps if run > MIB else 1):
-            merge.drop_caches()
-            start = time.monotonic()
-            subprocess.run(["qemu-img", "map", "--output=json", "g19"],
-                           cwd=where, stdout=subprocess.DEVNULL, check=True)
-            theirs.append(time.monotonic() - start)
-        tables = sum(os.stat(os.path.join(where, n)).st_blocks * 512
-                     for n in os.listdir(where))
-    finally:
-        shutil.rmtree(where)
-    seconds = statistics.median(t for t, _ in ours)
-    rss = max(r for _, r in ours)
-    met = seconds < 0.5 and rss < 256 * MIB
-    return {"row": name, "bar": {"disk": 0}, "bytes": tables, "rss": rss,
-            "qstill_s": seconds, "peers_s": {
-                "qemu-img map": statistics.median(theirs)},
-            "note": "bar 0.5 s and 256 MiB: %s; %d MiB of metadata" % (
-                "met" if met else "MISS", tables / MIB)}
+        ours = [timed(argv, cwd=self.template) for _ in range(reps)]
+        seconds = statistics.median(t for t, _ in ours)
+        rss = max(r for _, r in ours)
+        tables = sum(os.stat(os.path.join(self.template, n)).st_blocks * 512
+                     for n in os.listdir(self.template))
+        met = seconds < 0.5 and rss < 256 * MIB
+        r = {"row": self.name, "bar": {}, "bytes": tables, "rss": rss,
+             "qstill_s": seconds, "peers_s": {}, "met": met,
+             "note": "bar 0.5 s and 256 MiB: %s; %d MiB of metadata" % (
+                 "met" if met else "MISS", tables / MIB)}
+        if not only_ours:
+            r["peers_s"]["qemu-img map"] = self.qemu_map()
+        return r
+
+    def qemu_map(self):
+        drop_caches()
+        start = time.monotonic()
+        subprocess.run(["qemu-img", "map", "--output=json", "g19"],
+                       cwd=self.template, stdout=subprocess.DEVNULL,
+                       check=True)
+        return time.monotonic() - start

@@ -2,7 +2,7 @@
 /*
  * libqstill: disk images without a VM. Reads qcow2 (versions 2 and 3) and raw
  * images and their chains, checks and compares them, takes layers out of a
- * chain. The conventions are those of qstill.h.
+ * chain, writes a chain as one image. The conventions are those of qstill.h.
  *
  * Formats are never guessed for backing files: an overlay must say "qcow2" or
  * "raw". Refused with QSTILL_E_PRECONDITION: encrypted images, external data
@@ -185,6 +185,48 @@ void qstill_image_merge_result(const struct qstill_job *job,
 /* Finishes or undoes a merge that died, by the journal beside `path`'s
  * directory; *did says whether there was one. */
 int qstill_image_recover(const char *path, bool *did, struct qstill_error *err);
+
+/* ---------------------------------------------------------------- flatten */
+
+struct qstill_image_flatten_options {
+    size_t size;
+    const char *format;        /* of TOP; NULL as above */
+    const char *output_format; /* "qcow2", or "raw"; NULL: "qcow2" */
+    bool compress;             /* qcow2 only */
+    uint64_t bwlimit;          /* guest bytes per second; 0: none */
+    bool dry_run;              /* only the plan, in qstill_job_text() */
+};
+#define QSTILL_IMAGE_FLATTEN_OPTIONS_INIT                                      \
+    {                                                                          \
+        sizeof(struct qstill_image_flatten_options), 0, 0, false, 0, false     \
+    }
+
+/*
+ * A job that writes what a guest sees through the chain of TOP into the new
+ * image OUT, which has no backing file. The chain is only read; nobody may have
+ * it open for writing meanwhile (BUSY). An existing OUT is BUSY and stays. OUT
+ * appears, durable, when the job has succeeded; a job that fails, is cancelled
+ * or dies leaves no file of that name (one that died: OUT's directory holds a
+ * hidden file, .OUT.flatten, until the next job for OUT).
+ *
+ * A qcow2 OUT has the cluster size and the kind of compression of TOP (64 KiB
+ * and zlib when TOP is raw), and TOP's mode. What reads as zeros takes no room.
+ * With `compress`, compressed clusters of the chain are taken over as they are
+ * where both are the same. Internal snapshots and bitmaps are not copied.
+ */
+int qstill_image_flatten(const char *top, const char *out,
+                         const struct qstill_image_flatten_options *options,
+                         struct qstill_job **job, struct qstill_error *err);
+
+struct qstill_image_flatten_result {
+    uint64_t bytes_moved;  /* guest data looked at; dry run: would be */
+    uint64_t bytes_cloned; /* of it shared by the filesystem (reflink) */
+    uint64_t bytes_stored; /* disk blocks of OUT; dry run: 0 */
+    double ms;
+};
+/* Of a finished flatten job. */
+void qstill_image_flatten_result(const struct qstill_job *job,
+                                 struct qstill_image_flatten_result *out);
 
 #ifdef __cplusplus
 }

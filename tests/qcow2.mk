@@ -14,7 +14,8 @@ check-deep: all ## the same with many (SEED=1 COUNT=1500), hours
 
 .PHONY: bench-merge
 bench-merge: all ## merges against qemu-img and fio (SCALE=8 for a quick look)
-	$(Q)bench/merge.py --scale $(or $(SCALE),1) --reps $(or $(REPS),3)
+	$(Q)bench/merge.py --scale $(or $(SCALE),1) --reps $(or $(REPS),3) \
+	    --row '$(ROW)'
 
 # The n-th allocation of a process fails: preloaded by the fault tests.
 $(BUILD)/crash/failalloc.so: tests/crash/failalloc.c

@@ -3,6 +3,8 @@
 #ifndef QSTILL_BASE_BYTES_H
 #define QSTILL_BASE_BYTES_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -61,5 +63,10 @@ static inline void put_le64(uint8_t *p, uint64_t v)
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "bytes.h is written for little-endian hosts (x86-64)"
 #endif
+
+static inline bool bytes_are_zero(const uint8_t *p, size_t len)
+{
+    return len == 0 || (p[0] == 0 && memcmp(p, p + 1, len - 1) == 0);
+}
 
 #endif

@@ -25,6 +25,7 @@ const struct verb *const verbs[] = {
     &verb_image_check,
     &verb_image_compare,
     &verb_image_merge,
+    &verb_image_flatten,
     /* the command itself */
     &verb_completion,
     &verb_help,

@@ -26,7 +26,8 @@ extern const struct verb verb_vms;
 extern const struct verb verb_image_info; /* image.c */
 extern const struct verb verb_image_map;
 extern const struct verb verb_image_check;
-extern const struct verb verb_image_compare;
-extern const struct verb verb_image_merge;
+extern const struct verb verb_image_compare; /* image_compare.c */
+extern const struct verb verb_image_merge;   /* image_merge.c */
+extern const struct verb verb_image_flatten; /* image_flatten.c */
 
 #endif

@@ -132,11 +132,12 @@ static int run_merge(const struct merge_request *request,
     if (merge_open(&m, io_real(), request, err) < 0)
         return err->code;
     while (!done) {
-        struct pollfd p = {.fd = merge_fd(m), .events = POLLIN};
+        struct pollfd p = {.events = POLLIN};
 
         if (merge_step(m, &done, err) < 0)
             return err->code;
-        if (!done && p.fd >= 0)
+        p.fd = done ? -1 : merge_fd(m);
+        if (p.fd >= 0)
             poll(&p, 1, 100);
     }
     return 0;

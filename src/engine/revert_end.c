@@ -16,6 +16,7 @@
 #include "trash.h"
 
 #define RESET_WAIT_MS 5000
+#define END_WAIT_MS   10000
 
 /* ------------------------------------------------------ the running process */
 
@@ -90,12 +91,21 @@ static int reboot_old(struct session *s, struct journal *j, struct buf *text,
     return heads_sweep(s, j, err);
 }
 
+/* A QEMU that is being killed closes its sockets before it is gone. */
+static bool has_ended(const struct session *s, const struct qstill_error *why)
+{
+    return start_has_ended(s->pid,
+                           why->code == QSTILL_E_UNREACHABLE ? END_WAIT_MS : 0);
+}
+
 /* Leaves a process that runs on its old heads, or none. */
 static int undo_in_process(struct session *s, struct journal *j,
                            struct buf *text, struct qstill_error *err)
 {
     struct qstill_error why = {0};
 
+    if (s->qmp && has_ended(s, &why))
+        session_disconnect(s);
     if (!same_process(s, j)) {
         inplace_forget(s);
         return 0;
@@ -103,10 +113,12 @@ static int undo_in_process(struct session *s, struct journal *j,
     if (revert_leave_process(s, j, text, &why) == 0)
         return 0;
     buf_printf(text, "VM %s: %s\n", s->vm, why.message);
-    if (reboot_old(s, j, text, &why) == 0)
+    if (!has_ended(s, &why) && reboot_old(s, j, text, &why) == 0)
         return 0;
-    if (start_time_of(s->pid) == j->pid_start && (*err = why).code < 0)
+    if (!has_ended(s, &why)) {
+        *err = why;
         return err->code;
+    }
     session_disconnect(s);
     inplace_forget(s);
     return 0;

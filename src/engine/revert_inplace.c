@@ -40,23 +40,43 @@ static int begin(struct revert *r, struct qstill_error *err)
     return memory ? inplace_pages_start(&r->inplace, err) : 0;
 }
 
-/* The running process is given up, and is what it was. */
+/* A new process would not do better with these. */
+static bool is_final(const struct qstill_error *err)
+{
+    return err->code == QSTILL_E_CORRUPT || err->code == QSTILL_E_CANCELLED;
+}
+
+/* The running process is what it was, or, where even that has failed, is
+ * ended: the snapshot's takes its place. */
+static void leave(struct revert *r)
+{
+    struct qstill_error why = {0};
+
+    if (start_has_ended(r->s.pid, 0)) {
+        session_disconnect(&r->s);
+    } else if (revert_leave_process(&r->s, &r->j, job_text(r->job), &why) < 0) {
+        store_note(r->store, "%s", why.message);
+        start_kill(&r->s, r->s.pid);
+    }
+    inplace_forget(&r->s);
+}
+
+/* Another way instead, or the error, after which all is undone. */
 static int give_up(struct revert *r, struct qstill_error *err)
 {
     struct qstill_error why = *err, second = {0};
 
-    if (r->wanted != WAY_AUTO || r->way != WAY_INPLACE)
+    if (r->wanted != WAY_AUTO || r->way != WAY_INPLACE || is_final(err))
         return err->code;
     inplace_fini(&r->inplace);
     if (revert_plan_process(r, &second) < 0) {
-        r->in_process = true; /* the undo of the phases brings it back */
+        r->in_process = true;
         r->way = WAY_INPLACE;
         return err->code;
     }
-    if (revert_leave_process(&r->s, &r->j, job_text(r->job), &second) < 0)
-        store_note(r->store, "%s", second.message);
-    store_note(r->store, "restore inplace failed: %s; a new process is started",
-               why.message);
+    store_note(r->store, "restore inplace failed: %s; restore %s is next",
+               why.message, revert_way_name(r->way));
+    leave(r);
     r->j.inplace = false;
     err_clear(err);
     return journal_save(r->s.vmfd, &r->j, err);

@@ -229,10 +229,24 @@ uint64_t start_time_of(int pid)
     char text[1024];
     const char *at = pid > 0 ? read_stat(pid, text, sizeof(text)) : NULL;
 
+    if (at && (at[1] == 'Z' || at[1] == 'X'))
+        return 0;
     /* the 22nd field; what follows the name is the third */
     for (int field = 3; at && field < 22; field++)
         at = strchr(at + 1, ' ');
     return at ? strtoull(at, NULL, 10) : 0;
+}
+
+bool start_has_ended(int pid, unsigned wait_ms)
+{
+    double deadline = clock_ms() + wait_ms;
+
+    while (!process_is_gone(pid)) {
+        if (clock_ms() >= deadline)
+            return false;
+        clock_sleep_ms(5);
+    }
+    return true;
 }
 
 static int died(struct session *s, struct qstill_error *err)

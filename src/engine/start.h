@@ -44,6 +44,8 @@ void start_last_words(struct session *s, char *out, size_t size);
 
 /* When the process began, in clock ticks after boot; 0 when it is gone. */
 uint64_t start_time_of(int pid);
+/* Whether it has ended, or does so while we wait. */
+bool start_has_ended(int pid, unsigned wait_ms);
 
 /* Ends QEMU by `quit` and waits until the process is gone. */
 int start_quit(struct session *s, struct qstill_error *err);

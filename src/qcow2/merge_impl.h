@@ -8,6 +8,7 @@
 #include "children.h"
 #include "merge.h"
 #include "merge_journal.h"
+#include "merge_names.h"
 #include "mover.h"
 
 #define MERGE_NO_TARGET SIZE_MAX
@@ -82,14 +83,6 @@ int group_plan(struct merge_group *g, struct qstill_error *err);
 void group_fini(struct merge_group *g);
 
 /* merge_names.c */
-/* Absolute, without looking at links. Free with free(). */
-int path_absolute(const char *path, char **out, struct qstill_error *err);
-/* The directory part with its slash, or "". */
-char *path_dir(const char *path);
-bool path_same_dir(const char *a, const char *b);
-/* Opens the directory of a path; *base is the name in it. */
-int path_open_dir(const char *path, int *dirfd, const char **base,
-                  struct qstill_error *err);
 /* Sets g->backing and g->backing_format, for a result at g->result. */
 int group_name_backing(struct merge_group *g, struct qstill_error *err);
 /* Sets g->result. */

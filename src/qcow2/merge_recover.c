@@ -132,10 +132,11 @@ static void trim(struct image *img)
 static int check_replaced(const struct io *io, const struct merge_record *r,
                           bool *same, int *lock, struct qstill_error *err)
 {
+    struct merge_id id = r->kind == MERGE_NEW_FILE ? r->made : r->target.id;
     struct stat st;
 
     *same = true;
-    if (r->result.id.ino == 0 || is_file(r->result.path, r->target.id))
+    if (r->result.id.ino == 0 || is_file(r->result.path, id)) /* it was */
         return 0;
     if (io_openat(io, AT_FDCWD, r->result.path, O_RDONLY, 0, lock, err) < 0 ||
         image_lock(*lock, r->result.path, IMAGE_LOCK_WRITE, err) < 0)
@@ -239,7 +240,8 @@ static int recover_raw(const struct io *io, const struct merge_record *r,
     bool done = false;
 
     if (!is_file(r->upper.path, r->upper.id)) /* it was over */
-        return finish(io, r, err);
+        return finish(io, r, err) < 0 ? err->code
+                                      : merge_journal_remove(j, err);
     q.top = r->upper.path;
     q.lower_name = true;
     q.direction = MERGE_DOWN;

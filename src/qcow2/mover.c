@@ -6,7 +6,9 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/bytes.h"
 #include "base/checked.h"
+#include "ratelimit.h"
 
 /* 1 MiB writes are at the top speed of every disk seen; 48 of them in flight
  * keep reads and writes busy at once. */
@@ -26,6 +28,7 @@ struct unit {
     struct aio_op write;
     uint8_t *data;
     uint64_t dst;
+    size_t at; /* written, or found to be zeros */
     bool busy;
 };
 
@@ -39,11 +42,10 @@ struct mover {
     size_t unit_count;
     size_t next;       /* move */
     uint64_t at;       /* bytes of it begun */
-    uint64_t begun;    /* bytes of all, copied */
     size_t busy;       /* units */
     bool *unshareable; /* by layer */
     struct mover_count count;
-    struct timespec start;
+    struct ratelimit limit; /* of bytes copied */
     int failed;
     struct qstill_error why;
 };
@@ -76,7 +78,8 @@ int mover_open(struct mover **out, const struct mover_options *o,
     if (!m)
         return err_nomem(err);
     m->o = *o;
-    m->buffer = max_u64(BUFFER_BYTES, o->target->cluster_size);
+    m->buffer =
+        max_u64(BUFFER_BYTES, max_u64(o->target->cluster_size, o->zero_block));
     m->unshareable = calloc(o->chain->n, sizeof(bool));
     if (!m->unshareable)
         return err_nomem(err);
@@ -89,7 +92,7 @@ int mover_open(struct mover **out, const struct mover_options *o,
             return err->code;
     if (image_open_direct(o->target, err) < 0 || make_units(m, err) < 0)
         return err->code;
-    clock_gettime(CLOCK_MONOTONIC, &m->start);
+    ratelimit_init(&m->limit, o->bwlimit);
     *out = take_ptr(&m);
     return 0;
 }
@@ -122,8 +125,10 @@ struct mover_count mover_count(const struct mover *m)
 int mover_fd(struct mover *m)
 {
     struct qstill_error ignored;
+    int fd = aio_eventfd(m->aio, &ignored);
 
-    return aio_eventfd(m->aio, &ignored);
+    /* with nothing in flight nobody would make it readable */
+    return m->busy > 0 ? fd : -1;
 }
 
 /* -------------------------------------------------------------------- units */
@@ -142,42 +147,102 @@ static void fail(struct mover *m, const struct qstill_error *why)
     }
 }
 
+static void unit_write(struct unit *u);
+
 static void unit_written(struct aio_op *op)
 {
     struct unit *u = op->user;
+    struct mover *m = u->m;
     struct qstill_error why;
 
     if (op->error) {
-        err_errno(&why, op->error, "writing %s", u->m->o.target->path);
-        fail(u->m, &why);
+        err_errno(&why, op->error, "writing %s", m->o.target->path);
+        fail(m, &why);
     }
-    u->m->count.done += op->len;
-    unit_end(u);
+    m->count.done += op->len;
+    u->at += op->len;
+    if (u->at < u->fill.len && !m->failed)
+        unit_write(u);
+    else
+        unit_end(u);
+}
+
+/* The block of the target that the unit's byte `at` lies in, as far as it is
+ * in the unit. */
+static size_t block_len(const struct unit *u, size_t at)
+{
+    size_t block = u->m->o.zero_block;
+
+    return min_u64(block - (u->dst + at) % block, u->fill.len - at);
+}
+
+static bool is_zero_block(const struct unit *u, size_t at)
+{
+    return bytes_are_zero(u->data + at, block_len(u, at));
+}
+
+static void skip_zeros(struct unit *u)
+{
+    struct mover *m = u->m;
+    size_t from = u->at;
+
+    while (u->at < u->fill.len && is_zero_block(u, u->at))
+        u->at += block_len(u, u->at);
+    if (u->at > from && m->o.zeros)
+        m->o.zeros(m->o.user, u->dst + from, u->at - from);
+    m->count.done += u->at - from;
+}
+
+/* From u->at to the next block of zeros. */
+static size_t bytes_to_write(const struct unit *u)
+{
+    size_t end = u->at;
+
+    if (u->m->o.zero_block == 0)
+        return u->fill.len - u->at;
+    do
+        end += block_len(u, end);
+    while (end < u->fill.len && !is_zero_block(u, end));
+    return end - u->at;
+}
+
+static void unit_write(struct unit *u)
+{
+    struct image *t = u->m->o.target;
+    uint64_t dst;
+    size_t len;
+
+    if (u->m->o.zero_block)
+        skip_zeros(u);
+    if (u->at == u->fill.len) {
+        unit_end(u);
+        return;
+    }
+    dst = u->dst + u->at;
+    len = bytes_to_write(u);
+    u->write = (struct aio_op){.type = AIO_WRITE,
+                               .fd = t->wfd,
+                               .off = dst,
+                               .data = u->data + u->at,
+                               .len = len,
+                               .done = unit_written,
+                               .user = u};
+    if (t->direct >= 0 && dst % DIRECT_BLOCK == 0 && len % DIRECT_BLOCK == 0 &&
+        u->at % DIRECT_BLOCK == 0)
+        u->write.fd = t->direct;
+    aio_submit(u->m->aio, &u->write);
 }
 
 static void unit_filled(struct fill *f)
 {
     struct unit *u = f->user;
-    struct mover *m = u->m;
-    struct image *t = m->o.target;
 
     if (f->error < 0)
-        fail(m, &f->why);
-    if (m->failed) {
+        fail(u->m, &f->why);
+    if (u->m->failed)
         unit_end(u);
-        return;
-    }
-    u->write = (struct aio_op){.type = AIO_WRITE,
-                               .fd = t->wfd,
-                               .off = u->dst,
-                               .data = u->data,
-                               .len = f->len,
-                               .done = unit_written,
-                               .user = u};
-    if (t->direct >= 0 && u->dst % DIRECT_BLOCK == 0 &&
-        f->len % DIRECT_BLOCK == 0)
-        u->write.fd = t->direct;
-    aio_submit(m->aio, &u->write);
+    else
+        unit_write(u);
 }
 
 /* The next piece of the current move that fits into `room`. */
@@ -217,6 +282,7 @@ static int start_unit(struct mover *m, struct unit *u, struct qstill_error *err)
     const struct move *mv = &m->o.moves->v[m->next];
 
     u->dst = mv->dst + m->at;
+    u->at = 0;
     u->fill.done = unit_filled;
     u->fill.user = u;
     fill_begin(&u->fill, u->data, m->buffer);
@@ -226,7 +292,7 @@ static int start_unit(struct mover *m, struct unit *u, struct qstill_error *err)
     } while (fits(m, u));
     u->busy = true;
     m->busy++;
-    m->begun += u->fill.len;
+    ratelimit_begin(&m->limit, u->fill.len);
     fill_start(&m->filler, &u->fill);
     return 0;
 }
@@ -295,27 +361,6 @@ bool mover_can_share(struct mover *m)
 
 /* --------------------------------------------------------------------- step */
 
-static uint64_t elapsed_ms(const struct mover *m)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)((now.tv_sec - m->start.tv_sec) * 1000 +
-                      (now.tv_nsec - m->start.tv_nsec) / 1000000);
-}
-
-/* Milliseconds until the limit lets another buffer begin; 0: now. */
-static int wait_for_limit(const struct mover *m)
-{
-    uint64_t due;
-
-    if (m->o.bwlimit == 0)
-        return 0;
-    due = (uint64_t)((double)m->begun * 1000 / (double)m->o.bwlimit);
-    return due <= elapsed_ms(m) ? 0
-                                : (int)min_u64(due - elapsed_ms(m), STEP_MS);
-}
-
 /* Sharing takes time too: a step does not do all of it. */
 static bool share_some(struct mover *m)
 {
@@ -330,7 +375,8 @@ static int start_units(struct mover *m, struct qstill_error *err)
     for (size_t i = 0; i < m->unit_count; i++) {
         if (m->units[i].busy)
             continue;
-        if (share_some(m) || m->next == m->o.moves->n || wait_for_limit(m) > 0)
+        if (share_some(m) || m->next == m->o.moves->n ||
+            ratelimit_wait_ms(&m->limit, STEP_MS) > 0)
             break;
         if (start_unit(m, &m->units[i], err) < 0)
             return err->code;
@@ -345,7 +391,7 @@ int mover_step(struct mover *m, bool *done, struct qstill_error *err)
     *done = false;
     if (m->failed == 0 && start_units(m, err) < 0)
         fail(m, err);
-    limit = wait_for_limit(m);
+    limit = ratelimit_wait_ms(&m->limit, STEP_MS);
     if (m->busy > 0) {
         if (aio_wait(m->aio, 1, limit > 0 ? limit : STEP_MS, err) < 0)
             return err->code;

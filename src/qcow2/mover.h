@@ -19,6 +19,11 @@ struct mover_options {
     const struct moves *moves;  /* in order of dst; outlives the mover */
     uint64_t bwlimit;           /* bytes per second, 0: none */
     bool share;                 /* try to share blocks first */
+    /* Aligned blocks of so many bytes that turn out to hold zeros only are not
+     * written but told, by their place in the target. 0: all are written. */
+    size_t zero_block;
+    void (*zeros)(void *user, uint64_t dst, uint64_t len); /* or NULL */
+    void *user;
 };
 
 int mover_open(struct mover **out, const struct mover_options *o,
@@ -40,7 +45,7 @@ struct mover_count {
 };
 struct mover_count mover_count(const struct mover *m);
 
-/* Readable when a step has something to do; -1 where that is always so. */
+/* Readable when a step has something to do; -1 when that is now. */
 int mover_fd(struct mover *m);
 
 #endif

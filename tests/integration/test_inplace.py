@@ -3,14 +3,14 @@
 memory and disks are the snapshot's byte for byte."""
 
 import os
+import time
 
 from lib import image
-from lib.case import Case
+from lib.case import QUICK, Case
 
 
-class InPlace(Case):
-    limit = 180
-    cost = 45
+class Reverts(Case):
+    """What the tests below share."""
 
     def snapshot(self, vm, name="one", *more):
         """(the snapshot's ticks by disk, the nonce)"""
@@ -61,6 +61,11 @@ class InPlace(Case):
     def two_disks(self, vm="vm", **kw):
         return [self.disk("disk0", vm=vm, **kw),
                 self.disk("disk1", "raw", vm=vm, **kw)]
+
+
+class InPlace(Reverts):
+    limit = 180
+    cost = 45
 
     def test_memory_is_the_snapshots_byte_for_byte(self):
         """Of each kind of RAM, with two CPUs at work, and a display whose
@@ -157,3 +162,125 @@ class InPlace(Case):
                 self.assertNotEqual(nonce, first.nonce)
                 for disk, tick in zip(("vda", "vdb"), ticks):
                     vm.serial.wait(r"disk %s had=%d\n" % (disk, tick), since)
+
+
+class Failures(Reverts):
+    """Whatever fails, the VM is what it was, or the snapshot's."""
+    cost = 60
+    limit = 240
+
+    def busy_vm(self, **kw):
+        vm = self.running_vm(append="JUNK=24 SYNC=vda,vdb",
+                             disks=self.two_disks(), **kw)
+        vm.serial.wait("JUNK-READY")
+        return vm
+
+    def goes_on_as_before(self, vm, last):
+        """No reboot and no way back: the next tick is the next one."""
+        ticks = self.goes_on(vm, last[0])
+        self.assertEqual(last[1].nonce, ticks[0].nonce)
+        self.assertGreater(ticks[0].number, last[1].number)
+
+    @staticmethod
+    def now(vm):
+        return vm.serial.mark(), vm.serial.ticks()[-1]
+
+    def spoil_load(self, vm):
+        """The name of the node that the device state comes from is taken."""
+        vm.cmd("blockdev-add", driver="null-co", node_name="qstill-vmstate")
+
+    def test_a_load_that_fails_brings_everything_back(self):
+        vm = self.busy_vm()
+        self.snapshot(vm)
+        self.goes_on(vm)
+        self.spoil_load(vm)
+        last = self.now(vm)
+        with self.nothing_changes(vm):
+            self.q.fails("failed", "qstill-vmstate", "revert", "vm", "one",
+                         "--restore", "inplace")
+        self.goes_on_as_before(vm, last)
+        # and byte for byte
+        self.pause(vm)
+        self.q("create", "vm", "before", "--memory")
+        self.spoil_load(vm)
+        self.q.fails("failed", "qstill-vmstate", "revert", "vm", "one",
+                     "--restore", "inplace")
+        self.q("create", "vm", "after", "--memory")
+        self.assert_same_memory(vm, "before", "after")
+        last = self.now(vm)
+        self.cont(vm)
+        self.goes_on_as_before(vm, last)
+        vm.serial.wait(r"junk pass=\d+ bad=0", last[0])
+
+    def test_auto_goes_on_with_a_new_process(self):
+        vm = self.busy_vm()
+        ticks, nonce = self.snapshot(vm)
+        self.goes_on(vm)
+        self.spoil_load(vm)
+        pid, since = vm.pid(), vm.serial.mark()
+        said = self.q("revert", "vm", "one")
+        self.assertIn(said["restore"], ("mapped", "eager"))
+        self.assertNotEqual(pid, vm.pid())
+        self.goes_on_from(vm, ticks[0], nonce, since)
+
+    def test_a_damaged_file_is_found_and_nothing_is_taken_from_it(self):
+        vm = self.busy_vm()
+        one = self.q("create", "vm", "one", "--memory")
+        path = self.main_ram(vm, one)
+        with open(path, "r+b") as f:
+            f.seek(-4096 * 300, os.SEEK_END)
+            f.write(b"damage")
+        for way in ("inplace", "auto"):
+            with self.subTest(way=way):
+                last = self.now(vm)
+                with self.nothing_changes(vm):
+                    self.q.fails("corrupt", "checksum", "revert", "vm", "one",
+                                 "--restore", way)
+                self.goes_on_as_before(vm, last)
+
+    def test_qemu_killed_in_the_middle(self):
+        vm = self.busy_vm()
+        ticks, nonce = self.snapshot(vm)
+        for way in ("inplace", "auto"):
+            for delay in (0.0, 0.03, 0.08):
+                with self.subTest(way=way, delay=delay):
+                    self.goes_on(vm)
+                    since = vm.serial.mark()
+                    process = self.q.start("revert", "vm", "one", "--restore",
+                                           way)
+                    self.q.wait_journal("vm", process)
+                    time.sleep(delay)
+                    vm.end()
+                    status, out, err = self.q.finish(process, 40)
+                    if vm.state() == "off":
+                        self.q("start", "vm")
+                    self.assertEqual("running", vm.state(), err)
+                    self.goes_on(vm)
+                    self.check_nothing_left(vm)
+                    since = vm.serial.mark()
+                    self.q("revert", "vm", "one")
+                    self.goes_on_from(vm, ticks[0], nonce, since)
+
+    def test_ourselves_killed_at_any_moment(self):
+        vm = self.busy_vm()
+        ticks, nonce = self.snapshot(vm)
+        pid = vm.pid()
+        step = 0.012 if not QUICK else 0.04
+        for i in range(int(0.3 / step)):
+            with self.subTest(delay=i * step):
+                self.goes_on(vm)
+                since = vm.serial.mark()
+                process = self.q.start("revert", "vm", "one", "--restore",
+                                       "inplace")
+                time.sleep(i * step)
+                process.kill()
+                process.wait()
+                self.q("recover", "vm")
+                self.assertEqual("running", vm.state())
+                self.assertEqual(pid, vm.pid(), "the process lives on")
+                now = self.goes_on(vm)
+                self.assertEqual(nonce, now[0].nonce, "the guest booted")
+                self.assertEqual([], vm.serial.wrong(since))
+                vm.serial.wait(r"sync count=\d+ bad=0", vm.serial.mark())
+                self.check_nothing_left(vm)
+        self.back(vm, "one", ticks[0], nonce)

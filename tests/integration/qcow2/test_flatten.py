@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Random flattens of random chains: the new image reads as the top did.
+"""Flattens of random chains and of known ones: the new image reads as the top
+did, by QEMU, and the chain is not touched.
 
 COUNT (default 8) chains from SEED (default 1) on.
 """
 
 import os
 import random
+import shutil
+import signal
+import subprocess
+import time
 import unittest
 
 import qchain
@@ -51,6 +56,261 @@ def one_flatten(seed, directory):
 class FlattensLoseNothing(unittest.TestCase):
     def test_random_flattens(self):
         qmerge.each_seed(self, SEED, COUNT, one_flatten)
+
+
+
+KIB, MIB = 1024, 1 << 20
+
+
+@unittest.skipIf(qtools.missing(), qtools.missing())
+class FlattenCase(unittest.TestCase):
+    def setUp(self):
+        self.dir = qtools.scratch()
+        self.addCleanup(shutil.rmtree, self.dir, True)
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def create(self, name, size, *io, backing=None, fmt="qcow2", options=""):
+        argv = ["qemu-img", "create", "-q", "-f", fmt]
+        if options:
+            argv += ["-o", options]
+        if backing:
+            argv += ["-b", backing[0], "-F", backing[1]]
+        qtools.must(*argv, self.path(name), str(size))
+        if io:
+            argv = ["qemu-io", "-f", fmt]
+            for c in io:
+                argv += ["-c", c]
+            r = qtools.must(*argv, self.path(name))
+            self.assertNotIn("failed", r.out + r.err)
+        return self.path(name)
+
+    def flatten(self, top, out, *argv, rc=0):
+        r = qtools.image("flatten", top, self.path(out), *argv)
+        self.assertEqual(r.rc, rc, str(r))
+        return r
+
+    def same(self, top, out, fmt="qcow2", top_fmt="qcow2"):
+        sizes = [qtools.qemu_json("info", "--output=json", "-f", f, p)[1][
+            "virtual-size"] for f, p in ((top_fmt, top), (fmt, self.path(out)))]
+        self.assertEqual(sizes[0], sizes[1])
+        qtools.must("qemu-img", "compare", "-f", top_fmt, "-F", fmt, top,
+                    self.path(out))
+        if fmt == "qcow2":
+            self.assertEqual(qtools.qemu_check(self.path(out)), (0, 0, 0))
+
+    def noise(self, size):
+        """A file of bytes that cannot be compressed."""
+        path = self.path("noise.%d" % size)
+        with open(path, "wb") as f:
+            f.write(random.Random(size).randbytes(size))
+        return path
+
+
+class FlattenIsRight(FlattenCase):
+    def test_all_cluster_sizes_plain_and_compressed(self):
+        noise = self.noise(MIB)
+        for bits in range(9, 22):
+            with self.subTest(cluster=1 << bits):
+                base = self.create(
+                    "base%d" % bits, 7 * MIB + 512,
+                    "write -q -s %s 0 700k" % noise, "write -q -P 5 2M 1M",
+                    "write -q -c -P 6 4M %d" % (1 << bits),
+                    options="cluster_size=%d" % (1 << bits))
+                top = self.create(
+                    "top%d" % bits, 8 * MIB, "write -q -z -u 2M 64k",
+                    "write -q -P 9 2500k 5k", "write -q -P 8 7500k 700",
+                    options="cluster_size=%d" % (1 << bits),
+                    backing=(os.path.basename(base), "qcow2"))
+                for argv in ((), ("--compress",)):
+                    out = "out%d%s" % (bits, "".join(argv))
+                    self.flatten(top, out, *argv)
+                    self.same(top, out)
+                    info = qtools.qemu_json("info", "--output=json",
+                                            self.path(out))[1]
+                    self.assertEqual(info["cluster-size"], 1 << bits)
+                    self.assertEqual(info["format-specific"]["data"]["compat"],
+                                     "1.1")
+
+    def test_short_middle_layer_reads_as_zeros_behind_its_end(self):
+        self.create("b", 2 * MIB, "write -q -P 1 0 2M")
+        self.create("m", MIB + 512, "write -q -P 2 0 64k",
+                    backing=("b", "qcow2"))
+        top = self.create("t", 3 * MIB, "write -q -P 3 2500k 1k",
+                          backing=("m", "qcow2"))
+        for fmt in ("qcow2", "raw"):
+            self.flatten(top, "o." + fmt, "--format", fmt)
+            self.same(top, "o." + fmt, fmt)
+        self.assertEqual(os.stat(self.path("o.raw")).st_size, 3 * MIB)
+
+    def test_raw_to_qcow2_and_a_raw_disk_that_looks_like_qcow2(self):
+        raw = self.create("r", 3 * MIB, "write -q -P 4 1M 300k", fmt="raw")
+        self.flatten(raw, "o")
+        self.same(raw, "o", top_fmt="raw")
+        fake = self.create("q", 64 * KIB)
+        shutil.copy(fake, self.path("fake.raw"))
+        self.flatten(self.path("fake.raw"), "f", "--top-format", "raw")
+        self.same(self.path("fake.raw"), "f", top_fmt="raw")
+
+    def test_zeros_take_no_room(self):
+        """Zero flags, holes, and zeros that were written as data."""
+        zeros = self.path("zeros")
+        with open(zeros, "wb") as f:
+            f.truncate(MIB)
+        self.create("b", 64 * MIB, "write -q -s %s 0 1M" % zeros,
+                    "write -q -P 1 8M 8M", "write -q -s %s 9M 1M" % zeros)
+        top = self.create("t", 64 * MIB, "write -q -z -u 12M 4M",
+                          backing=("b", "qcow2"))
+        for fmt in ("qcow2", "raw"):
+            self.flatten(top, "o." + fmt, "--format", fmt)
+            self.same(top, "o." + fmt, fmt)
+            used = os.stat(self.path("o." + fmt)).st_blocks * 512
+            self.assertLess(used, 3 * MIB + 600 * KIB)
+            self.assertGreaterEqual(used, 3 * MIB)
+
+    def packed(self, path):
+        return qtools.qemu_json("check", "--output=json", path)[1].get(
+            "compressed-clusters", 0)
+
+    def test_compressed_clusters_are_taken_over_as_they_are(self):
+        """What cannot be compressed anew in the same bytes is still there:
+        QEMU's own stream of a cluster, found in the new file."""
+        for kind in ("zlib", "zstd"):
+            with self.subTest(kind=kind):
+                opts = "compression_type=" + kind
+                base = self.create("b" + kind, 4 * MIB,
+                                   "write -q -c -P 65 1M 64k", options=opts)
+                top = self.create("t" + kind, 4 * MIB, "write -q -P 66 2M 64k",
+                                  options=opts,
+                                  backing=("b" + kind, "qcow2"))
+                extent = [e for e in qtools.qemu_json(
+                    "map", "--output=json", base)[1] if e["data"]]
+                self.assertEqual(len(extent), 1)
+                self.flatten(top, "o" + kind, "--compress")
+                self.same(top, "o" + kind)
+                self.assertEqual(self.packed(self.path("o" + kind)), 2)
+                info = qtools.qemu_json("info", "--output=json",
+                                        self.path("o" + kind))[1]
+                self.assertEqual(
+                    info["format-specific"]["data"]["compression-type"], kind)
+
+    def test_damage_in_a_compressed_cluster_is_not_hidden_by_inflating(self):
+        """The cluster is damaged: without --compress it cannot be read, and
+        no file is made."""
+        top = self.create("t", 4 * MIB, "write -q -c -P 65 1M 64k")
+        with open(top, "r+b") as f:
+            f.seek(5 * 64 * KIB)  # behind header, refcounts, L1 and L2
+            self.assertNotEqual(f.read(16), bytes(16))
+            f.seek(5 * 64 * KIB)
+            f.write(b"\xff" * 64)
+        self.assertNotEqual(qtools.run("qemu-img", "convert", "-O", "raw", top,
+                                       self.path("x")).rc, 0)
+        self.flatten(top, "o", rc=3)
+        self.assertFalse(os.path.exists(self.path("o")))
+
+    def test_many_refusals_leave_no_file(self):
+        top = self.create("t", MIB)
+        self.flatten(self.path("none"), "o", rc=4)
+        self.flatten(top, "no/such/dir", rc=4)
+        self.flatten(top, "o", "--format", "raw", "--compress", rc=2)
+        self.flatten(top, "t", rc=5)
+        os.symlink("t", self.path("link"))
+        self.flatten(top, "link", rc=5)
+        self.assertEqual(sorted(os.listdir(self.dir)), ["link", "t"])
+
+    def test_dry_run_and_json(self):
+        top = self.create("t", MIB, "write -q -P 1 0 128k")
+        r = self.flatten(top, "o", "--dry-run").json()
+        self.assertEqual(r["bytesMoved"], 128 * KIB)
+        self.assertIn("1 layer, 131072 bytes of data", r["plan"][0])
+        self.assertEqual(os.listdir(self.dir), ["t"])
+        r = self.flatten(top, "o").json()
+        self.assertEqual(r["bytesMoved"], 128 * KIB)
+        self.assertGreaterEqual(r["bytesStored"], 128 * KIB)
+
+    def test_a_qemu_that_writes_the_top_makes_it_busy(self):
+        top = self.create("t", MIB)
+        p = subprocess.Popen(["qemu-io", "-f", "qcow2", top],
+                             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        try:
+            for _ in range(200):  # until it has opened the image
+                r = qtools.image("flatten", top, self.path("o"), "--dry-run")
+                if r.rc:
+                    break
+                time.sleep(0.05)
+            r = self.flatten(top, "o", rc=5)
+            self.assertIn("another process writes to it", r.err)
+        finally:
+            p.stdin.close()
+            p.wait()
+        self.flatten(top, "o")
+
+    def test_the_result_has_the_mode_of_the_top(self):
+        top = self.create("t", MIB)
+        os.chmod(top, 0o640)
+        self.flatten(top, "o")
+        self.assertEqual(os.stat(self.path("o")).st_mode & 0o777, 0o640)
+
+
+class FlattenIsCutShort(FlattenCase):
+    def start(self, top, out, *argv):
+        return subprocess.Popen(
+            [qtools.QSTILL, "--json", "image", "flatten", top, self.path(out),
+             *argv], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env=qtools.ENV)
+
+    def wait_for(self, name, p):
+        for _ in range(1000):
+            if os.path.exists(self.path(name)):
+                return
+            self.assertIsNone(p.poll())
+            time.sleep(0.01)
+        self.fail("%s never came" % name)
+
+    def test_sigint_and_a_limit_on_the_bytes(self):
+        top = self.create("t", 64 * MIB, "write -q -P 1 0 64M")
+        for argv in ((), ("--compress",), ("--format", "raw")):
+            with self.subTest(argv=argv):
+                p = self.start(top, "o", "--bwlimit", "4M", *argv)
+                self.wait_for(".o.flatten", p)
+                time.sleep(0.5)
+                self.assertIsNone(p.poll(), "4 MiB/s made no difference")
+                start = time.monotonic()
+                p.send_signal(signal.SIGINT)
+                out, err = p.communicate(timeout=60)
+                self.assertEqual(p.returncode, 10, out + err)
+                self.assertLess(time.monotonic() - start, 5)
+                self.assertEqual(os.listdir(self.dir), ["t"])
+
+    def test_killed_and_done_again(self):
+        top = self.create("t", 64 * MIB, "write -q -P 1 0 64M")
+        p = self.start(top, "o", "--bwlimit", "4M")
+        self.wait_for(".o.flatten", p)
+        second = qtools.image("flatten", top, self.path("o"))
+        self.assertEqual(second.rc, 5, "two at once: %s" % second)
+        p.kill()
+        p.communicate()
+        self.assertFalse(os.path.exists(self.path("o")))
+        self.flatten(top, "o")
+        self.same(top, "o")
+        self.assertEqual(sorted(os.listdir(self.dir)), ["o", "t"])
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs root for a mount")
+    def test_full_filesystem(self):
+        top = self.create("t", 8 * MIB, "write -q -P 1 0 4M")
+        mount = self.path("small")
+        os.makedirs(mount)
+        qtools.must("mount", "-t", "tmpfs", "-o", "size=2m", "none", mount)
+        try:
+            for argv in ((), ("--format", "raw")):
+                r = self.flatten(top, "small/o", *argv, rc=7)
+                self.assertIn("space", r.err)
+                self.assertEqual(os.listdir(mount), [])
+            self.flatten(top, "small/o", "--compress")
+            self.same(top, "small/o")
+        finally:
+            qtools.must("umount", mount)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: MIT */
+/* Paths, as strings: nothing is resolved. */
+#ifndef QSTILL_QCOW2_MERGE_NAMES_H
+#define QSTILL_QCOW2_MERGE_NAMES_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+
+/* Absolute, without looking at links. Free with free(). */
+int path_absolute(const char *path, char **out, struct qstill_error *err);
+/* The directory part with its slash, or "". */
+char *path_dir(const char *path);
+bool path_same_dir(const char *a, const char *b);
+/* Opens the directory of a path; *base is the name in it. */
+int path_open_dir(const char *path, int *dirfd, const char **base,
+                  struct qstill_error *err);
+
+#endif
