@@ -4,13 +4,20 @@
 QCOW2_TESTS := tests/integration/qcow2
 QCOW2_RUN    = QSTILL=$(abspath $(BUILD)/qstill) python3 $(QCOW2_TESTS)/run.py
 
-.PHONY: check-qcow2 check-deep
+.PHONY: check-qcow2 check-qcow2-sample check-deep
+QCOW2_PROOFS := $(BUILD)/crash/failalloc.so $(BUILD)/crash/crash_merge
+check-qcow2 check-qcow2-sample check-deep: $(QCOW2_PROOFS)
+
+check-qcow2-sample: all ## a part of check-qcow2, in less than a minute
+	$(Q)$(QCOW2_RUN) --sample -j $(JOBS) --seed $(or $(SEED),1) \
+	    --count $(or $(COUNT),8)
 
 check-qcow2: all ## the qcow2 engine against qemu-img, few images (SEED COUNT)
-	$(Q)$(QCOW2_RUN) --seed $(or $(SEED),1) --count $(or $(COUNT),8)
+	$(Q)$(QCOW2_RUN) -j $(JOBS) --seed $(or $(SEED),1) --count $(or $(COUNT),8)
 
 check-deep: all ## the same with many (SEED=1 COUNT=1500), hours
-	$(Q)$(QCOW2_RUN) --seed $(or $(SEED),1) --count $(or $(COUNT),1500) --deep
+	$(Q)$(QCOW2_RUN) -j $(JOBS) --seed $(or $(SEED),1) \
+	    --count $(or $(COUNT),1500) --deep
 
 .PHONY: bench-merge
 bench-merge: all ## merges against qemu-img and fio (SCALE=8 for a quick look)
@@ -23,13 +30,9 @@ $(BUILD)/crash/failalloc.so: tests/crash/failalloc.c
 	@mkdir -p $(@D)
 	$(Q)$(CC) -std=c11 -O2 $(WARN) -shared -fPIC -o $@ $<
 
-check-qcow2 check-deep: $(BUILD)/crash/failalloc.so
-
 # Replays what a crash leaves of a merge (tests/crash/crash_merge.c).
 $(BUILD)/crash/crash_merge: $(BUILD)/obj/tests/crash/crash_merge.o \
     $(TLIB_OBJS) $(BUILD)/libqstill.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS) -lcmocka
-
-check-qcow2 check-deep: $(BUILD)/crash/crash_merge

@@ -175,31 +175,22 @@ def _bitmaps(img, before, merged, dropped):
         for s in [before] + list(merged or ()):
             bad += ["%s: bitmap %s of %s is gone" % (img.path, n, s.path)
                     for n in set(s.bitmaps) - there]
+    layers = [before] + list(merged or ())
     for b in img.bitmaps():
-        if b.in_use:
-            continue
-        have = img.bitmap_ranges(b)
-        own = before.bitmaps.get(b.name)
-        if own:
-            if own[0]:
-                bad.append("%s: bitmap %s was in use, now it is not" %
+        having = [i for i, s in enumerate(layers) if b.name in s.bitmaps]
+        if not having:
+            bad.append("%s: bitmap %s is of nobody" % (img.path, b.name))
+        elif b.in_use != any(layers[i].bitmaps[b.name][0] for i in having):
+            bad.append("%s: bitmap %s: in use is %r" % (img.path, b.name,
+                                                        b.in_use))
+        elif not b.in_use:
+            # down from where it began: all that was written above its layer
+            need = [r for s in layers[:having[-1]] for r in s.allocated]
+            for i in having:
+                need += layers[i].bitmaps[b.name][1]
+            if not qtools.covers(img.bitmap_ranges(b), cut(need, img.size)):
+                bad.append("%s: bitmap %s misses what a merged layer wrote" %
                            (img.path, b.name))
-            if not qtools.covers(have, own[1]):
-                bad.append("%s: bitmap %s lost bits" % (img.path, b.name))
-            need = []
-        else:  # it came from below: what was written above it is dirty
-            need = before.allocated
-        for lower in merged or ():
-            other = lower.bitmaps.get(b.name)
-            if other is not None:
-                need = need + cut(other[1], img.size)
-            elif own:
-                break
-            else:
-                need = need + cut(lower.allocated, img.size)
-        if not qtools.covers(have, need):
-            bad.append("%s: bitmap %s misses what a merged layer wrote" %
-                       (img.path, b.name))
     return bad
 
 

@@ -18,6 +18,8 @@ import time
 TOP = os.path.abspath(os.path.join(os.path.dirname(__file__), "../../.."))
 QSTILL = os.environ.get("QSTILL", os.path.join(TOP, "build/qstill"))
 TIMEOUT = 120
+# A representative part, for those who cannot wait: see sample().
+SAMPLE = bool(os.environ.get("SAMPLE"))
 # The command must not reach for a real store.
 ENV = dict(os.environ, LC_ALL="C.UTF-8")
 
@@ -31,6 +33,16 @@ def scratch_root():
 
 def scratch(prefix="qcow2-"):
     return tempfile.mkdtemp(prefix=prefix, dir=scratch_root())
+
+
+def sample(choices, name, n=1):
+    """All of the choices; with SAMPLE=1 n of them, which depend on the name,
+    so that many tests together take each."""
+    choices = list(choices)
+    if not SAMPLE or len(choices) <= n:
+        return choices
+    at = int(hashlib.sha256(name.encode()).hexdigest(), 16) % len(choices)
+    return (choices[at:] + choices[:at])[:n]
 
 
 def missing(*tools):

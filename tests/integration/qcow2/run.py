@@ -3,9 +3,10 @@
 """Runs the test_*.py beside it, each class in a process of its own, two at a
 time; prints what failed, and a last line with the counts.
 
-    run.py [--seed N] [--count N] [--deep] [-j N] [WORD...]
+    run.py [--seed N] [--count N] [--deep | --sample] [-j N] [WORD...]
 
-WORD: only classes or files with it in their name. Each process takes its share
+--sample takes a part of each test, in half a minute or so; --deep all of them
+in their long versions. WORD: only classes or files with it in their name. Each process takes its share
 of the random chains, so that the seeds tested are SEED .. SEED+COUNT-1."""
 
 import argparse
@@ -50,10 +51,11 @@ def jobs(args):
             left, seed = left - n, seed + n
 
 
-def run(job, deep):
+def run(job, args):
     full, seed, count = job
     env = dict(os.environ, SEED=str(seed), COUNT=str(count),
-               DEEP="1" if deep else "", PYTHONDONTWRITEBYTECODE="1")
+               DEEP="1" if args.deep else "",
+               SAMPLE="1" if args.sample else "", PYTHONDONTWRITEBYTECODE="1")
     start = time.monotonic()
     p = subprocess.run([sys.executable, "-m", "unittest", full], cwd=HERE,
                        env=env, stdin=subprocess.DEVNULL, text=True,
@@ -84,12 +86,13 @@ def main():
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--count", type=int, default=8)
     ap.add_argument("--deep", action="store_true")
+    ap.add_argument("--sample", action="store_true")
     ap.add_argument("-j", dest="jobs", type=int, default=2)
     ap.add_argument("words", nargs="*")
     args = ap.parse_args()
     sys.path.insert(0, HERE)
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda j: run(j, args.deep), jobs(args)))
+        results = list(pool.map(lambda j: run(j, args), jobs(args)))
     passed, failed, skipped = (sum(r[i] for r in results) for i in range(3))
     print("qcow2: %d passed, %d failed, %d skipped" %
           (passed, failed, skipped))
