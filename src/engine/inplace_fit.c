@@ -6,8 +6,8 @@
 #include "inplace.h"
 #include "memstate/procmem.h"
 #include "qmp/migrate.h"
+#include "qmp/monitor.h"
 #include "qmp/topology.h"
-#include "qstill-qmp.h"
 #include "session.h"
 
 #define NOT(err, ...) err_set(err, QSTILL_E_PRECONDITION, __VA_ARGS__)
@@ -31,7 +31,7 @@ static int check_rights(struct session *s, struct qstill_error *err)
         return NOT(err, "the QEMU process behind the socket cannot be seen");
     if (procmem_open(&mem, s->pid, err) < 0)
         return err->code;
-    if (qstill_qmp_has_command(s->qmp, "snapshot-load", &has, err) < 0)
+    if (qmp_has_command(s->qmp, "snapshot-load", &has, err) < 0)
         return err->code;
     if (!has)
         return NOT(err, "this QEMU has no snapshot-load");

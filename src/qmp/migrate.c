@@ -7,6 +7,7 @@
 
 #include "client.h"
 #include "field.h"
+#include "monitor.h"
 #include "machine.h"
 
 /* How query-migrate begins a reason that is a device without a description of
@@ -325,7 +326,7 @@ int qmp_save_devices_check(struct qstill_qmp *q, struct qstill_error *err)
     CLEANUP(qmp_migration_fini) struct qmp_migration m = QMP_MIGRATION_INIT;
     bool has;
 
-    if (qstill_qmp_has_command(q, "xen-save-devices-state", &has, err) < 0)
+    if (qmp_has_command(q, "xen-save-devices-state", &has, err) < 0)
         return err->code;
     if (!has)
         return err_set(err, QSTILL_E_PRECONDITION,

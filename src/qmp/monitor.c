@@ -115,6 +115,24 @@ int qmp_qom_set_string(struct qstill_qmp *q, const char *path,
 /* ------------------------------------------------------------- human monitor
  */
 
+int qmp_has_command(struct qstill_qmp *q, const char *command, bool *has,
+                    struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *list = NULL;
+    size_t i;
+    json_t *v;
+
+    *has = false;
+    if (client_ask(q, "query-commands", &list, err) < 0)
+        return err->code;
+    json_array_foreach(list, i, v)
+    {
+        if (strcmp(field_string(v, "name", ""), command) == 0)
+            *has = true;
+    }
+    return 0;
+}
+
 int qmp_hmp(struct qstill_qmp *q, const char *line, char **out,
             struct qstill_error *err)
 {

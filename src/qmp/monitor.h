@@ -24,6 +24,11 @@ int qmp_qom_set_string(struct qstill_qmp *q, const char *path,
                        const char *property, const char *value,
                        struct qstill_error *err);
 
+/* --- whether QEMU has a command, from query-commands: a few KiB, where the
+ * whole schema is hundreds. */
+int qmp_has_command(struct qstill_qmp *q, const char *command, bool *has,
+                    struct qstill_error *err);
+
 /* --- human monitor: the text it prints (the caller's). Its own errors are
  * text too, and no failure here. */
 int qmp_hmp(struct qstill_qmp *q, const char *line, char **out,

@@ -113,6 +113,8 @@ static void a_blocked_vm_of_qemu_7_2(void **state)
 
 /* A schema with just enough in it. */
 #define SCHEMA                                                                 \
+    "A {\"execute\":\"query-commands\"}\n"                                      \
+    "= {\"return\":[{\"name\":\"xen-save-devices-state\"}]}\n"                 \
     "A {\"execute\":\"query-qmp-schema\"}\n"                                   \
     "= {\"return\":[{\"name\":\"xen-save-devices-state\",\"meta-type\":"       \
     "\"command\",\"arg-type\":\"0\"},{\"name\":\"migrate-incoming\","          \
