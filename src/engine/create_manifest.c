@@ -129,6 +129,7 @@ static int fill_qemu(struct create *c, struct manifest *m,
     return 0;
 }
 
+/* A guest under KVM sees the host's clock. */
 static int fill_host(struct manifest *m, struct qstill_error *err)
 {
     struct hostinfo *h = arena_alloc(&m->arena, sizeof(*h));
@@ -137,6 +138,8 @@ static int fill_host(struct manifest *m, struct qstill_error *err)
         return err_nomem(err);
     if (hostinfo_read(h, err) < 0)
         return err->code;
+    if (m->accel && strcmp(m->accel, "kvm") == 0)
+        hostinfo_need_tsc(h);
     m->host.cpu_model = h->cpu_model;
     m->host.cpu_vendor = h->cpu_vendor;
     m->host.microcode = h->microcode;
@@ -165,8 +168,8 @@ int create_manifest(struct create *c, struct manifest *m,
                    : c->was_running ? "running"
                                     : "paused";
     m->pause_ms = c->pause_ms;
-    if (fill_host(m, err) < 0 || fill_disks(c, m, err) < 0 ||
-        (c->s.qmp && fill_qemu(c, m, err) < 0))
+    if ((c->s.qmp && fill_qemu(c, m, err) < 0) || fill_host(m, err) < 0 ||
+        fill_disks(c, m, err) < 0)
         return err->code;
     return c->o.memory ? fill_memory(c, m, err) : 0;
 }

@@ -6,6 +6,7 @@
 #ifndef QSTILL_ENGINE_HOSTINFO_H
 #define QSTILL_ENGINE_HOSTINFO_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "base/error.h"
@@ -25,6 +26,13 @@ struct hostinfo {
 /* What cannot be learnt stays empty; fails only when the host name or the
  * boot id cannot be read. */
 int hostinfo_read(struct hostinfo *out, struct qstill_error *err);
+
+/* Measures the TSC for 20 ms where nobody tells its frequency. */
+void hostinfo_need_tsc(struct hostinfo *h);
+/* Whether a guest's clock would not notice: as far apart as KVM itself lets
+ * pass (tsc_tolerance_ppm). An unknown one is the same as any. */
+#define HOSTINFO_TSC_PPM 250
+bool hostinfo_same_tsc(uint64_t a_khz, uint64_t b_khz);
 
 /* Only hostname, boot_id and kernel, which cost nothing to read. */
 int hostinfo_read_names(struct hostinfo *out, struct qstill_error *err);

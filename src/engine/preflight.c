@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "hostinfo.h"
 #include "layers.h"
@@ -17,11 +18,33 @@ static bool differ(const char *a, const char *b)
 static int mismatch(struct qstill_error *err, const char *what,
                     const char *then, const char *now)
 {
-    err_set(err, QSTILL_E_PRECONDITION,
-            "the %s is not the snapshot's: it was %s, now it is %s", what, then,
-            now);
-    return err_hint(err, "bring the old one back, or use --force at your own "
-                         "risk");
+    return err_set(err, QSTILL_E_PRECONDITION,
+                   "the %s is not the snapshot's: it was %s, now it is %s",
+                   what, then, now);
+}
+
+/* What the device state is bound to: QEMU would not load it, or the guest
+ * would not live. */
+static int fatal(struct qstill_error *err, const char *what, const char *then,
+                 const char *now)
+{
+    mismatch(err, what, then, now);
+    return err_hint(err,
+                    "start the VM with the %s that it had: --force does "
+                    "not help here",
+                    what);
+}
+
+/* What a guest may survive: told, and gone on with, when that is forced. */
+static int risky(struct session *s, bool force, struct qstill_error *err,
+                 const char *what, const char *then, const char *now)
+{
+    mismatch(err, what, then, now);
+    if (!force)
+        return err_hint(err, "bring the old one back, or use --force at your "
+                             "own risk");
+    store_note(s->store, "%s", err->message);
+    return err_clear(err);
 }
 
 static int check_disks(struct session *s, const struct manifest *m, bool force,
@@ -73,35 +96,61 @@ static int check_files(struct session *s, const struct manifest *m,
     return 0;
 }
 
-static int check_qemu(struct session *s, const struct manifest *m,
+int preflight_process(struct session *s, const struct manifest *m, bool force,
                       struct qstill_error *err)
 {
     CLEANUP(qmp_machine_fini) struct qmp_machine now = QMP_MACHINE_INIT;
-    struct qstill_error ignored = {0};
-    char sum[HOSTINFO_SUM_MAX];
+    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
 
-    if (s->qmp) {
-        if (qmp_machine_read(s->qmp, &now, err) < 0)
-            return err->code;
-        if (differ(m->machine, now.type))
-            return mismatch(err, "machine type", m->machine, now.type);
-        if (differ(m->accel, now.kvm ? "kvm" : "tcg"))
-            return mismatch(err, "accelerator", m->accel,
-                            now.kvm ? "kvm" : "tcg");
-        if (differ(m->qemu_version, now.version))
-            return mismatch(err, "QEMU version", m->qemu_version, now.version);
+    if (qmp_machine_read(s->qmp, &now, err) < 0 ||
+        qmp_cpus_read(s->qmp, &cpus, err) < 0)
+        return err->code;
+    if (differ(m->machine, now.type))
+        return fatal(err, "machine type", m->machine, now.type);
+    if (differ(m->accel, now.kvm ? "kvm" : "tcg"))
+        return fatal(err, "accelerator", m->accel, now.kvm ? "kvm" : "tcg");
+    if (differ(m->cpu_type, cpus.type))
+        return fatal(err, "CPU type", m->cpu_type, cpus.type);
+    if (differ(m->qemu_version, now.version))
+        return risky(s, force, err, "QEMU version", m->qemu_version,
+                     now.version);
+    return 0;
+}
+
+static bool is_same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev &&
+           x.st_ino == y.st_ino;
+}
+
+int preflight_binary(struct session *s, const struct manifest *m, bool force,
+                     struct qstill_error *err)
+{
+    struct qstill_error ignored = {0};
+    char running[64], sum[HOSTINFO_SUM_MAX], then[128], now[128];
+
+    snprintf(running, sizeof(running), "/proc/%d/exe", s->pid);
+    if (!s->rec.has_launch || !m->qemu_sum ||
+        (s->pid > 0 && is_same_file(running, s->rec.launch.exe)) ||
+        hostinfo_file_sum(s->rec.launch.exe, sum, &ignored) < 0 ||
+        strcmp(m->qemu_sum, sum) == 0)
         return 0;
-    }
-    if (m->qemu_sum && s->rec.has_launch &&
-        hostinfo_file_sum(s->rec.launch.exe, sum, &ignored) == 0 &&
-        differ(m->qemu_sum, sum))
-        store_note(s->store, "%s is another binary than the snapshot's QEMU %s",
-                   s->rec.launch.exe, m->qemu_version);
+    snprintf(then, sizeof(then), "%.40s (%s)",
+             m->qemu_version ? m->qemu_version : "?", m->qemu_sum);
+    snprintf(now, sizeof(now), "another one (%s)", sum);
+    if (s->qmp)
+        return risky(s, force, err, "QEMU binary", then, now);
+    /* nothing runs that could be lost: the new process tells its version */
+    store_note(s->store, "%s is another binary than the snapshot's QEMU %s",
+               s->rec.launch.exe, m->qemu_version ? m->qemu_version : "?");
     return 0;
 }
 
 /* TCG emulates its CPU; only under KVM the host's shows through. */
-static int check_host(const struct manifest *m, struct qstill_error *err)
+static int check_host(struct session *s, const struct manifest *m, bool force,
+                      struct qstill_error *err)
 {
     struct hostinfo now;
     char then_khz[32], now_khz[32];
@@ -110,14 +159,17 @@ static int check_host(const struct manifest *m, struct qstill_error *err)
         return 0;
     if (hostinfo_read(&now, err) < 0)
         return err->code;
-    if (differ(m->host.cpu_model, now.cpu_model))
-        return mismatch(err, "CPU model", m->host.cpu_model, now.cpu_model);
-    if (m->host.tsc_khz && now.tsc_khz && m->host.tsc_khz != now.tsc_khz) {
+    if (differ(m->host.cpu_model, now.cpu_model) &&
+        risky(s, force, err, "CPU model", m->host.cpu_model, now.cpu_model) < 0)
+        return err->code;
+    if (m->host.tsc_khz)
+        hostinfo_need_tsc(&now);
+    if (!hostinfo_same_tsc(m->host.tsc_khz, now.tsc_khz)) {
         snprintf(then_khz, sizeof(then_khz), "%llu kHz",
                  (unsigned long long)m->host.tsc_khz);
         snprintf(now_khz, sizeof(now_khz), "%llu kHz",
                  (unsigned long long)now.tsc_khz);
-        return mismatch(err, "TSC frequency", then_khz, now_khz);
+        return risky(s, force, err, "TSC frequency", then_khz, now_khz);
     }
     return 0;
 }
@@ -131,11 +183,9 @@ int preflight(struct session *s, const struct manifest *m, bool memory,
         return 0;
     if (check_files(s, m, err) < 0)
         return err->code;
-    if (force)
-        return 0;
-    if (check_qemu(s, m, err) < 0)
+    if (s->qmp && preflight_process(s, m, force, err) < 0)
         return err->code;
-    return check_host(m, err);
+    return check_host(s, m, force, err);
 }
 
 bool preflight_mappable(const struct manifest *m, const char **why)

@@ -18,6 +18,15 @@ struct session;
 int preflight(struct session *s, const struct manifest *m, bool memory,
               bool force, struct qstill_error *err);
 
+/* The same of a QEMU that answers: what its device state must fit. A new one
+ * is asked before anything is loaded into it. */
+int preflight_process(struct session *s, const struct manifest *m, bool force,
+                      struct qstill_error *err);
+/* Whether the QEMU that would be started is the one that runs now, or the
+ * snapshot's. */
+int preflight_binary(struct session *s, const struct manifest *m, bool force,
+                     struct qstill_error *err);
+
 /* Whether RAM may be a private mapping of the snapshot's files; the reason
  * goes into why (may be NULL). */
 bool preflight_mappable(const struct manifest *m, const char **why);

@@ -238,6 +238,9 @@ static int start_enter(void *ctx, struct qstill_error *err)
     if (start_vm(&r->s, &o, &r->pid, err) < 0)
         return revert_say_how(r, err);
     r->started = true;
+    if (o.incoming && preflight_process(&r->s, tree_find(&r->s.tree, r->id),
+                                        r->o.force, err) < 0)
+        return err->code;
     revert_lap(r, "start");
     return 0;
 }

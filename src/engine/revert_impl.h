@@ -27,6 +27,7 @@ struct revert {
     const char *snap;
     struct qstill_revert_options o;
     enum way wanted, way;
+    bool mapped_readonly; /* QEMU can open the mapped files so */
     bool in_process; /* in the running QEMU: WAY_INPLACE, and WAY_DISK too */
     enum qstill_run_state state;
     char id[ID_LEN + 1]; /* the snapshot's, which outlives reloads */

@@ -7,6 +7,7 @@
 #include "heads.h"
 #include "layers.h"
 #include "preflight.h"
+#include "qmp/monitor.h"
 #include "revert_impl.h"
 
 static const char *const way_names[] = {"auto", "inplace", "mapped", "eager",
@@ -66,6 +67,7 @@ int revert_fill_start(struct revert *r, const struct manifest *m,
     o->head_count = m->disk_count;
     o->incoming = r->way == WAY_MAPPED || r->way == WAY_EAGER;
     o->paused = o->incoming || r->state == QSTILL_STATE_PAUSED;
+    o->mapped_readonly = r->mapped_readonly;
     for (size_t i = 0; r->way == WAY_MAPPED && i < m->block_count; i++) {
         if (!m->blocks[i].main)
             continue;
@@ -168,6 +170,8 @@ int revert_plan_process(struct revert *r, struct qstill_error *err)
 
     r->in_process = false;
     r->way = mappable(r, m, &why) ? WAY_MAPPED : WAY_EAGER;
+    if (preflight_binary(&r->s, m, r->o.force, err) < 0)
+        return err->code;
     return check_start(r, m, err);
 }
 
@@ -227,7 +231,14 @@ int revert_plan(struct revert *r, struct qstill_error *err)
         return err->code;
     if (r->was_on && session_check_heads(&r->s, err) < 0)
         return err->code;
+    if (r->was_on && qmp_type_has_property(r->s.qmp, "memory-backend-file",
+                                           "rom", &r->mapped_readonly, err) < 0)
+        return err->code;
     if (choose_way(r, m, err) < 0)
         return err->code;
-    return r->in_process ? 0 : check_start(r, m, err);
+    if (r->in_process)
+        return 0;
+    if (r->way != WAY_DISK && preflight_binary(&r->s, m, r->o.force, err) < 0)
+        return err->code;
+    return check_start(r, m, err);
 }

@@ -53,6 +53,7 @@ static int fill_change(struct session *s, const struct start_options *o,
         .disk_count = s->rec.disk_count,
         .mapped = o->mapped,
         .mapped_count = o->mapped_count,
+        .mapped_readonly = o->mapped_readonly,
         .paused = o->paused,
         .incoming = o->incoming ? "defer" : NULL,
     };

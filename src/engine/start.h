@@ -23,6 +23,7 @@ struct start_options {
     size_t head_count;
     const struct launch_ram *mapped;
     size_t mapped_count;
+    bool mapped_readonly; /* launch.h */
     bool paused;   /* -S */
     bool incoming; /* -incoming defer */
 };

@@ -133,6 +133,26 @@ int qmp_has_command(struct qstill_qmp *q, const char *command, bool *has,
     return 0;
 }
 
+int qmp_type_has_property(struct qstill_qmp *q, const char *type,
+                          const char *property, bool *has,
+                          struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *list = NULL;
+    size_t i;
+    json_t *v;
+
+    *has = false;
+    if (client_call(q, "qom-list-properties",
+                    json_pack("{s:s}", "typename", type), &list, err) < 0)
+        return err->code == QSTILL_E_UNREACHABLE ? err->code : err_clear(err);
+    json_array_foreach(list, i, v)
+    {
+        if (strcmp(field_string(v, "name", ""), property) == 0)
+            *has = true;
+    }
+    return 0;
+}
+
 int qmp_hmp(struct qstill_qmp *q, const char *line, char **out,
             struct qstill_error *err)
 {

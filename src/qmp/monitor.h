@@ -29,6 +29,12 @@ int qmp_qom_set_string(struct qstill_qmp *q, const char *path,
 int qmp_has_command(struct qstill_qmp *q, const char *command, bool *has,
                     struct qstill_error *err);
 
+/* Whether objects of the type have the property; a type that QEMU does not know
+ * has none. */
+int qmp_type_has_property(struct qstill_qmp *q, const char *type,
+                          const char *property, bool *has,
+                          struct qstill_error *err);
+
 /* --- human monitor: the text it prints (the caller's). Its own errors are
  * text too, and no failure here. */
 int qmp_hmp(struct qstill_qmp *q, const char *line, char **out,

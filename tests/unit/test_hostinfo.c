@@ -64,6 +64,36 @@ static void this_host_has_a_name_a_kernel_and_a_boot(void **state)
     assert_true(h.tsc_khz == 0 || (h.tsc_khz > 100000 && h.tsc_khz < 10000000));
 }
 
+static void tsc_frequencies_may_be_as_far_apart_as_kvm_lets_them(void **state)
+{
+    (void)state;
+    assert_true(hostinfo_same_tsc(2000000, 2000000));
+    assert_true(hostinfo_same_tsc(2000000, 2000499));
+    assert_true(hostinfo_same_tsc(2000499, 2000000));
+    assert_false(hostinfo_same_tsc(2000000, 2000600));
+    assert_false(hostinfo_same_tsc(2000000, 1999400));
+    /* what is not known cannot be compared */
+    assert_true(hostinfo_same_tsc(0, 2000000));
+    assert_true(hostinfo_same_tsc(2000000, 0));
+}
+
+/* Measured or told: twice the same. */
+static void the_tsc_frequency_is_the_same_each_time(void **state)
+{
+    struct hostinfo a, b;
+    struct qstill_error err;
+
+    (void)state;
+    assert_int_equal(hostinfo_read(&a, &err), 0);
+    assert_int_equal(hostinfo_read(&b, &err), 0);
+    hostinfo_need_tsc(&a);
+    hostinfo_need_tsc(&b);
+    if (a.tsc_khz == 0)
+        skip(); /* this CPU's does not run evenly */
+    assert_true(a.tsc_khz > 500000 && a.tsc_khz < 10000000);
+    assert_true(hostinfo_same_tsc(a.tsc_khz, b.tsc_khz));
+}
+
 static void the_sum_of_a_file_is_that_of_its_bytes(void **state)
 {
     /* 1 MiB, the chunk, and one byte: the seam must not show. */
@@ -103,6 +133,8 @@ int main(void)
         cmocka_unit_test(the_first_cpu_of_cpuinfo_is_read),
         cmocka_unit_test(odd_cpuinfo_leaves_members_empty_or_cut),
         cmocka_unit_test(this_host_has_a_name_a_kernel_and_a_boot),
+        cmocka_unit_test(tsc_frequencies_may_be_as_far_apart_as_kvm_lets_them),
+        cmocka_unit_test(the_tsc_frequency_is_the_same_each_time),
         cmocka_unit_test(the_sum_of_a_file_is_that_of_its_bytes),
     };
 
