@@ -150,6 +150,8 @@ static int check_live(struct report_obj *o, struct session *s,
 
     if (session_check_heads(s, &e) < 0)
         problem_of(o, "wrong-head", &e);
+    if (session_check_names(s, &e) < 0)
+        problem_of(o, "image-name", &e);
     if (s->rec.mapped)
         store_note(s->store,
                    "the RAM of VM %s is a mapping of snapshot %s: modes cow "

@@ -71,7 +71,8 @@ static int plan_live(struct create *c, struct qstill_error *err)
                 state);
         return err_hint(err, "resume it first (cont)");
     }
-    if (session_check_heads(&c->s, err) < 0)
+    if (session_check_heads(&c->s, err) < 0 ||
+        session_check_names(&c->s, err) < 0)
         return err->code;
     if (c->o.quiesce && !c->was_running) {
         store_note(c->store, "VM %s is paused: it is not quiesced", c->vm);

@@ -2,6 +2,8 @@
 #include "session.h"
 
 #include <errno.h>
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -257,6 +259,40 @@ int session_check_heads(struct session *s, struct qstill_error *err)
         }
         if (!session_same_file(live, d->head_path))
             return wrong_head(s, d, live, err);
+    }
+    return 0;
+}
+
+/* As QEMU itself would look it up. */
+static bool qemu_finds(int pid, const char *name, const char *head)
+{
+    char root[32], path[PATH_MAX];
+    struct stat st;
+
+    snprintf(root, sizeof(root), "/proc/%d/%s", pid,
+             name[0] == '/' ? "root" : "cwd");
+    if (stat(root, &st) < 0)
+        return true;
+    if (snprintf(path, sizeof(path), "%s/%s", root, name) >= (int)sizeof(path))
+        return true;
+    return session_same_file(path, head);
+}
+
+int session_check_names(struct session *s, struct qstill_error *err)
+{
+    for (size_t i = 0; s->pid > 0 && i < s->rec.disk_count; i++) {
+        const struct vm_disk *d = &s->rec.disks[i];
+        const struct qmp_disk *q = session_live_disk(s, d);
+
+        if (!q || strcmp(q->driver, "raw") != 0 || !*q->protocol_path ||
+            qemu_finds(s->pid, q->protocol_path, d->head_path))
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION,
+                "QEMU cannot open %s again, the raw image of disk %s: it is "
+                "not where QEMU's working directory or root is now",
+                q->protocol_path, d->name);
+        return err_hint(err, "start the VM with absolute image paths "
+                             "(-daemonize changes to /)");
     }
     return 0;
 }

@@ -58,6 +58,12 @@ const char *session_live_path(struct session *s, const struct vm_disk *d);
  * with what to do. */
 int session_check_heads(struct session *s, struct qstill_error *err);
 
+/* QEMU must find a raw image by the name it knows: becoming a frozen layer, it
+ * is opened anew by that name. PRECONDITION else, with what to do. Looks
+ * through QEMU's own root and working directory; one that cannot be seen is
+ * taken on trust. */
+int session_check_names(struct session *s, struct qstill_error *err);
+
 bool session_vm_is_paused(const struct session *s);
 
 /* Resolves QEMU's file name: relative to its working directory, no json:. */

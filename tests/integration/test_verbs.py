@@ -3,6 +3,7 @@
 
 import datetime
 import os
+import unittest.mock
 
 from lib import image
 from lib.case import Case
@@ -134,3 +135,46 @@ class Verbs(Case):
                 self.q(*argv)
                 self.assertTrue(self.q.text(*argv).strip(),
                                 "%s says nothing" % argv)
+
+
+class Names(Case):
+    """Image names that QEMU knows and can use no more."""
+
+    cost = 5
+
+    def daemon(self, fmt):
+        """A VM whose QEMU opened its image by a relative name and then, being
+        a daemon, went to /. Returns it and the image's folder."""
+        disk = self.disk("data", fmt, size=2 << 20, pattern=False)
+        folder, disk.path = os.path.split(disk.path)
+        with unittest.mock.patch.dict(os.environ, PWD=folder):
+            return self.tiny_vm(disks=[disk], extra=["-daemonize"]), folder
+
+    def end(self, vm, folder):
+        vm.quit()  # what looks for files left over takes absolute names
+        vm.disks[0].path = os.path.join(folder, vm.disks[0].path)
+
+    def test_a_raw_image_that_qemu_cannot_open_again_is_refused(self):
+        vm, folder = self.daemon("raw")
+        words = "QEMU cannot open %s again, the raw image of disk" % \
+            vm.disks[0].path
+        files = os.listdir(folder)
+        told = self.q.check("vm")
+        self.assertEqual(["image-name"], [p["code"] for p in told["problems"]])
+        self.assertRegex(told["problems"][0]["message"], words)
+        self.assertIn("absolute", told["problems"][0]["hint"])
+        self.q.fails("precondition", words, "create", "vm", "one")
+        self.q.fails("precondition", words, "create", "vm", "one", "--memory")
+        self.assertEqual([], self.q("list", "vm")["snapshots"])
+        self.assertEqual("running", vm.state())
+        self.assertEqual(files, os.listdir(folder))
+        self.end(vm, folder)
+
+    def test_a_qcow2_image_of_a_relative_name_is_taken(self):
+        vm, folder = self.daemon("qcow2")
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.q("create", "vm", "one")
+        self.q("revert", "vm", "one")
+        self.q("delete", "vm", "one")
+        self.assertEqual("running", vm.state())
+        self.end(vm, folder)
