@@ -106,6 +106,7 @@ static void cow_free(void *ctx)
         free(cow->smalls[i].data);
     free(cow->smalls);
     free(cow->waiters);
+    untouched_close(&cow->untouched);
     cow_map_fini(&cow->map);
     cow_pool_fini(&cow->pool);
     closep(&cow->kick_fd);
@@ -215,6 +216,7 @@ static int add_block(struct cow *cow, const struct capture_source *s,
         .size = s->size,
         .page = ram.page,
         .index = index,
+        .anonymous = !ram.backed,
         .shared = ram.shared,
         .fd = ram.fd,
         .fd_off = ram.fd_off,
@@ -290,6 +292,7 @@ static int cow_new(struct cow **out, pid_t pid,
     cow->pid = pid;
     cow->uffd.fd = -1;
     cow->pidfd = -1;
+    cow->untouched.fd = -1;
     cow->stats_out = o->stats;
     cow->copier_count = (unsigned)min_u64(copiers, COW_COPIERS_MAX);
     sem_init(&cow->ready, 0, 0);
@@ -319,6 +322,7 @@ static int make_uffd(struct cow *cow, const struct capture_cow_options *o,
 
     if (uffd_open(&cow->uffd, cow->pid, &options, err) < 0)
         return err->code;
+    untouched_open(&cow->untouched, cow->pid);
     cow->stats.inject_ms = (double)(worker_now_ns() - begun) / 1e6;
     return 0;
 }

@@ -44,7 +44,9 @@ static void place_saved(void *user, uint32_t page, const uint8_t *data)
            RAMSET_PAGE);
 }
 
-/* The whole of it, from the file behind it or from the process. */
+/* The whole of it, from the file behind it or from the process. (Not through a
+ * mapping of the file: a process that cuts it short would have us killed, and
+ * looking at a hole would fill it.) */
 static int read_unit(struct cow *cow, const struct cow_unit *u,
                      struct iovec *iov, size_t count, struct qstill_error *err)
 {
@@ -64,14 +66,17 @@ static int read_unit(struct cow *cow, const struct cow_unit *u,
     return err_errno(err, errno, "cannot read RAM of process %d", cow->pid);
 }
 
-/* A hole in the file of shared memory: nothing to read, and reading would
- * fill it. */
-static bool is_hole(const struct cow_unit *u)
+/* Never written to: a hole in the file of shared memory, or private memory
+ * without pages. Reading would only find zeros, and give it pages or tables. */
+static bool is_hole(const struct cow *cow, const struct cow_unit *u)
 {
     const struct cow_block *b = u->block;
     off_t start = (off_t)(b->fd_off + u->offset);
     off_t data;
 
+    if (b->anonymous)
+        return untouched_all(&cow->untouched, b->hva + u->offset,
+                             (uint32_t)(u->len / RAMSET_PAGE));
     if (b->fd < 0)
         return false;
     data = lseek(b->fd, start, SEEK_DATA);
@@ -104,7 +109,7 @@ static int take_unit(struct cow *cow, uint32_t unit, const struct cow_unit *u,
     struct iovec iov[PARTS];
     size_t count = 0;
 
-    *hole = is_hole(u);
+    *hole = is_hole(cow, u);
     for (uint64_t off = 0; off < u->len; off += RAMSET_CHUNK, count++) {
         iov[count].iov_base = c->parts[count]->data;
         iov[count].iov_len = (size_t)min_u64(RAMSET_CHUNK, u->len - off);

@@ -17,6 +17,7 @@
 #include "memstate/cow_map.h"
 #include "memstate/cow_pool.h"
 #include "memstate/uffd.h"
+#include "memstate/untouched.h"
 
 /* A block that is read during the pause. */
 struct cow_small {
@@ -49,6 +50,7 @@ struct cow {
     pid_t pid;
     int pidfd; /* readable when the target has ended */
     struct uffd uffd;
+    struct untouched untouched;
     struct cow_map map;
     struct cow_pool pool;
     struct cow_small *smalls;

@@ -43,6 +43,7 @@ struct cow_block {
     uint64_t size;
     uint32_t page;       /* what can be protected alone: 4096 or 2 MiB */
     unsigned index;      /* in the file set */
+    bool anonymous;      /* private, no file behind it: zero when untouched */
     bool shared;         /* another mapping would show the same bytes */
     int fd;              /* of the memory itself, or -1 */
     uint64_t fd_off;     /* of the block in it */

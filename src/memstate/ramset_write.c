@@ -218,7 +218,7 @@ static int write_sums(struct ramset_writer *w, struct qstill_error *err)
 
 int ramset_commit(struct ramset_writer *w, struct qstill_error *err)
 {
-    if (w->device_fd < 0 || w->set.device_len < DEVSTATE_HEADER)
+    if (w->device_fd < 0)
         return err_set(err, QSTILL_E_FAILED, "there is no device state");
     w->set.device_sum = sum_stream_value(w->device_sum);
     if (sync_files(w, err) < 0 || write_sums(w, err) < 0 ||

@@ -278,6 +278,19 @@ static void a_descriptor_that_is_no_userfaultfd_is_refused(void **state)
     cow_stress_stop(&t->stress);
 }
 
+static void a_vm_without_device_state_needs_no_callbacks_for_it(void **state)
+{
+    struct toy *t = *state;
+
+    begin(t);
+    t->vmm.save = NULL;
+    good_capture(t, "cow");
+    t->vmm.load = NULL;
+    t->loaded = 1; /* not called */
+    expect_restored(t);
+    cow_stress_stop(&t->stress);
+}
+
 static void mode_paused_holds_it_for_the_whole_copy(void **state)
 {
     struct toy *t = *state;
@@ -529,6 +542,7 @@ int main(int argc, char **argv)
         T(shared_memory_of_another_process_too),
         T(a_userfaultfd_of_its_own_is_used),
         T(a_descriptor_that_is_no_userfaultfd_is_refused),
+        T(a_vm_without_device_state_needs_no_callbacks_for_it),
         T(mode_paused_holds_it_for_the_whole_copy),
         T(auto_takes_paused_where_cow_cannot_be_and_says_why),
         T(callbacks_that_fail_leave_it_running_and_no_files),
