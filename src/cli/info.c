@@ -37,14 +37,15 @@ static const char *name_of(const struct qstill_snapshot_list *list,
 
 static void memory_lines(const struct qstill_snapshot *s)
 {
-    char ram[TEXT_SIZE_MAX], stored[TEXT_SIZE_MAX];
+    char ram[TEXT_SIZE_MAX], stored[TEXT_SIZE_MAX], zero[TEXT_SIZE_MAX];
 
     if (!s->memory_included) {
         line("memory:", "no");
         return;
     }
-    line("memory:", "%s, %s stored", text_size(ram, s->memory_bytes),
-         text_size(stored, s->memory_written));
+    line("memory:", "%s, %s stored, %s skipped (zero)",
+         text_size(ram, s->memory_bytes), text_size(stored, s->memory_written),
+         text_size(zero, s->memory_bytes - s->memory_written));
     line("mode:", s->mode_reason && s->mode_reason[0] ? "%s (%s)" : "%s%s",
          s->mode, s->mode_reason ? s->mode_reason : "");
     line("pause:", "%.1f ms, longest stall after it %.1f ms", s->pause_ms,

@@ -73,6 +73,7 @@ void show_snapshot_json(struct out *o, const char *key,
     out_real(o, "longestStallMs", s->longest_stall_ms);
     out_uint(o, "memoryBytes", s->memory_bytes);
     out_uint(o, "memoryWritten", s->memory_written);
+    out_uint(o, "memorySkipped", s->memory_bytes - s->memory_written);
     labels_json(o, s);
     disks_json(o, s);
     out_array(o, "children");

@@ -172,13 +172,20 @@ static int make_reserve(struct create *c, struct qstill_error *err)
 }
 
 /* What nobody could foresee, the injection into QEMU above all, shows only
- * now: `auto` then takes the next mode. */
+ * now. Not the mode's fault are: no space, QEMU is gone, cancelled, ... */
+static bool is_of_the_mode(const struct create *c, int code)
+{
+    if (code == QSTILL_E_BUSY || code == QSTILL_E_FAILED)
+        return c->mode == MODE_COW;
+    return code == QSTILL_E_PRECONDITION || code == QSTILL_E_PERMISSION;
+}
+
+/* `auto` then takes the next one. */
 static int prepare_memory(struct create *c, int memfd, struct qstill_error *err)
 {
     while (memcap_prepare(&c->mem, &c->s, &c->modes, c->mode, memfd,
                           c->o.bwlimit, err) < 0) {
-        if (c->wanted != MODE_COUNT || (err->code != QSTILL_E_PRECONDITION &&
-                                        err->code != QSTILL_E_PERMISSION))
+        if (c->wanted != MODE_COUNT || !is_of_the_mode(c, err->code))
             return err->code;
         snprintf(c->modes.reason[c->mode], sizeof(c->modes.reason[c->mode]),
                  "%.255s", err->message);

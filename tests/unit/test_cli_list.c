@@ -246,7 +246,7 @@ static void json_has_the_names_of_the_contract(void **state)
            "\"createdAt\": \"2026-01-31T10:00:00Z\", \"sizeBytes\": 4096, "
            "\"mode\": \"disk\", \"modeReason\": \"\", \"pauseMs\": 1.500, "
            "\"longestStallMs\": 0.000, \"memoryBytes\": 0, "
-           "\"memoryWritten\": 0, "
+           "\"memoryWritten\": 0, \"memorySkipped\": 0, "
            "\"labels\": {\"why\": \"a=b\", \"who\": \"\"}, "
            "\"disks\": [{\"name\": \"vda\", \"path\": \"/a\\\"b\", "
            "\"format\": \"raw\", \"virtualSize\": 512}], "
@@ -256,7 +256,7 @@ static void json_has_the_names_of_the_contract(void **state)
            "\"quiesced\": false, \"createdAt\": \"2026-01-31T10:00:00Z\", "
            "\"sizeBytes\": 4096, \"mode\": \"disk\", \"modeReason\": \"\", "
            "\"pauseMs\": 0.000, \"longestStallMs\": 0.000, \"memoryBytes\": 0, "
-           "\"memoryWritten\": 0, \"labels\": {}, \"disks\": [], "
+           "\"memoryWritten\": 0, \"memorySkipped\": 0, \"labels\": {}, \"disks\": [], "
            "\"children\": []}], \"current\": \"2\"}\n");
 }
 
