@@ -246,6 +246,19 @@ static int prepare_enter(void *ctx, struct qstill_error *err)
     return journal_save(c->s.vmfd, &c->j, err);
 }
 
+/* `stop` flushes all images: what it finds is what was written since. */
+static void sync_heads(const struct create *c)
+{
+    for (size_t i = 0; i < c->s.rec.disk_count; i++) {
+        CLEANUP(closep)
+        int fd = open(c->s.rec.disks[i].head_path,
+                      O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+
+        if (fd >= 0)
+            fdatasync(fd);
+    }
+}
+
 static int prepare_step(void *ctx, bool *done, struct qstill_error *err)
 {
     struct create *c = ctx;
@@ -255,7 +268,10 @@ static int prepare_step(void *ctx, bool *done, struct qstill_error *err)
         return 0;
     if (memcap_ready(&c->mem, done, err) < 0)
         return err->code;
-    return *done ? 0 : job_wait_on(c->job, capture_fd(c->mem.cap), err);
+    if (!*done)
+        return job_wait_on(c->job, capture_fd(c->mem.cap), err);
+    sync_heads(c);
+    return 0;
 }
 
 static void prepare_undo(void *ctx, struct qstill_error *err)
@@ -329,19 +345,6 @@ static int switch_disks(struct create *c, struct qstill_error *err)
     return 0;
 }
 
-/* `stop` flushes all images: what it finds is what was written since. */
-static void sync_heads(const struct create *c)
-{
-    for (size_t i = 0; i < c->s.rec.disk_count; i++) {
-        CLEANUP(closep)
-        int fd = open(c->s.rec.disks[i].head_path,
-                      O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
-
-        if (fd >= 0)
-            fdatasync(fd);
-    }
-}
-
 static int stop_guest(struct create *c, struct qstill_error *err)
 {
     c->stop_ms = clock_ms();
@@ -383,8 +386,6 @@ static int switch_enter(void *ctx, struct qstill_error *err)
         return switch_disks(c, err);
     if (c->mode == MODE_PRECOPY)
         return memcap_precopy_start(&c->mem, err);
-    if (c->was_running)
-        sync_heads(c);
     if (stop_guest(c, err) < 0 || switch_disks(c, err) < 0)
         return err->code;
     return memcap_instant(&c->mem, err);

@@ -166,7 +166,7 @@ class Shapes(Rounds):
         for machine in ("pc", "q35"):
             with self.subTest(machine=machine):
                 _, used = self.check_rounds(
-                    "big" + machine, machine=machine, memory="none",
+                    name="big" + machine, machine=machine, memory="none",
                     extra=["-m", "4200M"], env={"RATE": str(900 << 20)})
                 self.assertEqual(4200 << 20, max(u[0] for u in used.values()))
 
@@ -174,7 +174,7 @@ class Shapes(Rounds):
         vm = self.running_vm(
             attach=False, smp=2, memory="none",
             append="JUNK=24 DIRTY=1 memhp_default_state=online",
-            extra=["-m", "128M,slots=2,maxmem=512M"])
+            extra=["-m", "192M,slots=2,maxmem=512M"])
         vm.serial.wait("JUNK-READY")
         vm.cmd("object-add", **{"qom-type": "memory-backend-ram", "id": "d0",
                                 "size": 128 << 20})
