@@ -12,10 +12,10 @@ class Blocked(Case):
     cost = 25
 
     def blocked_vm(self):
-        vm = self.running_vm(
+        vm = self.shared(lambda: self.running_vm(
             append="JUNK=8",
             disks=[self.disk("disk0"), self.disk("disk1", "vdi", size=8 << 20,
-                                                 pattern=False)])
+                                                 pattern=False)]))
         reasons = vm.cmd("query-migrate").get("blocked-reasons", [])
         self.assertRegex(" ".join(reasons), BLOCKER, "QEMU blocks nothing")
         vm.serial.wait("JUNK-READY")

@@ -87,7 +87,7 @@ class Delete(Case):
                              disks=[self.disk("disk0"),
                                     self.disk("disk1", "raw")])
         self.sync_address(vm)
-        for i in range(2 if QUICK else 4):
+        for i in range(2):
             self.take(vm, "a%d" % i)
             self.take(vm, "b%d" % i)
             since = vm.serial.mark()
@@ -99,7 +99,7 @@ class Delete(Case):
         self.assertEqual(2, len(self.disk_files(vm)))
 
     def test_several_at_once_and_with_children(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         for name in ("a", "b", "c", "d"):
             self.take(vm, name)
         self.q("delete", "vm", "b", "c")
@@ -110,7 +110,7 @@ class Delete(Case):
         self.goes_on(vm)
 
     def test_a_branch_that_is_not_in_use(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         self.take(vm, "a", memory=True)
         self.take(vm, "b", memory=True)
         nonce = vm.serial.ticks()[-1].nonce
@@ -123,7 +123,7 @@ class Delete(Case):
         self.assertEqual(nonce, self.goes_on(vm)[-1].nonce)
 
     def test_a_paused_vm(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         self.take(vm, "a")
         self.take(vm, "b")
         self.pause(vm)
@@ -137,7 +137,7 @@ class Delete(Case):
         self.goes_on(vm)
 
     def test_after_a_deletion_the_others_can_be_reverted_to(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         nonce = vm.serial.ticks()[-1].nonce
         self.take(vm, "a", memory=True)
         self.take(vm, "b", memory=True)
@@ -154,14 +154,14 @@ class Delete(Case):
         vm = self.running_vm(append="SYNC=vda,vdb",
                              disks=[self.disk("disk0"),
                                     self.disk("disk1", "raw")])
-        for i in range(4 if QUICK else 10):
+        for i in range(4 if QUICK else 6):
             with self.subTest(round=i):
                 self.take(vm, "a%d" % i)
                 self.take(vm, "b%d" % i)
                 names = self.q.names("vm")
                 process = self.q.start("delete", "vm", "a%d" % i)
                 # Over in some 100 ms: the kills are spread over them.
-                time.sleep(0.012 * i)
+                time.sleep(0.02 * i)
                 process.kill()
                 process.wait()
                 self.q("recover", "vm")

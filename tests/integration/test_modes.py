@@ -51,10 +51,14 @@ class Mode(Case):
         self.assertEqual(sorted(set(counts)), counts,
                          "each round goes on from the one before")
 
+    def junk_vm(self):
+        vm = self.shared(lambda: self.running_vm(append="JUNK=40"))
+        vm.serial.wait("JUNK-READY")
+        return vm
+
     def check_figures(self):
         """What create says of the pause, against QEMU's own events."""
-        vm = self.running_vm(append="JUNK=24")
-        vm.serial.wait("JUNK-READY")
+        vm = self.junk_vm()
         with vm.monitor() as monitor:
             made = self.create(vm, "one")
             monitor.cmd("query-status")
@@ -78,17 +82,16 @@ class Mode(Case):
     def ticks_while_created(self):
         """The ticks that the guest printed while a slowed-down create ran,
         and the tick that the snapshot's disk holds."""
-        vm = self.running_vm(append="JUNK=40")
-        vm.serial.wait("JUNK-READY")
+        vm = self.junk_vm()
         process = self.q.start("create", "vm", "one", "--memory", "--mode",
-                               self.mode, "--bwlimit", "12M")
+                               self.mode, "--bwlimit", "20M")
         self.q.wait_journal("vm", process)
         since = vm.serial.mark()
         begun = time.monotonic()
         status, out, err = self.q.finish(process)
         self.assertEqual(0, status, err + out)
         lasted = time.monotonic() - begun
-        self.assertGreater(lasted, 2.5, "40 MiB at 12 MiB/s")
+        self.assertGreater(lasted, 1.5, "40 MiB at 20 MiB/s")
         ticks = [t.number for t in vm.serial.ticks(since)]
         self.goes_on(vm)
         self.check_verify(vm)
@@ -142,7 +145,7 @@ class Background(Mode):
 
     def test_the_guest_runs_while_memory_is_copied_as_it_was(self):
         ticks, tick = self.ticks_while_created()
-        self.assertGreater(len(ticks), 15)
+        self.assertGreater(len(ticks), 12)
         self.assertLess(tick, ticks[len(ticks) // 2],
                         "the instant is at the start")
 
@@ -158,7 +161,7 @@ class Precopy(Mode):
 
     def test_the_guest_runs_while_memory_is_copied_and_the_end_counts(self):
         ticks, tick = self.ticks_while_created()
-        self.assertGreater(len(ticks), 15)
+        self.assertGreater(len(ticks), 12)
         self.assertGreater(tick, ticks[len(ticks) // 2],
                            "the instant is at the end")
 
@@ -167,13 +170,16 @@ class SameFiles(Case):
     """All modes end in the same files."""
     cost = 25
 
+    def junk_vm(self):
+        return self.shared(lambda: self.running_vm(append="JUNK=8"))
+
     def files(self, made, look):
         folder = self.q.memory_dir("vm", made["id"])
         return {name: look(os.path.join(folder, name))
                 for name in os.listdir(folder) if name != "device.state"}
 
     def test_every_mode_writes_the_same_set_of_files(self):
-        vm = self.running_vm(append="JUNK=8")
+        vm = self.junk_vm()
         files = {}
         for mode in ("paused", "cow", "background", "precopy"):
             made = self.q("create", "vm", mode, "--memory", "--mode", mode)
@@ -186,7 +192,7 @@ class SameFiles(Case):
         self.goes_on(vm)
 
     def test_of_a_paused_vm_they_write_the_same_bytes(self):
-        vm = self.running_vm(append="JUNK=8")
+        vm = self.junk_vm()
         nonce = vm.serial.ticks()[-1].nonce
         vm.serial.wait("JUNK-READY")
         self.pause(vm)
@@ -213,13 +219,13 @@ class SameFiles(Case):
                 self.goes_on_from(vm, tick, nonce, since)
 
     def test_an_unknown_mode_is_refused(self):
-        vm = self.running_vm()
+        vm = self.junk_vm()
         with self.nothing_changes(vm):
             self.q.fails("usage", "mode", "create", "vm", "one", "--memory",
                          "--mode", "nosuch")
 
     def test_auto_takes_a_mode_and_says_which(self):
-        vm = self.running_vm()
+        vm = self.junk_vm()
         made = self.q("create", "vm", "one", "--memory")
         self.assertIn(made["mode"], ("cow", "background", "precopy", "paused"))
         ok = self.q.check("vm", "--memory")["captureModes"]

@@ -60,7 +60,6 @@ class Revert(Case):
                                             for p in self.head_paths(vm)])
                 vm.cmd("cont")
                 self.goes_on_from(vm, tick, nonce, since)
-                self.reset_boots(vm, nonce)
         with self.subTest(to="stopped"):
             since = vm.serial.mark()
             said = self.q("revert", "vm", "one", "--stopped")
@@ -76,7 +75,7 @@ class Revert(Case):
                                     for path, fmt in frozen])
 
     def test_of_a_vm_that_is_off(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         tick, nonce = self.snapshot(vm)
         self.goes_on(vm)
         vm.end()
@@ -185,7 +184,7 @@ class Revert(Case):
                          "a child stands under its parent")
 
     def test_to_paused_when_the_snapshot_was_of_a_paused_vm(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         self.pause(vm)
         tick, nonce = self.snapshot(vm, "one", "--mode", "paused")
         vm.cmd("cont")
@@ -200,7 +199,8 @@ class Revert(Case):
         for memory in ("ram", "memfd", "file"):
             vm = self.running_vm(name=memory, memory=memory)
             tick, nonce = self.snapshot(vm, "one", "--mode", "paused")
-            for restore in RESTORES + ("auto",):
+            for restore in RESTORES if memory == "ram" else \
+                    RESTORES + ("auto",):
                 with self.subTest(memory=memory, restore=restore):
                     self.goes_on(vm)
                     if restore == "mapped" and memory != "ram":
@@ -215,7 +215,7 @@ class Revert(Case):
             vm.end()
 
     def test_what_would_be_lost_can_be_kept(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         tick, nonce = self.snapshot(vm)
         later = self.goes_on(vm)[-1].number
         since = vm.serial.mark()
@@ -226,7 +226,7 @@ class Revert(Case):
         self.assertGreaterEqual(self.snapshot_ticks(vm, kept["id"])[0], later)
 
     def test_an_unknown_way_is_refused(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         self.snapshot(vm)
         with self.nothing_changes(vm):
             self.q.fails("usage", "restore|nosuch", "revert", "vm", "one",

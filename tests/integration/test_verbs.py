@@ -39,7 +39,7 @@ class Verbs(Case):
         vm.quit()
 
     def test_the_tree_is_told_by_list_info_and_rename(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         a = self.q("create", "vm", "alpha", "--description", "the first",
                    "--label", "owner=me", "--label", "why=test")
         b = self.q("create", "vm", "beta")
@@ -89,7 +89,7 @@ class Verbs(Case):
         self.assertEqual(["gamma", "beta"], self.q.names("vm"))
 
     def test_check_says_what_would_hinder(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         with self.nothing_changes(vm):
             said = self.q.check("vm", "--memory")
             self.assertTrue(said["ok"], said)
@@ -126,7 +126,7 @@ class Verbs(Case):
         self.goes_on(vm)
 
     def test_a_dry_run_changes_nothing(self):
-        vm = self.running_vm()
+        vm = self.shared(self.running_vm)
         self.q("create", "vm", "one")
         with self.nothing_changes(vm):
             for argv in (["create", "vm", "two", "--memory", "--dry-run"],

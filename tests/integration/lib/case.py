@@ -61,15 +61,18 @@ class Case(unittest.TestCase):
         self.vms = []
         self.paused_on_purpose = set()
         self.damaged_on_purpose = set()
+        self.to_keep = None
         self.tmp = tempfile.mkdtemp(prefix="qst-", dir=scratch_root())
-        self.addCleanup(self._remove_scratch)
-        self.addCleanup(self._end_processes)
-        self.store = os.path.join(self.tmp, "store")
-        self.q = Qstill(self, os.path.abspath(os.path.join(BUILD, "qstill")),
-                        self.store)
+        self.addCleanup(self._clean_up)
+        self._use_store()
         signal.signal(signal.SIGALRM, self._time_up)
         signal.alarm(self.limit)
         self.addCleanup(signal.alarm, 0)
+
+    def _use_store(self):
+        self.store = os.path.join(self.tmp, "store")
+        self.q = Qstill(self, os.path.abspath(os.path.join(BUILD, "qstill")),
+                        self.store)
 
     def _time_up(self, *_):
         raise TimeUp("the test's limit of %d s is over" % self.limit)
@@ -129,6 +132,60 @@ class Case(unittest.TestCase):
 
     def _qemus(self):
         return self.processes(self.tmp)
+
+    # A boot under TCG takes seconds: the VM that a test leaves as it was made
+    # serves the next test of its class that asks for it.
+    _kept = None
+
+    def shared(self, make):
+        """What make() returns, a running VM, or that of an earlier test: all
+        tests of a class that call this must mean the same VM."""
+        cls = type(self)
+        kept, cls._kept = cls._kept, None
+        if kept:
+            self._remove_scratch()
+            self.tmp, self.pids = kept.tmp, kept.pids
+            self._use_store()
+            self.to_keep = kept.to_keep
+            self.to_keep.case = self
+            self.vms.append(self.to_keep)
+        else:
+            self.to_keep = make()
+        return self.to_keep
+
+    def _as_made(self, vm):
+        """Whether it can serve again: its first boot, its first images, and
+        no snapshot."""
+        try:
+            said = vm.serial.text()
+            if vm.state() != "running" or self.vms != [vm] or \
+                    said.count("GUEST-UP") != 1 or vm.serial.wrong():
+                return False
+            ids = [s["id"] for s in self.q.snapshots(vm.name)]
+            if ids:
+                self.q("delete", vm.name, *ids)
+            with open(os.path.join(self.store, vm.name, "vm.json")) as f:
+                mapped = json.load(f).get("mapped")
+            paths = {d.path for d in vm.disks}
+            return not mapped and set(vm.heads().values()) == paths and \
+                self.disk_files(vm) == paths
+        except AssertionError:
+            return False
+
+    def _clean_up(self):
+        if self.to_keep and self._outcome.success and \
+                self._as_made(self.to_keep):
+            type(self)._kept = self
+            return
+        self._end_processes()
+        self._remove_scratch()
+
+    @classmethod
+    def tearDownClass(cls):
+        kept, cls._kept = cls._kept, None
+        if kept:
+            kept._end_processes()
+            kept._remove_scratch()
 
     def _remove_scratch(self):
         self.unprotect(self.tmp)
