@@ -17,6 +17,7 @@ import inspect
 import json
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
@@ -309,7 +310,9 @@ def main():
         print("failed: " + name)
     for why, names in sorted(run.skips.items()):
         print("skipped: %d tests: %s" % (len(names), why))
-    print("integration: %.0f s" % (time.monotonic() - begun))
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print("integration: %.0f s; %.0f s of CPU" % (
+        time.monotonic() - begun, used.ru_utime + used.ru_stime))
     c = run.counts
     print("%d passed, %d failed, %d skipped" % (
         c["passed"], c["failed"], c["skipped"]))

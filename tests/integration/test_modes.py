@@ -10,15 +10,15 @@ import time
 from lib import image
 from lib.case import QUICK, Case
 
-ROUNDS = 4 if QUICK else 20
+ROUNDS = int(os.environ.get("ROUNDS", "4" if QUICK else "20"))
 
 
 class Mode(Case):
     """The tests of all modes; a subclass names one."""
     mode = None
     restores = ("eager", "mapped")
-    limit = 300
-    cost = 150
+    limit = max(300, 10 * ROUNDS)
+    cost = 60
 
     def create(self, vm, name, *more):
         made = self.q("create", vm.name, name, "--memory", "--mode", self.mode,
