@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "journal.h"
+#include "qmp/graph.h"
 #include "qmp/job.h"
 #include "qmp/migrate.h"
 #include "session.h"
@@ -141,6 +142,9 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
                  const char *to_format, struct journal *j,
                  struct qstill_error *err)
 {
+    const struct qmp_disk *q = session_live_disk(s, d);
+    struct qstill_error ignored = {0};
+
     j->pivot_disk = d->name;
     j->pivot_from = d->head_path;
     j->pivot_to = to;
@@ -152,6 +156,10 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
     if (livechain_set_head(s, d, to, to_format, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
+    /* A head that a revert has opened is the monitor's, too: it would go on
+     * holding the layer below. Any other one is gone already. */
+    if (q)
+        qmp_blockdev_del(s->qmp, q->node, QMP_MISSING_FINE, &ignored);
     j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
     return journal_save(s->vmfd, j, err);
 }

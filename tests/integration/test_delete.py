@@ -150,6 +150,20 @@ class Delete(Case):
                 self.q("revert", "vm", name)
                 self.goes_on_from(vm, tick, nonce, since)
 
+    def test_after_a_revert_in_place_and_a_deletion_all_goes_on(self):
+        """QEMU lets go of the heads that the revert had opened."""
+        vm = self.running_vm(disks=[self.disk("disk0"),
+                                    self.disk("disk1", "raw")])
+        for name in ("a", "b"):
+            self.take(vm, name, memory=True)
+            self.q("revert", "vm", name, "--restore", "inplace")
+            self.q("delete", "vm", name)
+            self.assertEqual({d.path for d in vm.disks},
+                             {n["file"] for n in
+                              vm.cmd("query-named-block-nodes")})
+            self.check_nothing_left(vm)
+        self.goes_on(vm)
+
     def test_killed_in_the_middle_it_is_whole_or_gone(self):
         vm = self.running_vm(append="SYNC=vda,vdb",
                              disks=[self.disk("disk0"),
