@@ -5,10 +5,12 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/xattr.h>
 
 #include "checked.h"
@@ -376,6 +378,16 @@ void io_direct_align(int fd, struct io_align *out)
         align_by_trying(direct, out);
 }
 
+/* Newer kernels take O_DIRECT there and copy by way of the page cache, which
+ * is all there is. */
+static bool is_in_memory(int fd)
+{
+    struct statfs fs;
+
+    return fstatfs(fd, &fs) == 0 &&
+           (fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC);
+}
+
 int io_open_direct(int fd, uint32_t max_align, int *out, struct io_align *align,
                    struct qstill_error *err)
 {
@@ -383,6 +395,9 @@ int io_open_direct(int fd, uint32_t max_align, int *out, struct io_align *align,
     struct stat a, b;
 
     *out = -1;
+    *align = (struct io_align){0, 0};
+    if (is_in_memory(fd))
+        return 0;
     io_direct_align(fd, align);
     if (align->off == 0 || align->off > max_align || align->mem > max_align)
         return 0;

@@ -45,7 +45,6 @@ struct compare {
 
 static void side_close(struct side *s)
 {
-    filler_fini(&s->filler);
     extents_fini(&s->view);
     chain_close(s->chain);
 }

@@ -17,12 +17,6 @@ struct fill_piece {
     const struct image *img;
 };
 
-void filler_fini(struct filler *fl)
-{
-    free(fl->scratch);
-    fl->scratch = NULL;
-}
-
 void fill_begin(struct fill *f, void *data, size_t room)
 {
     f->data = data;
@@ -200,33 +194,27 @@ static int inflate_into(const struct image *img, uint8_t *out, size_t len,
 
 static int unpack(struct fill *f, struct fill_piece *p)
 {
-    struct filler *fl = f->filler;
     size_t cs = (size_t)p->img->cluster_size;
+    CLEANUP(freep) uint8_t *whole = NULL;
     uint8_t *out = f->data + p->at;
 
     if (p->len < cs) {
-        if (fl->scratch_len < cs) {
-            free(fl->scratch);
-            fl->scratch = malloc(cs);
-            fl->scratch_len = fl->scratch ? cs : 0;
-        }
-        if (!fl->scratch)
+        out = whole = malloc(cs);
+        if (!whole)
             return err_nomem(&f->why);
-        out = fl->scratch;
     }
     if (inflate_into(p->img, out, cs, p) < 0)
         return err_set(&f->why, QSTILL_E_CORRUPT,
                        "%s: compressed data at offset %llu is damaged",
                        p->img->path, (unsigned long long)p->op.off);
-    if (out == fl->scratch)
-        memcpy(f->data + p->at, out + p->skip, p->len);
+    if (whole)
+        memcpy(f->data + p->at, whole + p->skip, p->len);
     return 0;
 }
 
-static void piece_done(struct aio_op *op)
+static void piece_end(struct fill *f, struct fill_piece *p)
 {
-    struct fill_piece *p = op->user;
-    struct fill *f = p->fill;
+    struct aio_op *op = &p->op;
 
     if (op->error && f->error == 0)
         f->error = err_errno(&f->why, op->error, "reading %s", p->img->path);
@@ -236,8 +224,33 @@ static void piece_done(struct aio_op *op)
         f->error = unpack(f, p);
     free(p->packed);
     p->packed = NULL;
+}
+
+static void piece_done(struct aio_op *op)
+{
+    struct fill_piece *p = op->user;
+    struct fill *f = p->fill;
+
+    piece_end(f, p);
     if (--f->pending == 0)
         f->done(f);
+}
+
+int fill_now(const struct io *io, struct fill *f)
+{
+    for (size_t i = 0; i < f->count; i++) {
+        struct fill_piece *p = &f->pieces[i];
+        struct qstill_error why;
+
+        p->op.error = p->op.moved = 0;
+        if (f->error == 0 && io_read_upto(io, p->op.fd, p->op.data, p->op.len,
+                                          p->op.off, &p->op.moved, &why) < 0) {
+            f->why = why;
+            f->error = err_wrap(&f->why, "reading %s", p->img->path);
+        }
+        piece_end(f, p);
+    }
+    return f->error;
 }
 
 void fill_start(struct filler *fl, struct fill *f)

@@ -7,6 +7,8 @@
  *     fill_begin(f, buffer, room);
  *     fill_guest(fl, f, guest, len);   once or more, one behind the other
  *     fill_start(fl, f);               f->done(f) is called from aio_wait()
+ *
+ * or, instead of the last, fill_now(f): reads at once, on any thread.
  */
 #ifndef QSTILL_QCOW2_FILL_H
 #define QSTILL_QCOW2_FILL_H
@@ -17,12 +19,8 @@ struct filler {
     struct aio *aio;
     const struct chain *chain;
     const struct extents *view;
-    size_t hint;      /* where the last range was found */
-    uint8_t *scratch; /* one cluster, for parts of compressed ones */
-    size_t scratch_len;
+    size_t hint; /* where the last range was found */
 };
-
-void filler_fini(struct filler *fl);
 
 struct fill_piece;
 struct fill {
@@ -53,5 +51,8 @@ int fill_raw(struct filler *fl, struct fill *f, uint16_t layer, uint64_t off,
 
 /* Calls `done` at once when there is nothing to wait for. */
 void fill_start(struct filler *fl, struct fill *f);
+
+/* The result is in f->error, too; `done` is not called. */
+int fill_now(const struct io *io, struct fill *f);
 
 #endif

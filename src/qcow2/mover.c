@@ -2,13 +2,14 @@
 #include "mover.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #include "base/bytes.h"
 #include "base/checked.h"
-#include "ratelimit.h"
+#include "mover_impl.h"
 
 /* 1 MiB writes are at the top speed of every disk seen; 48 of them in flight
  * keep reads and writes busy at once. */
@@ -16,47 +17,54 @@
 #define MEMORY_BYTES ((size_t)48 << 20)
 /* Compressed clusters are read into memory of their own. */
 #define STEP_MS 100
+/* Where the page cache is all there is (tmpfs), a copy is made by a few
+ * threads, in pieces that stay in a CPU's cache; io_uring would hand each write
+ * to a thread of the kernel. */
+#define THREADS        2u /* a file takes one write at a time */
+#define THREADED_BYTES ((size_t)128 << 10)
+#define THREADED_UNITS 16u
 /* Direct writes cover whole pages, whatever less the disk would take: a page
  * that is written both ways at once can lose one of them. */
 #define DIRECT_BLOCK 4096u
 /* Each is a system call of 10 to 100 microseconds. */
 #define SHARES_PER_STEP 512
 
-struct unit {
-    struct mover *m;
-    struct fill fill;
-    struct aio_op write;
-    uint8_t *data;
-    uint64_t dst;
-    size_t at; /* written, or found to be zeros */
-    bool busy;
-};
-
-struct mover {
-    struct mover_options o;
-    struct aio *aio;
-    struct aio_pool *pool;
-    struct filler filler;
-    size_t buffer;
-    struct unit *units;
-    size_t unit_count;
-    size_t next;       /* move */
-    uint64_t at;       /* bytes of it begun */
-    size_t busy;       /* units */
-    bool *unshareable; /* by layer */
-    struct mover_count count;
-    struct ratelimit limit; /* of bytes copied */
-    int failed;
-    struct qstill_error why;
-};
-
 /* -------------------------------------------------------------- open, close */
+
+/* Nobody can bypass the page cache, so that nothing overlaps but CPUs. Zeros
+ * are told by a bit per block. */
+static bool wants_threads(const struct mover *m)
+{
+    const struct chain *c = m->o.chain;
+    size_t block = m->o.zero_block;
+
+    for (size_t i = 0; i < c->n; i++)
+        if (c->layers[i]->direct >= 0)
+            return false;
+    return m->o.target->direct < 0 && io_is_real(m->o.target->io) &&
+           (block == 0 || block >= THREADED_BYTES / 64);
+}
+
+static int start_threads(struct mover *m, struct qstill_error *err)
+{
+    m->event_fd = aio_eventfd(m->aio, err);
+    if (m->event_fd < 0)
+        return err->code;
+    m->buffer = max_u64(THREADED_BYTES,
+                        max_u64(m->o.target->cluster_size, m->o.zero_block));
+    return taskpool_open(&m->threads, THREADS, m->event_fd, err);
+}
+
+static void unit_run(struct task *t);
 
 static int make_units(struct mover *m, struct qstill_error *err)
 {
     size_t count = max_u64(MEMORY_BYTES / m->buffer, 4);
 
-    if (aio_pool_open(&m->pool, m->aio, m->buffer, (unsigned)count, err) < 0)
+    if (m->threads)
+        count = THREADED_UNITS;
+    if (aio_pool_open(&m->pool, m->threads ? NULL : m->aio, m->buffer,
+                      (unsigned)count, err) < 0)
         return err->code;
     m->units = calloc(count, sizeof(*m->units));
     if (!m->units)
@@ -64,6 +72,7 @@ static int make_units(struct mover *m, struct qstill_error *err)
     m->unit_count = count;
     for (size_t i = 0; i < count; i++) {
         m->units[i].m = m;
+        m->units[i].task.run = unit_run;
         m->units[i].data = aio_pool_get(m->pool);
     }
     return 0;
@@ -90,7 +99,9 @@ int mover_open(struct mover **out, const struct mover_options *o,
     for (size_t i = 0; i < o->chain->n; i++)
         if (image_open_direct(o->chain->layers[i], err) < 0)
             return err->code;
-    if (image_open_direct(o->target, err) < 0 || make_units(m, err) < 0)
+    if (image_open_direct(o->target, err) < 0 ||
+        (wants_threads(m) && start_threads(m, err) < 0) ||
+        make_units(m, err) < 0)
         return err->code;
     ratelimit_init(&m->limit, o->bwlimit);
     *out = take_ptr(&m);
@@ -102,11 +113,11 @@ void mover_close(struct mover *m)
     if (!m)
         return;
     m->failed = QSTILL_E_CANCELLED; /* units that come back start no more */
+    taskpool_close(m->threads);     /* they write to the event of the aio */
     aio_close(m->aio);
     for (size_t i = 0; i < m->unit_count; i++)
         fill_fini(&m->units[i].fill);
     free(m->units);
-    filler_fini(&m->filler);
     aio_pool_free(m->pool);
     free(m->unshareable);
     free(m);
@@ -245,6 +256,72 @@ static void unit_filled(struct fill *f)
         unit_write(u);
 }
 
+/* ---------------------------------------------------------- on a thread */
+
+/* All of a unit, without a word to anybody: unit_take() tells. */
+static void unit_run(struct task *t)
+{
+    struct unit *u = (struct unit *)t;
+    struct image *target = u->m->o.target;
+    size_t block = u->m->o.zero_block;
+
+    u->zeros = 0;
+    u->error = fill_now(target->io, &u->fill);
+    if (u->error)
+        u->why = u->fill.why;
+    while (u->error == 0 && u->at < u->fill.len) {
+        size_t len;
+
+        if (block && is_zero_block(u, u->at)) {
+            u->zeros |= 1ull << u->at / block;
+            u->at += block_len(u, u->at);
+            continue;
+        }
+        len = bytes_to_write(u);
+        u->error = io_write_full(target->io, target->wfd, u->data + u->at, len,
+                                 u->dst + u->at, &u->why);
+        if (u->error)
+            u->error = err_wrap(&u->why, "%s", target->path);
+        u->at += len;
+    }
+}
+
+/* Back on the mover's thread. */
+static void unit_take(struct unit *u)
+{
+    struct mover *m = u->m;
+    size_t block = m->o.zero_block;
+
+    if (u->error)
+        fail(m, &u->why);
+    else
+        m->count.done += u->fill.len;
+    for (size_t at = 0; u->zeros && m->o.zeros && at < u->fill.len; at += block)
+        if (u->zeros & 1ull << at / block)
+            m->o.zeros(m->o.user, u->dst + at, block_len(u, at));
+    unit_end(u);
+}
+
+/* Those that are ready, or the next one. */
+static int take_units(struct mover *m, int wait_ms, struct qstill_error *err)
+{
+    struct pollfd fd = {.fd = m->event_fd, .events = POLLIN};
+    struct task *t = taskpool_take(m->threads);
+
+    if (!t) {
+        if (aio_poll(m->aio, err) < 0) /* clears the event */
+            return err->code;
+        t = taskpool_take(m->threads);
+    }
+    if (!t) {
+        poll(&fd, 1, wait_ms);
+        t = taskpool_take(m->threads);
+    }
+    for (; t; t = taskpool_take(m->threads))
+        unit_take((struct unit *)t);
+    return 0;
+}
+
 /* The next piece of the current move that fits into `room`. */
 static int add_piece(struct mover *m, struct fill *f, struct qstill_error *err)
 {
@@ -293,70 +370,11 @@ static int start_unit(struct mover *m, struct unit *u, struct qstill_error *err)
     u->busy = true;
     m->busy++;
     ratelimit_begin(&m->limit, u->fill.len);
-    fill_start(&m->filler, &u->fill);
+    if (m->threads)
+        taskpool_submit(m->threads, &u->task);
+    else
+        fill_start(&m->filler, &u->fill);
     return 0;
-}
-
-/* ------------------------------------------------------------------ sharing */
-
-static bool share_extent(struct mover *m, const struct extent *e, uint64_t dst)
-{
-    const struct image *t = m->o.target;
-    const struct image *src = m->o.chain->layers[e->layer];
-
-    if (e->kind != EXTENT_DATA || m->unshareable[e->layer] ||
-        e->host + e->len > src->info.file_size)
-        return false;
-    if (t->io->ops->clone_range(t->io, src->fd, e->host, e->len, t->wfd, dst) <
-        0) {
-        m->unshareable[e->layer] = true;
-        return false;
-    }
-    return true;
-}
-
-/* A whole move made of whole pieces of files. False: it must be copied; what
- * was shared already is then written over. */
-static bool share(struct mover *m)
-{
-    const struct move *mv = &m->o.moves->v[m->next];
-    const struct extents *x = m->o.view;
-    uint64_t done = 0;
-
-    if (!m->o.share || mv->layer != MOVE_GUEST || m->at != 0)
-        return false;
-    for (size_t i = extents_find(x, mv->from); done < mv->len; i++) {
-        struct extent e;
-
-        if (i >= x->n || x->v[i].guest > mv->from + done)
-            return false;
-        e = extent_cut(&x->v[i], mv->from, mv->from + mv->len);
-        if (!share_extent(m, &e, mv->dst + done))
-            return false;
-        done += e.len;
-    }
-    m->count.done += mv->len;
-    m->count.shared += mv->len;
-    m->next++;
-    return true;
-}
-
-bool mover_can_share(struct mover *m)
-{
-    const struct extents *x = m->o.view;
-
-    for (size_t k = 0; m->o.share && k < m->o.moves->n; k++) {
-        const struct move *mv = &m->o.moves->v[k];
-        size_t i = extents_find(x, mv->from);
-        struct extent e;
-
-        if (mv->layer != MOVE_GUEST || i >= x->n || x->v[i].guest > mv->from ||
-            x->v[i].kind != EXTENT_DATA)
-            continue;
-        e = extent_cut(&x->v[i], mv->from, mv->from + mv->len);
-        return share_extent(m, &e, mv->dst);
-    }
-    return false;
 }
 
 /* --------------------------------------------------------------------- step */
@@ -365,7 +383,7 @@ bool mover_can_share(struct mover *m)
 static bool share_some(struct mover *m)
 {
     for (unsigned i = 0; i < SHARES_PER_STEP; i++)
-        if (m->next == m->o.moves->n || !share(m))
+        if (m->next == m->o.moves->n || !mover_share(m))
             return false;
     return true;
 }
@@ -393,7 +411,10 @@ int mover_step(struct mover *m, bool *done, struct qstill_error *err)
         fail(m, err);
     limit = ratelimit_wait_ms(&m->limit, STEP_MS);
     if (m->busy > 0) {
-        if (aio_wait(m->aio, 1, limit > 0 ? limit : STEP_MS, err) < 0)
+        int wait = limit > 0 ? limit : STEP_MS;
+
+        if ((m->threads ? take_units(m, wait, err)
+                        : aio_wait(m->aio, 1, wait, err)) < 0)
             return err->code;
     } else if (limit > 0 && m->next < m->o.moves->n && m->failed == 0) {
         struct timespec ts = {.tv_nsec = limit * 1000000L};

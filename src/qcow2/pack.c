@@ -430,6 +430,5 @@ void pack_close(struct pack *p)
     }
     free(p->chunks);
     pack_streams_close(p->streams);
-    filler_fini(&p->filler);
     free(p);
 }
