@@ -11,7 +11,7 @@ same bytes at once, fsync included, the better of direct and buffered. After the
 first run of each command the guest's content is compared and the image checked.
 
     merge.py [--dir DIR]... [--row WORD] [--scale N] [--reps N] [--json FILE]
-             [--keep] [--prepare] [--ours]
+             [--keep] [--prepare] [--ours] [--priority]
 
 --dir      where to work (default: build/bench on the disk, and /dev/shm)
 --row      only rows with this in their name; --row list names them
@@ -19,6 +19,8 @@ first run of each command the guest's content is compared and the image checked.
 --keep     leave the images there for the next run, in DIR/qstill-bench
 --prepare  only make the images, and keep them
 --ours     no peer and no limit: for profiling
+--priority run what is timed, ours and theirs, with nice -20, where the machine
+           is not idle
 Needs qemu-img, qemu-io, fio; root for cold caches and for the reflink rows.
 """
 
@@ -29,6 +31,7 @@ import shutil
 import sys
 import tempfile
 
+import merge_lib
 import merge_live
 import merge_special
 from merge_lib import (CLUSTER, GIB, MIB, MODES, QSTILL, TOP, Row, modes,
@@ -248,9 +251,12 @@ def main():
     ap.add_argument("--keep", action="store_true")
     ap.add_argument("--prepare", action="store_true")
     ap.add_argument("--ours", action="store_true")
+    ap.add_argument("--priority", action="store_true")
     ap.add_argument("--json", default=os.path.join(TOP,
                                                    "build/bench-merge.json"))
     args = ap.parse_args()
+    if args.priority:
+        merge_lib.PRIORITY = -20
     out = {"scale": args.scale, "reps": args.reps, "rows": [],
            "cold_cache": os.access("/proc/sys/vm/drop_caches", os.W_OK),
            "qemu_img": sh("qemu-img", "--version").split("\n")[0],

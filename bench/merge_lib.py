@@ -17,6 +17,13 @@ CLUSTER = 64 * KIB
 MODES = ("none", "writeback", "unsafe", "directsync", "writethrough")
 
 
+PRIORITY = 0  # of the commands that are timed: set by --priority
+
+
+def prefer():
+    os.nice(PRIORITY)
+
+
 def sh(*argv, **kw):
     p = subprocess.run(argv, stdin=kw.pop("stdin", subprocess.DEVNULL),
                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kw)
@@ -53,7 +60,8 @@ def timed(*commands, cwd, limit=None):
     rss, start = 0, time.monotonic()
     for argv in commands:
         p = subprocess.Popen(argv, cwd=cwd, stdin=subprocess.DEVNULL,
-                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                             preexec_fn=prefer)
         timer = threading.Timer(limit - (time.monotonic() - start),
                                 p.kill) if limit else None
         if timer:
@@ -136,7 +144,7 @@ def fio_once(src, dst, size, direct, allocate):
     start = time.monotonic()
     sh("fio", "--name=r", "--rw=read", "--filename=" + src, *common,
        "--name=w", "--rw=write", "--filename=" + dst, "--end_fsync=1",
-       "--fallocate=" + allocate, *common)
+       "--fallocate=" + allocate, *common, preexec_fn=prefer)
     return time.monotonic() - start
 
 
