@@ -13,9 +13,11 @@
 #include <poll.h>
 #include <string.h>
 
+#include "heads.h"
 #include "journal.h"
 #include "layers.h"
 #include "livechain.h"
+#include "protect.h"
 #include "qcow2/merge.h"
 #include "session.h"
 
@@ -73,14 +75,16 @@ static int drop_file(struct session *s, const struct layer *l, struct buf *text,
     return 0;
 }
 
-/* The head is folded into the hidden layer below it, which becomes the head. */
+/* The head is folded into the hidden layer below it, which becomes the head.
+ * A node that a revert in place opened outlives the job, and would keep what
+ * is below it busy: it is closed while its file is still known as ours. */
 static int fold_head(struct session *s, struct vm_disk *d,
                      const struct layer *gone, const struct layer *head,
                      struct journal *j, struct buf *text,
                      struct qstill_error *err)
 {
     if (livechain_commit_head(s, d, gone->path, gone->format, j, err) < 0 ||
-        session_refresh(s, err) < 0 || layer_remove(head->path, err) < 0 ||
+        heads_sweep(s, NULL, err) < 0 || layer_remove(head->path, err) < 0 ||
         forget(s, head->path, err) < 0)
         return err->code;
     if (text)
@@ -95,7 +99,8 @@ static int pull(struct session *s, struct vm_disk *d, const struct layer *gone,
     j->rewriting = child->path;
     if (journal_save(s->vmfd, j, err) < 0 ||
         livechain_pull(s, d, child->path, gone->path, err) < 0 ||
-        reidentify(s, child, err) < 0 || drop_file(s, gone, NULL, err) < 0)
+        reidentify(s, child, err) < 0 || heads_sweep(s, NULL, err) < 0 ||
+        drop_file(s, gone, NULL, err) < 0)
         return err->code;
     j->rewriting = NULL;
     if (text)
@@ -305,16 +310,28 @@ static int one_pass(struct session *s, struct journal *j, struct buf *text,
     return 0;
 }
 
+static int open_protected(struct session *s, struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0, NULL};
+
+    if (s->rec.hidden_count == 0)
+        return 0;
+    if (layers_load(s, &all, err) < 0)
+        return err->code;
+    return protect_open_hidden(&all, err);
+}
+
 int layers_collapse(struct session *s, struct journal *j, struct buf *text,
                     struct qstill_error *err)
 {
     enum outcome outcome = PROGRESS;
 
-    if (settle_off(s, j, err) < 0)
+    if (settle_off(s, j, err) < 0 || open_protected(s, err) < 0)
         return err->code;
     while (outcome == PROGRESS)
         if (one_pass(s, j, text, &outcome, err) < 0)
             return err->code;
+    protect_all(s); /* not after a failure: it goes on where it stopped */
     if (text && s->rec.hidden_count > 0)
         buf_printf(text, "%zu layer%s stay%s hidden for now\n",
                    s->rec.hidden_count, s->rec.hidden_count == 1 ? "" : "s",

@@ -28,6 +28,7 @@
 #include "job.h"
 #include "layers.h"
 #include "livechain.h"
+#include "protect.h"
 #include "qmp/graph.h"
 #include "trash.h"
 #include "unwind.h"
@@ -505,6 +506,8 @@ static int publish_enter(void *ctx, struct qstill_error *err)
         return err_hint(err, "the snapshot exists; the next command finishes "
                              "the work");
     unlinkat(c->s.vmfd, UNWIND_RESERVE_NAME, 0);
+    for (size_t i = 0; !c->o.no_protect && i < c->j.disk_count; i++)
+        protect_set(c->j.disks[i].old_path);
     if (trash_end(&c->s, job_text(c->job), err) < 0)
         return err_hint(err,
                         "the snapshot exists; qstill recover %s takes "

@@ -160,6 +160,7 @@ int create_manifest(struct create *c, struct manifest *m,
     m->created_ns = c->stamp_ns;
     m->labels = c->labels;
     m->label_count = c->label_count;
+    m->protect = !c->o.no_protect;
     m->quiesced = c->quiesce.filesystems > 0;
     m->frozen_ms = c->quiesce.frozen_ms;
     m->mode = c->o.memory ? mode_name(c->mode) : "disk";

@@ -93,14 +93,27 @@ static void describe(struct del *c, const struct layers *all)
     }
 }
 
+/* A merge gives the layers of doomed ones and of their children another
+ * identity: whatever was done to them behind our back would look right then. */
+static bool is_merged(const struct del *c, const struct manifest *m)
+{
+    const struct manifest *up =
+        m->parent_id ? tree_find(&c->s.tree, m->parent_id) : NULL;
+
+    return c->doomed[index_of(&c->s.tree, m)] ||
+           (up && c->doomed[index_of(&c->s.tree, up)]);
+}
+
 static int check_layers(struct del *c, struct qstill_error *err)
 {
     for (size_t i = 0; i < c->s.tree.count; i++) {
         const struct manifest *m = &c->s.tree.nodes[i];
 
-        for (size_t k = 0; c->doomed[i] && k < m->disk_count; k++)
-            if (layer_check(&m->disks[k], err) < 0)
-                return err_wrap(err, "snapshot %s", m->name);
+        for (size_t k = 0; is_merged(c, m) && k < m->disk_count; k++)
+            if (layer_check(&m->disks[k], err) < 0) {
+                err_wrap(err, "snapshot %s", m->name);
+                return err_hint(err, "bring the original file back");
+            }
     }
     return 0;
 }

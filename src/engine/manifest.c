@@ -116,6 +116,7 @@ int manifest_load(int snapdirfd, struct manifest *out, struct qstill_error *err)
     m.created_ns = json_in_u64(&in, root, "createdNs", JSON_REQUIRED);
     m.labels = json_in_strings(&in, root, "labels", MANIFEST_LABELS_MAX,
                                &m.label_count);
+    m.protect = json_in_bool(&in, root, "protect");
     m.quiesced = json_in_bool(&in, root, "quiesced");
     m.frozen_ms = json_in_real(&in, root, "frozenMs");
     m.mode = json_in_string(&in, root, "mode", JSON_REQUIRED);
@@ -206,17 +207,18 @@ int manifest_save(int snapdirfd, const struct manifest *m,
 {
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
-        "{si so so so so so sI so sb sf so so so sf sf so so so so so}",
+        "{si so so so so so sI so sb sb sf so so so sf sf so so so so so}",
         "version", MANIFEST_VERSION, "id", json_out_string(m->id), "name",
         json_out_string(m->name), "description",
         json_out_string(m->description), "parentId",
         json_out_string(m->parent_id), "createdAt",
         json_out_string(m->created_at), "createdNs", (json_int_t)m->created_ns,
-        "labels", json_out_strings(m->labels, m->label_count), "quiesced",
-        m->quiesced, "frozenMs", m->frozen_ms, "mode", json_out_string(m->mode),
-        "modeReason", json_out_string(m->mode_reason), "runState",
-        json_out_string(m->run_state), "pauseMs", m->pause_ms, "longestStallMs",
-        m->stall_ms, "qemuVersion", json_out_string(m->qemu_version), "qemuSum",
+        "labels", json_out_strings(m->labels, m->label_count), "protect",
+        m->protect, "quiesced", m->quiesced, "frozenMs", m->frozen_ms, "mode",
+        json_out_string(m->mode), "modeReason", json_out_string(m->mode_reason),
+        "runState", json_out_string(m->run_state), "pauseMs", m->pause_ms,
+        "longestStallMs", m->stall_ms, "qemuVersion",
+        json_out_string(m->qemu_version), "qemuSum",
         json_out_string(m->qemu_sum), "disks", disks_json(m), "memory",
         memory_json(m), "host", host_json(m));
 

@@ -54,6 +54,7 @@ struct manifest {
     uint64_t created_ns; /* the same, for the order */
     size_t label_count;
     char **labels; /* "K=V" */
+    bool protect; /* its layers are immutable (protect.h) */
     bool quiesced;
     double frozen_ms;
     bool memory_included;

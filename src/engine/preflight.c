@@ -47,6 +47,33 @@ static int risky(struct session *s, bool force, struct qstill_error *err,
     return err_clear(err);
 }
 
+/* With force the file must only be there. */
+static int check_layer(const struct manifest_disk *d, bool force,
+                       struct qstill_error *err)
+{
+    struct manifest_disk loose = *d;
+
+    if (!force)
+        return layer_check(d, err);
+    loose.mtime_ns = loose.ino = 0;
+    loose.header_hash = NULL;
+    return layer_check(&loose, err);
+}
+
+/* What the snapshot's layers read from: those of its ancestors. */
+static int check_ancestors(struct session *s, const struct manifest *m,
+                           bool force, struct qstill_error *err)
+{
+    const struct manifest *up = m;
+
+    while (up->parent_id && (up = tree_find(&s->tree, up->parent_id)) != NULL)
+        for (size_t i = 0; i < up->disk_count; i++)
+            if (manifest_disk(m, up->disks[i].name) &&
+                check_layer(&up->disks[i], force, err) < 0)
+                return err_wrap(err, "below it, snapshot %s", up->name);
+    return 0;
+}
+
 static int check_disks(struct session *s, const struct manifest *m, bool force,
                        struct qstill_error *err)
 {
@@ -59,18 +86,10 @@ static int check_disks(struct session *s, const struct manifest *m, bool force,
                     d->name);
             return err_hint(err, "attach the VM with that disk");
         }
-        if (force) {
-            struct manifest_disk loose = *d;
-
-            loose.mtime_ns = loose.ino = 0;
-            loose.header_hash = NULL;
-            if (layer_check(&loose, err) < 0)
-                return err->code;
-        } else if (layer_check(d, err) < 0) {
+        if (check_layer(d, force, err) < 0)
             return err->code;
-        }
     }
-    return 0;
+    return check_ancestors(s, m, force, err);
 }
 
 static int check_files(struct session *s, const struct manifest *m,

@@ -26,6 +26,7 @@
 #include "livechain.h"
 #include "lock.h"
 #include "name.h"
+#include "protect.h"
 #include "qcow2/merge.h"
 #include "revert.h"
 #include "session.h"
@@ -94,6 +95,7 @@ static int finish_create(struct session *s, struct journal *j, struct buf *text,
         unwind_resume(s, j, err) < 0)
         return err->code;
     unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
+    protect_all(s);
     return trash_end(s, text, err);
 }
 

@@ -31,16 +31,17 @@ static bool put_cache(json_t *o, const struct qmp_blockdev *b)
 }
 
 /* The protocol node: a new one with the format node's cache mode, or the name
- * of one that exists. */
+ * of one that exists. It has no read-only of its own: so it takes the format
+ * node's, and follows when QEMU makes that read-only (a snapshot). Else it
+ * would stay open for writing, which an immutable layer refuses next time. */
 static bool put_file(json_t *o, const struct qmp_blockdev *b)
 {
     json_t *file;
 
     if (!b->path)
         return put_string(o, "file", b->file_node);
-    file = json_pack("{s:s, s:s, s:b}", "driver",
-                     b->protocol ? b->protocol : "file", "filename", b->path,
-                     "read-only", b->read_only);
+    file = json_pack("{s:s, s:s}", "driver",
+                     b->protocol ? b->protocol : "file", "filename", b->path);
     if (!put_string(file, "node-name", b->file_node) || !put_cache(file, b) ||
         !put_string(file, "aio", b->aio) ||
         !put_string(file, "discard", b->discard)) {

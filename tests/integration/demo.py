@@ -124,6 +124,9 @@ class Demo:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
+        # frozen layers are immutable
+        subprocess.run("chattr -R -f -i " + self.dir, shell=True, check=False,
+                       stderr=subprocess.DEVNULL)
         shutil.rmtree(self.dir, ignore_errors=True)
 
     # -------------------------------------------------------------- the steps

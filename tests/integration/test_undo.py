@@ -178,6 +178,16 @@ class Undo(Case):
         self.q("undo", "vm")
         self.assertIn("middle", self.q.names("vm"))
 
+    def test_what_a_revert_in_place_opened_is_closed_with_its_layer(self):
+        self.three()
+        self.q("revert", "vm", "root")
+        self.q("create", "vm", "more")
+        self.q("delete", "vm", *self.q.names("vm"))
+        open_now = {n["image"]["filename"] for n in
+                    self.vm.cmd("query-named-block-nodes")}
+        self.assertEqual({d.path for d in self.vm.disks}, open_now)
+        self.q("create", "vm", "again")
+
     def test_dry_run_says_what(self):
         self.three()
         self.q("revert", "vm", "root")

@@ -274,14 +274,14 @@ static void a_node_is_added_with_all_its_options(void **state)
     struct qmp_peer *p = qmp_peer_client(
         "C {\"execute\":\"blockdev-add\",\"arguments\":{\"driver\":\"qcow2\","
         "\"node-name\":\"m\",\"read-only\":true,\"file\":{\"driver\":\"file\","
-        "\"filename\":\"/d/m\",\"read-only\":true,\"node-name\":\"mf\","
+        "\"filename\":\"/d/m\",\"node-name\":\"mf\","
         "\"cache\":{\"direct\":true,\"no-flush\":false},\"discard\":\"unmap\"},"
         "\"cache\":{\"direct\":true,\"no-flush\":false},\"backing\":\"base\","
         "\"discard\":\"unmap\",\"detect-zeroes\":\"on\"}}\n"
         "S {\"return\":{}}\n"
         "C {\"execute\":\"blockdev-add\",\"arguments\":{\"driver\":\"raw\","
         "\"node-name\":\"r\",\"read-only\":false,\"file\":{\"driver\":"
-        "\"host_device\",\"filename\":\"/dev/x\",\"read-only\":false},"
+        "\"host_device\",\"filename\":\"/dev/x\"},"
         "\"backing\":null}}\n"
         "S {\"return\":{}}",
         &q);

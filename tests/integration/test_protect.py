@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Frozen layers are immutable, and what happens to them behind our back is
+found."""
+
+import os
+import subprocess
+
+from lib.case import Case
+from lib.tiny import content
+
+
+def immutable(path):
+    said = subprocess.run(["lsattr", path], stdout=subprocess.PIPE, text=True,
+                          stderr=subprocess.DEVNULL).stdout
+    return "i" in said.split(" ")[0] if said else None
+
+
+class Protect(Case):
+    cost = 20
+
+    def setUp(self):
+        super().setUp()
+        probe = os.path.join(self.tmp, "probe")
+        open(probe, "w").close()
+        if os.geteuid() != 0 or subprocess.run(
+                ["chattr", "+i", probe], stderr=subprocess.DEVNULL).returncode:
+            self.skipTest("no immutable attribute on %s" % self.tmp)
+        self.unprotect(probe)
+
+    def layers(self, vm, name):
+        return [p for p, _ in self.frozen(vm, name).values()]
+
+    def vm_with(self, *names, more=(), **kw):
+        vm = self.tiny_vm(disks=[
+            self.disk("disk0", size=2 << 20, pattern=False),
+            self.disk("disk1", "raw", size=2 << 20, pattern=False)], **kw)
+        for i, name in enumerate(names):
+            for d in vm.disks:
+                vm.write(d, 0, i + 1)
+            self.q("create", vm.name, name, *more)
+        return vm
+
+    def every_layer_is_protected(self, vm, but=()):
+        for name in self.q.names(vm.name):
+            for path in self.layers(vm, name):
+                self.assertEqual(name not in but, immutable(path),
+                                 "%s of %s" % (path, name))
+        for path in self.head_paths(vm):
+            self.assertFalse(immutable(path), path)
+
+    def test_they_are_while_a_snapshot_needs_them(self):
+        vm = self.vm_with("a", "b", "c")
+        self.every_layer_is_protected(vm)
+        with self.assertRaises(PermissionError):
+            open(self.layers(vm, "b")[0], "r+b")
+        for argv in (["delete", "b"], ["revert", "a"], ["undo"],
+                     ["revert", "a", "--stopped"], ["create", "d"],
+                     ["delete", "a"]):
+            self.q(argv[0], "vm", *argv[1:])
+            self.every_layer_is_protected(vm)
+        self.q("delete", "vm", "c", "d")
+        self.assertEqual([False, False],
+                         [immutable(d.path) for d in vm.disks])
+
+    def test_blockdev_vms_can_do_all_with_protected_layers(self):
+        """Their protocol nodes are nobody's children: QEMU leaves them open
+        for writing."""
+        vm = self.vm_with("a", "b", "c", style="blockdev")
+        for argv in (["revert", "a"], ["create", "d"], ["revert", "c"],
+                     ["delete", "b"], ["create", "e"], ["delete", "a"],
+                     ["revert", "d"], ["revert", "c"], ["delete", "c", "e"]):
+            self.q(argv[0], "vm", *argv[1:])
+            self.every_layer_is_protected(vm)
+            self.assertEqual("running", vm.state())
+
+    def test_not_when_it_was_refused(self):
+        vm = self.vm_with("a", more=["--no-protect"])
+        self.every_layer_is_protected(vm, but=["a"])
+        self.q("create", "vm", "b")
+        self.every_layer_is_protected(vm, but=["a"])
+        self.q("delete", "vm", "b")
+        self.every_layer_is_protected(vm, but=["a"])
+
+    def test_a_delete_that_was_killed_protects_again(self):
+        vm = self.vm_with("a", "b", "c")
+        path = self.layers(vm, "c")[0]
+        self.unprotect(os.path.dirname(path))
+        journal = ('{"version": 1, "op": "delete", "phase": "committed", '
+                   '"snapshot": "none", "ids": [], "disks": []}')
+        with open(self.q.journal_path("vm"), "w") as f:
+            f.write(journal)
+        self.q("recover", "vm")
+        self.every_layer_is_protected(vm)
+
+    def test_a_vm_cannot_be_started_on_one(self):
+        vm = self.vm_with("a")
+        vm.quit()
+        vm.process = None
+        p = subprocess.run(vm.argv(), stderr=subprocess.PIPE, text=True,
+                           cwd=vm.dir, timeout=20)
+        self.assertNotEqual(0, p.returncode)
+        self.assertIn("not permitted", p.stderr)
+        self.q("start", "vm")
+
+    def test_a_vm_that_was_started_on_one_is_explained(self):
+        vm = self.vm_with("a", more=["--no-protect"])
+        vm.quit()
+        vm.start()  # as the user always did
+        said = self.q.check("vm")
+        self.assertFalse(said["ok"])
+        problem = [p for p in said["problems"] if p["code"] == "wrong-head"][0]
+        self.assertIn("the frozen layer of snapshot a", problem["message"])
+        self.assertIn("qstill start vm", problem["hint"])
+        for argv in (["create", "vm", "b"], ["revert", "vm", "a"],
+                     ["delete", "vm", "a"]):
+            self.q.fails("precondition|corrupt", "frozen|after it was",
+                         *argv)
+        vm.quit()
+        self.damaged_on_purpose.add("vm")
+
+    def test_a_change_below_is_found_by_check_revert_and_delete(self):
+        """Not only in the snapshot's own layer: in any that it reads."""
+        vm = self.vm_with("a", "b", "c")
+        path = self.layers(vm, "a")[0]
+        self.unprotect(path)
+        with open(path, "r+b") as f:
+            f.seek(os.path.getsize(path) - 1)
+            f.write(b"X")
+        said = self.q.check("vm")
+        self.assertIn("layer-changed", [p["code"] for p in said["problems"]])
+        self.q.fails("corrupt", "written to after", "revert", "vm", "c")
+        self.q.fails("corrupt", "written to after", "delete", "vm", "a")
+        self.q("revert", "vm", "c", "--force")
+        self.unprotect(self.layers(vm, "c")[0])
+        os.utime(self.layers(vm, "c")[0], (1, 1))
+        # It would be merged with b, and nobody could tell any more.
+        self.q.fails("corrupt", "written to after", "delete", "vm", "b")
+        self.damaged_on_purpose.add("vm")
+
+    def test_a_branch_that_does_not_read_it_can_be_used(self):
+        vm = self.vm_with("a", "b")
+        self.q("revert", "vm", "a")
+        vm.write(vm.disks[0], 0, 9)
+        self.q("create", "vm", "twig")
+        path = self.layers(vm, "b")[0]
+        self.unprotect(path)
+        os.utime(path, (1, 1))
+        self.q.fails("corrupt", "", "revert", "vm", "b")
+        self.q("revert", "vm", "twig")
+        self.assertEqual(9, content(self.head_paths(vm)[0], "qcow2")[0])
+        self.q("delete", "vm", "twig")
+        self.damaged_on_purpose.add("vm")
