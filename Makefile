@@ -143,6 +143,7 @@ check: deps ## all tests, with both QEMUs; installs what is missing; < 10 min
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) all $(UNIT_BINS) $(FUZZ_BINS) \
 	    $(PROBES)
 	$(Q)$(MAKE) --no-print-directory check-unit check-fuzz
+	$(Q)$(MAKE) --no-print-directory check-qcow2-sample
 	$(Q)$(MAKE) --no-print-directory check-qemu
 
 # Programs that the integration tests drive: qmp_probe sees include/ only,
