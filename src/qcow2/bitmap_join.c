@@ -39,7 +39,8 @@ void joined_bitmap_mark(struct joined_bitmap *b, uint64_t from, uint64_t to)
         b->bits[i / 8] |= (uint8_t)(1u << i % 8);
 }
 
-/* ------------------------------------------------------------------- reading */
+/* ------------------------------------------------------------------- reading
+ */
 
 /* One cluster of a stored bitmap. `at`: guest byte of its first bit. */
 static void join_cluster(struct joined_bitmap *to, const uint8_t *raw,
@@ -95,7 +96,8 @@ static void join_held(struct joined_bitmap *to, const struct image *img,
     joined_bitmap_mark(to, img->size, size);
 }
 
-/* ------------------------------------------------------------------- joining */
+/* ------------------------------------------------------------------- joining
+ */
 
 static struct joined_bitmap *find(struct bitmap_join *j, const char *name)
 {
@@ -127,8 +129,8 @@ static int add(struct bitmap_join *j, const struct bitmap *b,
     v += j->n;
     *v = (struct joined_bitmap){.name = strdup(b->name),
                                 .granularity_bits = b->granularity_bits,
-                                .flags = b->flags &
-                                         (BITMAP_IN_USE | BITMAP_AUTO)};
+                                .flags =
+                                    b->flags & (BITMAP_IN_USE | BITMAP_AUTO)};
     v->bit_count = div_up_u64(j->size, 1ull << b->granularity_bits);
     v->bits = calloc(1, (size_t)(v->bit_count / 8 + 1));
     if (!v->name || !v->bits) {

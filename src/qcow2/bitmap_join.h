@@ -26,8 +26,8 @@ struct joined_bitmap {
 };
 
 struct bitmap_join {
-    bool needed;      /* else the target's bitmaps stay as they are */
-    uint64_t size;    /* of the result */
+    bool needed;   /* else the target's bitmaps stay as they are */
+    uint64_t size; /* of the result */
     struct joined_bitmap *v;
     size_t n;
     struct buf lost; /* words about those left out, a line each */

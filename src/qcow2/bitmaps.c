@@ -53,7 +53,8 @@ static int parse_one(const struct image *img, const uint8_t *p, size_t left,
         b->flags & ~BITMAP_KNOWN_FLAGS ||
         b->granularity_bits < BITMAP_MIN_GRANULARITY ||
         b->granularity_bits > BITMAP_MAX_GRANULARITY ||
-        memchr(p + FIXED + extra, 0, name) || b->table_entries > MAX_TABLE_ENTRIES ||
+        memchr(p + FIXED + extra, 0, name) ||
+        b->table_entries > MAX_TABLE_ENTRIES ||
         b->table_offset % img->cluster_size || b->table_offset == 0)
         return bad(img, "an entry holds impossible values", err);
     b->extra_len = (uint32_t)extra;

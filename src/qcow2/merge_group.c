@@ -14,152 +14,15 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "attrs.h"
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "create.h"
 #include "merge_impl.h"
 #include "repoint.h"
-
-/* ------------------------------------------------------------------ journal */
-
-static int set_file(struct merge_file *f, const char *path,
-                    const struct image *img, struct qstill_error *err)
-{
-    if (img)
-        f->id = (struct merge_id){img->info.dev, img->info.ino};
-    return path_absolute(path, &f->path, err);
-}
-
-static int record_gone(struct merge_group *g, struct qstill_error *err)
-{
-    struct merge_record *r = &g->record;
-    const struct chain *c = g->chain;
-
-    if (!g->main || g->m->output)
-        return 0;
-    r->gone = calloc(g->last - g->upper + 1, sizeof(*r->gone));
-    if (!r->gone)
-        return err_nomem(err);
-    for (size_t i = g->upper; i <= g->last; i++) {
-        struct image *img = c->layers[i];
-
-        if (img == g->target || strcmp(img->path, g->result) == 0)
-            continue;
-        if (set_file(&r->gone[r->gone_count], img->path, img, err) < 0)
-            return err->code;
-        r->gone_count++;
-    }
-    return 0;
-}
-
-/* What names U, when U's content gets another name. */
-static int record_heirs(struct merge_group *g, struct qstill_error *err)
-{
-    struct merge_record *r = &g->record;
-    const struct children *h = &g->m->heirs;
-    const char *format = qcow2_format_name(g->target->info.format);
-
-    if (!g->main || !g->m->lower_name || h->n == 0)
-        return 0;
-    r->repoint = calloc(h->n, sizeof(*r->repoint));
-    if (!r->repoint)
-        return err_nomem(err);
-    for (size_t i = 0; i < h->n; i++) {
-        struct merge_repoint *p = &r->repoint[r->repoint_count++];
-        struct stat st;
-
-        if (stat(h->v[i].path, &st) < 0)
-            return err_errno(err, errno, "cannot stat %s", h->v[i].path);
-        p->file.id = (struct merge_id){st.st_dev, st.st_ino};
-        p->format = strdup(format);
-        if (!p->format)
-            return err_nomem(err);
-        if (path_absolute(h->v[i].path, &p->file.path, err) < 0)
-            return err->code;
-        if (path_same_dir(h->v[i].path, g->result)) {
-            const char *slash = strrchr(g->result, '/');
-
-            p->backing = strdup(slash ? slash + 1 : g->result);
-            if (!p->backing)
-                return err_nomem(err);
-        } else if (path_absolute(g->result, &p->backing, err) < 0) {
-            return err->code;
-        }
-    }
-    return 0;
-}
-
-/* The file that stands at the result's path, if it is not the target. */
-static struct image *replaced(const struct merge_group *g)
-{
-    for (size_t i = g->upper; i <= g->last; i++)
-        if (strcmp(g->chain->layers[i]->path, g->result) == 0)
-            return g->chain->layers[i] == g->target ? NULL
-                                                    : g->chain->layers[i];
-    return NULL;
-}
-
-static int record_replaced(struct merge_group *g, struct qstill_error *err)
-{
-    struct merge_record *r = &g->record;
-    struct image *old = replaced(g);
-    struct stat st;
-
-    if (set_file(&r->result, g->result, old, err) < 0)
-        return err->code;
-    if (!old)
-        return 0;
-    if (fstat(old->fd, &st) < 0)
-        return err_errno(err, errno, "cannot stat %s", old->path);
-    r->result_size = (uint64_t)st.st_size;
-    r->result_mtime_ns = st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec;
-    return 0;
-}
-
-/* A new file stands beside the name that it will get. */
-static int temp_path(const char *result, char **out)
-{
-    const char *slash = strrchr(result, '/');
-    size_t dir = slash ? (size_t)(slash - result) + 1 : 0;
-
-    /* a long name would not fit with what is added */
-    return asprintf(out, "%.*s.%.200s.merge", (int)dir, result, result + dir);
-}
-
-static int make_record(struct merge_group *g, struct qstill_error *err)
-{
-    struct merge_record *r = &g->record;
-    const struct qcow2_header *h = &g->target->info.header;
-    CLEANUP(freep) char *temp = NULL;
-
-    merge_record_fini(r);
-    r->kind = g->kind;
-    if (g->kind == MERGE_NEW_FILE && temp_path(g->result, &temp) < 0) {
-        temp = NULL;
-        return err_nomem(err);
-    }
-    if (set_file(&r->target, temp ? temp : g->target->path,
-                 temp ? NULL : g->target, err) < 0 ||
-        record_replaced(g, err) < 0 || record_gone(g, err) < 0 ||
-        record_heirs(g, err) < 0)
-        return err->code;
-    if (g->chain->layers[g->upper] != g->target &&
-        set_file(&r->upper, g->chain->layers[g->upper]->path,
-                 g->chain->layers[g->upper], err) < 0)
-        return err->code;
-    r->old_size = g->target->info.file_size;
-    r->old_l1 = h->l1_offset;
-    r->new_l1 = g->rw.tables ? g->rw.l1_offset : h->l1_offset;
-    r->old_backing = strdup(h->backing);
-    r->new_backing = strdup(g->backing ? g->backing : "");
-    return r->old_backing && r->new_backing ? 0 : err_nomem(err);
-}
 
 /* -------------------------------------------------------------------- begin */
 
@@ -246,7 +109,7 @@ static int begin(struct merge_group *g, struct qstill_error *err)
                               .share = true};
 
     if (!m->output) {
-        if (make_record(g, err) < 0 ||
+        if (group_make_record(g, err) < 0 ||
             merge_journal_write(&m->journal, &g->record, err) < 0)
             return err->code;
     }
@@ -380,98 +243,6 @@ static int flip(struct merge_group *g, struct qstill_error *err)
 }
 
 /* -------------------------------------------------------------------- names */
-
-static bool same_file(const char *path, struct merge_id id)
-{
-    struct stat st;
-
-    return stat(path, &st) == 0 && st.st_dev == id.dev && st.st_ino == id.ino;
-}
-
-/* The result belongs to whoever the upper image belonged to. */
-static int give_attrs(const struct io *io, const struct merge_record *r,
-                      const char *path, struct qstill_error *err)
-{
-    CLEANUP(closep) int from = -1;
-    CLEANUP(closep) int to = -1;
-
-    if (!r->upper.path || !same_file(r->upper.path, r->upper.id))
-        return 0;
-    if (io_openat(io, AT_FDCWD, r->upper.path, O_RDONLY, 0, &from, err) < 0 ||
-        io_openat(io, AT_FDCWD, path, O_RDWR, 0, &to, err) < 0 ||
-        attrs_copy(io, from, to, path, err) < 0)
-        return err->code;
-    return io_sync(io, to, path, err);
-}
-
-static int rename_result(const struct io *io, const struct merge_record *r,
-                         struct qstill_error *err)
-{
-    CLEANUP(closep) int from = -1;
-    CLEANUP(closep) int to = -1;
-    const char *from_name, *to_name;
-
-    if (path_open_dir(r->target.path, &from, &from_name, err) < 0 ||
-        path_open_dir(r->result.path, &to, &to_name, err) < 0)
-        return err->code;
-    return io_rename(io, from, from_name, to, to_name, 0, err);
-}
-
-static int repoint_one(const struct io *io, const struct merge_repoint *p,
-                       struct qstill_error *err)
-{
-    CLEANUP(closep) int fd = -1;
-
-    if (io_openat(io, AT_FDCWD, p->file.path, O_RDWR, 0, &fd, err) < 0 ||
-        image_lock(fd, p->file.path, IMAGE_LOCK_WRITE, err) < 0)
-        return err->code;
-    return qcow2_repoint(io, fd, p->file.path, p->backing, p->format, err);
-}
-
-static int remove_one(const struct io *io, const struct merge_file *f,
-                      uint64_t *freed, struct qstill_error *err)
-{
-    CLEANUP(closep) int dirfd = -1;
-    const char *name;
-    struct stat st;
-
-    /* gone already, or another file by now */
-    if (lstat(f->path, &st) < 0 || st.st_dev != f->id.dev ||
-        st.st_ino != f->id.ino)
-        return 0;
-    if (path_open_dir(f->path, &dirfd, &name, err) < 0 ||
-        io_unlink(io, dirfd, name, err) < 0)
-        return err->code;
-    *freed += (uint64_t)st.st_blocks * 512;
-    return 0;
-}
-
-int record_finish(const struct io *io, const struct merge_record *r,
-                  uint64_t *freed, struct qstill_error *err)
-{
-    struct merge_id id = r->kind == MERGE_NEW_FILE ? r->made : r->target.id;
-    bool named = same_file(r->result.path, id);
-    struct stat st;
-
-    if (give_attrs(io, r, named ? r->result.path : r->target.path, err) < 0)
-        return err->code;
-    if (!named) {
-        uint64_t replaced = 0;
-
-        if (r->result.id.ino && stat(r->result.path, &st) == 0)
-            replaced = (uint64_t)st.st_blocks * 512;
-        if (rename_result(io, r, err) < 0)
-            return err->code;
-        *freed += replaced;
-    }
-    for (size_t i = 0; i < r->repoint_count; i++)
-        if (repoint_one(io, &r->repoint[i], err) < 0)
-            return err->code;
-    for (size_t i = 0; i < r->gone_count; i++)
-        if (remove_one(io, &r->gone[i], freed, err) < 0)
-            return err->code;
-    return 0;
-}
 
 static int names(struct merge_group *g, struct qstill_error *err)
 {

@@ -88,11 +88,14 @@ int group_name_backing(struct merge_group *g, struct qstill_error *err);
 /* Sets g->result. */
 int group_name_result(struct merge_group *g, struct qstill_error *err);
 
+/* merge_record.c: fills g->record. */
+int group_make_record(struct merge_group *g, struct qstill_error *err);
+
 /* merge_group.c: one step; g->phase is PHASE_DONE at the end. */
 int group_step(struct merge_group *g, struct qstill_error *err);
 /* Undoes a group that is before PHASE_NAMES. */
 int group_undo(struct merge_group *g, struct qstill_error *err);
-/* Moves names, unlinks: what recovery shares. */
+/* merge_finish.c: moves names, unlinks: what recovery shares. */
 int record_finish(const struct io *io, const struct merge_record *r,
                   uint64_t *freed, struct qstill_error *err);
 

@@ -211,8 +211,8 @@ static int check_down(const struct merge_group *g, size_t t,
                        "%s has other overlays than %s", img->path,
                        layer(g, g->upper)->path);
     if (check_format(g, img->info.format, err) < 0 ||
-        check_snapshots(g, t, err) < 0 ||
-        check_kept_snapshots(g, t, err) < 0 || check_rename(g, t, err) < 0)
+        check_snapshots(g, t, err) < 0 || check_kept_snapshots(g, t, err) < 0 ||
+        check_rename(g, t, err) < 0)
         return err->code;
     if (!attrs_can_copy(layer(g, g->upper)->fd, img->fd))
         return err_set(err, QSTILL_E_PERMISSION,
@@ -319,7 +319,8 @@ static int join_bitmaps(struct merge_group *g, struct qstill_error *err)
 {
     const struct image *t = g->target;
     uint64_t size = layer(g, g->upper)->size;
-    bool possible = image_is_qcow2(t) && t->info.header.version >= 3 && size > 0;
+    bool possible =
+        image_is_qcow2(t) && t->info.header.version >= 3 && size > 0;
 
     return bitmap_join(g->chain, g->upper, g->last, g->t, size, possible,
                        &g->join, err);

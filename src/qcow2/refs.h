@@ -25,6 +25,8 @@ struct refs_report {
 #define REFS_MAX_MESSAGES 100u
 
 void refs_report_fini(struct refs_report *r);
+/* One more message, when there is room. */
+void refs_say(struct refs_report *r, const char *fmt, ...) PRINTF_LIKE(2, 3);
 
 struct refs {
     uint32_t *count; /* by cluster; saturates */

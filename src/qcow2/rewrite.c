@@ -14,384 +14,12 @@
 #include "rewrite_impl.h"
 #include "snaps.h"
 
-/* ------------------------------------------------------------------- lists */
-
-/* Room for one more element; the array may move. */
-static int make_room(void **v, size_t n, size_t *cap, size_t size)
-{
-    size_t more = *cap ? *cap + *cap / 2 : 32;
-    void *p;
-
-    if (n < *cap)
-        return 0;
-    p = realloc(*v, more * size);
-    if (!p)
-        return -1;
-    *v = p;
-    *cap = more;
-    return 0;
-}
-
-int moves_push(struct moves *m, const struct move *e)
-{
-    struct move *last = m->n ? &m->v[m->n - 1] : NULL;
-
-    if (last && last->layer == MOVE_GUEST && e->layer == MOVE_GUEST &&
-        last->from + last->len == e->from && last->dst + last->len == e->dst) {
-        last->len += e->len;
-        return 0;
-    }
-    if (make_room((void **)&m->v, m->n, &m->cap, sizeof(*m->v)) < 0)
-        return -1;
-    m->v[m->n++] = *e;
-    return 0;
-}
-
-int runs_push(struct runs *r, uint64_t first, uint64_t count)
-{
-    struct run *last = r->n ? &r->v[r->n - 1] : NULL;
-
-    if (last && last->first + last->count == first) {
-        last->count += count;
-        return 0;
-    }
-    if (make_room((void **)&r->v, r->n, &r->cap, sizeof(*r->v)) < 0)
-        return -1;
-    r->v[r->n++] = (struct run){first, count};
-    return 0;
-}
-
-struct new_table *new_tables_add(struct new_tables *t, uint64_t index,
-                                 size_t len)
-{
-    struct new_table *e;
-
-    if (make_room((void **)&t->v, t->n, &t->cap, sizeof(*t->v)) < 0)
-        return NULL;
-    e = &t->v[t->n];
-    *e = (struct new_table){.index = index, .bytes = calloc(1, len)};
-    if (!e->bytes)
-        return NULL;
-    t->n++;
-    return e;
-}
-
-static void new_tables_fini(struct new_tables *t)
-{
-    for (size_t i = 0; i < t->n; i++)
-        free(t->v[i].bytes);
-    free(t->v);
-}
-
-void rewrite_fini(struct rewrite *rw)
-{
-    free(rw->moves.v);
-    free(rw->freed.v);
-    new_tables_fini(&rw->l2);
-    new_tables_fini(&rw->refblocks);
-    new_tables_fini(&rw->bitmaps);
-    free(rw->l1);
-    free(rw->reftable);
-    refs_fini(&rw->refs);
-    refblocks_fini(&rw->stored);
-    refs_report_fini(&rw->report);
-}
-
-/* ------------------------------------------------------------------ looking */
-
-/* Compressed bytes that are taken over as they are; they get their place when
- * all of them are known, because they are packed. */
-struct packed {
-    size_t slot; /* in rw->l2 */
-    size_t at;   /* of the entry in its table */
-    uint64_t host;
-    uint32_t clen;
-    uint16_t layer;
-};
-
-struct work {
-    struct rewrite *rw;
-    const struct qcow2_header *h;
-    uint64_t cs;
-    uint64_t unit; /* cluster or subcluster */
-    bool extended;
-    size_t entry;  /* bytes */
-    uint64_t span; /* guest bytes of a slot */
-    size_t hint;   /* first extent that may touch the cluster looked at */
-    bool cut;      /* the target is larger than it will be */
-    struct packed *packed;
-    size_t packed_n;
-    size_t packed_cap;
-};
+/* ---------------------------------------------------------------- one slot */
 
 static void work_finip(struct work *w)
 {
     free(w->packed);
 }
-
-/* What the view shows in a range. */
-struct look {
-    bool own;                   /* bytes of the target itself */
-    bool other;                 /* bytes of other layers */
-    bool own_zeros;             /* zeros of the target itself */
-    bool other_zeros;           /* zeros of other layers, or of a short one */
-    bool gap;                   /* falls through */
-    const struct extent *whole; /* one extent that covers it */
-};
-
-static void look_at(const struct rewrite *rw, const struct extent *e,
-                    struct look *l)
-{
-    bool own = e->layer == rw->own && e->kind != EXTENT_PAST_END;
-
-    if (extent_is_zero(e)) {
-        l->own_zeros |= own;
-        l->other_zeros |= !own;
-    } else if (extent_has_bytes(e)) {
-        l->own |= own;
-        l->other |= !own;
-    } else {
-        l->gap = true;
-    }
-}
-
-static struct look look(struct work *w, uint64_t from, uint64_t to)
-{
-    const struct extents *x = w->rw->view;
-    struct look l = {0};
-    uint64_t pos = from;
-    size_t i = w->hint;
-
-    while (i < x->n && extent_end(&x->v[i]) <= from)
-        i++;
-    w->hint = i;
-    for (; i < x->n && x->v[i].guest < to; i++) {
-        const struct extent *e = &x->v[i];
-
-        l.gap |= e->guest > pos;
-        look_at(w->rw, e, &l);
-        pos = extent_end(e);
-        if (e->guest <= from && pos >= to)
-            l.whole = e;
-    }
-    l.gap |= pos < to;
-    /* what the target has behind the new end must not be seen when the disk
-     * grows again: its last unit is made anew */
-    if (w->cut && to == w->rw->size && to % w->unit != 0 && l.own)
-        l.other = true;
-    return l;
-}
-
-enum state {
-    KEEP,    /* as the target has it */
-    NOTHING, /* falls through, and what is below reads as zeros */
-    ZEROS,
-    BYTES,
-};
-
-static enum state state_of(struct work *w, const struct look *l, uint64_t guest)
-{
-    bool below = w->rw->has_backing && guest < w->rw->backing_size;
-
-    if (!l->other && !l->other_zeros)
-        return KEEP;
-    if (!l->own && !l->other) {
-        if (!below)
-            return NOTHING;
-        if (!l->gap && w->h->version >= 3)
-            return ZEROS;
-    }
-    w->rw->needs_below |= l->gap && below;
-    return BYTES;
-}
-
-/* -------------------------------------------------------------- one cluster */
-
-static int out_of_memory(struct qstill_error *err)
-{
-    return err_nomem(err);
-}
-
-/* Notes that nothing refers to the old entry's clusters any more. */
-static int free_entry(struct work *w, const struct l2_entry *e,
-                      struct qstill_error *err)
-{
-    uint64_t first = e->host / w->cs, count = 1;
-
-    if (e->kind == L2_NONE || e->host == 0)
-        return 0;
-    if (e->kind == L2_COMPRESSED)
-        count = (e->host + e->clen - 1) / w->cs - first + 1;
-    return runs_push(&w->rw->freed, first, count) < 0 ? out_of_memory(err) : 0;
-}
-
-static struct l2_entry old_entry(const struct work *w, const uint8_t *p)
-{
-    if (w->extended)
-        return l2_decode_ext(w->h, get_be64(p), get_be64(p + 8));
-    return l2_decode(w->h, get_be64(p));
-}
-
-static int new_cluster(struct work *w, uint64_t *host, struct qstill_error *err)
-{
-    uint64_t first, got;
-
-    if (alloc_run(&w->rw->alloc, 1, &first, &got, err) < 0)
-        return err->code;
-    *host = first * w->cs;
-    return 0;
-}
-
-static int move_guest(struct work *w, uint64_t guest, uint64_t dst,
-                      uint64_t len, struct qstill_error *err)
-{
-    struct move m = {
-        .from = guest, .dst = dst, .len = len, .layer = MOVE_GUEST};
-
-    w->rw->bytes += len;
-    return moves_push(&w->rw->moves, &m) < 0 ? out_of_memory(err) : 0;
-}
-
-/* A whole compressed cluster of the same kind can be taken over as it is. What
- * lies behind the virtual size must not be seen when the disk grows. */
-static bool can_stay_packed(const struct work *w, const struct extent *e,
-                            uint64_t guest)
-{
-    const struct image *img;
-
-    if (!e || e->kind != EXTENT_COMPRESSED || e->layer == w->rw->own ||
-        e->guest != guest || e->clen > w->cs)
-        return false;
-    img = w->rw->chain->layers[e->layer];
-    return img->cluster_size == w->cs &&
-           img->info.header.compression_type == w->h->compression_type &&
-           (guest + w->cs <= w->rw->size || img->size <= w->rw->size);
-}
-
-static int keep_packed(struct work *w, const struct extent *e, size_t at,
-                       struct qstill_error *err)
-{
-    if (make_room((void **)&w->packed, w->packed_n, &w->packed_cap,
-                  sizeof(*w->packed)) < 0)
-        return out_of_memory(err);
-    w->packed[w->packed_n++] = (struct packed){.slot = w->rw->l2.n,
-                                               .at = at,
-                                               .host = e->host,
-                                               .clen = e->clen,
-                                               .layer = e->layer};
-    return 0;
-}
-
-static int plan_cluster(struct work *w, uint8_t *p, size_t at, uint64_t guest,
-                        struct qstill_error *err)
-{
-    uint64_t end = min_u64(guest + w->cs, w->rw->size), host = 0;
-    struct look l = look(w, guest, end);
-    struct l2_entry old = old_entry(w, p);
-    enum state s = state_of(w, &l, guest);
-
-    if (s == KEEP)
-        return 0;
-    if (free_entry(w, &old, err) < 0)
-        return err->code;
-    put_be64(p, s == ZEROS ? QCOW2_ZERO : 0);
-    if (s != BYTES)
-        return 0;
-    if (can_stay_packed(w, l.whole, guest))
-        return keep_packed(w, l.whole, at, err);
-    if (new_cluster(w, &host, err) < 0)
-        return err->code;
-    put_be64(p, host | QCOW2_COPIED);
-    return move_guest(w, guest, host, w->cs, err);
-}
-
-/* ------------------------------------------------------- with subclusters */
-
-struct subs {
-    uint32_t has;   /* with bytes, in the result */
-    uint32_t zeros; /* in the result */
-    bool bytes;     /* at least one whose bytes come from elsewhere */
-    bool changed;
-};
-
-static struct subs look_at_subs(struct work *w, const struct l2_entry *old,
-                                uint64_t guest)
-{
-    struct subs s = {0};
-
-    for (unsigned i = 0; i < QCOW2_SUBCLUSTERS; i++) {
-        uint64_t from = guest + i * w->unit;
-        uint64_t to = min_u64(from + w->unit, w->rw->size);
-        uint32_t bit = 1u << i;
-        struct look l;
-        enum state st;
-
-        if (from >= w->rw->size)
-            break;
-        l = look(w, from, to);
-        st = state_of(w, &l, from);
-        s.changed |= st != KEEP;
-        s.bytes |= st == BYTES;
-        if (st == BYTES ||
-            (st == KEEP && ((old->has & bit) || old->kind == L2_COMPRESSED)))
-            s.has |= bit;
-        else if (st == ZEROS || (st == KEEP && (old->zeros & bit)))
-            s.zeros |= bit;
-    }
-    return s;
-}
-
-/* A new cluster for the subclusters with bytes, also for those that the target
- * had in its old one. */
-static int move_subs(struct work *w, const struct subs *s, uint64_t guest,
-                     uint64_t host, struct qstill_error *err)
-{
-    for (unsigned i = 0; i < QCOW2_SUBCLUSTERS; i++)
-        if ((s->has & 1u << i) &&
-            move_guest(w, guest + i * w->unit, host + i * w->unit, w->unit,
-                       err) < 0)
-            return err->code;
-    return 0;
-}
-
-static int plan_extended(struct work *w, uint8_t *p, size_t at, uint64_t guest,
-                         struct qstill_error *err)
-{
-    uint64_t end = min_u64(guest + w->cs, w->rw->size), host;
-    struct l2_entry old = old_entry(w, p);
-    size_t hint = w->hint;
-    struct look l = look(w, guest, end);
-    struct subs s;
-
-    if (can_stay_packed(w, l.whole, guest)) {
-        put_be64(p, 0);
-        put_be64(p + 8, 0);
-        if (free_entry(w, &old, err) < 0)
-            return err->code;
-        return keep_packed(w, l.whole, at, err);
-    }
-    w->hint = hint;
-    s = look_at_subs(w, &old, guest);
-    if (!s.changed)
-        return 0;
-    /* the old cluster stays when its bytes are all that is needed; its bits
-     * may go, bytes never change */
-    host = old.kind == L2_COMPRESSED || !s.has ? 0 : old.host;
-    if (s.bytes || (s.has && !host)) {
-        if (new_cluster(w, &host, err) < 0 ||
-            move_subs(w, &s, guest, host, err) < 0)
-            return err->code;
-    }
-    if ((host != old.host || old.kind == L2_COMPRESSED) &&
-        free_entry(w, &old, err) < 0)
-        return err->code;
-    if (host != old.host || !host || old.kind == L2_COMPRESSED)
-        put_be64(p, host ? host | QCOW2_COPIED : 0);
-    put_be64(p + 8, (uint64_t)s.zeros << 32 | s.has);
-    return 0;
-}
-
-/* ---------------------------------------------------------------- one slot */
 
 static int read_table(const struct work *w, uint64_t index, uint8_t *table,
                       struct qstill_error *err)
@@ -408,21 +36,14 @@ static int read_table(const struct work *w, uint64_t index, uint8_t *table,
     return 0;
 }
 
-static int plan_one(struct work *w, uint8_t *table, size_t at, uint64_t guest,
-                    struct qstill_error *err)
-{
-    return (w->extended ? plan_extended : plan_cluster)(w, table + at, at,
-                                                        guest, err);
-}
-
 /* Entries [from, end) of a table are given up. */
 static int give_up(struct work *w, uint8_t *table, size_t from,
                    struct qstill_error *err)
 {
     for (size_t at = from; at < w->cs; at += w->entry) {
-        struct l2_entry e = old_entry(w, table + at);
+        struct l2_entry e = work_entry(w, table + at);
 
-        if (free_entry(w, &e, err) < 0)
+        if (work_free_entry(w, &e, err) < 0)
             return err->code;
         memset(table + at, 0, w->entry);
     }
@@ -438,7 +59,7 @@ static int plan_cut(struct work *w, uint8_t *table, uint64_t from,
     size_t at = (size_t)((last - from) / w->cs) * w->entry;
 
     if (last < w->rw->size) {
-        if (done <= last && plan_one(w, table, at, last, err) < 0)
+        if (done <= last && work_plan_entry(w, table, at, last, err) < 0)
             return err->code;
         at += w->entry;
     }
@@ -463,7 +84,7 @@ static int plan_entries(struct work *w, uint64_t index, uint8_t *table,
         for (; g < min_u64(extent_end(e), to); g += w->cs) {
             size_t at = (size_t)((g - from) / w->cs) * w->entry;
 
-            if (plan_one(w, table, at, g, err) < 0)
+            if (work_plan_entry(w, table, at, g, err) < 0)
                 return err->code;
             done = g + w->cs;
         }

@@ -135,8 +135,8 @@ int rewrite_place_bitmaps(struct rewrite *rw, struct qstill_error *err)
         if (place_one(rw, &j->v[i], &dir, err) < 0)
             return err->code;
     if (dir.len > QCOW2_MAX_BITMAP_DIR || j->n > QCOW2_MAX_BITMAPS)
-        return err_set(err, QSTILL_E_PRECONDITION,
-                       "%s cannot hold %zu bitmaps", rw->target->path, j->n);
+        return err_set(err, QSTILL_E_PRECONDITION, "%s cannot hold %zu bitmaps",
+                       rw->target->path, j->n);
     rw->bitmap_dir_size = dir.len;
     return dir.len ? place(rw, dir.data, dir.len, &rw->bitmap_dir_offset, err)
                    : 0;
