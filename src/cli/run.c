@@ -96,6 +96,11 @@ int run_job(struct cli *cli, struct qstill_job *job, struct qstill_error *err)
     return r;
 }
 
+int run_cancelled(struct qstill_error *err)
+{
+    return cancel_asked ? cli_fail(err, QSTILL_E_CANCELLED, "cancelled") : 0;
+}
+
 void run_job_freep(struct qstill_job **job)
 {
     qstill_job_free(*job);

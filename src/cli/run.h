@@ -16,6 +16,10 @@ void run_prepare(const struct cli *cli);
  * caller's. */
 int run_job(struct cli *cli, struct qstill_job *job, struct qstill_error *err);
 
+/* For work between jobs: CANCELLED, with `err` set, when a signal has asked for
+ * it; else 0. */
+int run_cancelled(struct qstill_error *err);
+
 void run_job_freep(struct qstill_job **job); /* for CLEANUP */
 
 #endif

@@ -26,6 +26,10 @@ const struct verb *const verbs[] = {
     &verb_image_compare,
     &verb_image_merge,
     &verb_image_flatten,
+    /* measuring */
+    &verb_bench_memory,
+    &verb_bench_restore,
+    &verb_bench_merge,
     /* the command itself */
     &verb_completion,
     &verb_help,

@@ -30,4 +30,8 @@ extern const struct verb verb_image_compare; /* image_compare.c */
 extern const struct verb verb_image_merge;   /* image_merge.c */
 extern const struct verb verb_image_flatten; /* image_flatten.c */
 
+extern const struct verb verb_bench_memory; /* bench_*.c */
+extern const struct verb verb_bench_restore;
+extern const struct verb verb_bench_merge;
+
 #endif

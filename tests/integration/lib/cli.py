@@ -118,7 +118,8 @@ class Qstill:
             # A terminal must not be written to by a name.
             safe = re.sub(r"[\x00-\x1f\x7f]", lambda m: "\\x%02x" % ord(
                 m.group(0)), said["message"])
-            first = "qstill: %s: %s" % (args[0], safe)
+            verb = " ".join(args[:2] if args[0] in GROUPS else args[:1])
+            first = "qstill: %s: %s" % (verb, safe)
             case.assertIn(first, err.splitlines(),
                           "%s: stderr says something else: %s" % (what, err))
         if said.get("hint"):
@@ -171,6 +172,7 @@ class Qstill:
 
 VERBS = ("attach detach vms check create list info verify rename revert "
          "delete undo recover start path image bench").split()
+GROUPS = ("image", "bench")  # whose verbs have two words
 
 
 def _end(p):
