@@ -146,9 +146,11 @@ class Watch:
         self.late = int(re.search(r"LATE (\d+)", out).group(1)) / 1e9
 
     def pause(self, stops):
-        """How long the guest stood still at these STOP events, together."""
-        hit = {g for s in stops for g in self.gaps if g[0] <= s <= g[1]}
-        return sum(b - a for a, b in hit)
+        """The longest standstill between STOP and RESUME, of each of these
+        pairs, together."""
+        return sum(max([b - a for a, b in self.gaps
+                        if a <= resume and b >= stop], default=resume - stop)
+                   for stop, resume in stops)
 
     def longest(self):
         return max((b - a for a, b in self.gaps), default=0.0)
@@ -195,7 +197,7 @@ class VM:
             raise RuntimeError("QEMU has ended")
 
     def stops(self):
-        """The times of the STOP events since the last call."""
+        """The (STOP, RESUME) times since the last call."""
         self.monitor.cmd("query-status")  # events come with an answer
         return take_stops(self.monitor)
 
@@ -205,6 +207,10 @@ class VM:
 
 
 def take_stops(monitor):
-    found = [e["timestamp"] for e in monitor.events if e["event"] == "STOP"]
+    times = {"STOP": [], "RESUME": []}
+    for e in monitor.events:
+        if e["event"] in times:
+            t = e["timestamp"]
+            times[e["event"]].append(t["seconds"] + t["microseconds"] / 1e6)
     monitor.events.clear()
-    return [t["seconds"] + t["microseconds"] / 1e6 for t in found]
+    return list(zip(times["STOP"], times["RESUME"]))
