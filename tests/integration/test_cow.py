@@ -15,6 +15,8 @@ from lib.case import QUICK
 from test_memory import PROBE, Lab, said
 
 DEEP = os.environ.get("QSTILL_TEST_DEEP", "") == "1"
+# What depends on the kernel and on us more than on QEMU.
+ONE_QEMU = ("7.2", "10.0") if DEEP else ("10.0",)
 ROUNDS = int(os.environ.get("COW_ROUNDS", "1" if QUICK else "2"))
 PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17
 WALL = 0x40000000
@@ -49,6 +51,7 @@ class Rounds(Lab):
     """capture == RAM at the pause, in rounds, with a guest that writes."""
     limit = 120 if ROUNDS < 10 else 3000
     cost = 15
+    versions = ONE_QEMU
 
     def one_round(self, vm, blocks, i, env):
         path = self.folder("set")
@@ -191,6 +194,7 @@ class Shapes(Rounds):
 class Balloon(Lab):
     """Memory that the guest gives back, before and during a capture."""
     cost = 20
+    versions = ONE_QEMU
 
     def balloon_vm(self, extra="", **kw):
         vm = self.running_vm(
@@ -406,6 +410,7 @@ class Killed(Lab):
     """QEMU outlives our death at any instant of a create."""
     cost = 30
     limit = 280
+    versions = ONE_QEMU
 
     def test_the_guest_goes_on_whenever_we_are_killed(self):
         vm = self.running_vm(append="JUNK=24 DIRTY=1 SYNC=vda", smp=2)
