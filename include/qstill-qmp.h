@@ -222,6 +222,9 @@ int qstill_qga_thaw(struct qstill_qga *a, uint32_t timeout_ms, uint32_t *count,
                     struct qstill_error *err);
 int qstill_qga_is_frozen(struct qstill_qga *a, bool *frozen,
                          struct qstill_error *err);
+/* How many filesystems the guest has mounted that an agent could freeze. */
+int qstill_qga_count_filesystems(struct qstill_qga *a, uint32_t *count,
+                                 struct qstill_error *err);
 
 #ifdef __cplusplus
 }

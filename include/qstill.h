@@ -297,11 +297,12 @@ struct qstill_create_options {
     const char *disk_dir;  /* where overlays go; NULL: beside the image */
     bool no_protect;       /* do not make frozen layers immutable */
     bool dry_run;
+    uint32_t freeze_timeout_ms; /* of quiesce; 0: 30 s */
 };
 #define QSTILL_CREATE_OPTIONS_INIT                                             \
     {                                                                          \
         sizeof(struct qstill_create_options), 0, 0, 0, false, false, 0, 0, 0,  \
-            0, false, false                                                    \
+            0, false, false, 0                                                 \
     }
 
 /*

@@ -51,6 +51,8 @@ static int read_options(const struct cli *cli, const struct args *args,
     options->max_pause_ms = (uint32_t)args_number(args, "max-pause-ms");
     options->bwlimit = args_number(args, "bwlimit");
     options->disk_dir = args_text(args, "disk-dir");
+    options->freeze_timeout_ms =
+        (uint32_t)args_number(args, "freeze-timeout-ms");
     options->no_protect = args_flag(args, "no-protect");
     options->dry_run = args_flag(args, "dry-run");
     if (options->mode && !options->memory)
@@ -133,6 +135,8 @@ static const struct option_spec create_options[] = {
      "bytes per second for the copy, with K M G T"},
     {"disk-dir", "DIR", OPTION_FILE, false,
      "where the new disk files go, instead of beside the old"},
+    {"freeze-timeout-ms", "N", OPTION_NUMBER, false,
+     "give up when --quiesce has not frozen the guest by then"},
     {"no-protect", NULL, OPTION_FLAG, false,
      "do not make frozen disk files immutable"},
     {"dry-run", NULL, OPTION_FLAG, false, "print what would be done"},

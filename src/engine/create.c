@@ -294,8 +294,12 @@ static int freeze_enter(void *ctx, struct qstill_error *err)
 
     if (c->o.dry_run || !c->o.quiesce)
         return 0;
-    if (quiesce_freeze(&c->s, &c->quiesce, err) < 0)
+    if (quiesce_freeze(&c->s, c->o.freeze_timeout_ms, &c->quiesce, err) < 0)
         return err->code;
+    if (c->quiesce.filesystems > 0 &&
+        c->quiesce.filesystems < c->quiesce.mounted)
+        store_note(c->store, "the guest agent froze %u of %u filesystems",
+                   c->quiesce.filesystems, c->quiesce.mounted);
     if (c->quiesce.filesystems == 0)
         store_note(c->store,
                    "the guest agent froze no filesystem: none is mounted, or "

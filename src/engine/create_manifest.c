@@ -163,6 +163,8 @@ int create_manifest(struct create *c, struct manifest *m,
     m->protect = !c->o.no_protect;
     m->quiesced = c->quiesce.filesystems > 0;
     m->frozen_ms = c->quiesce.frozen_ms;
+    m->frozen_filesystems = c->quiesce.filesystems;
+    m->mounted_filesystems = c->quiesce.mounted;
     m->mode = c->o.memory ? mode_name(c->mode) : "disk";
     m->mode_reason = c->why;
     m->run_state = !c->s.qmp        ? "stopped"

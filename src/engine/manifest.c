@@ -119,6 +119,10 @@ int manifest_load(int snapdirfd, struct manifest *out, struct qstill_error *err)
     m.protect = json_in_bool(&in, root, "protect");
     m.quiesced = json_in_bool(&in, root, "quiesced");
     m.frozen_ms = json_in_real(&in, root, "frozenMs");
+    m.frozen_filesystems =
+        json_in_u64(&in, root, "frozenFilesystems", JSON_OPTIONAL);
+    m.mounted_filesystems =
+        json_in_u64(&in, root, "mountedFilesystems", JSON_OPTIONAL);
     m.mode = json_in_string(&in, root, "mode", JSON_REQUIRED);
     m.mode_reason = json_in_string(&in, root, "modeReason", JSON_OPTIONAL);
     m.run_state = json_in_string(&in, root, "runState", JSON_REQUIRED);
@@ -207,14 +211,17 @@ int manifest_save(int snapdirfd, const struct manifest *m,
 {
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
-        "{si so so so so so sI so sb sb sf so so so sf sf so so so so so}",
+        "{si so so so so so sI so sb sb sf sI sI so so so sf sf so so so so "
+        "so}",
         "version", MANIFEST_VERSION, "id", json_out_string(m->id), "name",
         json_out_string(m->name), "description",
         json_out_string(m->description), "parentId",
         json_out_string(m->parent_id), "createdAt",
         json_out_string(m->created_at), "createdNs", (json_int_t)m->created_ns,
         "labels", json_out_strings(m->labels, m->label_count), "protect",
-        m->protect, "quiesced", m->quiesced, "frozenMs", m->frozen_ms, "mode",
+        m->protect, "quiesced", m->quiesced, "frozenMs", m->frozen_ms,
+        "frozenFilesystems", (json_int_t)m->frozen_filesystems,
+        "mountedFilesystems", (json_int_t)m->mounted_filesystems, "mode",
         json_out_string(m->mode), "modeReason", json_out_string(m->mode_reason),
         "runState", json_out_string(m->run_state), "pauseMs", m->pause_ms,
         "longestStallMs", m->stall_ms, "qemuVersion",

@@ -54,9 +54,10 @@ struct manifest {
     uint64_t created_ns; /* the same, for the order */
     size_t label_count;
     char **labels; /* "K=V" */
-    bool protect; /* its layers are immutable (protect.h) */
+    bool protect;  /* its layers are immutable (protect.h) */
     bool quiesced;
     double frozen_ms;
+    uint64_t frozen_filesystems, mounted_filesystems;
     bool memory_included;
     const char *mode;
     const char *mode_reason;

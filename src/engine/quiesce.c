@@ -2,11 +2,14 @@
 #include "quiesce.h"
 
 #include "base/clock.h"
+#include "qmp/monitor.h"
 #include "qstill-qmp.h"
 #include "session.h"
 
 #define THAW_TRIES    5
 #define THAW_PAUSE_MS 1000
+/* A freeze writes out all that is dirty; nobody wants to wait for more. */
+#define FREEZE_MS 30000
 
 static int open_agent(struct session *s, struct qstill_qga **out,
                       struct qstill_error *err)
@@ -33,9 +36,28 @@ int quiesce_ping(struct session *s, struct qstill_error *err)
     return err->code;
 }
 
-int quiesce_freeze(struct session *s, struct quiesce *q,
+/* An agent that says so and has not done it is no help. */
+static int confirm(struct qstill_qga *a, struct quiesce *q,
                    struct qstill_error *err)
 {
+    bool frozen = false;
+
+    if (q->filesystems == 0)
+        return 0;
+    if (qstill_qga_is_frozen(a, &frozen, err) < 0)
+        return err->code;
+    if (frozen)
+        return 0;
+    return err_set(err, QSTILL_E_FAILED,
+                   "the guest agent says that it froze %u filesystems, but "
+                   "its status is thawed",
+                   q->filesystems);
+}
+
+int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
+                   struct qstill_error *err)
+{
+    struct qstill_error unknown = {0};
     struct qstill_qga *a = NULL;
 
     if (!s->qmp || !s->status.running)
@@ -44,8 +66,11 @@ int quiesce_freeze(struct session *s, struct quiesce *q,
                        s->vm);
     if (open_agent(s, &a, err) < 0)
         return err->code;
+    qstill_qga_count_filesystems(a, &q->mounted, &unknown);
     q->frozen_at_ms = clock_ms();
-    if (qstill_qga_freeze(a, 0, &q->filesystems, err) == 0)
+    if (qstill_qga_freeze(a, timeout_ms ? timeout_ms : FREEZE_MS,
+                          &q->filesystems, err) == 0 &&
+        confirm(a, q, err) == 0)
         q->frozen = true;
     else
         err_wrap(err, "freezing the guest");
@@ -55,6 +80,8 @@ int quiesce_freeze(struct session *s, struct quiesce *q,
 
 int quiesce_thaw(struct session *s, struct quiesce *q, struct qstill_error *err)
 {
+    struct qstill_error second = {0};
+
     for (int i = 0; i < THAW_TRIES; i++) {
         struct qstill_qga *a = NULL;
 
@@ -70,6 +97,7 @@ int quiesce_thaw(struct session *s, struct quiesce *q, struct qstill_error *err)
             return 0;
         }
     }
+    qmp_send_sysrq(s->qmp, "j", &second);
     err_wrap(err, "thawing the guest");
     return err_hint(err,
                     "thaw it by hand (fsfreeze -u in the guest) or run "

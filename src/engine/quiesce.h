@@ -9,16 +9,19 @@ struct session;
 
 struct quiesce {
     bool frozen;
-    uint32_t filesystems;
+    uint32_t filesystems; /* how many it froze */
+    uint32_t mounted;     /* of so many; 0: the agent does not say */
     double frozen_at_ms;
     double frozen_ms; /* how long, once thawed */
 };
 
 /* UNREACHABLE or PRECONDITION with a hint when the agent does not answer; the
  * guest is not frozen then. A paused VM is PRECONDITION. */
-int quiesce_freeze(struct session *s, struct quiesce *q,
+int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
                    struct qstill_error *err);
-/* Thaws with retries; the guest runs. */
+/* Thaws with retries, and believes it only when the agent's status says so.
+ * When no agent helps, Linux is asked by its keyboard (SysRq-J), which nothing
+ * confirms: that is still an error, and recovery tries again. */
 int quiesce_thaw(struct session *s, struct quiesce *q,
                  struct qstill_error *err);
 /* Whether the agent answers; changes nothing. */

@@ -394,3 +394,21 @@ int qstill_qga_is_frozen(struct qstill_qga *a, bool *frozen,
 
     return read_status(a, frozen, err);
 }
+
+QSTILL_PUBLIC
+int qstill_qga_count_filesystems(struct qstill_qga *a, uint32_t *count,
+                                 struct qstill_error *caller)
+{
+    struct qstill_error scratch, *err = err_door(caller, &scratch);
+    CLEANUP(json_decrefp) json_t *ret = NULL;
+    enum came came;
+
+    if (execute(a, "guest-get-fsinfo", NULL, a->timeout_ms, &ret, &came, err) <
+        0)
+        return err->code;
+    if (!json_is_array(ret))
+        return err_set(err, QSTILL_E_FAILED,
+                       "the guest agent's list of filesystems is none");
+    *count = (uint32_t)json_array_size(ret);
+    return 0;
+}

@@ -40,8 +40,8 @@ static bool put_file(json_t *o, const struct qmp_blockdev *b)
 
     if (!b->path)
         return put_string(o, "file", b->file_node);
-    file = json_pack("{s:s, s:s}", "driver",
-                     b->protocol ? b->protocol : "file", "filename", b->path);
+    file = json_pack("{s:s, s:s}", "driver", b->protocol ? b->protocol : "file",
+                     "filename", b->path);
     if (!put_string(file, "node-name", b->file_node) || !put_cache(file, b) ||
         !put_string(file, "aio", b->aio) ||
         !put_string(file, "discard", b->discard)) {

@@ -153,6 +153,17 @@ int qmp_type_has_property(struct qstill_qmp *q, const char *type,
     return 0;
 }
 
+int qmp_send_sysrq(struct qstill_qmp *q, const char *key,
+                   struct qstill_error *err)
+{
+    return client_call(q, "send-key",
+                       json_pack("{s:[{s:s,s:s},{s:s,s:s},{s:s,s:s}]}", "keys",
+                                 "type", "qcode", "data", "alt", "type",
+                                 "qcode", "data", "sysrq", "type", "qcode",
+                                 "data", key),
+                       NULL, err);
+}
+
 int qmp_hmp(struct qstill_qmp *q, const char *line, char **out,
             struct qstill_error *err)
 {

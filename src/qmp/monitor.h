@@ -35,6 +35,10 @@ int qmp_type_has_property(struct qstill_qmp *q, const char *type,
                           const char *property, bool *has,
                           struct qstill_error *err);
 
+/* Types Alt-SysRq-KEY at the guest's keyboard (`key` is a qcode). */
+int qmp_send_sysrq(struct qstill_qmp *q, const char *key,
+                   struct qstill_error *err);
+
 /* --- human monitor: the text it prints (the caller's). Its own errors are
  * text too, and no failure here. */
 int qmp_hmp(struct qstill_qmp *q, const char *line, char **out,

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""create --quiesce with agents that do not behave: whatever they do, the guest
+is not left frozen, and the VM runs."""
+
+import json
+import os
+import time
+
+from lib.agent import FakeAgent
+from lib.case import Case
+
+FREEZE, THAW = "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"
+
+
+class BadAgent(Case):
+    cost = 30
+
+    def setUp(self):
+        super().setUp()
+        self.vm = self.tiny_vm(attach=False)
+        self.agent = FakeAgent(os.path.join(self.vm.dir, "ga.sock"))
+        self.addCleanup(self.agent.close)
+        self.attach(self.vm, "--agent", self.agent.path)
+
+    def once(self, command, what, times=1):
+        """`what` for the first calls of `command`, good behaviour then."""
+        left = [times]
+
+        def behave(name):
+            if name != command or left[0] == 0:
+                return None
+            left[0] -= 1
+            return what() if callable(what) else what
+        self.agent.behave = behave
+
+    def fails(self, code, message, *more):
+        with self.nothing_changes(self.vm):
+            begun = time.monotonic()
+            failure = self.q.fails(code, message, "create", "vm", "one",
+                                   "--quiesce", "--freeze-timeout-ms", "500",
+                                   *more)
+            self.assertLess(time.monotonic() - begun, 30)
+        self.agent.wait_thawed()
+        self.assertEqual("running", self.vm.state())
+        return failure
+
+    def manifest(self, name):
+        with open(self.q.manifest_path("vm", self.q.info("vm", name)["id"])) \
+                as f:
+            return json.load(f)
+
+    def test_one_that_behaves(self):
+        for name, more in (("disk", []), ("memory", ["--memory"])):
+            self.assertTrue(self.q("create", "vm", name, "--quiesce",
+                                   *more)["quiesced"])
+            m = self.manifest(name)
+            self.assertEqual((2, 2), (m["frozenFilesystems"],
+                                      m["mountedFilesystems"]))
+            self.assertGreater(m["frozenMs"], 0)
+            self.assertFalse(self.agent.frozen)
+
+    def test_one_that_froze_and_never_says_so(self):
+        def silent():
+            self.agent.frozen = True
+            return FakeAgent.SILENT
+        for more in ([], ["--memory"]):
+            self.once(FREEZE, silent)
+            self.fails("unreachable", "not answered", *more)
+
+    def test_one_that_answers_too_late(self):
+        def late():
+            time.sleep(1.5)
+        self.once(FREEZE, late)
+        self.fails("unreachable", "not answered")
+
+    def test_one_that_dies_in_the_freeze(self):
+        def dies():
+            self.agent.frozen = True
+            return FakeAgent.DIE
+        self.once(FREEZE, dies)
+        self.fails("unreachable|failed", "freezing the guest")
+
+    def test_one_that_says_frozen_and_is_not(self):
+        self.once(FREEZE, 2)
+        self.fails("failed", "froze 2 filesystems, but its status is thawed")
+
+    def test_one_that_dies_or_lies_in_the_thaw_is_asked_again(self):
+        for what in (FakeAgent.DIE, 2):
+            self.once(THAW, what)
+            self.q("create", "vm", "one", "--quiesce")
+            self.assertFalse(self.agent.frozen)
+            self.q("delete", "vm", "one")
+
+    def test_one_that_does_not_thaw_is_not_given_up(self):
+        self.once(THAW, 2, times=1000)
+        self.q.fails("failed", "still frozen", "create", "vm", "one",
+                     "--quiesce")
+        self.assertTrue(self.agent.frozen)
+        self.assertEqual("running", self.vm.state())
+        self.assertEqual([], self.q.names("vm"))
+        self.assertTrue(os.path.exists(self.q.journal_path("vm")))
+        self.agent.behave = lambda name: None
+        self.q("recover", "vm")
+        self.assertFalse(self.agent.frozen)
+
+    def test_one_that_freezes_only_some(self):
+        self.once("guest-get-fsinfo", [{}, {}, {}])
+        self.q("create", "vm", "one", "--quiesce")
+        self.assertIn("the guest agent froze 2 of 3 filesystems",
+                      self.q.stderr)
+        self.assertEqual(3, self.manifest("one")["mountedFilesystems"])
+
+    def test_a_paused_vm_is_not_asked(self):
+        self.pause(self.vm)
+        self.assertFalse(self.q("create", "vm", "one",
+                                "--quiesce")["quiesced"])
+        self.assertIn("paused: it is not quiesced", self.q.stderr)
+        self.assertNotIn(FREEZE, self.agent.seen)
+        self.cont(self.vm)
