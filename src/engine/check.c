@@ -133,6 +133,17 @@ static int check_modes(struct report_obj *o, struct session *s,
     return 0;
 }
 
+/* NVRAM (pflash) is a disk like any other; a TPM is not. */
+static void name_tpm(struct session *s)
+{
+    if (s->rec.has_launch && launch_has_tpm(&s->rec.launch))
+        store_note(s->store,
+                   "the TPM of VM %s is no part of a snapshot without memory, "
+                   "and what it has stored (keys, counters) of none: the "
+                   "program behind -tpmdev keeps that",
+                   s->vm);
+}
+
 static void check_start(struct report_obj *o, struct session *s)
 {
     struct start_options so = {0};
@@ -187,6 +198,7 @@ static int check_all(struct report_obj *o, struct session *s,
     check_disks(o, s);
     check_layers(o, s);
     check_start(o, s);
+    name_tpm(s);
     if (session_connect(s, err) < 0)
         return err->code;
     if (!s->qmp) {

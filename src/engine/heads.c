@@ -52,6 +52,12 @@ int heads_check(struct session *s, const struct vm_disk *d,
     if (!*q->qdev)
         return err_set(err, QSTILL_E_PRECONDITION, "no device uses disk %s",
                        d->name);
+    /* a pflash reads its image once, when QEMU starts */
+    if (strncmp(q->qdev, "/machine/system.flash", 21) == 0)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "disk %s holds the firmware's variables, which QEMU "
+                       "reads when it starts",
+                       d->name);
     if (strcmp(q->driver, d->head_format) != 0)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "disk %s has a node '%s' on top", d->name, q->driver);

@@ -116,4 +116,7 @@ int launch_hinders(const struct launch_record *rec,
                    struct launch_hinder_list *out, struct qstill_error *err);
 void launch_hinder_list_fini(struct launch_hinder_list *list);
 
+/* Whether the VM has a TPM (-tpmdev): its state is kept by another program. */
+bool launch_has_tpm(const struct launch_record *rec);
+
 #endif

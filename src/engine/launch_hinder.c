@@ -379,3 +379,16 @@ int launch_hinders(const struct launch_record *rec,
     memset(&h.list, 0, sizeof(h.list));
     return 0;
 }
+
+bool launch_has_tpm(const struct launch_record *rec)
+{
+    struct launch_args args = {0};
+    struct qstill_error ignored = {0};
+    bool found = false;
+
+    if (launch_args_parse(&args, rec->argv, &ignored) == 0)
+        for (size_t i = 0; i < args.count; i++)
+            found = found || launch_arg_is(&args.v[i], "tpmdev");
+    launch_args_fini(&args);
+    return found;
+}

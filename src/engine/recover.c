@@ -28,6 +28,7 @@
 #include "name.h"
 #include "protect.h"
 #include "qcow2/merge.h"
+#include "recover_plan.h"
 #include "revert.h"
 #include "session.h"
 #include "stream_fifo.h"
@@ -250,6 +251,7 @@ static int merge_hidden(struct recover_job *r, const char *vm,
 static int recover_vm(struct recover_job *r, const char *vm,
                       struct qstill_error *err)
 {
+    CLEANUP(journal_fini) struct journal j = {.arena = ARENA_INIT};
     struct buf *text = job_text(r->job);
     CLEANUP(closep) int vmfd = -1;
     struct session s;
@@ -258,15 +260,12 @@ static int recover_vm(struct recover_job *r, const char *vm,
         return err->code;
     if (!journal_exists(vmfd))
         return merge_hidden(r, vm, err);
-    if (r->dry_run) {
-        CLEANUP(journal_fini) struct journal j = {.arena = ARENA_INIT};
-
-        if (journal_load(vmfd, &j, err) < 0)
-            return err->code;
-        buf_printf(text, "VM %s: an interrupted %s of snapshot %s\n", vm,
-                   journal_op_name(j.op), j.snapshot);
+    if (journal_load(vmfd, &j, err) < 0)
+        return err->code;
+    buf_printf(text, "VM %s: an interrupted %s\n", vm, journal_op_name(j.op));
+    recover_plan(vmfd, &j, text);
+    if (r->dry_run)
         return 0;
-    }
     if (session_open(&s, r->store, vm, "recover", err) < 0)
         return err->code;
     session_close(&s);
