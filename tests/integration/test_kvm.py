@@ -52,5 +52,5 @@ class Kvm(case.Case):
         self.assertIn("KVM-DONE 0\n", said)
         seen = [json.loads(r) for r in
                 re.findall(r"KVM-REPORT (\{.*\})", said)]
-        self.assertEqual(["check", "create", "eager", "mapped"],
+        self.assertEqual(["check", "create", "eager", "inplace", "mapped", "ram"],
                          sorted(r["what"] for r in seen))
