@@ -250,7 +250,7 @@ static int place_one(struct work *w, const struct packed *k, uint64_t host,
         alloc_ref(&rw->alloc, c);
     put_be64(rw->l2.v[k->slot].bytes + k->at,
              l2_encode_compressed(w->h, host, k->clen));
-    rw->bytes += k->clen;
+    rw->bytes += m.len; /* as the mover counts it */
     return moves_push(&rw->moves, &m) < 0 ? err_nomem(err) : 0;
 }
 

@@ -43,6 +43,15 @@ def excuses(chain, merge, direction):
     return out
 
 
+def told_before(plan, done):
+    """The dry run tells the bytes that will be moved, and the way."""
+    p, d = plan.json(), done.json()
+    moved = d["bytesMoved"] + d["bytesShared"]
+    if (p["direction"], p["bytesMoved"]) != (d["direction"], moved):
+        return ["the dry run says %r, done was %r" % (p, d)]
+    return []
+
+
 class Refusals(collections.Counter):
     def __str__(self):
         return ", ".join("%s: %d" % i for i in self.most_common())
@@ -83,7 +92,7 @@ def one_merge(seed, directory, refusals):
     elif r.rc:
         bad += [str(r)] + m.untouched()
     else:
-        bad += m.merged() + m.account(direction)
+        bad += m.merged() + m.account(direction) + told_before(plan, r)
         if not bad:
             bad += m.still_writable(seed)
     return chain, [str(m.argv(direction))] * bool(bad) + bad
