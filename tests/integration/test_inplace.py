@@ -128,6 +128,36 @@ class InPlace(Reverts):
                 self.reset_boots(vm, nonce)
                 vm.end()
 
+    def test_ide_and_ahci_disks_without_an_id(self):
+        """The guest has no driver for them: QEMU's own I/O command stands in
+        for it."""
+        for machine in ("pc", "q35"):
+            with self.subTest(machine=machine):
+                path = self.disk("sata", vm=machine, pattern=False).path
+                vm = self.running_vm(
+                    name=machine, machine=machine,
+                    disks=[self.disk("disk0", vm=machine)],
+                    extra=["-drive", "file=%s,format=qcow2,if=none,id=sata"
+                           % path, "-device", "ide-hd,drive=sata"])
+
+                def write(byte):
+                    vm.hmp('qemu-io sata "write -P %d 0 64k"' % byte)
+                    vm.hmp('qemu-io sata "flush"')
+
+                def content():
+                    head, = [h for h in vm.heads().values() if "/sata." in h]
+                    return image.read(head, "qcow2", 0, 65536)
+
+                write(0x11)
+                ticks, nonce = self.snapshot(vm)
+                for byte in (0x77, 0x22):
+                    write(byte)
+                    self.assertEqual(bytes([byte]) * 65536, content())
+                    self.back(vm, "one", ticks[0], nonce)
+                    self.assertEqual(b"\x11" * 65536, content())
+                self.reset_boots(vm, nonce)
+                vm.end()
+
     def test_auto_takes_it_when_it_fits_and_says_why_not(self):
         vm = self.running_vm(memory="ram")
         ticks, nonce = self.snapshot(vm)
