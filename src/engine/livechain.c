@@ -83,17 +83,6 @@ static int wait_job(struct session *s, enum qmp_job_state until,
     }
 }
 
-int livechain_dismiss(struct session *s, struct qstill_error *err)
-{
-    struct qmp_job job;
-    struct qstill_error absent = {0};
-
-    if (qmp_job_read(s->qmp, JOB_ID, &job, &absent) < 0)
-        return absent.code == QSTILL_E_NOT_FOUND ? 0 : (*err = absent).code;
-    return job.state == QMP_JOB_CONCLUDED ? qmp_job_dismiss(s->qmp, JOB_ID, err)
-                                          : 0;
-}
-
 int livechain_settle(struct session *s, struct qstill_error *err)
 {
     struct qmp_job job;

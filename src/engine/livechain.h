@@ -37,14 +37,11 @@ int livechain_pull(struct session *s, struct vm_disk *d, const char *layer,
 int livechain_has(struct session *s, struct vm_disk *d, const char *path,
                   bool *has, struct qstill_error *err);
 
-/* Cancels or finishes a job of ours that a process which died left behind. */
+/* Cancels or finishes a job of ours that a process which died left behind.
+ * Until it is out of QEMU's list it may hold a filter node without a child, at
+ * which QEMU 7.2's query-named-block-nodes reads address 0x40 and dies: so this
+ * comes before anything that asks for nodes. */
 int livechain_settle(struct session *s, struct qstill_error *err);
-
-/* Takes a job of ours that has ended out of QEMU's list. Until that is done the
- * job holds a filter node without a child, at which QEMU 7.2's
- * query-named-block-nodes reads address 0x40 and dies: so this comes before
- * anything that asks for nodes. */
-int livechain_dismiss(struct session *s, struct qstill_error *err);
 
 /* Runs the guest again if `was_running` and something of ours stopped it.
  * Waits for QEMU to leave states in which `cont` is refused. */

@@ -138,7 +138,7 @@ int session_connect(struct session *s, struct qstill_error *err)
     err_clear(&why);
     if (qstill_qmp_peer_pid(s->qmp, &pid, &why) == 0)
         s->pid = pid;
-    if (livechain_dismiss(s, err) < 0 || session_refresh(s, err) < 0) {
+    if (livechain_settle(s, err) < 0 || session_refresh(s, err) < 0) {
         session_disconnect(s);
         return err->code;
     }
