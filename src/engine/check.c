@@ -11,7 +11,7 @@
 #include "base/options.h"
 #include "hostinfo.h"
 #include "journal.h"
-#include "layers.h"
+#include "layer_file.h"
 #include "modes.h"
 #include "qmp/machine.h"
 #include "quiesce.h"

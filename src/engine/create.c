@@ -26,7 +26,7 @@
 #include "base/options.h"
 #include "base/publish.h"
 #include "job.h"
-#include "layers.h"
+#include "layer_file.h"
 #include "livechain.h"
 #include "protect.h"
 #include "qmp/graph.h"

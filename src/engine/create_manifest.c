@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "hostinfo.h"
-#include "layers.h"
+#include "layer_file.h"
 #include "qmp/topology.h"
 
 static int fill_disks(struct create *c, struct manifest *m,

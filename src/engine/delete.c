@@ -22,6 +22,7 @@
 #include "base/publish.h"
 #include "job.h"
 #include "journal.h"
+#include "layer_file.h"
 #include "layers.h"
 #include "name.h"
 #include "session.h"
@@ -120,7 +121,7 @@ static int check_layers(struct del *c, struct qstill_error *err)
 
 static int plan_enter(void *ctx, struct qstill_error *err)
 {
-    CLEANUP(layers_fini) struct layers all = {0, NULL};
+    CLEANUP(layers_fini) struct layers all = {0};
     struct del *c = ctx;
 
     if (session_open(&c->s, c->store, c->vm, "delete", err) < 0)

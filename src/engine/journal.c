@@ -2,6 +2,7 @@
 #include "journal.h"
 
 #include <fcntl.h>
+#include <stddef.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -14,6 +15,48 @@
 
 static const char *const op_names[] = {"create", "revert", "delete", "undo"};
 static const char *const phase_names[] = {"begun", "switching", "committed"};
+
+/* Strings that are only there while a layer is being merged. */
+static const struct {
+    const char *key;
+    size_t offset;
+} work_keys[] = {
+    {"lowering", offsetof(struct journal, lowering)},
+    {"lowered", offsetof(struct journal, lowered)},
+    {"loweredFormat", offsetof(struct journal, lowered_format)},
+    {"pullInto", offsetof(struct journal, pull_into)},
+    {"pullFrom", offsetof(struct journal, pull_from)},
+    {"pullFromFormat", offsetof(struct journal, pull_from_format)},
+    {"swapDisk", offsetof(struct journal, swap_disk)},
+    {"swapFrom", offsetof(struct journal, swap_from)},
+    {"swapTo", offsetof(struct journal, swap_to)},
+    {"swapAbove", offsetof(struct journal, swap_above)},
+};
+
+static const char **work_member(const struct journal *j, size_t i)
+{
+    return (const char **)((uintptr_t)j + work_keys[i].offset);
+}
+
+static void read_work(struct json_in *in, const json_t *root, struct journal *j)
+{
+    const json_t *o = json_in_object(in, root, "work", JSON_OPTIONAL);
+
+    for (size_t i = 0; o && i < ARRAY_LEN(work_keys); i++)
+        *work_member(j, i) =
+            json_in_string(in, o, work_keys[i].key, JSON_OPTIONAL);
+}
+
+static json_t *work_json(const struct journal *j)
+{
+    json_t *o = json_object();
+
+    for (size_t i = 0; o && i < ARRAY_LEN(work_keys); i++)
+        if (*work_member(j, i))
+            json_object_set_new(o, work_keys[i].key,
+                                json_out_string(*work_member(j, i)));
+    return o;
+}
 
 static unsigned word_in(struct json_in *in, const json_t *root, const char *key,
                         const char *const *words, size_t n)
@@ -81,6 +124,10 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
     j.pivot_to_format =
         json_in_string(&in, root, "pivotToFormat", JSON_OPTIONAL);
     j.rewriting = json_in_string(&in, root, "rewriting", JSON_OPTIONAL);
+    j.keep_hidden = json_in_bool(&in, root, "keepHidden");
+    read_work(&in, root, &j);
+    j.rewrites = json_in_strings(&in, root, "rewrites", STORE_NAMES_MAX,
+                                 &j.rewrite_count);
     j.ids = json_in_strings(&in, root, "ids", STORE_NAMES_MAX, &j.id_count);
     read_disks(&in, root, &j);
     if (err->code < 0) {
@@ -113,7 +160,8 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
 {
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
-        "{si ss ss so so sI so so so so sb sb sb sI sI sb so so so so so so}",
+        "{si ss ss so so sI so so so so sb sb sb sI sI sb so so so so so so so "
+        "sb so}",
         "version", JOURNAL_VERSION, "op", op_names[j->op], "phase",
         phase_names[j->phase], "snapshot", json_out_string(j->snapshot), "tag",
         json_out_string(j->tag), "keepTrash", (json_int_t)j->keep_trash,
@@ -126,7 +174,9 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
         j->reset, "pivotDisk", json_out_string(j->pivot_disk), "pivotFrom",
         json_out_string(j->pivot_from), "pivotTo", json_out_string(j->pivot_to),
         "pivotToFormat", json_out_string(j->pivot_to_format), "rewriting",
-        json_out_string(j->rewriting), "disks", disks_json(j));
+        json_out_string(j->rewriting), "disks", disks_json(j), "work",
+        work_json(j), "keepHidden", j->keep_hidden, "rewrites",
+        json_out_strings(j->rewrites, j->rewrite_count));
 
     return json_file_write(vmfd, STORE_JOURNAL, root, err);
 }

@@ -59,6 +59,25 @@ struct journal {
     const char *pivot_to_format;
     /* a frozen layer that a merge rewrites: its manifest follows */
     const char *rewriting;
+    size_t rewrite_count; /* the same for one of ours: all that it rewrites */
+    char **rewrites;
+    /* our merge of a layer into the disk's first image: the layer's snapshot
+     * names the first image then */
+    const char *lowering;
+    const char *lowered; /* the first image */
+    const char *lowered_format;
+    /* QEMU pulls `pull_from` (and what is below it) into `pull_into`. Until
+     * that is durable, pull_into may go on with pull_from at any time */
+    const char *pull_into;
+    const char *pull_from;
+    const char *pull_from_format;
+    /* swap_to, a new file, takes the place of the frozen layer swap_from,
+     * which `swap_above` stands on in the running QEMU (liveswap.h) */
+    const char *swap_disk;
+    const char *swap_from;
+    const char *swap_to;
+    const char *swap_above;
+    bool keep_hidden; /* layers that several share stay, if that is cheaper */
 };
 
 /* NOT_FOUND when there is none. */

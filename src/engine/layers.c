@@ -1,248 +1,114 @@
 /* SPDX-License-Identifier: MIT */
 #include "layers.h"
 
-#include <errno.h>
-#include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/bytes.h"
-#include "base/file.h"
-#include "base/publish.h"
-#include "protect.h"
-#include "qcow2/create.h"
+#include "base/sum.h"
+#include "layer_file.h"
 #include "qcow2/info.h"
 #include "session.h"
 
-#define LAYER_FORMAT "qcow2"
+/* ------------------------------------------------------------------ finding */
 
-static bool is_qcow2(const char *format)
+/* Open addressing; 0 is free, else the index of a layer plus one. A disk has
+ * hundreds of layers and a VM many disks: no list is walked here. */
+static size_t slot_of(const struct layers *l, const char *path)
 {
-    return strcmp(format, LAYER_FORMAT) == 0;
+    return (size_t)sum_bytes(path, strlen(path), 0) & (l->slot_count - 1);
 }
 
-/* ------------------------------------------------------------------- files */
-
-/* Splits a path; "" becomes ".". */
-static int open_parent(const char *path, const char **name, int *dirfd,
-                       struct qstill_error *err)
+static void insert(struct layers *l, size_t index)
 {
-    CLEANUP(freep) char *copy = strdup(path);
-    char *slash;
-    int fd;
+    size_t at = slot_of(l, l->items[index].path);
 
-    if (!copy)
-        return err_nomem(err);
-    slash = strrchr(copy, '/');
-    *name = slash ? path + (slash - copy) + 1 : path;
-    if (slash)
-        slash[slash == copy ? 1 : 0] = '\0';
-    fd = open(slash ? copy : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (fd < 0)
-        return err_errno(err, errno, "cannot open the directory of %s", path);
-    *dirfd = fd;
-    return 0;
+    while (l->slots[at] != 0)
+        at = (at + 1) & (l->slot_count - 1);
+    l->slots[at] = (uint32_t)index + 1;
 }
 
-int layer_remove(const char *path, struct qstill_error *err)
+/* Room for one more, in both arrays. */
+static int grow(struct layers *l, struct qstill_error *err)
 {
-    CLEANUP(closep) int dirfd = -1;
-    const char *name = NULL;
+    size_t cap = l->cap ? 2 * l->cap : 64;
+    struct layer *items;
+    uint32_t *slots;
 
-    if (protect_clear(path, err) < 0 ||
-        open_parent(path, &name, &dirfd, err) < 0)
-        return err->code;
-    if (publish_unlink(dirfd, name, err) < 0)
-        return err_wrap(err, "%s", path);
-    return 0;
-}
-
-/* The stem of the disk's first image: "root" of "/vm/root.qcow2". */
-static char *stem_of(struct arena *a, const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    const char *name = slash ? slash + 1 : path;
-    const char *dot = strrchr(name, '.');
-    size_t len = dot && dot != name ? (size_t)(dot - name) : strlen(name);
-
-    /* room for the id, both dots and the ending in NAME_MAX */
-    if (len > 200)
-        len = 200;
-    return arena_printf(a, "%.*s", (int)len, name);
-}
-
-const char *layer_new_path(struct session *s, const struct vm_disk *d,
-                           const char *disk_dir, const char *tag)
-{
-    struct arena *a = &s->rec.arena;
-    char *base = session_resolve(a, &s->rec.launch, d->attach_path);
-    char *stem = base ? stem_of(a, base) : NULL;
-    const char *slash = base ? strrchr(base, '/') : NULL;
-    CLEANUP(freep) char *dir = NULL;
-
-    if (!stem || !slash)
-        return NULL;
-    if (disk_dir) {
-        dir = realpath(disk_dir, NULL);
-        return arena_printf(a, "%s/%s.%s." LAYER_FORMAT, dir ? dir : disk_dir,
-                            stem, tag);
-    }
-    return arena_printf(a, "%.*s/%s.%s." LAYER_FORMAT, (int)(slash - base),
-                        base, stem, tag);
-}
-
-int layer_create(struct session *s, const struct vm_disk *d,
-                 const char *backing, const char *backing_format,
-                 const char *disk_dir, const char *tag, const char **path,
-                 struct qstill_error *err)
-{
-    struct qcow2_create_options o = QCOW2_CREATE_OPTIONS_INIT;
-    const char *new_path = layer_new_path(s, d, disk_dir, tag);
-    struct stat st;
-
-    if (!new_path)
-        return err_nomem(err);
-    if (stat(backing, &st) < 0)
-        return err_errno(err, errno, "cannot find %s", backing);
-    o.virtual_size = d->virtual_size;
-    o.backing = backing;
-    o.backing_format = backing_format;
-    /* 0600, so it must be QEMU's own; only root can give files away. */
-    if (geteuid() == 0) {
-        o.uid = s->rec.has_launch ? s->rec.launch.uid : st.st_uid;
-        o.gid = s->rec.has_launch ? s->rec.launch.gid : st.st_gid;
-    }
-    if (qcow2_create(io_real(), AT_FDCWD, new_path, &o, err) < 0)
-        return err->code;
-    *path = new_path;
-    return 0;
-}
-
-static int read_info(const char *path, const char *format,
-                     struct qcow2_info *info, struct qstill_error *err)
-{
-    enum qcow2_format f;
-
-    if (qcow2_format_parse(format, &f, err) < 0)
-        return err->code;
-    return qcow2_info_read(io_real(), AT_FDCWD, path, f, info, err);
-}
-
-int layer_is_empty(const char *path, const char *format, bool *empty,
-                   struct qstill_error *err)
-{
-    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
-    CLEANUP(closep) int fd = -1;
-    CLEANUP(freep) uint8_t *l1 = NULL;
-    size_t len;
-
-    *empty = false;
-    if (!is_qcow2(format))
+    if (l->count < l->cap)
         return 0;
-    if (read_info(path, format, &info, err) < 0 ||
-        file_openat(AT_FDCWD, path, O_RDONLY, 0, &fd, err) < 0)
-        return err->code;
-    len = (size_t)info.header.l1_size * 8;
-    l1 = malloc(len ? len : 1);
-    if (!l1)
+    items = realloc(l->items, cap * sizeof(*items));
+    if (!items)
         return err_nomem(err);
-    if (file_read_full(fd, l1, len, info.header.l1_offset, err) < 0)
-        return err_wrap(err, "%s", path);
-    *empty = true;
-    for (size_t i = 0; i < len; i += 8)
-        if (get_be64(l1 + i) != 0)
-            *empty = false;
+    l->items = items;
+    slots = calloc(2 * cap, sizeof(*slots));
+    if (!slots)
+        return err_nomem(err);
+    free(l->slots);
+    l->slots = slots;
+    l->cap = cap;
+    l->slot_count = 2 * cap;
+    for (size_t i = 0; i < l->count; i++)
+        insert(l, i);
     return 0;
 }
 
-int layer_identify(struct manifest *m, struct manifest_disk *d,
-                   struct qstill_error *err)
+static struct layer *by_path(const struct layers *l, const char *path)
 {
-    struct stat st;
-
-    if (stat(d->path, &st) < 0)
-        return err_errno(err, errno, "cannot find %s", d->path);
-    d->dev = st.st_dev;
-    d->ino = st.st_ino;
-    d->file_size = (uint64_t)st.st_size;
-    d->mtime_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000u +
-                  (uint64_t)st.st_mtim.tv_nsec;
-    if (is_qcow2(d->format)) {
-        CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
-
-        if (read_info(d->path, d->format, &info, err) < 0)
-            return err->code;
-        d->header_hash =
-            arena_printf(&m->arena, "%016" PRIx64, info.header_sum);
-        if (!d->header_hash)
-            return err_nomem(err);
-    }
-    return 0;
+    if (l->slot_count == 0)
+        return NULL;
+    for (size_t at = slot_of(l, path); l->slots[at] != 0;
+         at = (at + 1) & (l->slot_count - 1))
+        if (strcmp(l->items[l->slots[at] - 1].path, path) == 0)
+            return &l->items[l->slots[at] - 1];
+    return NULL;
 }
 
-int layer_check(const struct manifest_disk *d, struct qstill_error *err)
+/* By its name, else it is one that was named in another way. */
+struct layer *layers_find(const struct layers *l, const char *path)
 {
-    struct manifest scratch = {.arena = ARENA_INIT};
-    struct manifest_disk now = *d;
-    const char *what = NULL;
+    struct layer *found = by_path(l, path);
     struct stat st;
-    int r;
 
-    /* attach resolved the path, so no link stood there */
-    if (lstat(d->path, &st) == 0 && S_ISLNK(st.st_mode)) {
-        err_set(err, QSTILL_E_CORRUPT, "disk %s: %s is a symbolic link now",
-                d->name, d->path);
-        return err_hint(err, "bring the original file back");
-    }
-    r = layer_identify(&scratch, &now, err);
-
-    if (r == 0 && d->ino && (now.dev != d->dev || now.ino != d->ino))
-        what = "is another file than the one that was frozen";
-    else if (r == 0 && d->header_hash && now.header_hash &&
-             strcmp(now.header_hash, d->header_hash) != 0)
-        what = "has another header than when it was frozen";
-    else if (r == 0 && d->mtime_ns &&
-             (now.mtime_ns != d->mtime_ns || now.file_size != d->file_size))
-        what = "was written to after it was frozen";
-    if (what) {
-        r = err_set(err, QSTILL_E_CORRUPT, "disk %s: %s %s", d->name, d->path,
-                    what);
-        err_hint(err, "bring the original file back; --force takes it as it "
-                      "is");
-    } else if (r == QSTILL_E_NOT_FOUND) {
-        err_set(err, QSTILL_E_NOT_FOUND,
-                "disk %s: the frozen layer %s is "
-                "gone",
-                d->name, d->path);
-        r = err_hint(err, "bring the file back from a backup");
-    }
-    manifest_fini(&scratch);
-    return r;
+    if (found || stat(path, &st) < 0)
+        return found;
+    for (size_t i = 0; i < l->count; i++)
+        if (l->items[i].ino == st.st_ino && l->items[i].dev == st.st_dev)
+            return &l->items[i];
+    return NULL;
 }
 
-/* ------------------------------------------------------------------- graph */
+struct layer *layers_child(const struct layers *l, const struct layer *of,
+                           const struct layer *after)
+{
+    size_t i = after ? (size_t)(after - l->items) + 1 : 0;
+
+    for (; i < l->count; i++)
+        if (l->items[i].below == of)
+            return &l->items[i];
+    return NULL;
+}
+
+/* ----------------------------------------------------------------- building */
 
 static int add(struct layers *l, const struct layer *one,
                struct qstill_error *err)
 {
-    struct layer *known = layers_find(l, one->path);
-    struct layer *more;
+    struct layer *known = by_path(l, one->path);
 
     if (known) { /* a head may be hidden no longer, and the like */
         known->head |= one->head;
         known->hidden |= one->hidden;
         known->trash |= one->trash;
+        known->keep |= one->keep;
         if (one->owner)
             known->owner = one->owner;
         return 0;
     }
-    more = realloc(l->items, (l->count + 1) * sizeof(*more));
-    if (!more)
-        return err_nomem(err);
-    l->items = more;
-    more[l->count++] = *one;
+    if (grow(l, err) < 0)
+        return err->code;
+    l->items[l->count] = *one;
+    insert(l, l->count++);
     return 0;
 }
 
@@ -275,7 +141,8 @@ static int add_all(struct session *s, struct layers *l,
         struct layer one = {.disk = h->disk,
                             .path = h->path,
                             .format = h->format,
-                            .hidden = true};
+                            .hidden = true,
+                            .keep = h->keep};
 
         if (add(l, &one, err) < 0)
             return err->code;
@@ -309,9 +176,11 @@ static int read_layer(struct session *s, struct layer *one,
         return 0;
     }
     one->allocated = (uint64_t)st.st_blocks * 512;
-    if (!is_qcow2(one->format))
+    one->dev = st.st_dev;
+    one->ino = st.st_ino;
+    if (!layer_is_qcow2(one->format))
         return 0;
-    if (read_info(one->path, one->format, &info, &why) < 0) {
+    if (layer_info(one->path, one->format, &info, &why) < 0) {
         one->missing = true;
         return 0;
     }
@@ -327,7 +196,7 @@ static int read_layer(struct session *s, struct layer *one,
 
 int layers_load(struct session *s, struct layers *out, struct qstill_error *err)
 {
-    struct layers l = {0, NULL};
+    struct layers l = {0};
 
     if (add_all(s, &l, err) < 0) {
         layers_fini(&l);
@@ -345,6 +214,14 @@ int layers_load(struct session *s, struct layers *out, struct qstill_error *err)
         if (one->below)
             one->below->children++;
     }
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const char *first = session_resolve(&s->rec.arena, &s->rec.launch,
+                                            s->rec.disks[i].attach_path);
+        struct layer *one = first ? layers_find(&l, first) : NULL;
+
+        if (one)
+            one->first_image = true;
+    }
     *out = l;
     return 0;
 }
@@ -352,17 +229,6 @@ int layers_load(struct session *s, struct layers *out, struct qstill_error *err)
 void layers_fini(struct layers *l)
 {
     free(l->items);
-    l->items = NULL;
-    l->count = 0;
-}
-
-struct layer *layers_find(const struct layers *l, const char *path)
-{
-    for (size_t i = 0; i < l->count; i++)
-        if (strcmp(l->items[i].path, path) == 0)
-            return &l->items[i];
-    for (size_t i = 0; i < l->count; i++)
-        if (session_same_file(l->items[i].path, path))
-            return &l->items[i];
-    return NULL;
+    free(l->slots);
+    memset(l, 0, sizeof(*l));
 }

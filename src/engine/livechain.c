@@ -1,11 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 #include "livechain.h"
 
-#include <stdio.h>
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/clock.h"
+#include "base/io.h"
 #include "journal.h"
+#include "layer_file.h"
+#include "layers.h"
+#include "qcow2/info.h"
+#include "qcow2/lock.h"
+#include "qcow2/repoint.h"
+#include "qmp/block.h"
 #include "qmp/graph.h"
 #include "qmp/job.h"
 #include "qmp/migrate.h"
@@ -26,7 +34,15 @@ head_node(struct session *s, const struct qmp_graph *g, const struct vm_disk *d)
     return q ? qmp_graph_find(g, q->node) : NULL;
 }
 
-static const struct qmp_node *node_of(struct session *s,
+/* The absolute name of a node's file, or NULL. */
+static const char *path_of(struct session *s, const struct qmp_node *n)
+{
+    const char *name = n->file ? n->file->path : n->path;
+
+    return *name ? session_resolve(&s->rec.arena, &s->rec.launch, name) : NULL;
+}
+
+const struct qmp_node *livechain_node(struct session *s,
                                       const struct qmp_graph *g,
                                       const struct vm_disk *d, const char *path)
 {
@@ -35,9 +51,7 @@ static const struct qmp_node *node_of(struct session *s,
     size_t n = head ? qmp_graph_chain(head, chain, CHAIN_MAX) : 0;
 
     for (size_t i = 0; i < n && i < CHAIN_MAX; i++) {
-        const char *name =
-            chain[i]->file ? chain[i]->file->path : chain[i]->path;
-        const char *abs = session_resolve(&s->rec.arena, &s->rec.launch, name);
+        const char *abs = path_of(s, chain[i]);
 
         if (abs && session_same_file(abs, path))
             return chain[i];
@@ -45,14 +59,65 @@ static const struct qmp_node *node_of(struct session *s,
     return NULL;
 }
 
-int livechain_has(struct session *s, struct vm_disk *d, const char *path,
-                  bool *has, struct qstill_error *err)
+int livechain_mark(struct session *s, struct layers *all,
+                   struct qstill_error *err)
 {
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    const struct qmp_node *chain[CHAIN_MAX];
 
+    for (size_t i = 0; i < all->count; i++)
+        all->items[i].node = NULL, all->items[i].above = NULL;
+    if (!s->qmp)
+        return 0;
     if (qmp_graph_read(s->qmp, &g, err) < 0)
         return err->code;
-    *has = node_of(s, &g, d, path) != NULL;
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const struct qmp_node *head = head_node(s, &g, &s->rec.disks[i]);
+        size_t n = head ? qmp_graph_chain(head, chain, CHAIN_MAX) : 0;
+        struct layer *above = NULL;
+
+        for (size_t k = 0; k < n && k < CHAIN_MAX; k++) {
+            const char *path = path_of(s, chain[k]);
+            struct layer *l = path ? layers_find(all, path) : NULL;
+
+            if (!l)
+                continue;
+            l->node = arena_strdup(&s->rec.arena, chain[k]->name);
+            if (!l->node)
+                return err_nomem(err);
+            l->above = above;
+            above = l;
+        }
+    }
+    return 0;
+}
+
+static bool is_file(struct session *s, const struct qmp_node *n,
+                    const char *path)
+{
+    const char *abs = path_of(s, n);
+
+    return abs && strcmp(abs, path) == 0;
+}
+
+int livechain_release(struct session *s, const char *path,
+                      struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    struct qstill_error ignored = {0};
+
+    if (!s->qmp)
+        return 0;
+    if (qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    /* QEMU refuses what is in use or not its monitor's; format nodes first,
+     * they hold the protocol's */
+    for (int round = 0; round < 2; round++)
+        for (size_t i = 0; i < g.count; i++)
+            if ((g.nodes[i].file != NULL) == (round == 0) &&
+                is_file(s, &g.nodes[i], path))
+                qmp_blockdev_del(s->qmp, g.nodes[i].name, QMP_MISSING_FINE,
+                                 &ignored);
     return 0;
 }
 
@@ -131,9 +196,6 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
                  const char *to_format, struct journal *j,
                  struct qstill_error *err)
 {
-    const struct qmp_disk *q = session_live_disk(s, d);
-    struct qstill_error ignored = {0};
-
     j->pivot_disk = d->name;
     j->pivot_from = d->head_path;
     j->pivot_to = to;
@@ -145,10 +207,6 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
     if (livechain_set_head(s, d, to, to_format, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
-    /* A head that a revert has opened is the monitor's, too: it would go on
-     * holding the layer below. Any other one is gone already. */
-    if (q)
-        qmp_blockdev_del(s->qmp, q->node, QMP_MISSING_FINE, &ignored);
     j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
     return journal_save(s->vmfd, j, err);
 }
@@ -177,7 +235,7 @@ int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
                           struct qstill_error *err)
 {
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
-    struct qmp_commit c = {.job = JOB_ID};
+    struct qmp_commit c = {.job = JOB_ID, .speed = s->bwlimit};
     const struct qmp_node *head, *base;
     struct qstill_error second = {0};
     struct qmp_job job;
@@ -185,7 +243,7 @@ int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
     if (livechain_settle(s, err) < 0 || qmp_graph_read(s->qmp, &g, err) < 0)
         return err->code;
     head = head_node(s, &g, d);
-    base = node_of(s, &g, d, to);
+    base = livechain_node(s, &g, d, to);
     if (!head || !base)
         return missing_node(d, to, err);
     c.device = head->name;
@@ -205,24 +263,87 @@ int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
     return 0;
 }
 
-int livechain_pull(struct session *s, struct vm_disk *d, const char *layer,
-                   const char *drop, struct qstill_error *err)
+/* What a job has put into a node may still be in QEMU's memory alone. A node
+ * that only serves as backing was flushed when it became read-only again. */
+static int finish_pull(struct session *s, struct journal *j, const char *node,
+                       struct qstill_error *err)
+{
+    if (qmp_node_flush(s->qmp, node, err) < 0)
+        return err->code;
+    j->pull_into = j->pull_from = j->pull_from_format = NULL;
+    return journal_save(s->vmfd, j, err);
+}
+
+int livechain_pull(struct session *s, struct vm_disk *d,
+                   const struct layer *layer, const struct layer *first,
+                   const struct layer *last, struct journal *j,
+                   struct qstill_error *err)
 {
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
-    struct qmp_stream st = {.job = JOB_ID};
+    struct qmp_stream st = {.job = JOB_ID, .speed = s->bwlimit};
     const struct qmp_node *top, *gone;
 
     if (livechain_settle(s, err) < 0 || qmp_graph_read(s->qmp, &g, err) < 0)
         return err->code;
-    top = node_of(s, &g, d, layer);
-    gone = node_of(s, &g, d, drop);
+    top = livechain_node(s, &g, d, layer->path);
+    gone = livechain_node(s, &g, d, last->path);
     if (!top || !gone)
-        return missing_node(d, top ? drop : layer, err);
+        return missing_node(d, top ? last->path : layer->path, err);
     st.device = top->name;
     st.base_node = gone->below ? gone->below->name : NULL;
-    if (qmp_block_stream(s->qmp, &st, err) < 0 ||
+    j->pull_into = layer->path;
+    j->pull_from = first->path;
+    j->pull_from_format = first->format;
+    if (journal_save(s->vmfd, j, err) < 0 ||
+        qmp_block_stream(s->qmp, &st, err) < 0 ||
         wait_job(s, QMP_JOB_CONCLUDED, err) < 0 ||
-        qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0)
-        return err_wrap(err, "pulling %s into %s", drop, layer);
+        qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0 ||
+        finish_pull(s, j, top->name, err) < 0)
+        return err_wrap(err, "pulling %s into %s", first->path, layer->path);
+    return 0;
+}
+
+/* With QEMU gone nobody knows what of the pulled layers has reached the file:
+ * it is backed by them again, which is right with any part of it. */
+static int unpull(struct journal *j, struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    CLEANUP(closep) int fd = -1;
+
+    if (layer_info(j->pull_into, "qcow2", &info, err) < 0)
+        return err->code;
+    if (access(j->pull_from, F_OK) < 0 ||
+        (info.header.has_backing &&
+         session_same_file(info.header.backing, j->pull_from)))
+        return 0;
+    if (io_openat(io_real(), AT_FDCWD, j->pull_into, O_RDWR, 0, &fd, err) < 0 ||
+        image_lock(fd, j->pull_into, IMAGE_LOCK_WRITE, err) < 0)
+        return err->code;
+    return qcow2_repoint(io_real(), fd, j->pull_into, j->pull_from,
+                         j->pull_from_format, err);
+}
+
+int livechain_settle_pull(struct session *s, struct journal *j,
+                          struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+
+    if (!j->pull_into || !j->pull_from || !j->pull_from_format)
+        return 0;
+    if (!s->qmp) {
+        if (unpull(j, err) < 0)
+            return err->code;
+        j->pull_into = j->pull_from = j->pull_from_format = NULL;
+        return 0;
+    }
+    if (livechain_settle(s, err) < 0 || qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < g.count; i++)
+        if (g.nodes[i].file && is_file(s, &g.nodes[i], j->pull_into))
+            return finish_pull(s, j, g.nodes[i].name, err);
+    /* another QEMU than the one that pulled, with another chain */
+    if (unpull(j, err) < 0)
+        return err->code;
+    j->pull_into = j->pull_from = j->pull_from_format = NULL;
     return 0;
 }

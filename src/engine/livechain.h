@@ -9,6 +9,10 @@
 #include "base/error.h"
 
 struct journal;
+struct layer;
+struct layers;
+struct qmp_graph;
+struct qmp_node;
 struct session;
 struct vm_disk;
 
@@ -28,14 +32,33 @@ int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
                           const char *to_format, struct journal *j,
                           struct qstill_error *err);
 
-/* Pulls all that `layer` lacks of its backing layer `drop` into it, and backs
- * it by what `drop` is backed by. Both are in the disk's live chain. */
-int livechain_pull(struct session *s, struct vm_disk *d, const char *layer,
-                   const char *drop, struct qstill_error *err);
+/*
+ * Has QEMU pull all that `layer` lacks of the layers first..last below it, and
+ * backs it by what `last` is backed by. All are in the disk's live chain. The
+ * result is durable when this returns 0; the journal says what is under way.
+ */
+int livechain_pull(struct session *s, struct vm_disk *d,
+                   const struct layer *layer, const struct layer *first,
+                   const struct layer *last, struct journal *j,
+                   struct qstill_error *err);
+/* What a process that died in it, or whose QEMU died, left behind. */
+int livechain_settle_pull(struct session *s, struct journal *j,
+                          struct qstill_error *err);
 
-/* Whether `path` is in the disk's live chain. */
-int livechain_has(struct session *s, struct vm_disk *d, const char *path,
-                  bool *has, struct qstill_error *err);
+/* Sets `node` and `above` of all layers. */
+int livechain_mark(struct session *s, struct layers *all,
+                   struct qstill_error *err);
+/* The node of the disk's live chain that has `path` open, or NULL. */
+const struct qmp_node *livechain_node(struct session *s,
+                                      const struct qmp_graph *g,
+                                      const struct vm_disk *d,
+                                      const char *path);
+
+/* Closes the nodes of a file that is in no chain any more: those that came by
+ * -blockdev or blockdev-add stay open until they are deleted, and keep what is
+ * below them from being changed. */
+int livechain_release(struct session *s, const char *path,
+                      struct qstill_error *err);
 
 /* Cancels or finishes a job of ours that a process which died left behind.
  * Until it is out of QEMU's list it may hold a filter node without a child, at

@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 
 #include "hostinfo.h"
-#include "layers.h"
+#include "layer_file.h"
 #include "memstate/ramset.h"
 #include "session.h"
 

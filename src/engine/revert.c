@@ -28,7 +28,7 @@
 #include "base/clock.h"
 #include "base/options.h"
 #include "job.h"
-#include "layers.h"
+#include "layer_file.h"
 #include "livechain.h"
 #include "preflight.h"
 #include "start.h"

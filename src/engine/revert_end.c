@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "delete.h"
 #include "heads.h"
+#include "layer_file.h"
 #include "layers.h"
 #include "livechain.h"
 #include "qmp/monitor.h"

@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "heads.h"
-#include "layers.h"
+#include "layer_file.h"
 #include "preflight.h"
 #include "qmp/monitor.h"
 #include "revert_impl.h"

@@ -26,6 +26,8 @@ struct session {
     int pid;                /* QEMU's; 0 when not known */
     struct qmp_status status;
     struct qmp_disks live;
+    uint64_t bwlimit; /* of merges, bytes per second; 0: none */
+    bool paranoid;    /* compare what a guest sees before and after a merge */
 };
 
 /* Opens STORE/VM, takes the lock for `verb` (NULL: none, only reading),

@@ -25,6 +25,7 @@
 #include "base/publish.h"
 #include "delete.h"
 #include "job.h"
+#include "layer_file.h"
 #include "layers.h"
 #include "livechain.h"
 #include "qmp/monitor.h"
@@ -94,7 +95,7 @@ static int find_trash(struct undo *u, const struct vm_trash **out,
 static int plan_heads(struct undo *u, const struct vm_trash *t,
                       struct qstill_error *err)
 {
-    CLEANUP(layers_fini) struct layers all = {0, NULL};
+    CLEANUP(layers_fini) struct layers all = {0};
     const char *below;
 
     if (layers_load(&u->s, &all, err) < 0)
@@ -348,7 +349,7 @@ static int reload_tree(struct session *s, struct qstill_error *err)
 /* The snapshot that the heads stand on now. */
 static int find_current(struct session *s, struct qstill_error *err)
 {
-    CLEANUP(layers_fini) struct layers all = {0, NULL};
+    CLEANUP(layers_fini) struct layers all = {0};
 
     if (s->rec.disk_count == 0)
         return 0;
@@ -361,7 +362,7 @@ static int find_current(struct session *s, struct qstill_error *err)
 static int undo_delete(struct session *s, struct journal *j, struct buf *text,
                        struct qstill_error *err)
 {
-    CLEANUP(layers_fini) struct layers all = {0, NULL};
+    CLEANUP(layers_fini) struct layers all = {0};
     struct vm_trash *t = trash_find(s, j->undone);
 
     if (!t)

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "journal.h"
+#include "layer_file.h"
 #include "layers.h"
 #include "livechain.h"
 #include "qcow2/lock.h"

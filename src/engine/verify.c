@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "job.h"
-#include "layers.h"
+#include "layer_file.h"
 #include "name.h"
 #include "session.h"
 

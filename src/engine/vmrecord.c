@@ -54,6 +54,7 @@ static struct vm_hidden *read_layers(struct json_in *in, const json_t *root,
         list[i].disk = json_in_string(in, o, "disk", JSON_REQUIRED);
         list[i].path = json_in_path(in, o, "path", JSON_REQUIRED);
         list[i].format = json_in_string(in, o, "format", JSON_REQUIRED);
+        list[i].keep = json_in_bool(in, o, "keep");
     }
     *count = n;
     return list;
@@ -182,11 +183,11 @@ static json_t *layers_json(const struct vm_hidden *list, size_t count)
     json_t *array = json_array();
 
     for (size_t i = 0; array && i < count; i++)
-        json_array_append_new(array,
-                              json_pack("{so so so}", "disk",
-                                        json_out_string(list[i].disk), "path",
-                                        json_out_string(list[i].path), "format",
-                                        json_out_string(list[i].format)));
+        json_array_append_new(
+            array,
+            json_pack("{so so so sb}", "disk", json_out_string(list[i].disk),
+                      "path", json_out_string(list[i].path), "format",
+                      json_out_string(list[i].format), "keep", list[i].keep));
     return array;
 }
 
@@ -294,9 +295,11 @@ int vmrecord_set_head(struct vm_record *rec, const char *disk, const char *path,
     if (!d)
         return err_set(err, QSTILL_E_NOT_FOUND, "VM %s has no disk %s",
                        rec->name, disk);
-    if (dup_into(rec, &d->head_path, path, err) < 0)
+    if (dup_into(rec, &d->head_path, path, err) < 0 ||
+        dup_into(rec, &d->head_format, format, err) < 0)
         return err->code;
-    return dup_into(rec, &d->head_format, format, err);
+    vmrecord_unhide(rec, d->head_path);
+    return 0;
 }
 
 int vmrecord_set_current(struct vm_record *rec, const char *id,
@@ -362,6 +365,13 @@ void vmrecord_drop_trash(struct vm_record *rec, const struct vm_trash *trash)
     rec->trash_count--;
     memmove(&rec->trash[at], &rec->trash[at + 1],
             (rec->trash_count - at) * sizeof(*rec->trash));
+}
+
+void vmrecord_keep(struct vm_record *rec, const char *path)
+{
+    for (size_t i = 0; i < rec->hidden_count; i++)
+        if (strcmp(rec->hidden[i].path, path) == 0)
+            rec->hidden[i].keep = true;
 }
 
 void vmrecord_unhide(struct vm_record *rec, const char *path)

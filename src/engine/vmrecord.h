@@ -33,6 +33,7 @@ struct vm_hidden {
     const char *disk;
     const char *path;
     const char *format;
+    bool keep; /* while several others share it */
 };
 
 /* A snapshot that lost its parent to a delete. */
@@ -81,6 +82,7 @@ int vmrecord_save(int vmfd, const struct vm_record *rec,
 void vmrecord_fini(struct vm_record *rec);
 
 struct vm_disk *vmrecord_disk(const struct vm_record *rec, const char *name);
+/* A head is hidden no more. */
 int vmrecord_set_head(struct vm_record *rec, const char *disk, const char *path,
                       const char *format, struct qstill_error *err);
 int vmrecord_set_current(struct vm_record *rec, const char *id,
@@ -94,6 +96,8 @@ int vmrecord_hide(struct vm_record *rec, const char *disk, const char *path,
 int vmrecord_add_trash(struct vm_record *rec, const struct vm_trash *trash,
                        struct qstill_error *err);
 void vmrecord_drop_trash(struct vm_record *rec, const struct vm_trash *trash);
+/* Of a hidden layer: it stays as long as several others share it. */
+void vmrecord_keep(struct vm_record *rec, const char *path);
 void vmrecord_unhide(struct vm_record *rec, const char *path);
 int vmrecord_set_launch(struct vm_record *rec,
                         const struct launch_record *launch,

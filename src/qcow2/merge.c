@@ -146,11 +146,30 @@ static int find_heirs(struct merge *m, const struct merge_request *q,
                          &m->heirs, err);
 }
 
+/* The top alone, like an overlay that is found outside. */
+static int make_top_group(struct merge *m, struct qstill_error *err)
+{
+    struct chain *c = m->chain;
+    struct merge_group *g;
+
+    for (size_t i = run_end(m, 1) + 1; i < c->n; i++)
+        if (m->drop[i] || !m->drop[1])
+            return err_set(err, QSTILL_E_USAGE,
+                           "only layers right below %s can be merged so",
+                           c->layers[0]->path);
+    g = add_group(m, 0, run_end(m, 1), false);
+    if (!g)
+        return err_nomem(err);
+    return child_chain(m, g, c->layers[0]->path, 1, err);
+}
+
 static int make_groups(struct merge *m, const struct merge_request *q,
                        struct qstill_error *err)
 {
     struct chain *c = m->chain;
 
+    if (m->keep_dropped)
+        return make_top_group(m, err);
     for (size_t i = 1; i < c->n; i++)
         if (m->drop[i] && !m->drop[i - 1] &&
             add_children(m, q, i, run_end(m, i), err) < 0)
@@ -299,6 +318,7 @@ int merge_open(struct merge **out, const struct io *io,
     m->io = io;
     m->direction = q->direction;
     m->lower_name = q->lower_name;
+    m->keep_dropped = q->keep_dropped;
     m->bwlimit = q->bwlimit;
     m->journal_dir = -1;
     m->journal = (struct merge_journal)MERGE_JOURNAL_INIT;

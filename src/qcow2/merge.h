@@ -41,9 +41,13 @@ struct merge_request {
      * and the disk is to be one image at its first path again. Only with one
      * group. This is also the only way to fold into a raw image. */
     bool lower_name;
+    /* The dropped layers stay as they are, for their other overlays; only top
+     * changes, by taking in what it reads from them. */
+    bool keep_dropped;
     /* Merge into this new file and change nothing else: for layers that a
      * running VM has open. Its backing name is right at this place and at
-     * U's. The caller removes the file after a failure or a crash. */
+     * U's, its owner and mode are U's. The caller removes the file after a
+     * failure or a crash. */
     const char *output;
     uint64_t bwlimit; /* bytes per second; 0: none */
     /* Where the journal stands: a directory (its fd is the caller's), or -1

@@ -249,7 +249,9 @@ static int names(struct merge_group *g, struct qstill_error *err)
     struct image *t = g->target;
 
     if (g->m->output) {
-        if (io_sync(t->io, t->wfd, t->path, err) < 0)
+        if (attrs_copy(t->io, g->chain->layers[g->upper]->fd, t->wfd, t->path,
+                       err) < 0 ||
+            io_sync(t->io, t->wfd, t->path, err) < 0)
             return err->code;
         g->phase = PHASE_DONE;
         return 0;

@@ -57,6 +57,7 @@ struct merge {
     const struct io *io;
     enum merge_direction direction;
     bool lower_name;
+    bool keep_dropped;
     char *output;
     uint64_t bwlimit;
     struct chain *chain;

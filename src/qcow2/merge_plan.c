@@ -53,9 +53,9 @@ static int lock_and_load(struct merge_group *g, struct qstill_error *err)
         const struct image *img = layer(g, i);
         enum image_lock lock = IMAGE_LOCK_WRITE;
 
-        if (g->m->output)
+        if (g->m->output || (g->m->keep_dropped && i > g->upper))
             lock = IMAGE_LOCK_READ;
-        if (g->main || i == g->upper) {
+        if (g->main || i == g->upper || g->m->keep_dropped) {
             if (image_lock(img->fd, img->path, lock, err) < 0)
                 return err->code;
         }
@@ -273,6 +273,11 @@ static void collect(const struct merge_group *g, struct candidates *c)
 {
     enum merge_direction d = g->m->direction;
 
+    /* whoever has the name of a raw image knows that it is raw */
+    if (g->m->lower_name && !image_is_qcow2(layer(g, g->last))) {
+        offer(g, c, g->last);
+        return;
+    }
     if (g->m->output || (d == MERGE_NEW && g->main)) {
         offer(g, c, MERGE_NO_TARGET);
         return;

@@ -139,6 +139,25 @@ size_t qmp_graph_chain(const struct qmp_node *head, const struct qmp_node **out,
     return n;
 }
 
+/* QMP has no command for it; HMP's qemu-io is in every build. */
+int qmp_node_flush(struct qstill_qmp *q, const char *node,
+                   struct qstill_error *err)
+{
+    CLEANUP(buf_fini) struct buf line = BUF_INIT;
+    CLEANUP(freep) char *command = NULL;
+    CLEANUP(freep) char *said = NULL;
+
+    if (buf_printf(&line, "qemu-io %s flush", node) < 0 ||
+        !(command = buf_take_string(&line)))
+        return err_nomem(err);
+    if (qmp_hmp(q, command, &said, err) < 0)
+        return err->code;
+    if (said && said[strspn(said, " \r\n")] != '\0')
+        return err_set(err, QSTILL_E_FAILED, "QEMU cannot flush node '%s': %s",
+                       node, said);
+    return 0;
+}
+
 /* --------------------------------------------------------------------- disks
  */
 

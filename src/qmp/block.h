@@ -97,4 +97,8 @@ const struct qmp_node *qmp_graph_find(const struct qmp_graph *g,
 size_t qmp_graph_chain(const struct qmp_node *head, const struct qmp_node **out,
                        size_t max);
 
+/* Writes out what QEMU keeps of a node in its own memory, and has it synced. */
+int qmp_node_flush(struct qstill_qmp *q, const char *node,
+                   struct qstill_error *err);
+
 #endif

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: MIT */
+/* What the files of collapse share: collapse.c (the passes), collapse_plan.c
+ * (what is to be done next), collapse_off.c (merges of files that no QEMU has
+ * open), collapse_live.c and liveswap.c (of those that one has). */
+#ifndef QSTILL_ENGINE_COLLAPSE_IMPL_H
+#define QSTILL_ENGINE_COLLAPSE_IMPL_H
+
+#include "journal.h"
+#include "layers.h"
+#include "session.h"
+
+enum step_kind {
+    STEP_NONE,      /* nothing, now: `why` unless that is as it should be */
+    STEP_FORGET,    /* the file is gone */
+    STEP_REMOVE,    /* nobody reads it */
+    STEP_MERGE,     /* we merge it into all that read it */
+    STEP_TAKE,      /* we merge it into one of them; it stays for the others */
+    STEP_LOWER,     /* we merge all into the disk's first image, which takes
+                       the place of the frozen layer above */
+    STEP_FOLD,      /* the same with the head above, which then is the head */
+    STEP_FOLD_LIVE, /* QEMU folds the head into the lowest layer */
+    STEP_PULL_LIVE, /* QEMU pulls them into the layer above */
+    STEP_SWAP_LIVE, /* a new file takes the place of the layer above */
+};
+
+/* Neighbouring hidden layers first..last, each the only child of the next,
+ * and what stands on the first. */
+struct step {
+    enum step_kind kind;
+    struct layer *child;
+    struct layer *first;
+    struct layer *last;
+    const char *why;
+};
+
+struct collapse {
+    struct session *s;
+    struct journal *j;
+    struct buf *text; /* may be NULL */
+    struct layers all;
+    bool simulated; /* a plan: nothing is asked of the files */
+};
+
+/* collapse_plan.c: what can be done about one layer. */
+struct step collapse_step(struct collapse *c, struct layer *l);
+/* Whether it is hidden and nobody's. */
+bool collapse_is_idle(const struct layer *l);
+/* Whether merging a layer into all that share it costs more room than it gives
+ * back. */
+bool collapse_costs_room(struct collapse *c, const struct layer *l);
+
+/* collapse_off.c */
+struct merge_request;
+/* The request of a step; `drop` and `children` belong to the record's arena.
+ * `r` must be initialised. */
+int collapse_request(struct collapse *c, const struct step *st,
+                     struct merge_request *r, struct qstill_error *err);
+int collapse_run(struct collapse *c, const struct merge_request *r,
+                 struct qstill_error *err);
+int collapse_off(struct collapse *c, const struct step *st,
+                 struct qstill_error *err);
+int collapse_settle_off(struct session *s, struct journal *j,
+                        struct qstill_error *err);
+/* A file that a snapshot names has another header; its manifest follows. */
+int collapse_reidentify(struct session *s, const char *path,
+                        struct qstill_error *err);
+/* The snapshot that names `from` names `to` from now on. */
+int collapse_move_layer(struct session *s, const char *from, const char *to,
+                        const char *format, struct qstill_error *err);
+/* The record forgets a hidden layer; durable. */
+int collapse_forget(struct session *s, const char *path,
+                    struct qstill_error *err);
+
+/* collapse_live.c */
+int collapse_live(struct collapse *c, const struct step *st,
+                  struct qstill_error *err);
+
+#endif

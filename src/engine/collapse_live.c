@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: MIT */
+/* Merges of layers that the running QEMU has open. */
+#include <string.h>
+
+#include "collapse_impl.h"
+#include "layer_file.h"
+#include "livechain.h"
+#include "liveswap.h"
+
+/* The head is folded into the lowest layer, which becomes the head. The layers
+ * in between, and the old head, are hidden layers without children then. */
+static int fold_head(struct collapse *c, struct vm_disk *d,
+                     const struct step *st, struct qstill_error *err)
+{
+    struct session *s = c->s;
+
+    if (livechain_commit_head(s, d, st->last->path, st->last->format, c->j,
+                              err) < 0 ||
+        session_refresh(s, err) < 0)
+        return err->code;
+    if (c->text)
+        buf_printf(c->text, "folded %s into %s\n", st->child->path,
+                   st->last->path);
+    return 0;
+}
+
+static int pull(struct collapse *c, struct vm_disk *d, const struct step *st,
+                struct qstill_error *err)
+{
+    struct session *s = c->s;
+
+    c->j->rewriting = st->child->path;
+    if (livechain_pull(s, d, st->child, st->first, st->last, c->j, err) < 0 ||
+        collapse_reidentify(s, st->child->path, err) < 0)
+        return err->code;
+    c->j->rewriting = NULL;
+    if (c->text)
+        buf_printf(c->text, "pulled %s into %s\n", st->first->path,
+                   st->child->path);
+    return 0;
+}
+
+int collapse_live(struct collapse *c, const struct step *st,
+                  struct qstill_error *err)
+{
+    struct vm_disk *d = vmrecord_disk(&c->s->rec, st->first->disk);
+
+    if (!d)
+        return err_set(err, QSTILL_E_NOT_FOUND, "VM %s has no disk %s",
+                       c->s->vm, st->first->disk);
+    switch (st->kind) {
+    case STEP_FOLD_LIVE:
+        return fold_head(c, d, st, err);
+    case STEP_SWAP_LIVE:
+        return liveswap(c, d, st, err);
+    default:
+        return pull(c, d, st, err);
+    }
+}

@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT */
+/* Merges of layers that no QEMU has open, with our own engine. */
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "collapse_impl.h"
+#include "layer_file.h"
+#include "qcow2/merge.h"
+
+/* ------------------------------------------------------------- what follows
+ */
+
+int collapse_reidentify(struct session *s, const char *path,
+                        struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+    struct manifest *m = tree_owner(&s->tree, path);
+
+    if (!m)
+        return 0;
+    for (size_t i = 0; i < m->disk_count; i++)
+        if (strcmp(m->disks[i].path, path) == 0 &&
+            layer_identify(m, &m->disks[i], err) < 0)
+            return err->code;
+    if (store_opendirat(s->snapsfd, m->id, &fd, err) < 0)
+        return err->code;
+    return manifest_save(fd, m, err);
+}
+
+int collapse_move_layer(struct session *s, const char *from, const char *to,
+                        const char *format, struct qstill_error *err)
+{
+    struct manifest *m = tree_owner(&s->tree, from);
+
+    for (size_t i = 0; m && i < m->disk_count; i++) {
+        if (strcmp(m->disks[i].path, from) != 0)
+            continue;
+        m->disks[i].path = arena_strdup(&m->arena, to);
+        m->disks[i].format = arena_strdup(&m->arena, format);
+        if (!m->disks[i].path || !m->disks[i].format)
+            return err_nomem(err);
+    }
+    return collapse_reidentify(s, to, err);
+}
+
+int collapse_forget(struct session *s, const char *path,
+                    struct qstill_error *err)
+{
+    vmrecord_unhide(&s->rec, path);
+    return vmrecord_save(s->vmfd, &s->rec, err);
+}
+
+/* ------------------------------------------------------------------ requests
+ */
+
+static bool in_run(const struct step *st, const struct layer *l)
+{
+    for (const struct layer *x = st->first;; x = x->below) {
+        if (x == l)
+            return true;
+        if (x == st->last)
+            return false;
+    }
+}
+
+/* Whoever else names a layer that changes its name or goes. */
+static bool concerns(const struct step *st, const struct layer *l)
+{
+    if (l == st->child || !l->below || l->missing)
+        return false;
+    if ((st->kind == STEP_LOWER || st->kind == STEP_FOLD) &&
+        l->below == st->child)
+        return true;
+    return in_run(st, l->below) && !in_run(st, l);
+}
+
+int collapse_request(struct collapse *c, const struct step *st,
+                     struct merge_request *r, struct qstill_error *err)
+{
+    struct arena *a = &c->s->rec.arena;
+    const char **drop, **children;
+    size_t n = 1;
+
+    for (const struct layer *l = st->first; l != st->last; l = l->below)
+        n++;
+    drop = arena_array(a, n + 1, sizeof(*drop));
+    children = arena_array(a, c->all.count + 1, sizeof(*children));
+    if (!drop || !children)
+        return err_nomem(err);
+    for (const struct layer *l = st->first;; l = l->below) {
+        drop[r->drop_count++] = l->path;
+        if (l == st->last)
+            break;
+    }
+    for (size_t i = 0; st->kind != STEP_TAKE && i < c->all.count; i++)
+        if (concerns(st, &c->all.items[i]))
+            children[r->child_count++] = c->all.items[i].path;
+    r->top = st->child->path;
+    r->drop = drop;
+    r->children = children;
+    r->keep_dropped = st->kind == STEP_TAKE;
+    r->lower_name = st->kind == STEP_LOWER || st->kind == STEP_FOLD;
+    r->bwlimit = c->s->bwlimit;
+    r->journal_dir = c->s->vmfd;
+    r->journal_name = LAYERS_MERGE_JOURNAL;
+    return 0;
+}
+
+int collapse_run(struct collapse *c, const struct merge_request *request,
+                 struct qstill_error *err)
+{
+    CLEANUP(merge_closep) struct merge *m = NULL;
+    bool done = false;
+
+    (void)c;
+    if (merge_open(&m, io_real(), request, err) < 0)
+        return err->code;
+    while (!done) {
+        struct pollfd p = {.events = POLLIN};
+
+        if (merge_step(m, &done, err) < 0)
+            return err->code;
+        p.fd = done ? -1 : merge_fd(m);
+        if (p.fd >= 0)
+            poll(&p, 1, 100);
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ the work
+ */
+
+static int note_rewrites(struct collapse *c, const struct merge_request *r,
+                         struct qstill_error *err)
+{
+    struct journal *j = c->j;
+    size_t n = r->child_count;
+
+    j->rewrites = arena_array(&c->s->rec.arena, n + 2, sizeof(char *));
+    if (!j->rewrites)
+        return err_nomem(err);
+    j->rewrite_count = 0;
+    j->rewrites[j->rewrite_count++] = (char *)(uintptr_t)r->top;
+    for (size_t i = 0; i < n; i++)
+        j->rewrites[j->rewrite_count++] = (char *)(uintptr_t)r->children[i];
+    return 0;
+}
+
+static int follow_rewrites(struct session *s, struct journal *j,
+                           struct qstill_error *err)
+{
+    for (size_t i = 0; i < j->rewrite_count; i++)
+        if (access(j->rewrites[i], F_OK) == 0 &&
+            collapse_reidentify(s, j->rewrites[i], err) < 0)
+            return err->code;
+    if (j->rewriting && access(j->rewriting, F_OK) == 0 &&
+        collapse_reidentify(s, j->rewriting, err) < 0)
+        return err->code;
+    j->rewrite_count = 0;
+    j->rewriting = NULL;
+    return 0;
+}
+
+/* The layer that was merged into the first image is gone: it is that now. */
+static int follow_lowering(struct session *s, struct journal *j,
+                           struct qstill_error *err)
+{
+    if (j->lowering && j->lowered && j->lowered_format &&
+        access(j->lowering, F_OK) < 0 && errno == ENOENT &&
+        access(j->lowered, F_OK) == 0) {
+        if (collapse_move_layer(s, j->lowering, j->lowered, j->lowered_format,
+                                err) < 0 ||
+            collapse_forget(s, j->lowered, err) < 0)
+            return err->code;
+    }
+    j->lowering = j->lowered = j->lowered_format = NULL;
+    return 0;
+}
+
+static int follow_fold(struct collapse *c, const struct step *st,
+                       struct qstill_error *err)
+{
+    struct session *s = c->s;
+    struct vm_disk *d = vmrecord_disk(&s->rec, st->first->disk);
+
+    if (!d || vmrecord_set_head(&s->rec, d->name, st->last->path,
+                                st->last->format, err) < 0)
+        return err->code;
+    c->j->pivot_disk = c->j->pivot_from = NULL;
+    c->j->pivot_to = c->j->pivot_to_format = NULL;
+    return 0;
+}
+
+static void note_step(struct collapse *c, const struct step *st)
+{
+    struct journal *j = c->j;
+
+    if (st->kind == STEP_LOWER) {
+        j->lowering = st->child->path;
+        j->lowered = st->last->path;
+        j->lowered_format = st->last->format;
+    }
+    if (st->kind == STEP_FOLD) {
+        j->pivot_disk = st->first->disk;
+        j->pivot_from = st->child->path;
+        j->pivot_to = st->last->path;
+        j->pivot_to_format = st->last->format;
+    }
+}
+
+static void forget_step(struct journal *j)
+{
+    j->rewrite_count = 0;
+    j->lowering = j->lowered = j->lowered_format = NULL;
+    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+}
+
+int collapse_off(struct collapse *c, const struct step *st,
+                 struct qstill_error *err)
+{
+    struct merge_request r = MERGE_REQUEST_INIT;
+    struct session *s = c->s;
+
+    if (collapse_request(c, st, &r, err) < 0 || note_rewrites(c, &r, err) < 0)
+        return err->code;
+    note_step(c, st);
+    if (journal_save(s->vmfd, c->j, err) < 0 || collapse_run(c, &r, err) < 0) {
+        struct qstill_error ignored = {0};
+        bool did;
+
+        /* what a merge could not undo, it leaves to this */
+        if (merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did,
+                          &ignored) == 0 &&
+            !did)
+            forget_step(c->j);
+        return err->code;
+    }
+    if ((st->kind == STEP_FOLD && follow_fold(c, st, err) < 0) ||
+        follow_lowering(s, c->j, err) < 0 || follow_rewrites(s, c->j, err) < 0)
+        return err->code;
+    for (const struct layer *l = st->first; st->kind != STEP_TAKE;
+         l = l->below) {
+        vmrecord_unhide(&s->rec, l->path);
+        if (l == st->last)
+            break;
+    }
+    if (c->text)
+        buf_printf(c->text, "merged %s and %s\n", st->first->path,
+                   st->child->path);
+    return vmrecord_save(s->vmfd, &s->rec, err);
+}
+
+int collapse_settle_off(struct session *s, struct journal *j,
+                        struct qstill_error *err)
+{
+    bool did;
+
+    if (merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did, err) < 0)
+        return err->code;
+    if (follow_lowering(s, j, err) < 0)
+        return err->code;
+    return follow_rewrites(s, j, err);
+}

@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What is to be done about a hidden layer.
+ *
+ *   no child        the file is removed (never the disk's first image)
+ *   one child       merged with it, together with hidden layers below
+ *   more children   merged into each of them, or kept while they are several
+ *   trash           is left as it is, and so is what trash reads
+ *
+ * The disk's first image is never given up: the head is folded into it when
+ * the last snapshot goes, and a frozen layer while the VM is off.
+ */
+#include <string.h>
+
+#include "collapse_impl.h"
+#include "liveswap.h"
+#include "qcow2/merge.h"
+
+bool collapse_is_idle(const struct layer *l)
+{
+    return l->hidden && !l->head && !l->owner && !l->missing && !l->trash;
+}
+
+static bool is_trunk(const struct layer *l)
+{
+    return collapse_is_idle(l) && !l->stuck && l->children == 1;
+}
+
+static uint64_t run_bytes(const struct step *st)
+{
+    uint64_t sum = st->first->allocated;
+
+    for (const struct layer *l = st->first; l != st->last; l = l->below)
+        sum += l->below->allocated;
+    return sum;
+}
+
+/* The layer above a run's end, from the first on. */
+static struct layer *before(const struct step *st, const struct layer *end)
+{
+    struct layer *l = st->first;
+
+    while (l != end && l->below != end)
+        l = l->below;
+    return l == end ? NULL : l;
+}
+
+/* The first image only takes in; it is no part of what is merged upwards. */
+static bool leave_first_image(struct step *st)
+{
+    if (!st->last->first_image)
+        return true;
+    st->last = before(st, st->last);
+    return st->last != NULL;
+}
+
+/* What undo may bring back is neither changed nor given other files. */
+static bool has_trash_child(const struct layers *all, const struct layer *l)
+{
+    const struct layer *child = layers_child(all, l, NULL);
+
+    while (child && !child->trash)
+        child = layers_child(all, l, child);
+    return child != NULL;
+}
+
+static struct step nothing(const char *why)
+{
+    return (struct step){.kind = STEP_NONE, .why = why};
+}
+
+static struct step live_step(struct collapse *c, struct step st)
+{
+    if (st.child->head &&
+        (st.last->first_image ||
+         (st.first->children == 1 && !liveswap_made(st.last) &&
+          st.child->allocated <= run_bytes(&st)))) {
+        st.kind = STEP_FOLD_LIVE;
+        return st.first->children == 1
+                   ? st
+                   : nothing("others read the disk's first image");
+    }
+    if (!leave_first_image(&st))
+        return nothing("the disk's first image takes a frozen layer in when "
+                       "the VM is off");
+    st.kind =
+        !st.child->head && st.child->owner && liveswap_possible(c->s, st.child)
+            ? STEP_SWAP_LIVE
+            : STEP_PULL_LIVE;
+    return st;
+}
+
+static struct step off_step(struct collapse *c, struct step st)
+{
+    st.kind = STEP_MERGE;
+    if (st.last->first_image && st.first->children == 1) {
+        st.kind = st.child->head ? STEP_FOLD : STEP_LOWER;
+        if (!st.child->head && !st.child->owner)
+            return nothing("what reads it is hidden, too");
+        if (has_trash_child(&c->all, st.child))
+            return nothing("undo may need what reads it");
+    } else if (!leave_first_image(&st)) {
+        return nothing("others read the disk's first image");
+    }
+    return st;
+}
+
+/* A run that several read: one after the other is given what it needs, while
+ * QEMU has the run open; else all at once. */
+static struct step shared_step(struct collapse *c, struct step st)
+{
+    struct layer *l = st.first;
+
+    if (l->first_image)
+        return nothing(NULL);
+    if (l->keep)
+        return nothing("several share it");
+    if (!l->node)
+        return off_step(c, st);
+    if (st.child->node)
+        return live_step(c, st);
+    if (!leave_first_image(&st))
+        return nothing(NULL);
+    st.kind = STEP_TAKE;
+    return st;
+}
+
+/* A child that nobody reads is removed first: nothing is merged into it. */
+static bool has_dead_child(const struct layers *all, const struct layer *l)
+{
+    const struct layer *child = layers_child(all, l, NULL);
+
+    while (child && !(collapse_is_idle(child) && child->children == 0))
+        child = layers_child(all, l, child);
+    return child != NULL;
+}
+
+/* The child to begin with: one that can be dealt with. */
+static struct layer *usable_child(const struct layers *all,
+                                  const struct layer *l)
+{
+    struct layer *child = layers_child(all, l, NULL);
+
+    while (child && (child->missing || child->stuck))
+        child = layers_child(all, l, child);
+    return child;
+}
+
+struct step collapse_step(struct collapse *c, struct layer *l)
+{
+    struct step st = {.first = l, .last = l};
+
+    if (!l->hidden || l->head || l->owner || l->trash || l->stuck)
+        return nothing(NULL);
+    if (l->missing) {
+        st.kind = STEP_FORGET;
+        return st;
+    }
+    if (l->children == 0) {
+        st.kind = l->first_image ? STEP_NONE : STEP_REMOVE;
+        return st;
+    }
+    if (has_dead_child(&c->all, l))
+        return nothing(NULL);
+    if (has_trash_child(&c->all, l))
+        return nothing("undo may need what reads it");
+    st.child = usable_child(&c->all, l);
+    if (!st.child)
+        return nothing("what reads it cannot be changed now");
+    if (l->children == 1 && is_trunk(st.child))
+        return nothing(NULL); /* part of that one's run */
+    while (st.last->below && is_trunk(st.last->below))
+        st.last = st.last->below;
+    if (l->children > 1)
+        return shared_step(c, st);
+    if (l->node && st.child->node)
+        return live_step(c, st);
+    if (l->node || st.child->node)
+        return nothing("QEMU's chain is another than the files'");
+    return off_step(c, st);
+}
+
+/* ----------------------------------------------------------------- its price
+ */
+
+/* Room that one child needs to do without the layer. */
+static uint64_t room_of(struct collapse *c, const struct layer *l,
+                        struct layer *child)
+{
+    struct merge_request r = MERGE_REQUEST_INIT;
+    CLEANUP(merge_closep) struct merge *m = NULL;
+    struct step st = {STEP_TAKE, child, (struct layer *)(uintptr_t)l,
+                      (struct layer *)(uintptr_t)l, NULL};
+    struct qstill_error ignored = {0};
+
+    if (collapse_request(c, &st, &r, &ignored) < 0 ||
+        merge_open(&m, io_real(), &r, &ignored) < 0)
+        return l->allocated; /* a head that is being written: at most so */
+    return merge_estimate(m)->needed;
+}
+
+bool collapse_costs_room(struct collapse *c, const struct layer *l)
+{
+    uint64_t needed = 0;
+
+    for (struct layer *child = layers_child(&c->all, l, NULL); child;
+         child = layers_child(&c->all, l, child))
+        needed += room_of(c, l, child);
+    return needed >= l->allocated;
+}

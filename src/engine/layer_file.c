@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: MIT */
+#include "layer_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/bytes.h"
+#include "base/file.h"
+#include "base/publish.h"
+#include "qcow2/compare.h"
+#include "qcow2/create.h"
+#include "qcow2/info.h"
+#include "session.h"
+
+#define LAYER_FORMAT "qcow2"
+
+bool layer_is_qcow2(const char *format)
+{
+    return strcmp(format, LAYER_FORMAT) == 0;
+}
+
+/* ------------------------------------------------------------------- files */
+
+/* Splits a path; "" becomes ".". */
+static int open_parent(const char *path, const char **name, int *dirfd,
+                       struct qstill_error *err)
+{
+    CLEANUP(freep) char *copy = strdup(path);
+    char *slash;
+    int fd;
+
+    if (!copy)
+        return err_nomem(err);
+    slash = strrchr(copy, '/');
+    *name = slash ? path + (slash - copy) + 1 : path;
+    if (slash)
+        slash[slash == copy ? 1 : 0] = '\0';
+    fd = open(slash ? copy : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return err_errno(err, errno, "cannot open the directory of %s", path);
+    *dirfd = fd;
+    return 0;
+}
+
+int layer_remove(const char *path, struct qstill_error *err)
+{
+    CLEANUP(closep) int dirfd = -1;
+    const char *name = NULL;
+
+    if (open_parent(path, &name, &dirfd, err) < 0)
+        return err->code;
+    if (publish_unlink(dirfd, name, err) < 0)
+        return err_wrap(err, "%s", path);
+    return 0;
+}
+
+int layer_sync_dir(const char *path, struct qstill_error *err)
+{
+    CLEANUP(closep) int dirfd = -1;
+    const char *name = NULL;
+
+    if (open_parent(path, &name, &dirfd, err) < 0)
+        return err->code;
+    return publish_sync_dir(dirfd, err);
+}
+
+int layer_sync(const char *path, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+
+    if (file_openat(AT_FDCWD, path, O_RDONLY, 0, &fd, err) < 0)
+        return err->code;
+    if (fsync(fd) < 0)
+        return err_errno(err, errno, "cannot sync %s", path);
+    return 0;
+}
+
+static int compare_all(struct compare *c, struct qstill_error *err)
+{
+    bool done = false;
+
+    while (!done)
+        if (compare_step(c, &done, err) < 0)
+            return err->code;
+    return 0;
+}
+
+int layer_compare(const char *a, const char *b, struct qstill_error *err)
+{
+    CLEANUP(compare_closep) struct compare *c = NULL;
+    struct chain *x = NULL, *y = NULL;
+    uint64_t at = 0;
+
+    if (chain_open(&x, io_real(), a, QCOW2_FORMAT_QCOW2, CHAIN_UNLOCKED, err) <
+        0)
+        return err->code;
+    if (chain_open(&y, io_real(), b, QCOW2_FORMAT_QCOW2, CHAIN_UNLOCKED, err) <
+        0) {
+        chain_close(x);
+        return err->code;
+    }
+    if (compare_open(&c, x, y, err) < 0 || compare_all(c, err) < 0)
+        return err->code;
+    if (!compare_equal(c, &at))
+        return err_set(err, QSTILL_E_CORRUPT,
+                       "%s does not read as %s does, from byte %llu on", b, a,
+                       (unsigned long long)at);
+    return 0;
+}
+
+/* The stem of the disk's first image: "root" of "/vm/root.qcow2". */
+static char *stem_of(struct arena *a, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *name = slash ? slash + 1 : path;
+    const char *dot = strrchr(name, '.');
+    size_t len = dot && dot != name ? (size_t)(dot - name) : strlen(name);
+
+    /* room for the id, both dots and the ending in NAME_MAX */
+    if (len > 200)
+        len = 200;
+    return arena_printf(a, "%.*s", (int)len, name);
+}
+
+const char *layer_new_path(struct session *s, const struct vm_disk *d,
+                           const char *disk_dir, const char *tag)
+{
+    struct arena *a = &s->rec.arena;
+    char *base = session_resolve(a, &s->rec.launch, d->attach_path);
+    char *stem = base ? stem_of(a, base) : NULL;
+    const char *slash = base ? strrchr(base, '/') : NULL;
+    CLEANUP(freep) char *dir = NULL;
+
+    if (!stem || !slash)
+        return NULL;
+    if (disk_dir) {
+        dir = realpath(disk_dir, NULL);
+        return arena_printf(a, "%s/%s.%s." LAYER_FORMAT, dir ? dir : disk_dir,
+                            stem, tag);
+    }
+    return arena_printf(a, "%.*s/%s.%s." LAYER_FORMAT, (int)(slash - base),
+                        base, stem, tag);
+}
+
+int layer_create(struct session *s, const struct vm_disk *d,
+                 const char *backing, const char *backing_format,
+                 const char *disk_dir, const char *tag, const char **path,
+                 struct qstill_error *err)
+{
+    struct qcow2_create_options o = QCOW2_CREATE_OPTIONS_INIT;
+    const char *new_path = layer_new_path(s, d, disk_dir, tag);
+    struct stat st;
+
+    if (!new_path)
+        return err_nomem(err);
+    if (stat(backing, &st) < 0)
+        return err_errno(err, errno, "cannot find %s", backing);
+    o.virtual_size = d->virtual_size;
+    o.backing = backing;
+    o.backing_format = backing_format;
+    /* 0600, so it must be QEMU's own; only root can give files away. */
+    if (geteuid() == 0) {
+        o.uid = s->rec.has_launch ? s->rec.launch.uid : st.st_uid;
+        o.gid = s->rec.has_launch ? s->rec.launch.gid : st.st_gid;
+    }
+    if (qcow2_create(io_real(), AT_FDCWD, new_path, &o, err) < 0)
+        return err->code;
+    *path = new_path;
+    return 0;
+}
+
+int layer_info(const char *path, const char *format, struct qcow2_info *info,
+               struct qstill_error *err)
+{
+    enum qcow2_format f;
+
+    if (qcow2_format_parse(format, &f, err) < 0)
+        return err->code;
+    return qcow2_info_read(io_real(), AT_FDCWD, path, f, info, err);
+}
+
+int layer_is_empty(const char *path, const char *format, bool *empty,
+                   struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    CLEANUP(closep) int fd = -1;
+    CLEANUP(freep) uint8_t *l1 = NULL;
+    size_t len;
+
+    *empty = false;
+    if (!layer_is_qcow2(format))
+        return 0;
+    if (layer_info(path, format, &info, err) < 0 ||
+        file_openat(AT_FDCWD, path, O_RDONLY, 0, &fd, err) < 0)
+        return err->code;
+    len = (size_t)info.header.l1_size * 8;
+    l1 = malloc(len ? len : 1);
+    if (!l1)
+        return err_nomem(err);
+    if (file_read_full(fd, l1, len, info.header.l1_offset, err) < 0)
+        return err_wrap(err, "%s", path);
+    *empty = true;
+    for (size_t i = 0; i < len; i += 8)
+        if (get_be64(l1 + i) != 0)
+            *empty = false;
+    return 0;
+}
+
+int layer_identify(struct manifest *m, struct manifest_disk *d,
+                   struct qstill_error *err)
+{
+    struct stat st;
+
+    if (stat(d->path, &st) < 0)
+        return err_errno(err, errno, "cannot find %s", d->path);
+    d->dev = st.st_dev;
+    d->ino = st.st_ino;
+    d->file_size = (uint64_t)st.st_size;
+    d->mtime_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000u +
+                  (uint64_t)st.st_mtim.tv_nsec;
+    if (layer_is_qcow2(d->format)) {
+        CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+
+        if (layer_info(d->path, d->format, &info, err) < 0)
+            return err->code;
+        d->header_hash =
+            arena_printf(&m->arena, "%016" PRIx64, info.header_sum);
+        if (!d->header_hash)
+            return err_nomem(err);
+    }
+    return 0;
+}
+
+int layer_check(const struct manifest_disk *d, struct qstill_error *err)
+{
+    struct manifest scratch = {.arena = ARENA_INIT};
+    struct manifest_disk now = *d;
+    const char *what = NULL;
+    struct stat st;
+    int r;
+
+    /* attach resolved the path, so no link stood there */
+    if (lstat(d->path, &st) == 0 && S_ISLNK(st.st_mode)) {
+        err_set(err, QSTILL_E_CORRUPT, "disk %s: %s is a symbolic link now",
+                d->name, d->path);
+        return err_hint(err, "bring the original file back");
+    }
+    r = layer_identify(&scratch, &now, err);
+
+    if (r == 0 && d->ino && (now.dev != d->dev || now.ino != d->ino))
+        what = "is another file than the one that was frozen";
+    else if (r == 0 && d->header_hash && now.header_hash &&
+             strcmp(now.header_hash, d->header_hash) != 0)
+        what = "has another header than when it was frozen";
+    else if (r == 0 && d->mtime_ns &&
+             (now.mtime_ns != d->mtime_ns || now.file_size != d->file_size))
+        what = "was written to after it was frozen";
+    if (what) {
+        r = err_set(err, QSTILL_E_CORRUPT, "disk %s: %s %s", d->name, d->path,
+                    what);
+        err_hint(err, "bring the original file back; --force takes it as it "
+                      "is");
+    } else if (r == QSTILL_E_NOT_FOUND) {
+        err_set(err, QSTILL_E_NOT_FOUND,
+                "disk %s: the frozen layer %s is "
+                "gone",
+                d->name, d->path);
+        r = err_hint(err, "bring the file back from a backup");
+    }
+    manifest_fini(&scratch);
+    return r;
+}

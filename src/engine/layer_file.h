@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT */
+/* One image file of a disk: made, removed, recognised. */
+#ifndef QSTILL_ENGINE_LAYER_FILE_H
+#define QSTILL_ENGINE_LAYER_FILE_H
+
+#include "base/error.h"
+
+struct manifest;
+struct manifest_disk;
+struct qcow2_info;
+struct session;
+struct vm_disk;
+
+/*
+ * Creates an empty overlay for a disk, backed by `backing`, beside it or in
+ * disk_dir: "STEM.TAG.qcow2"; 0600 and owned by the user
+ * that QEMU runs as. The path goes into the record's arena.
+ */
+int layer_create(struct session *s, const struct vm_disk *d,
+                 const char *backing, const char *backing_format,
+                 const char *disk_dir, const char *tag, const char **path,
+                 struct qstill_error *err);
+/* The path it would get. */
+const char *layer_new_path(struct session *s, const struct vm_disk *d,
+                           const char *disk_dir, const char *tag);
+/* Removes a file durably; one that is gone already is fine. */
+int layer_remove(const char *path, struct qstill_error *err);
+/* Whether an overlay holds nothing of its own. */
+int layer_is_empty(const char *path, const char *format, bool *empty,
+                   struct qstill_error *err);
+/* What identifies a frozen layer: device, inode and, for qcow2, the hash of
+ * its header (in arena `a` of m). */
+int layer_identify(struct manifest *m, struct manifest_disk *d,
+                   struct qstill_error *err);
+/* CORRUPT when the file is not the one that was frozen, NOT_FOUND when it is
+ * gone. */
+int layer_check(const struct manifest_disk *d, struct qstill_error *err);
+
+/* What was written to a file, and the names of its directory, are durable. */
+int layer_sync(const char *path, struct qstill_error *err);
+int layer_sync_dir(const char *path, struct qstill_error *err);
+/* CORRUPT when a guest does not see the same through both qcow2 images. */
+int layer_compare(const char *a, const char *b, struct qstill_error *err);
+/* What an image of that format ("qcow2", "raw") says about itself. */
+int layer_info(const char *path, const char *format, struct qcow2_info *info,
+               struct qstill_error *err);
+bool layer_is_qcow2(const char *format);
+
+#endif

@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: MIT */
+#include "liveswap.h"
+
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/io.h"
+#include "collapse_impl.h"
+#include "launch_discard.h"
+#include "layer_file.h"
+#include "livechain.h"
+#include "name.h"
+#include "qcow2/info.h"
+#include "qcow2/lock.h"
+#include "qcow2/merge.h"
+#include "qcow2/repoint.h"
+#include "qmp/block.h"
+#include "qmp/graph.h"
+
+/* Nodes of ours: overlays of create, and merged files. QEMU gives them the
+ * options that we know; a user's own may have others, which no query tells. */
+#define OUR_NODES "qs"
+#define NEW_NODES "qsm-"
+
+static bool is_ours(const char *node)
+{
+    return strncmp(node, OUR_NODES, strlen(OUR_NODES)) == 0;
+}
+
+bool liveswap_made(const struct layer *layer)
+{
+    return layer->node &&
+           strncmp(layer->node, NEW_NODES, strlen(NEW_NODES)) == 0;
+}
+
+bool liveswap_possible(struct session *s, const struct layer *layer)
+{
+    const struct layer *above = layer->above;
+    struct vm_disk *d = vmrecord_disk(&s->rec, layer->disk);
+
+    return d && above && above->node && is_ours(above->node) &&
+           layer_is_qcow2(above->format) &&
+           (!above->head || launch_discard(s, d));
+}
+
+/* ---------------------------------------------------------------- QEMU's part
+ */
+
+static int add_node(struct session *s, const struct qmp_node *old,
+                    const struct qmp_node *below, const char *path,
+                    const char *node, struct qstill_error *err)
+{
+    struct qmp_blockdev b = {.node = node,
+                             .driver = "qcow2",
+                             .path = path,
+                             .backing = below ? below->name : NULL,
+                             .backing_null = below == NULL,
+                             .read_only = true,
+                             .cache_direct = old->cache_direct,
+                             .cache_no_flush = old->cache_no_flush,
+                             .detect_zeroes = old->detect_zeroes};
+
+    return qmp_blockdev_add(s->qmp, &b, err);
+}
+
+static int reopen_above(struct session *s, const struct vm_disk *d,
+                        const struct qmp_node *above, const char *node,
+                        struct qstill_error *err)
+{
+    struct qmp_blockdev b = {.node = above->name,
+                             .driver = "qcow2",
+                             .file_node = above->file->name,
+                             .backing = node,
+                             .read_only = above->read_only,
+                             .cache_direct = above->cache_direct,
+                             .cache_no_flush = above->cache_no_flush,
+                             .discard = launch_discard(s, d),
+                             .detect_zeroes = above->detect_zeroes};
+
+    return qmp_blockdev_reopen(s->qmp, &b, err);
+}
+
+/* What QEMU has below the layer above now. */
+static const struct qmp_node *live_below(struct session *s,
+                                         const struct qmp_graph *g,
+                                         const struct vm_disk *d,
+                                         const char *above)
+{
+    const struct qmp_node *n = livechain_node(s, g, d, above);
+
+    return n ? n->below : NULL;
+}
+
+static bool node_reads(struct session *s, const struct qmp_node *n,
+                       const char *path)
+{
+    const char *name = n && n->file ? n->file->path : "";
+    const char *abs =
+        *name ? session_resolve(&s->rec.arena, &s->rec.launch, name) : NULL;
+
+    return abs && strcmp(abs, path) == 0;
+}
+
+static int swap_nodes(struct collapse *c, struct vm_disk *d,
+                      const struct step *st, const char *node,
+                      struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    struct session *s = c->s;
+    const struct qmp_node *above, *old, *last;
+
+    if (qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    above = livechain_node(s, &g, d, c->j->swap_above);
+    old = livechain_node(s, &g, d, st->child->path);
+    last = livechain_node(s, &g, d, st->last->path);
+    if (!above || !above->file || above->below != old || !old || !last)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "the live chain of disk %s is not as it was", d->name);
+    if (add_node(s, old, last->below, c->j->swap_to, node, err) < 0)
+        return err->code;
+    return reopen_above(s, d, above, node, err);
+}
+
+/* ----------------------------------------------------------------- on disk
+ */
+
+/* The header of the layer above names the new file: by QEMU, whose it is. */
+static int name_new_file(struct session *s, struct vm_disk *d,
+                         const struct journal *j, struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    const struct qmp_disk *live = session_live_disk(s, d);
+    const struct qmp_node *above;
+
+    if (qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    above = livechain_node(s, &g, d, j->swap_above);
+    if (!live || !above || !node_reads(s, above->below, j->swap_to))
+        return err_set(err, QSTILL_E_FAILED,
+                       "QEMU does not have %s below %s after the reopen",
+                       j->swap_to, j->swap_above);
+    return qmp_change_backing_file(s->qmp,
+                                   *live->device ? live->device : live->node,
+                                   above->name, j->swap_to, err);
+}
+
+/* Whether the header of `path`, as it is on disk, names `backing`. */
+static int names(const char *path, const char *backing, bool *does,
+                 struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+
+    if (layer_info(path, "qcow2", &info, err) < 0)
+        return err->code;
+    *does = info.header.has_backing && info.header.has_format &&
+            strcmp(info.header.backing, backing) == 0 &&
+            strcmp(info.header.backing_format, "qcow2") == 0;
+    return 0;
+}
+
+static int verify_header(const struct journal *j, struct qstill_error *err)
+{
+    bool does = false;
+
+    if (layer_sync(j->swap_above, err) < 0 ||
+        names(j->swap_above, j->swap_to, &does, err) < 0)
+        return err->code;
+    if (!does)
+        return err_set(err, QSTILL_E_FAILED,
+                       "QEMU did not write %s into the header of %s",
+                       j->swap_to, j->swap_above);
+    return 0;
+}
+
+/* Other overlays of the old file, which no QEMU has open. One that cannot be
+ * changed now keeps the old file, which stays hidden for it. */
+static int repoint_others(struct session *s, const struct journal *j,
+                          struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0};
+    const struct layer *old;
+
+    if (layers_load(s, &all, err) < 0)
+        return err->code;
+    old = layers_find(&all, j->swap_from);
+    for (struct layer *l = old ? layers_child(&all, old, NULL) : NULL; l;
+         l = layers_child(&all, old, l)) {
+        struct qstill_error why = {0};
+        CLEANUP(closep) int fd = -1;
+
+        if (l->trash)
+            continue;
+        if (io_openat(io_real(), AT_FDCWD, l->path, O_RDWR, 0, &fd, &why) < 0 ||
+            image_lock(fd, l->path, IMAGE_LOCK_WRITE, &why) < 0 ||
+            qcow2_repoint(io_real(), fd, l->path, j->swap_to, "qcow2", &why) <
+                0)
+            continue;
+        if (collapse_reidentify(s, l->path, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+/* All that comes after the header; right to run again. */
+static int finish(struct session *s, struct journal *j,
+                  struct qstill_error *err)
+{
+    if (collapse_move_layer(s, j->swap_from, j->swap_to, "qcow2", err) < 0 ||
+        collapse_reidentify(s, j->swap_above, err) < 0 ||
+        vmrecord_hide(&s->rec, j->swap_disk, j->swap_from, "qcow2", err) < 0 ||
+        vmrecord_save(s->vmfd, &s->rec, err) < 0 ||
+        repoint_others(s, j, err) < 0)
+        return err->code;
+    j->swap_disk = j->swap_from = j->swap_to = j->swap_above = NULL;
+    return journal_save(s->vmfd, j, err);
+}
+
+/* ------------------------------------------------------------------ the swap
+ */
+
+/* "/vm/root.OLD.qcow2" becomes "/vm/root.NEW.qcow2": beside it, so that every
+ * name that is relative stays right. */
+static const char *new_path(struct session *s, const struct vm_disk *d,
+                            const char *old, const char *tag)
+{
+    const char *slash = strrchr(old, '/');
+    CLEANUP(freep) char *dir = NULL;
+
+    if (!slash)
+        return NULL;
+    dir = strndup(old, slash == old ? 1 : (size_t)(slash - old));
+    return dir ? layer_new_path(s, d, dir, tag) : NULL;
+}
+
+static int merge_into_new(struct collapse *c, const struct step *st,
+                          struct qstill_error *err)
+{
+    struct merge_request r = MERGE_REQUEST_INIT;
+
+    if (collapse_request(c, st, &r, err) < 0)
+        return err->code;
+    r.children = NULL;
+    r.child_count = 0;
+    r.output = c->j->swap_to;
+    if (collapse_run(c, &r, err) < 0)
+        return err->code;
+    return layer_sync_dir(c->j->swap_to, err);
+}
+
+static int give_up(struct session *s, struct journal *j,
+                   struct qstill_error *err)
+{
+    if (livechain_release(s, j->swap_to, err) < 0 ||
+        layer_remove(j->swap_to, err) < 0)
+        return err->code;
+    j->swap_disk = j->swap_from = j->swap_to = j->swap_above = NULL;
+    return 0;
+}
+
+static int swap(struct collapse *c, struct vm_disk *d, const struct step *st,
+                const char *node, struct qstill_error *err)
+{
+    if (merge_into_new(c, st, err) < 0 ||
+        (c->s->paranoid &&
+         layer_compare(st->child->path, c->j->swap_to, err) < 0) ||
+        swap_nodes(c, d, st, node, err) < 0 ||
+        name_new_file(c->s, d, c->j, err) < 0 || verify_header(c->j, err) < 0)
+        return err->code;
+    return finish(c->s, c->j, err);
+}
+
+int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
+             struct qstill_error *err)
+{
+    struct session *s = c->s;
+    struct qstill_error second = {0};
+    char tag[ID_LEN + 1];
+    const char *path, *node;
+
+    if (id_new(tag, err) < 0)
+        return err->code;
+    path = new_path(s, d, st->child->path, tag);
+    node = arena_printf(&s->rec.arena, NEW_NODES "%s", tag);
+    if (!path || !node)
+        return err_nomem(err);
+    c->j->swap_disk = d->name;
+    c->j->swap_from = st->child->path;
+    c->j->swap_to = path;
+    c->j->swap_above = st->child->above->path;
+    if (journal_save(s->vmfd, c->j, err) < 0)
+        return err->code;
+    if (swap(c, d, st, node, err) < 0) {
+        err_wrap(err, "merging %s into a new file", st->first->path);
+        if (err->code != QSTILL_E_UNREACHABLE)
+            liveswap_settle(s, c->j, &second);
+        return err->code;
+    }
+    /* from the top: each holds the one below it */
+    if (livechain_release(s, st->child->path, err) < 0)
+        return err->code;
+    for (const struct layer *l = st->first;; l = l->below) {
+        if (l->children == 1 && livechain_release(s, l->path, err) < 0)
+            return err->code;
+        if (l == st->last)
+            break;
+    }
+    if (c->text)
+        buf_printf(c->text, "merged %s and %s into %s\n", st->first->path,
+                   st->child->path, path);
+    return 0;
+}
+
+int liveswap_settle(struct session *s, struct journal *j,
+                    struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    struct vm_disk *d;
+    bool does = false;
+
+    if (!j->swap_disk || !j->swap_from || !j->swap_to || !j->swap_above)
+        return 0;
+    d = vmrecord_disk(&s->rec, j->swap_disk);
+    if (names(j->swap_above, j->swap_to, &does, err) < 0)
+        return err->code;
+    if (d && s->qmp && qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    /* QEMU reads the new file already: the header follows */
+    if (!does && d && s->qmp &&
+        node_reads(s, live_below(s, &g, d, j->swap_above), j->swap_to)) {
+        if (name_new_file(s, d, j, err) < 0)
+            return err->code;
+        does = true;
+    }
+    if (!does)
+        return give_up(s, j, err);
+    if (verify_header(j, err) < 0)
+        return err->code;
+    return finish(s, j, err);
+}

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Merging frozen layers of a running VM without writing a file that QEMU has
+ * open: the layer that stays and those that go are merged into a new file, and
+ * QEMU is given that instead.
+ *
+ *   merge     into the new file, durable
+ *   add       blockdev-add of it, over what the old layers stood on
+ *   reopen    blockdev-reopen of the layer above, with the new node below it
+ *   header    change-backing-file: the layer above names the new file on disk
+ *   verify    QEMU's graph and that header, read back
+ *   manifest  the snapshot names the new file; the old one is hidden
+ *
+ * Old and new file read the same and both are there until all of that is done
+ * and durable: whoever dies in between leaves a right disk, and recovery goes
+ * on or takes the new file away. Nodes whose name QEMU made cannot be reopened,
+ * nor can nodes whose options we do not know: there QEMU's own job is used.
+ */
+#ifndef QSTILL_ENGINE_LIVESWAP_H
+#define QSTILL_ENGINE_LIVESWAP_H
+
+#include "base/error.h"
+
+struct collapse;
+struct journal;
+struct layer;
+struct session;
+struct step;
+struct vm_disk;
+
+/* Whether what stands on this layer in the live chain can be reopened. */
+bool liveswap_possible(struct session *s, const struct layer *layer);
+
+/* Whether QEMU has it by a swap: it was opened for reading alone then, and the
+ * head cannot be folded into it. */
+bool liveswap_made(const struct layer *layer);
+
+int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
+             struct qstill_error *err);
+
+/* What a process or a QEMU that died in it left behind. */
+int liveswap_settle(struct session *s, struct journal *j,
+                    struct qstill_error *err);
+
+#endif
