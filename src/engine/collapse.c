@@ -121,11 +121,13 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
     *more = false;
     if (load(c, stuck, err) < 0 || choose_kept(c, err) < 0)
         return err->code;
-    for (size_t i = 0; i < c->all.count; i++) {
-        struct step st = collapse_step(c, &c->all.items[i]);
+    /* twice: what nobody reads goes first, and gives room */
+    for (size_t i = 0; i < 2 * c->all.count; i++) {
+        struct step st = collapse_step(c, &c->all.items[i % c->all.count]);
         struct qstill_error why = {0};
+        bool cheap = st.kind == STEP_FORGET || st.kind == STEP_REMOVE;
 
-        if (st.kind == STEP_NONE)
+        if (st.kind == STEP_NONE || (i < c->all.count && !cheap))
             continue;
         *more = true;
         if (take_step(c, &st, &why) == 0)

@@ -72,6 +72,9 @@ int collapse_forget(struct session *s, const char *path,
                     struct qstill_error *err);
 
 /* collapse_live.c */
+/* Closes what is left in QEMU of layers that the live chain has lost. */
+int collapse_release(struct session *s, const struct step *st,
+                     struct qstill_error *err);
 int collapse_live(struct collapse *c, const struct step *st,
                   struct qstill_error *err);
 

@@ -7,6 +7,18 @@
 #include "livechain.h"
 #include "liveswap.h"
 
+/* From the top: each node holds the one below it. */
+int collapse_release(struct session *s, const struct step *st,
+                     struct qstill_error *err)
+{
+    for (const struct layer *l = st->first;; l = l->below) {
+        if (l->children == 1 && livechain_release(s, l->path, err) < 0)
+            return err->code;
+        if (l == st->last)
+            return 0;
+    }
+}
+
 /* The head is folded into the lowest layer, which becomes the head. The layers
  * in between, and the old head, are hidden layers without children then. */
 static int fold_head(struct collapse *c, struct vm_disk *d,
@@ -16,7 +28,8 @@ static int fold_head(struct collapse *c, struct vm_disk *d,
 
     if (livechain_commit_head(s, d, st->last->path, st->last->format, c->j,
                               err) < 0 ||
-        session_refresh(s, err) < 0)
+        session_refresh(s, err) < 0 ||
+        livechain_release(s, st->child->path, err) < 0)
         return err->code;
     if (c->text)
         buf_printf(c->text, "folded %s into %s\n", st->child->path,
@@ -34,6 +47,8 @@ static int pull(struct collapse *c, struct vm_disk *d, const struct step *st,
         collapse_reidentify(s, st->child->path, err) < 0)
         return err->code;
     c->j->rewriting = NULL;
+    if (collapse_release(s, st, err) < 0)
+        return err->code;
     if (c->text)
         buf_printf(c->text, "pulled %s into %s\n", st->first->path,
                    st->child->path);

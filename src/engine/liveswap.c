@@ -297,15 +297,9 @@ int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
             liveswap_settle(s, c->j, &second);
         return err->code;
     }
-    /* from the top: each holds the one below it */
-    if (livechain_release(s, st->child->path, err) < 0)
+    if (livechain_release(s, st->child->path, err) < 0 ||
+        collapse_release(s, st, err) < 0)
         return err->code;
-    for (const struct layer *l = st->first;; l = l->below) {
-        if (l->children == 1 && livechain_release(s, l->path, err) < 0)
-            return err->code;
-        if (l == st->last)
-            break;
-    }
     if (c->text)
         buf_printf(c->text, "merged %s and %s into %s\n", st->first->path,
                    st->child->path, path);

@@ -110,10 +110,13 @@ class Walk:
 
     # --------------------------------------------------------------- the steps
 
-    def heads(self):
+    def record(self):
         with open(os.path.join(self.case.store, "vm", "vm.json")) as f:
-            record = json.load(f)
-        return [(d["headPath"], d["headFormat"]) for d in record["disks"]]
+            return json.load(f)
+
+    def heads(self):
+        return [(d["headPath"], d["headFormat"])
+                for d in self.record()["disks"]]
 
     def write(self):
         r = self.random
@@ -303,8 +306,7 @@ class Walk:
 
     def files_told(self):
         """Which file stands on which, for the report of a failure."""
-        with open(os.path.join(self.case.store, "vm", "vm.json")) as f:
-            record = json.load(f)
+        record = self.record()
         lines = ["%s -> %s" % (f, self.reader.layer(os.path.join(
             self.folder, f), "qcow2").backing)
             for f in sorted(os.listdir(self.folder)) if f.endswith(".qcow2")]
@@ -328,6 +330,10 @@ class Walk:
             for k, d in enumerate(s["disks"]):
                 self.same(node.contents[k], d["path"], d["format"],
                           "%s of snapshot %s" % (d["name"], s["name"]))
+        for t in self.record()["trash"]:  # for undo, till the next operation
+            for d in t["layers"]:
+                self.needed.update(layer.path for layer in self.reader.chain(
+                    d["path"], d["format"]))
         self.flush()
         for k, (path, fmt) in enumerate(self.heads()):
             self.same(self.state.contents[k], path, fmt, "head d%d" % k)
@@ -403,7 +409,11 @@ class Walk:
 
     def finish(self):
         """Down to nothing: the images as they were given, at their paths."""
-        self.note("delete all")
+        self.note("create, delete all")
+        if not self.state.nodes:
+            argv, change = self.create()
+            self.q(*argv)
+            change(self.state)
         names = sorted(self.state.nodes)
         if names:
             self.q("delete", "vm", *names)
