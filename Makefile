@@ -156,6 +156,15 @@ $(PROBES): $(BUILD)/%: $(BUILD)/obj/tests/integration/%.o $(BUILD)/libqstill.a
 check-qemu: all $(PROBES) ## integration tests (QEMU=7.2,10.0 JOBS=2 TESTS=word)
 	$(Q)$(INTEGRATION) --qemu $(QEMU)
 
+# Random operations against a model: SEED=n SECONDS_EACH=n bring a failure back
+# or make it long; the seeds are printed.
+.PHONY: check-model
+check-model: all ## random operations against a model, long (SEED SECONDS_EACH)
+	$(Q)QSTILL_MODEL_SEED=$(or $(SEED),1) QSTILL_MODEL_STEPS=100000 \
+	    QSTILL_MODEL_SECONDS=$(or $(SECONDS_EACH),600) python3 \
+	    tests/integration/run.py --build $(BUILD) -j $(JOBS) --qemu $(QEMU) \
+	    -k test_model.
+
 ASAN := BUILD=$(BUILD)/asan SANITIZE=address,undefined \
         CFLAGS='$(CFLAGS) -fno-sanitize-recover=all'
 check-asan: deps ## unit and fuzz tests and a smoke test under the sanitizers

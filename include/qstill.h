@@ -366,12 +366,15 @@ struct qstill_delete_options {
     bool children;    /* with all that descend from it */
     bool keep_hidden; /* a layer with several children may stay, hidden */
     bool dry_run;
-    int keep_trash; /* for undo, as in qstill_revert_options; but the default
-                       is none: a delete frees its space at once */
+    int keep_trash;   /* for undo, as in qstill_revert_options; but the default
+                         is none: a delete frees its space at once */
+    uint64_t bwlimit; /* bytes per second of merges; 0: none */
+    bool paranoid;    /* sum what a guest sees in each remaining snapshot, and
+                         again when all is merged: CORRUPT when it differs */
 };
 #define QSTILL_DELETE_OPTIONS_INIT                                             \
     {                                                                          \
-        sizeof(struct qstill_delete_options), false, false, false, 0           \
+        sizeof(struct qstill_delete_options), false, false, false, 0, 0, false \
     }
 int qstill_delete(struct qstill_store *store, const char *vm,
                   const char *const *snaps, size_t snap_count,

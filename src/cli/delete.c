@@ -58,6 +58,8 @@ static int delete_run(struct cli *cli, const struct args *args,
     options.keep_hidden = args_flag(args, "keep-hidden");
     options.keep_trash = args_keep_trash(args);
     options.dry_run = args_flag(args, "dry-run");
+    options.bwlimit = args_number(args, "bwlimit");
+    options.paranoid = args_flag(args, "paranoid");
     if (cli_store(cli, &store, err) < 0)
         return err->code;
     run_prepare(cli);
@@ -84,6 +86,9 @@ static const struct option_spec delete_options[] = {
      "let a disk file stay, unlisted, while several children share it"},
     {"keep-trash", "N", OPTION_NUMBER, false,
      "let undo take it back until N more operations have been"},
+    {"bwlimit", "SIZE", OPTION_SIZE, false, "limit merges to SIZE a second"},
+    {"paranoid", NULL, OPTION_FLAG, false,
+     "compare what each remaining snapshot holds before and after"},
     {"dry-run", NULL, OPTION_FLAG, false,
      "print which files are merged how, and the bytes moved"},
     {0},

@@ -25,6 +25,7 @@
 #include "layer_file.h"
 #include "layers.h"
 #include "name.h"
+#include "paranoid.h"
 #include "session.h"
 #include "trash.h"
 
@@ -41,6 +42,7 @@ struct del {
     bool *doomed; /* by index in the tree; while planning */
     char tag[ID_LEN + 1];
     struct journal j;
+    struct paranoid before;
 };
 
 void delete_gone_name(const char *id, char out[DELETE_GONE_LEN])
@@ -73,6 +75,22 @@ static void mark_children(struct del *c)
     }
 }
 
+static bool is_planned(void *user, const char *id)
+{
+    const struct del *c = user;
+    const struct manifest *m = tree_find(&c->s.tree, id);
+
+    return m && c->doomed[index_of(&c->s.tree, m)];
+}
+
+/* Memory files go whole; disks are merged. */
+static void describe_memory(struct del *c, const struct manifest *m)
+{
+    if (m->memory_included)
+        buf_printf(job_text(c->job), "  memory: %llu bytes freed\n",
+                   (unsigned long long)store_tree_usage(c->s.snapsfd, m->id));
+}
+
 static void describe(struct del *c, const struct layers *all)
 {
     struct buf *text = job_text(c->job);
@@ -83,6 +101,7 @@ static void describe(struct del *c, const struct layers *all)
         if (!c->doomed[i])
             continue;
         buf_printf(text, "delete %s (%s)\n", m->name, m->id);
+        describe_memory(c, m);
         for (size_t k = 0; k < m->disk_count; k++) {
             const struct layer *l = layers_find(all, m->disks[k].path);
 
@@ -144,7 +163,15 @@ static int plan_enter(void *ctx, struct qstill_error *err)
         check_layers(c, err) < 0 || layers_load(&c->s, &all, err) < 0)
         return err->code;
     describe(c, &all);
-    return 0;
+    c->s.bwlimit = c->o.bwlimit;
+    c->s.paranoid = c->o.paranoid;
+    c->j.keep_hidden = c->o.keep_hidden;
+    if (c->o.dry_run)
+        return layers_describe(&c->s, &c->j, is_planned, c, job_text(c->job),
+                               err);
+    return c->o.paranoid
+               ? paranoid_take(&c->before, &c->arena, &c->s, is_planned, c, err)
+               : 0;
 }
 
 /* ------------------------------------------------------------------ commit */
@@ -338,6 +365,8 @@ static int finish_enter(void *ctx, struct qstill_error *err)
                  "the snapshot is gone; the next command, or qstill "
                  "recover %s, merges its layers",
                  c->vm);
+    if (err->code == 0 && c->o.paranoid)
+        return paranoid_check(&c->before, &c->s, err);
     return err->code;
 }
 

@@ -58,6 +58,12 @@ struct layer *layers_child(const struct layers *l, const struct layer *of,
 /* The journal of one of our own merges, in the VM's directory. */
 #define LAYERS_MERGE_JOURNAL ".merge"
 
+/* Tells in words what layers_collapse() would do if the snapshots that `gone`
+ * says were deleted, and what that costs. Changes nothing. */
+int layers_describe(struct session *s, const struct journal *j,
+                    bool (*gone)(void *user, const char *id), void *user,
+                    struct buf *text, struct qstill_error *err);
+
 /* Ends what a process that died in layers_collapse() left behind. */
 int layers_settle(struct session *s, struct journal *j,
                   struct qstill_error *err);

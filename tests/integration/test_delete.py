@@ -9,8 +9,8 @@ from lib import image
 from lib.case import QUICK, Case
 
 
-class Delete(Case):
-    cost = 60
+class DeleteCase(Case):
+    cost = 40
     limit = 180
 
     def take(self, vm, name, memory=False):
@@ -39,6 +39,10 @@ class Delete(Case):
     def gone(self, paths):
         for path in paths:
             self.assertFalse(os.path.exists(path), path)
+
+
+class Delete(DeleteCase):
+    cost = 60
 
     def test_a_chain_of_a_running_vm_from_the_middle(self):
         vm = self.running_vm(style="blockdev",
@@ -188,6 +192,61 @@ class Delete(Case):
                 self.q("delete", "vm", *left)
         self.goes_on(vm)
 
+
+class NewFiles(DeleteCase):
+    """Frozen layers of a running VM are merged into new files."""
+
+    def test_no_file_that_qemu_has_open_is_written(self):
+        vm = self.running_vm()
+        for name in ("a", "b", "c"):
+            self.take(vm, name)
+        old = [self.frozen(vm, n) for n in ("b", "c")]
+        files = {path: open(path, "rb") for layers in old
+                 for path, _ in layers.values()}
+        was = {path: f.read() for path, f in files.items()}
+        self.q("delete", "vm", "b", "--paranoid")
+        self.holds(vm, "a", "c")
+        new = self.frozen(vm, "c")
+        for disk, (path, _) in new.items():
+            self.assertNotEqual(old[1][disk][0], path)
+            self.assertIn(path, image.chain(vm.heads()[disk]),
+                          "the head's header names the new file")
+        for path, f in files.items():  # gone by name, yet ours to read
+            f.seek(0)
+            self.assertEqual(was[path], f.read(), path)
+            self.assertFalse(os.path.exists(path), path)
+            f.close()
+        self.goes_on(vm)
+        self.check_nothing_left(vm)
+
+    def test_the_plan_names_files_and_bytes_and_changes_nothing(self):
+        vm = self.running_vm()
+        for name in ("a", "b", "c"):
+            self.take(vm, name)
+        with self.nothing_changes(vm):
+            plan = "\n".join(self.q("delete", "vm", "b", "c",
+                                    "--dry-run")["plan"])
+        for name in ("b", "c"):
+            for path, _ in self.frozen(vm, name).values():
+                self.assertIn(path, plan)
+        self.assertRegex(plan, r"all: moves \d+ bytes of disks, frees about "
+                         r"\d+, takes about [\d.]+ s")
+
+    def test_a_layer_with_several_children(self):
+        vm = self.running_vm()
+        for name in ("a", "b", "c"):
+            self.take(vm, name)
+        self.q("revert", "vm", "b")
+        self.goes_on(vm)
+        self.take(vm, "d")
+        layers = [path for path, _ in self.frozen(vm, "b").values()]
+        self.q("delete", "vm", "b")
+        self.holds(vm, "a", "c", "d")
+        for path in layers:
+            self.assertFalse(os.path.exists(path), "it is in both children")
+        self.q("revert", "vm", "c")
+        self.goes_on(vm)
+        self.check_nothing_left(vm)
 
 class DeleteOff(Case):
     cost = 20

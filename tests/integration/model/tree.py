@@ -169,7 +169,7 @@ class Walk:
     def delete(self):
         r = self.random
         extra = ["--keep-hidden"] if r.random() < 0.2 else []
-        if r.random() < 0 * 0.2:
+        if r.random() < 0.2:
             extra.append("--paranoid")
         if r.random() < 0.1:
             name = self.some(1)[0]

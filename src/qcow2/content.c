@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Each block that is not all zeros is summed with its offset as the seed, and
+ * the sums are added: where extents begin and end makes no difference.
+ */
+#include "content.h"
+
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/sum.h"
+#include "fill.h"
+
+#define WINDOW  ((size_t)1 << 20)
+#define BLOCK   ((size_t)1 << 16)
+#define WAIT_MS 100
+
+struct reader {
+    struct filler filler;
+    struct fill fill;
+    struct aio_pool *pool;
+    uint8_t *data;
+    bool busy;
+};
+
+static void filled(struct fill *f)
+{
+    ((struct reader *)f->user)->busy = false;
+}
+
+static bool all_zero(const uint8_t *p, size_t n)
+{
+    return p[0] == 0 && memcmp(p, p + 1, n - 1) == 0;
+}
+
+static int read_window(struct reader *r, uint64_t at, size_t len,
+                       struct qstill_error *err)
+{
+    fill_begin(&r->fill, r->data, WINDOW);
+    r->fill.done = filled;
+    r->fill.user = r;
+    if (fill_guest(&r->filler, &r->fill, at, len) < 0)
+        return err_nomem(err);
+    r->busy = true;
+    fill_start(&r->filler, &r->fill);
+    while (r->busy)
+        if (aio_wait(r->filler.aio, 1, WAIT_MS, err) < 0)
+            return err->code;
+    if (r->fill.error < 0)
+        *err = r->fill.why;
+    return r->fill.error;
+}
+
+static int sum_view(struct reader *r, uint64_t size, uint64_t *sum,
+                    struct qstill_error *err)
+{
+    const struct extents *x = r->filler.view;
+    uint64_t at = 0;
+
+    *sum = size;
+    for (size_t i = 0; i < x->n; i++) {
+        const struct extent *e = &x->v[i];
+        uint64_t first = max_u64(at, e->guest / WINDOW * WINDOW);
+
+        if (!extent_has_bytes(e))
+            continue;
+        for (at = first; at < e->guest + e->len && at < size; at += WINDOW) {
+            size_t len = (size_t)min_u64(size - at, WINDOW);
+
+            if (read_window(r, at, len, err) < 0)
+                return err->code;
+            for (size_t k = 0; k < len; k += BLOCK) {
+                size_t n = len - k < BLOCK ? len - k : BLOCK;
+
+                if (!all_zero(r->data + k, n))
+                    *sum += sum_bytes(r->data + k, n, at + k + 1);
+            }
+        }
+    }
+    return 0;
+}
+
+int content_sum(struct chain *c, uint64_t *sum, struct qstill_error *err)
+{
+    CLEANUP(extents_fini) struct extents view = EXTENTS_INIT;
+    struct reader r = {0};
+
+    if (chain_load(c, 0, c->n - 1, err) < 0 ||
+        chain_view(c, 0, c->n - 1, &view, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < c->n; i++)
+        if (image_open_direct(c->layers[i], err) < 0)
+            return err->code;
+    r.filler = (struct filler){.aio = c->aio, .chain = c, .view = &view};
+    if (aio_pool_open(&r.pool, c->aio, WINDOW, 1, err) < 0)
+        return err->code;
+    r.data = aio_pool_get(r.pool);
+    sum_view(&r, c->layers[0]->size, sum, err);
+    while (r.busy && aio_wait(c->aio, 1, WAIT_MS, err) == 0)
+        ;
+    fill_fini(&r.fill);
+    filler_fini(&r.filler);
+    aio_pool_free(r.pool);
+    return err->code;
+}
