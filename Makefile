@@ -165,6 +165,10 @@ check-model: all ## random operations against a model, long (SEED SECONDS_EACH)
 	    tests/integration/run.py --build $(BUILD) -j $(JOBS) --qemu $(QEMU) \
 	    -k test_model.
 
+.PHONY: bench-tree
+bench-tree: all ## every verb on a chain of 200 and a tree of 500 snapshots
+	$(Q)bench/tree.py --build $(BUILD)
+
 ASAN := BUILD=$(BUILD)/asan SANITIZE=address,undefined \
         CFLAGS='$(CFLAGS) -fno-sanitize-recover=all'
 check-asan: deps ## unit and fuzz tests and a smoke test under the sanitizers

@@ -36,27 +36,67 @@ static int by_time(const void *a, const void *b)
     return strcmp(x->id, y->id);
 }
 
-static int check_parents(const struct tree *t, struct qstill_error *err)
+static int by_id(const void *a, const void *b)
 {
-    for (size_t i = 0; i < t->count; i++) {
-        const struct manifest *m = &t->nodes[i];
-        size_t steps = 0;
+    return strcmp((*(struct manifest *const *)a)->id,
+                  (*(struct manifest *const *)b)->id);
+}
 
-        for (; m->parent_id && steps <= t->count; steps++) {
-            const struct manifest *up = tree_find(t, m->parent_id);
+static int find_parents(struct manifest **sorted, size_t count, size_t *parent,
+                        const struct tree *t, struct qstill_error *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        struct manifest key = {.id = t->nodes[i].parent_id}, *k = &key;
+        struct manifest **up = NULL;
 
-            if (!up)
-                return err_set(err, QSTILL_E_CORRUPT,
-                               "snapshot %s: its parent %.64s does not exist",
-                               m->id, m->parent_id);
-            m = up;
-        }
-        if (steps > t->count)
+        parent[i] = SIZE_MAX;
+        if (!key.id)
+            continue;
+        up = bsearch(&k, sorted, count, sizeof(k), by_id);
+        if (!up)
             return err_set(err, QSTILL_E_CORRUPT,
-                           "snapshot %s: its parents form a loop",
-                           t->nodes[i].id);
+                           "snapshot %s: its parent %.64s does not exist",
+                           t->nodes[i].id, key.id);
+        parent[i] = (size_t)(*up - t->nodes);
     }
     return 0;
+}
+
+/* Each way up is gone once: it ends at a root or at what has been seen. */
+static int check_loops(const struct tree *t, const size_t *parent,
+                       size_t *seen, struct qstill_error *err)
+{
+    for (size_t i = 0; i < t->count; i++)
+        for (size_t at = i; at != SIZE_MAX; at = parent[at]) {
+            if (seen[at] == i + 1)
+                return err_set(err, QSTILL_E_CORRUPT,
+                               "snapshot %s: its parents form a loop",
+                               t->nodes[i].id);
+            if (seen[at] != 0)
+                break; /* that way was good */
+            seen[at] = i + 1;
+        }
+    return 0;
+}
+
+static int check_parents(const struct tree *t, struct qstill_error *err)
+{
+    CLEANUP(freep) struct manifest **sorted = NULL;
+    CLEANUP(freep) size_t *parent = NULL;
+    CLEANUP(freep) size_t *seen = NULL;
+
+    sorted = calloc(t->count + 1, sizeof(*sorted));
+    parent = calloc(t->count + 1, sizeof(*parent));
+    seen = calloc(t->count + 1, sizeof(*seen));
+    if (!sorted || !parent || !seen)
+        return err_nomem(err);
+    for (size_t i = 0; i < t->count; i++)
+        sorted[i] = &t->nodes[i];
+    if (t->count > 1)
+        qsort(sorted, t->count, sizeof(*sorted), by_id);
+    if (find_parents(sorted, t->count, parent, t, err) < 0)
+        return err->code;
+    return check_loops(t, parent, seen, err);
 }
 
 int tree_load(int vmfd, struct tree *out, struct qstill_error *err)
