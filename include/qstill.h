@@ -190,6 +190,10 @@ struct qstill_snapshot {
     const struct qstill_disk_info *disks;
     size_t child_count;
     const char *const *children; /* ids */
+    uint64_t own_bytes;    /* disk blocks of its memory and its own layers */
+    uint64_t shared_bytes; /* of the layers below, which older snapshots own */
+    uint64_t freed_bytes;  /* what deleting it alone frees at least: layers that
+                              others read are merged, see the dry run */
 };
 
 struct qstill_snapshot_list {

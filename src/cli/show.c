@@ -67,6 +67,9 @@ void show_snapshot_json(struct out *o, const char *key,
     out_bool(o, "quiesced", s->quiesced);
     out_text(o, "createdAt", s->created_at);
     out_uint(o, "sizeBytes", s->size_bytes);
+    out_uint(o, "ownBytes", s->own_bytes);
+    out_uint(o, "sharedBytes", s->shared_bytes);
+    out_uint(o, "freedIfDeletedBytes", s->freed_bytes);
     out_text(o, "mode", s->mode);
     out_text(o, "modeReason", s->mode_reason ? s->mode_reason : "");
     out_real(o, "pauseMs", s->pause_ms);

@@ -89,6 +89,50 @@ static int fill(struct list_obj *o, int snapsfd, const struct manifest *m,
     return fill_children(o, m, s, err);
 }
 
+static size_t parent_of(const struct tree *t, size_t i)
+{
+    const struct manifest *up =
+        t->nodes[i].parent_id ? tree_find(t, t->nodes[i].parent_id) : NULL;
+
+    return up ? (size_t)(up - t->nodes) : SIZE_MAX;
+}
+
+/* What stands below: the parent's own layers and what is below those. Parents
+ * are older and thus known, unless the clock went back: then it is a walk. */
+static uint64_t below(const struct tree *t, const uint64_t *disks,
+                      const struct qstill_snapshot *s, size_t i)
+{
+    uint64_t sum = 0;
+
+    for (size_t at = parent_of(t, i); at != SIZE_MAX; at = parent_of(t, at)) {
+        sum += disks[at];
+        if (at < i)
+            return sum + s[at].shared_bytes;
+    }
+    return sum;
+}
+
+static int fill_bytes(struct list_obj *o, int snapsfd,
+                      struct qstill_snapshot *s, struct qstill_error *err)
+{
+    uint64_t *disks = arena_array(&o->arena, o->tree.count + 1, sizeof(*disks));
+
+    if (!disks)
+        return err_nomem(err);
+    for (size_t i = 0; i < o->tree.count; i++) {
+        uint64_t memory =
+            s[i].memory_included ? store_tree_usage(snapsfd, s[i].id) : 0;
+
+        s[i].own_bytes = s[i].size_bytes;
+        disks[i] = s[i].size_bytes > memory ? s[i].size_bytes - memory : 0;
+        s[i].freed_bytes =
+            s[i].child_count == 0 && !s[i].current ? s[i].size_bytes : memory;
+    }
+    for (size_t i = 0; i < o->tree.count; i++)
+        s[i].shared_bytes = below(&o->tree, disks, s, i);
+    return 0;
+}
+
 static int list_load(struct list_obj *o, int vmfd, struct qstill_error *err)
 {
     CLEANUP(closep) int snapsfd = -1;
@@ -104,6 +148,8 @@ static int list_load(struct list_obj *o, int vmfd, struct qstill_error *err)
     for (size_t i = 0; i < o->tree.count; i++)
         if (fill(o, snapsfd, &o->tree.nodes[i], &s[i], err) < 0)
             return err->code;
+    if (fill_bytes(o, snapsfd, s, err) < 0)
+        return err->code;
     o->list.count = o->tree.count;
     o->list.snapshots = s;
     o->list.current = o->rec.current;

@@ -229,6 +229,11 @@ class NewFiles(DeleteCase):
         for name in ("b", "c"):
             for path, _ in self.frozen(vm, name).values():
                 self.assertIn(path, plan)
+        a, b, c = (self.q.info("vm", n) for n in "abc")
+        self.assertEqual(0, a["sharedBytes"], "a root stands on nothing")
+        self.assertEqual(a["ownBytes"], b["sharedBytes"])
+        self.assertEqual(b["ownBytes"] + b["sharedBytes"], c["sharedBytes"])
+        self.assertEqual(0, c["freedIfDeletedBytes"], "the head reads it")
         self.assertRegex(plan, r"all: moves \d+ bytes of disks, frees about "
                          r"\d+, takes about [\d.]+ s")
 

@@ -239,25 +239,30 @@ static void json_has_the_names_of_the_contract(void **state)
     snaps[0].disks = &disk;
     snaps[0].disk_count = 1;
     snaps[0].pause_ms = 1.5;
-    expect(print("list vm --json"),
-           "{\"snapshots\": [{\"id\": \"1\", \"name\": \"one\", "
-           "\"description\": \"\", \"parentId\": null, \"current\": false, "
-           "\"memoryIncluded\": false, \"quiesced\": false, "
-           "\"createdAt\": \"2026-01-31T10:00:00Z\", \"sizeBytes\": 4096, "
-           "\"mode\": \"disk\", \"modeReason\": \"\", \"pauseMs\": 1.500, "
-           "\"longestStallMs\": 0.000, \"memoryBytes\": 0, "
-           "\"memoryWritten\": 0, \"memorySkipped\": 0, "
-           "\"labels\": {\"why\": \"a=b\", \"who\": \"\"}, "
-           "\"disks\": [{\"name\": \"vda\", \"path\": \"/a\\\"b\", "
-           "\"format\": \"raw\", \"virtualSize\": 512}], "
-           "\"children\": [\"2\"]},\n"
-           "{\"id\": \"2\", \"name\": \"two\", \"description\": \"\", "
-           "\"parentId\": \"1\", \"current\": true, \"memoryIncluded\": false, "
-           "\"quiesced\": false, \"createdAt\": \"2026-01-31T10:00:00Z\", "
-           "\"sizeBytes\": 4096, \"mode\": \"disk\", \"modeReason\": \"\", "
-           "\"pauseMs\": 0.000, \"longestStallMs\": 0.000, \"memoryBytes\": 0, "
-           "\"memoryWritten\": 0, \"memorySkipped\": 0, \"labels\": {}, \"disks\": [], "
-           "\"children\": []}], \"current\": \"2\"}\n");
+    expect(
+        print("list vm --json"),
+        "{\"snapshots\": [{\"id\": \"1\", \"name\": \"one\", "
+        "\"description\": \"\", \"parentId\": null, \"current\": false, "
+        "\"memoryIncluded\": false, \"quiesced\": false, "
+        "\"createdAt\": \"2026-01-31T10:00:00Z\", \"sizeBytes\": 4096, "
+        "\"ownBytes\": 0, \"sharedBytes\": 0, "
+        "\"freedIfDeletedBytes\": 0, "
+        "\"mode\": \"disk\", \"modeReason\": \"\", \"pauseMs\": 1.500, "
+        "\"longestStallMs\": 0.000, \"memoryBytes\": 0, "
+        "\"memoryWritten\": 0, \"memorySkipped\": 0, "
+        "\"labels\": {\"why\": \"a=b\", \"who\": \"\"}, "
+        "\"disks\": [{\"name\": \"vda\", \"path\": \"/a\\\"b\", "
+        "\"format\": \"raw\", \"virtualSize\": 512}], "
+        "\"children\": [\"2\"]},\n"
+        "{\"id\": \"2\", \"name\": \"two\", \"description\": \"\", "
+        "\"parentId\": \"1\", \"current\": true, \"memoryIncluded\": false, "
+        "\"quiesced\": false, \"createdAt\": \"2026-01-31T10:00:00Z\", "
+        "\"sizeBytes\": 4096, \"ownBytes\": 0, \"sharedBytes\": 0, "
+        "\"freedIfDeletedBytes\": 0, \"mode\": \"disk\", \"modeReason\": \"\", "
+        "\"pauseMs\": 0.000, \"longestStallMs\": 0.000, \"memoryBytes\": 0, "
+        "\"memoryWritten\": 0, \"memorySkipped\": 0, \"labels\": {}, "
+        "\"disks\": [], "
+        "\"children\": []}], \"current\": \"2\"}\n");
 }
 
 static void an_empty_list_is_json_too(void **state)
