@@ -85,9 +85,12 @@ static int stuck_add(struct stuck *x, const char *path,
 static int load(struct collapse *c, const struct stuck *stuck,
                 struct qstill_error *err)
 {
-    layers_fini(&c->all);
-    if (layers_load(c->s, &c->all, err) < 0 ||
-        livechain_mark(c->s, &c->all, err) < 0)
+    struct layers old = c->all;
+
+    memset(&c->all, 0, sizeof(c->all));
+    layers_reload(c->s, &old, &c->all, err);
+    layers_fini(&old);
+    if (err->code < 0 || livechain_mark(c->s, &c->all, err) < 0)
         return err->code;
     for (size_t i = 0; i < stuck->count; i++) {
         struct layer *l = layers_find(&c->all, stuck->paths[i]);
@@ -115,6 +118,14 @@ static int choose_kept(struct collapse *c, struct qstill_error *err)
     return any ? vmrecord_save(c->s->vmfd, &c->s->rec, err) : 0;
 }
 
+/* The graph of this disk is another now; those of others are as they were. */
+static void leave_disk(struct collapse *c, const char *disk)
+{
+    for (size_t i = 0; i < c->all.count; i++)
+        if (strcmp(c->all.items[i].disk, disk) == 0)
+            c->all.items[i].stuck = true;
+}
+
 static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
                     struct qstill_error *err)
 {
@@ -130,8 +141,10 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
         if (st.kind == STEP_NONE || (i < c->all.count && !cheap))
             continue;
         *more = true;
-        if (take_step(c, &st, &why) == 0)
-            return 0;
+        if (take_step(c, &st, &why) == 0) {
+            leave_disk(c, st.first->disk);
+            continue;
+        }
         if (!can_wait(&why)) {
             *err = why;
             return err->code;
@@ -139,7 +152,9 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
         if (c->text)
             buf_printf(c->text, "%s stays hidden: %s\n", st.first->path,
                        why.message);
-        return stuck_add(stuck, st.first->path, err);
+        if (stuck_add(stuck, st.first->path, err) < 0)
+            return err->code;
+        leave_disk(c, st.first->disk);
     }
     return 0;
 }

@@ -163,9 +163,10 @@ static int add_all(struct session *s, struct layers *l,
 
 /* A layer that cannot be read is told by `missing`; a revert or delete that
  * needs it will say so with its name. */
-static int read_layer(struct session *s, struct layer *one,
-                      struct qstill_error *err)
+static int read_layer(struct session *s, const struct layers *old,
+                      struct layer *one, struct qstill_error *err)
 {
+    const struct layer *was = by_path(old, one->path);
     CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
     struct qstill_error why = {0};
     const char *slash = strrchr(one->path, '/');
@@ -178,6 +179,15 @@ static int read_layer(struct session *s, struct layer *one,
     one->allocated = (uint64_t)st.st_blocks * 512;
     one->dev = st.st_dev;
     one->ino = st.st_ino;
+    one->changed = st.st_ctim;
+    /* a change within the clock's tick of another does not show in its time */
+    if (was && !was->missing && time(NULL) - one->changed.tv_sec > 2 &&
+        was->ino == one->ino && was->dev == one->dev &&
+        was->changed.tv_sec == one->changed.tv_sec &&
+        was->changed.tv_nsec == one->changed.tv_nsec) {
+        one->backing = was->backing;
+        return 0;
+    }
     if (!layer_is_qcow2(one->format))
         return 0;
     if (layer_info(one->path, one->format, &info, &why) < 0) {
@@ -196,6 +206,14 @@ static int read_layer(struct session *s, struct layer *one,
 
 int layers_load(struct session *s, struct layers *out, struct qstill_error *err)
 {
+    struct layers none = {0};
+
+    return layers_reload(s, &none, out, err);
+}
+
+int layers_reload(struct session *s, const struct layers *old,
+                  struct layers *out, struct qstill_error *err)
+{
     struct layers l = {0};
 
     if (add_all(s, &l, err) < 0) {
@@ -203,7 +221,7 @@ int layers_load(struct session *s, struct layers *out, struct qstill_error *err)
         return err->code;
     }
     for (size_t i = 0; i < l.count; i++)
-        if (read_layer(s, &l.items[i], err) < 0) {
+        if (read_layer(s, old, &l.items[i], err) < 0) {
             layers_fini(&l);
             return err->code;
         }

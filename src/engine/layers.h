@@ -7,6 +7,7 @@
 #define QSTILL_ENGINE_LAYERS_H
 
 #include <sys/types.h>
+#include <time.h>
 
 #include "base/buf.h"
 #include "base/error.h"
@@ -32,8 +33,9 @@ struct layer {
     uint64_t allocated; /* disk blocks, bytes */
     dev_t dev;
     ino_t ino;
-    bool first_image; /* where the disk came from: its path stays */
-    bool stuck;       /* cannot be merged now */
+    struct timespec changed; /* its ctime */
+    bool first_image;        /* where the disk came from: its path stays */
+    bool stuck;              /* cannot be merged now */
     /* of a running VM, see livechain_mark() */
     const char *node;    /* QEMU has it open in the live chain of its disk */
     struct layer *above; /* the layer that reads it there; NULL for the head */
@@ -49,6 +51,10 @@ struct layers {
 
 int layers_load(struct session *s, struct layers *out,
                 struct qstill_error *err);
+/* The same; headers of files that have not changed since `old` was loaded are
+ * not read again. */
+int layers_reload(struct session *s, const struct layers *old,
+                  struct layers *out, struct qstill_error *err);
 void layers_fini(struct layers *l);
 struct layer *layers_find(const struct layers *l, const char *path);
 /* The first child of a layer behind `after` (NULL: the first), or NULL. */
