@@ -10,6 +10,7 @@
 #include "layer_file.h"
 #include "livechain.h"
 #include "liveswap.h"
+#include "protect.h"
 
 /* A layer that cannot be merged now is left alone: in use, of a format that
  * only QEMU writes, no space. It reads as before. */
@@ -168,6 +169,16 @@ int layers_settle(struct session *s, struct journal *j,
     return liveswap_settle(s, j, err);
 }
 
+/* What a merge may write, rename or remove is no longer immutable. */
+static int open_protected(struct session *s, struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0};
+
+    if (layers_load(s, &all, err) < 0)
+        return err->code;
+    return protect_open_hidden(&all, err);
+}
+
 int layers_collapse(struct session *s, struct journal *j, struct buf *text,
                     struct qstill_error *err)
 {
@@ -175,12 +186,14 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
     struct stuck stuck = {0};
     bool more = true;
 
-    if (layers_settle(s, j, err) < 0)
+    if (open_protected(s, err) < 0 || layers_settle(s, j, err) < 0)
         return err->code;
     while (more && one_pass(&c, &stuck, &more, err) == 0)
         ;
     layers_fini(&c.all);
     stuck_fini(&stuck);
+    if (err->code == 0)
+        protect_all(s); /* not after a failure: it goes on where it stopped */
     if (err->code == 0 && text && s->rec.hidden_count > 0)
         buf_printf(text, "%zu layer%s stay%s hidden for now\n",
                    s->rec.hidden_count, s->rec.hidden_count == 1 ? "" : "s",

@@ -11,6 +11,7 @@
 #include "base/bytes.h"
 #include "base/file.h"
 #include "base/publish.h"
+#include "protect.h"
 #include "qcow2/compare.h"
 #include "qcow2/create.h"
 #include "qcow2/info.h"
@@ -51,7 +52,8 @@ int layer_remove(const char *path, struct qstill_error *err)
     CLEANUP(closep) int dirfd = -1;
     const char *name = NULL;
 
-    if (open_parent(path, &name, &dirfd, err) < 0)
+    if (protect_clear(path, err) < 0 ||
+        open_parent(path, &name, &dirfd, err) < 0)
         return err->code;
     if (publish_unlink(dirfd, name, err) < 0)
         return err_wrap(err, "%s", path);

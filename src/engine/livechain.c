@@ -204,7 +204,8 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
         qmp_job_complete(s->qmp, JOB_ID, err) < 0 ||
         qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0)
         return err->code;
-    if (livechain_set_head(s, d, to, to_format, err) < 0 ||
+    if (livechain_release(s, d->head_path, err) < 0 ||
+        livechain_set_head(s, d, to, to_format, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
     j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;

@@ -68,13 +68,23 @@ void protect_all(const struct session *s)
         protect_snapshot(&s->tree.nodes[i]);
 }
 
+/* Itself, or one of the two below it: the layer that takes a hidden one in may
+ * get another name, which the one above it is told. */
+static bool near_hidden(const struct layer *l)
+{
+    for (int i = 0; l && i < 3; i++, l = l->below)
+        if (l->hidden)
+            return true;
+    return false;
+}
+
 int protect_open_hidden(const struct layers *all, struct qstill_error *err)
 {
     for (size_t i = 0; i < all->count; i++) {
         const struct layer *l = &all->items[i];
 
-        if ((l->hidden || (l->below && l->below->hidden)) && !l->trash &&
-            !l->missing && protect_clear(l->path, err) < 0)
+        if (near_hidden(l) && !l->trash && !l->missing &&
+            protect_clear(l->path, err) < 0)
             return err->code;
     }
     return 0;

@@ -28,8 +28,8 @@ int protect_clear(const char *path, struct qstill_error *err);
 void protect_snapshot(const struct manifest *m);
 /* Those of all snapshots. */
 void protect_all(const struct session *s);
-/* Takes it away from what a merge of hidden layers may touch: these, and the
- * layers right above them. */
+/* Takes it away from what a merge of hidden layers may touch: these, and two
+ * layers above them. */
 int protect_open_hidden(const struct layers *all, struct qstill_error *err);
 
 #endif

@@ -99,7 +99,6 @@ int content_sum(struct chain *c, uint64_t *sum, struct qstill_error *err)
     while (r.busy && aio_wait(c->aio, 1, WAIT_MS, err) == 0)
         ;
     fill_fini(&r.fill);
-    filler_fini(&r.filler);
     aio_pool_free(r.pool);
     return err->code;
 }

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "attrs.h"
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "create.h"
