@@ -141,6 +141,32 @@ static void signals_cancel_and_do_not_kill(void **state)
     close(fds[1]);
 }
 
+static int a_hangup_comes(void (*tick)(void *,
+                                       const struct qstill_progress *),
+                          void *user)
+{
+    (void)tick;
+    (void)user;
+    cancels = 0;
+    raise(SIGHUP);
+    assert_int_equal(cancels, 0);
+    return 0;
+}
+
+static void a_hangup_that_nohup_ignores_stays_ignored(void **state)
+{
+    struct cli cli = {0};
+    int fds[2];
+
+    (void)state;
+    assert_int_equal(pipe(fds), 0);
+    signal(SIGHUP, SIG_IGN);
+    assert_int_equal(run_into(fds[1], &cli, a_hangup_comes), 0);
+    signal(SIGHUP, SIG_DFL);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 static int never_asked(void (*tick)(void *, const struct qstill_progress *),
                        void *user)
 {
@@ -267,9 +293,11 @@ int main(void)
         cmocka_unit_test(a_file_gets_a_line_a_second),
         cmocka_unit_test(quiet_is_silent_and_verbose_tells_times),
         cmocka_unit_test(a_terminal_gets_a_bar_and_is_left_clean),
+        cmocka_unit_test(a_hangup_that_nohup_ignores_stays_ignored),
         cmocka_unit_test(signals_cancel_and_do_not_kill),
         cmocka_unit_test(a_signal_before_the_job_cancels_it_at_once),
     };
 
+    signal(SIGHUP, SIG_DFL); /* whoever runs the tests may ignore it */
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
