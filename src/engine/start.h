@@ -24,8 +24,8 @@ struct start_options {
     const struct launch_ram *mapped;
     size_t mapped_count;
     bool mapped_readonly; /* launch.h */
-    bool paused;   /* -S */
-    bool incoming; /* -incoming defer */
+    bool paused;          /* -S */
+    bool incoming;        /* -incoming defer */
 };
 
 /* Whether it could be started: PRECONDITION with the first hinder. */

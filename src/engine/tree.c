@@ -63,8 +63,8 @@ static int find_parents(struct manifest **sorted, size_t count, size_t *parent,
 }
 
 /* Each way up is gone once: it ends at a root or at what has been seen. */
-static int check_loops(const struct tree *t, const size_t *parent,
-                       size_t *seen, struct qstill_error *err)
+static int check_loops(const struct tree *t, const size_t *parent, size_t *seen,
+                       struct qstill_error *err)
 {
     for (size_t i = 0; i < t->count; i++)
         for (size_t at = i; at != SIZE_MAX; at = parent[at]) {

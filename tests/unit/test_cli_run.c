@@ -141,8 +141,7 @@ static void signals_cancel_and_do_not_kill(void **state)
     close(fds[1]);
 }
 
-static int a_hangup_comes(void (*tick)(void *,
-                                       const struct qstill_progress *),
+static int a_hangup_comes(void (*tick)(void *, const struct qstill_progress *),
                           void *user)
 {
     (void)tick;

@@ -113,7 +113,7 @@ static void a_blocked_vm_of_qemu_7_2(void **state)
 
 /* A schema with just enough in it. */
 #define SCHEMA                                                                 \
-    "A {\"execute\":\"query-commands\"}\n"                                      \
+    "A {\"execute\":\"query-commands\"}\n"                                     \
     "= {\"return\":[{\"name\":\"xen-save-devices-state\"}]}\n"                 \
     "A {\"execute\":\"query-qmp-schema\"}\n"                                   \
     "= {\"return\":[{\"name\":\"xen-save-devices-state\",\"meta-type\":"       \
