@@ -214,6 +214,14 @@ static bool is_group(const char *word)
     return false;
 }
 
+bool verb_has_alias(const struct verb *verb, const char *word)
+{
+    for (const char *const *a = verb->aliases; *a; a++)
+        if (strcmp(*a, word) == 0)
+            return true;
+    return false;
+}
+
 static const struct verb *verb_find(const char *group, const char *word)
 {
     size_t n = group ? strlen(group) : 0;
@@ -221,7 +229,7 @@ static const struct verb *verb_find(const char *group, const char *word)
     for (const struct verb *const *v = verbs; *v; v++) {
         const char *name = (*v)->name;
 
-        if (!group && (*v)->alias && strcmp((*v)->alias, word) == 0)
+        if (!group && verb_has_alias(*v, word))
             return *v;
         if (group) {
             if (strncmp(name, group, n) != 0 || name[n] != ' ')

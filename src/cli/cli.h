@@ -42,13 +42,14 @@ struct operand_spec {
     bool repeated; /* only the last one */
 };
 #define OPERANDS_MAX 4
+#define ALIASES_MAX 2
 
 struct args;
 struct cli;
 
 struct verb {
     const char *name;  /* "create", or "image map" */
-    const char *alias; /* NULL without one */
+    const char *aliases[ALIASES_MAX + 1]; /* NULL ends them */
     const char *summary;
     struct operand_spec operands[OPERANDS_MAX];
     const struct option_spec *options; /* NULL without any */
@@ -57,6 +58,9 @@ struct verb {
     int (*run)(struct cli *cli, const struct args *args,
                struct qstill_error *err);
 };
+
+/* Whether `word` is another name of the verb. */
+bool verb_has_alias(const struct verb *verb, const char *word);
 
 /* All verbs, in the order of the manual; NULL ends it (verbs.c). */
 extern const struct verb *const verbs[];

@@ -105,7 +105,10 @@ static void print_table(void)
 {
     table_options("-", global_options);
     for (const struct verb *const *v = verbs; *v; v++) {
-        printf("verb\t%s\t%s\n", (*v)->name, (*v)->alias ? (*v)->alias : "-");
+        printf("verb\t%s\t", (*v)->name);
+        for (const char *const *a = (*v)->aliases; *a; a++)
+            printf("%s%s", a == (*v)->aliases ? "" : ",", *a);
+        puts((*v)->aliases[0] ? "" : "-");
         for (size_t i = 0; i < OPERANDS_MAX && (*v)->operands[i].name; i++)
             printf("operand\t%s\t%s\t%s%s\n", (*v)->name,
                    (*v)->operands[i].name,
@@ -181,8 +184,8 @@ static void bash_verbs(void)
     }
     puts("    esac\n}\n_qstill_alias() {\n    case $1 in");
     for (const struct verb *const *v = verbs; *v; v++)
-        if ((*v)->alias)
-            printf("    '%s') echo %s ;;\n", (*v)->alias, (*v)->name);
+        for (const char *const *a = (*v)->aliases; *a; a++)
+            printf("    '%s') echo %s ;;\n", *a, (*v)->name);
     puts("    *) echo \"$1\" ;;\n    esac\n}");
 }
 

@@ -145,7 +145,7 @@ static const struct option_spec create_options[] = {
 
 const struct verb verb_create = {
     .name = "create",
-    .alias = "save",
+    .aliases = {"save"},
     .summary = "Takes a snapshot of a VM's disks, and of its memory",
     .operands = {{"VM", false, false}, {"NAME", false, false}},
     .options = create_options,

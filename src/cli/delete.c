@@ -96,7 +96,7 @@ static const struct option_spec delete_options[] = {
 
 const struct verb verb_delete = {
     .name = "delete",
-    .alias = "rm",
+    .aliases = {"rm"},
     .summary = "Deletes snapshots, wherever they stand in the tree",
     .operands = {{"VM", false, false}, {"SNAP", false, true}},
     .options = delete_options,

@@ -101,7 +101,7 @@ static int info_run(struct cli *cli, const struct args *args,
 
 const struct verb verb_info = {
     .name = "info",
-    .alias = "show",
+    .aliases = {"show"},
     .summary = "Shows one snapshot",
     .operands = {{"VM", false, false}, {"SNAP", false, false}},
     .run = info_run,

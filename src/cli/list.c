@@ -188,7 +188,7 @@ static const struct option_spec list_options[] = {
 
 const struct verb verb_list = {
     .name = "list",
-    .alias = "ls",
+    .aliases = {"ls"},
     .summary = "Lists the snapshots of a VM",
     .operands = {{"VM", false, false}},
     .options = list_options,

@@ -118,7 +118,7 @@ static const struct option_spec revert_options[] = {
 
 const struct verb verb_revert = {
     .name = "revert",
-    .alias = "rollback",
+    .aliases = {"rollback", "restore"},
     .summary = "Takes a VM back to a snapshot",
     .operands = {{"VM", false, false}, {"SNAP", false, false}},
     .options = revert_options,

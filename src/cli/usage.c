@@ -97,8 +97,8 @@ void usage_verb(FILE *f, const struct verb *verb)
 {
     synopsis(f, verb);
     fprintf(f, "\n%s.\n", verb->summary);
-    if (verb->alias)
-        fprintf(f, "Also called '%s'.\n", verb->alias);
+    for (const char *const *a = verb->aliases; *a; a++)
+        fprintf(f, "Also called '%s'.\n", *a);
     if (verb->options) {
         fputc('\n', f);
         option_lines(f, verb->options);
@@ -127,8 +127,7 @@ static const struct verb *verb_of_words(const struct args *args)
     snprintf(name, sizeof(name), "%s%s%s", first, second ? " " : "",
              second ? second : "");
     for (const struct verb *const *v = verbs; *v; v++)
-        if (strcmp((*v)->name, name) == 0 ||
-            ((*v)->alias && strcmp((*v)->alias, name) == 0))
+        if (strcmp((*v)->name, name) == 0 || verb_has_alias(*v, name))
             return *v;
     return NULL;
 }

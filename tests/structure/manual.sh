@@ -14,7 +14,8 @@ bad=0
 # As "verb NAME", "alias VERB ALIAS" and "option VERB --NAME ARGUMENT", the
 # verb "-" for global options.
 "$BUILD/qstill" completion table | awk -F'\t' '
-    $1 == "verb" {print "verb", $2; if ($3 != "-") print "alias", $2 ":", $3}
+    $1 == "verb" {print "verb", $2; n = $3 == "-" ? 0 : split($3, a, ",")
+        for (i = 1; i <= n; i++) print "alias", $2 ":", a[i]}
     $1 == "operand" {print "operand", $2 ":", $3, ($4 == "optional" ? "?" : ""),
         (NF > 4 ? "..." : "")}
     $1 == "option" {print "option", $2 ":", $3, $5}' |
@@ -42,9 +43,9 @@ awk '
     }
     verb != "" { text = text " " $0 }
     /^$/ {
-        if (match(text, /[Aa]lso called B<[a-z]+>/)) {
-            a = substr(text, RSTART, RLENGTH); sub(/.*</, "", a); sub(/>/, "", a)
-            print "alias", verb ":", a
+        if (match(text, /[Aa]lso called B<[a-z]+>( and B<[a-z]+>)?/)) {
+            n = split(plain(substr(text, RSTART + 12, RLENGTH - 12)), w, " and ")
+            for (i = 1; i <= n; i++) print "alias", verb ":", w[i]
         }
         text = ""
     }' "$pod" | sed 's/  */ /g; s/ $//' | sort >"$tmp/manual"

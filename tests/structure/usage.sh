@@ -72,9 +72,16 @@ usage_error "unknown verb 'nosuch'" help nosuch
 usage_error "-v and -q exclude each other" -v -q completion bash
 usage_error "is none of bash" completion csh
 
+# Scripts count on these names.
+for pair in create:save list:ls info:show revert:rollback revert:restore \
+    delete:rm; do
+    expect 0 "${pair#*:}" --help
+    says out "usage: qstill ${pair%:*} VM"
+done
+
 # -------------------------------------------------------------- every verb
 grep '^verb' "$tmp/table" >"$tmp/verbs"
-while IFS=$tab read -r _ verb alias; do
+while IFS=$tab read -r _ verb aliases; do
     # shellcheck disable=SC2086 # "image map" is two words
     expect 0 $verb --help
     silent err
@@ -84,10 +91,10 @@ while IFS=$tab read -r _ verb alias; do
     # shellcheck disable=SC2086
     expect 0 help $verb
     cmp -s "$tmp/out" "$tmp/help" || wrong "help $verb and --help differ"
-    if [ "$alias" != - ]; then
+    for alias in $(echo "${aliases#-}" | tr , ' '); do
         expect 0 "$alias" --help
         cmp -s "$tmp/out" "$tmp/help" || wrong "$alias is not $verb"
-    fi
+    done
     # shellcheck disable=SC2086
     usage_error "unknown option '--nonsense'" $verb --nonsense
     # shellcheck disable=SC2086

@@ -36,7 +36,7 @@ static const struct option_spec join_options[] = {
 };
 static const struct verb take = {
     .name = "take",
-    .alias = "grab",
+    .aliases = {"grab", "seize"},
     .operands = {{"VM", false, false}, {"NAME", true, false}},
     .options = take_options,
     .run = no_run,
@@ -127,6 +127,10 @@ static void an_alias_and_a_group_find_their_verbs(void **state)
 
     (void)state;
     parse(&p, "grab vm1");
+    assert_int_equal(p.result, 0);
+    assert_ptr_equal(p.cli.verb, &take);
+    args_fini(&p.args);
+    parse(&p, "seize vm1");
     assert_int_equal(p.result, 0);
     assert_ptr_equal(p.cli.verb, &take);
     args_fini(&p.args);
