@@ -114,10 +114,28 @@ static int become_user(const struct plan *p)
     return 0;
 }
 
+/* Leaves descriptors 0 to 3 and no other: what stays behind must not hold our
+ * locks, sockets or the caller's pipes. */
+static void close_others(void)
+{
+    if (close_range(CHILD_STATUS_FD + 1, ~0u, 0) < 0)
+        for (long fd = sysconf(_SC_OPEN_MAX); fd > CHILD_STATUS_FD; fd--)
+            close((int)fd);
+}
+
+/* What is to become QEMU holds them until it is that: the VM's lock stays
+ * taken while nobody could tell the process from one of ours. */
+static void close_others_at_exec(void)
+{
+    if (close_range(CHILD_STATUS_FD + 1, ~0u, CLOSE_RANGE_CLOEXEC) < 0)
+        close_others();
+}
+
 static _Noreturn void child_exec(const struct plan *p)
 {
     enum step step = STEP_USER;
 
+    close_others_at_exec();
     if (become_user(p) == 0) {
         step = STEP_CHDIR;
         if (!p->launch->cwd || chdir(p->launch->cwd) == 0) {
@@ -130,8 +148,6 @@ static _Noreturn void child_exec(const struct plan *p)
     _exit(127);
 }
 
-/* Leaves descriptors 0 to 3 and no other: what stays behind must not hold our
- * locks, sockets or the caller's pipes. */
 static void child_descriptors(const struct plan *p)
 {
     dup2(p->null_fd, STDIN_FILENO);
@@ -139,9 +155,6 @@ static void child_descriptors(const struct plan *p)
     dup2(p->log_fd, STDERR_FILENO);
     dup2(p->status_fd, CHILD_STATUS_FD);
     fcntl(CHILD_STATUS_FD, F_SETFD, FD_CLOEXEC);
-    if (close_range(CHILD_STATUS_FD + 1, ~0u, 0) < 0)
-        for (long fd = sysconf(_SC_OPEN_MAX); fd > CHILD_STATUS_FD; fd--)
-            close((int)fd);
 }
 
 static _Noreturn void middle(const struct plan *p)
@@ -155,6 +168,7 @@ static _Noreturn void middle(const struct plan *p)
     pid = fork();
     if (pid == 0)
         child_exec(p);
+    close_others();
     if (pid < 0) {
         send_report(CHILD_STATUS_FD, REPORT_ERRNO, STEP_FORK, errno);
         _exit(1);

@@ -21,16 +21,20 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
+#include "base/clock.h"
 #include "base/file.h"
 #include "hostinfo.h"
 
 #define LOCK_NAME "lock"
+/* A killed command's child holds the lock until it has become QEMU. */
+#define HEIR_WAIT_MS 2000
 
 /* 20 (pid) + 20 (start) + 64 (host) + 36 (boot id) + 31 (verb) + 5 */
 enum { LOCK_TEXT_MAX = 256, LOCK_BOOT_MAX = 40, LOCK_TRIES = 8 };
 
 struct owner {
     long long pid;
+    unsigned long long start;
     char host[LOCK_HOST_MAX];
     char boot[LOCK_BOOT_MAX];
     char verb[LOCK_VERB_MAX];
@@ -43,8 +47,8 @@ static bool owner_parse(const char *text, struct owner *o)
     char pid[24], *end;
 
     if (n == 0 || text[n - 1] != '\n' ||
-        sscanf(text, "%23s %*s %64s %39s %31s", pid, o->host, o->boot,
-               o->verb) != 4)
+        sscanf(text, "%23s %llu %64s %39s %31s", pid, &o->start, o->host,
+               o->boot, o->verb) != 5)
         return false;
     o->pid = strtoll(pid, &end, 10);
     return *end == '\0' && o->pid > 0 && o->pid <= INT_MAX;
@@ -166,12 +170,31 @@ static bool is_current(int vmdirfd, int fd)
            a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
+/* Whether who is written there is a process of this boot that has ended. */
+static bool owner_has_ended(int fd, const struct hostinfo *host)
+{
+    struct qstill_error ignored = {0};
+    struct owner o;
+    bool any;
+
+    return owner_read(fd, &o, &any, &ignored) == 0 && any &&
+           strcmp(o.boot, host->boot_id) == 0 &&
+           strcmp(o.host, host->hostname) == 0 &&
+           start_time((pid_t)o.pid) != o.start;
+}
+
 static int try_lock(int fd, const struct hostinfo *host,
                     struct qstill_error *err)
 {
     struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    double deadline = clock_ms() + HEIR_WAIT_MS;
+    int rc;
 
-    if (fcntl(fd, F_OFD_SETLK, &fl) == 0)
+    while ((rc = fcntl(fd, F_OFD_SETLK, &fl)) < 0 &&
+           (errno == EAGAIN || errno == EACCES) && clock_ms() < deadline &&
+           owner_has_ended(fd, host))
+        clock_sleep_ms(5);
+    if (rc == 0)
         return 0;
     if (errno == EAGAIN || errno == EACCES)
         return busy(fd, host, err);

@@ -236,6 +236,16 @@ static void say(struct buf *out, const char *what, const struct journal *j)
         buf_printf(out, "%s the revert to snapshot %s\n", what, j->snapshot);
 }
 
+/* Its guest has not run: nothing is lost with it. It may be so new that it
+ * does not answer yet. */
+static int leave_new_process(struct session *s, struct journal *j,
+                             struct qstill_error *err)
+{
+    if (s->qmp && runs_on_new(s, j) && start_quit(s, err) < 0)
+        return err->code;
+    return j->tag ? start_end_strays(s, j->tag, err) : 0;
+}
+
 int revert_recover(struct session *s, struct journal *j, struct buf *text,
                    struct qstill_error *err)
 {
@@ -247,9 +257,7 @@ int revert_recover(struct session *s, struct journal *j, struct buf *text,
         revert_finish(s, j, out, err);
     } else {
         say(out, "undid", j);
-        /* Its guest has not run: nothing is lost with it. */
-        if (j->inplace || !s->qmp || !runs_on_new(s, j) ||
-            start_quit(s, err) == 0)
+        if (j->inplace || leave_new_process(s, j, err) == 0)
             revert_roll_back(s, j, out, err);
     }
     buf_fini(&scratch);

@@ -63,6 +63,7 @@ int revert_fill_start(struct revert *r, const struct manifest *m,
         heads[i].path = layer_new_path(&r->s, d, NULL, r->tag);
         heads[i].format = OVERLAY_FORMAT;
     }
+    o->tag = r->tag;
     o->heads = heads;
     o->head_count = m->disk_count;
     o->incoming = r->way == WAY_MAPPED || r->way == WAY_EAGER;

@@ -2,6 +2,7 @@
 #include "start.h"
 
 #include <ctype.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -23,6 +24,9 @@
 #define START_WAIT_MS 60000
 #define QUIT_WAIT_MS  30000
 #define LOG_TAIL      4096
+/* In the environment of what an operation starts. */
+#define TAG_KEY "QSTILL_OPERATION"
+#define ENV_MAX (4u << 20)
 
 /* ------------------------------------------------------------------ change */
 
@@ -128,7 +132,8 @@ static char *disk_key(struct session *s, const char *disk)
 
 /* The recorded environment, and what a launcher command wants to know. */
 static int build_env(struct session *s, const struct launch_change *change,
-                     char **argv, char ***out, struct qstill_error *err)
+                     const char *tag, char **argv, char ***out,
+                     struct qstill_error *err)
 {
     CLEANUP(freep) char *json = argv ? json_text_of_strings(argv) : NULL;
     char **rec_env = s->rec.has_launch ? s->rec.launch.env : NULL;
@@ -141,9 +146,12 @@ static int build_env(struct session *s, const struct launch_change *change,
         arena_array(&s->rec.arena, old + change->disk_count + 8, sizeof(*env));
     if (!env || (argv && !json))
         return err_nomem(err);
-    for (; n < old; n++)
-        env[n] = rec_env[n];
+    for (size_t i = 0; i < old; i++)
+        if (strncmp(rec_env[i], TAG_KEY "=", sizeof(TAG_KEY)) != 0)
+            env[n++] = rec_env[i];
     *out = env;
+    if (tag && add_env(s, env, &n, TAG_KEY, tag, err) < 0)
+        return err->code;
     if (!s->rec.launcher)
         return 0;
     for (size_t i = 0; i < change->disk_count; i++) {
@@ -282,7 +290,7 @@ static int wait_monitor(struct session *s, int pid, struct qstill_error *err)
 }
 
 static int launch(struct session *s, const struct launch_change *change,
-                  int *pid, struct qstill_error *err)
+                  const char *tag, int *pid, struct qstill_error *err)
 {
     struct qstill_launch l = {.size = sizeof(l)};
     char **argv = NULL, **env = NULL;
@@ -295,7 +303,7 @@ static int launch(struct session *s, const struct launch_change *change,
         *err = why;
         return err->code;
     }
-    if (build_env(s, change, argv, &env, err) < 0) {
+    if (build_env(s, change, tag, argv, &env, err) < 0) {
         launch_argv_free(argv);
         return err->code;
     }
@@ -327,7 +335,7 @@ int start_vm(struct session *s, const struct start_options *o, int *pid,
         return err_nomem(err);
     fill_change(s, o, disks, &change);
     session_disconnect(s);
-    if (launch(s, &change, pid, err) < 0)
+    if (launch(s, &change, o->tag, pid, err) < 0)
         return err->code;
     if (wait_monitor(s, *pid, err) < 0) {
         start_kill(s, *pid);
@@ -382,6 +390,80 @@ void start_kill(struct session *s, int pid)
         return;
     syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
     wait_gone(pidfd, pid, QUIT_WAIT_MS);
+}
+
+/* Whether the process was started with this in its environment. */
+static bool has_env(int pid, const char *entry)
+{
+    CLEANUP(closep) int fd = -1;
+    CLEANUP(freep) char *env = malloc(ENV_MAX + 1);
+    struct qstill_error ignored = {0};
+    char path[64];
+    size_t len = 0;
+
+    snprintf(path, sizeof(path), "/proc/%d/environ", pid);
+    fd = env ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0 || file_read_upto(fd, env, ENV_MAX, 0, &len, &ignored) < 0)
+        return false;
+    env[len] = '\0';
+    for (const char *e = env; e < env + len; e += strlen(e) + 1)
+        if (strcmp(e, entry) == 0)
+            return true;
+    return false;
+}
+
+static int end_stray(struct session *s, int pid, struct qstill_error *err)
+{
+    CLEANUP(closep) int pidfd = pidfd_of(pid);
+
+    if (pidfd < 0)
+        return 0;
+    store_note(s->store,
+               "VM %s: process %d, which a command that died had "
+               "started, is ended",
+               s->vm, pid);
+    if (syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0) < 0 &&
+        errno != ESRCH)
+        return err_errno(err, errno, "cannot end process %d", pid);
+    if (!wait_gone(pidfd, pid, QUIT_WAIT_MS))
+        return err_set(err, QSTILL_E_FAILED, "process %d does not end", pid);
+    return 0;
+}
+
+/* *some: one was found. A launcher's child may come while we look. */
+static int end_strays_once(struct session *s, const char *entry, bool *some,
+                           struct qstill_error *err)
+{
+    DIR *proc = opendir("/proc");
+    const struct dirent *e;
+
+    *some = false;
+    if (!proc)
+        return err_errno(err, errno, "cannot read /proc");
+    while (err->code == 0 && (e = readdir(proc))) {
+        int pid = atoi(e->d_name);
+
+        if (pid <= 0 || pid == getpid() || !has_env(pid, entry))
+            continue;
+        *some = true;
+        end_stray(s, pid, err);
+    }
+    closedir(proc);
+    return err->code;
+}
+
+int start_end_strays(struct session *s, const char *tag,
+                     struct qstill_error *err)
+{
+    char *entry = arena_printf(&s->rec.arena, TAG_KEY "=%s", tag);
+    bool some = true;
+
+    if (!entry)
+        return err_nomem(err);
+    while (some)
+        if (end_strays_once(s, entry, &some, err) < 0)
+            return err->code;
+    return 0;
 }
 
 /* ------------------------------------------------------------------- public */

@@ -26,6 +26,7 @@ struct start_options {
     bool mapped_readonly; /* launch.h */
     bool paused;          /* -S */
     bool incoming;        /* -incoming defer */
+    const char *tag;      /* the operation's; for start_end_strays() */
 };
 
 /* Whether it could be started: PRECONDITION with the first hinder. */
@@ -52,5 +53,13 @@ bool start_has_ended(int pid, unsigned wait_ms);
 int start_quit(struct session *s, struct qstill_error *err);
 /* Ends the process that start_vm() started, at once. */
 void start_kill(struct session *s, int pid);
+
+/*
+ * Ends what a start_vm() with this tag started, at once, where whoever called
+ * it has died: a QEMU that does not answer yet would come up later, and take
+ * the VM's socket over. Its own QEMU must not have been taken for good.
+ */
+int start_end_strays(struct session *s, const char *tag,
+                     struct qstill_error *err);
 
 #endif

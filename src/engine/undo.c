@@ -161,8 +161,10 @@ static int fill_start(struct undo *u, struct start_options *o,
         heads[i] =
             (struct start_head){u->j.disks[i].disk, u->j.disks[i].new_path,
                                 u->j.disks[i].new_format};
-    *o = (struct start_options){
-        .heads = heads, .head_count = u->j.disk_count, .paused = true};
+    *o = (struct start_options){.heads = heads,
+                                .head_count = u->j.disk_count,
+                                .paused = true,
+                                .tag = u->tag};
     return 0;
 }
 

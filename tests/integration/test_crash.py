@@ -11,6 +11,18 @@ from lib.case import QUICK, Case
 
 MODES = ("paused", "background", "precopy")
 
+# A launcher whose first QEMU takes its time to come up.
+LATE = """import json, os, subprocess, time
+late = not os.path.exists("%s")
+if late:
+    with open("%s.new", "w") as f:
+        f.write(str(os.getpid()))
+    os.rename(f.name, f.name[:-4])
+    time.sleep(4)
+subprocess.Popen(json.loads(os.environ["QSTILL_ARGV_JSON"]),
+                 stdin=subprocess.DEVNULL, start_new_session=True)
+"""
+
 
 class Middle(Case):
     """What the tests here share: a create that takes seconds."""
@@ -215,6 +227,31 @@ class OurselvesKilled(Middle):
             self.check_nothing_left(vm)
         self.goes_on(vm)
         self.assertEqual([], vm.serial.wrong())
+
+    def test_when_the_new_qemu_does_not_answer_yet(self):
+        """What was started must not come up beside the VM that recovery
+        starts: it would take the sockets of that one over."""
+        vm = self.tiny_vm("vm", attach=False)
+        script, told = (os.path.join(self.tmp, n) for n in ("run", "told"))
+        with open(script, "w") as f:
+            f.write(LATE % (told, told))
+        self.attach(vm, "--launcher", "exec python3 " + script)
+        self.q("create", "vm", "one", "--memory")
+        process = self.q.start("revert", "vm", "one", "--restore", "eager")
+        deadline = time.monotonic() + 30
+        while not os.path.exists(told):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        self.q("recover", "vm")
+        self.assertEqual("running", vm.state())
+        with open(told) as f:
+            stray = int(f.read())
+        self.assertFalse(os.path.exists("/proc/%d" % stray))
+        self.assertEqual(sorted(self.head_paths(vm)),
+                         sorted(vm.heads().values()))
+        self.check_nothing_left(vm)
 
     def test_in_a_revert(self):
         vm = self.slow_vm()
