@@ -13,11 +13,13 @@
 #include "protect.h"
 
 /* A layer that cannot be merged now is left alone: in use, of a format that
- * only QEMU writes, no space. It reads as before. */
-static bool can_wait(const struct qstill_error *err)
+ * only QEMU writes, no room for its data. It reads as before. When it is the
+ * store that is full, record and files are not of one mind: only the next
+ * command, which reads both anew, can go on. */
+static bool can_wait(const struct collapse *c, const struct qstill_error *err)
 {
     return err->code == QSTILL_E_BUSY || err->code == QSTILL_E_PRECONDITION ||
-           err->code == QSTILL_E_NO_SPACE;
+           (err->code == QSTILL_E_NO_SPACE && c->no_room);
 }
 
 static int drop_file(struct collapse *c, const struct layer *l,
@@ -142,11 +144,12 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
         if (st.kind == STEP_NONE || (i < c->all.count && !cheap))
             continue;
         *more = true;
+        c->no_room = false;
         if (take_step(c, &st, &why) == 0) {
             leave_disk(c, st.first->disk);
             continue;
         }
-        if (!can_wait(&why)) {
+        if (!can_wait(c, &why)) {
             *err = why;
             return err->code;
         }

@@ -39,6 +39,8 @@ struct collapse {
     struct buf *text; /* may be NULL */
     struct layers all;
     bool simulated; /* a plan: nothing is asked of the files */
+    bool no_room;   /* the step at hand had no room for data, and all is as it
+                       was before it */
 };
 
 /* collapse_plan.c: what can be done about one layer. */

@@ -108,20 +108,25 @@ int collapse_request(struct collapse *c, const struct step *st,
     return 0;
 }
 
+static int run_failed(struct collapse *c, const struct qstill_error *err)
+{
+    c->no_room = err->code == QSTILL_E_NO_SPACE;
+    return err->code;
+}
+
 int collapse_run(struct collapse *c, const struct merge_request *request,
                  struct qstill_error *err)
 {
     CLEANUP(merge_closep) struct merge *m = NULL;
     bool done = false;
 
-    (void)c;
     if (merge_open(&m, io_real(), request, err) < 0)
-        return err->code;
+        return run_failed(c, err);
     while (!done) {
         struct pollfd p = {.events = POLLIN};
 
         if (merge_step(m, &done, err) < 0)
-            return err->code;
+            return run_failed(c, err);
         p.fd = done ? -1 : merge_fd(m);
         if (p.fd >= 0)
             poll(&p, 1, 100);
@@ -232,8 +237,9 @@ int collapse_off(struct collapse *c, const struct step *st,
 
         /* what a merge could not undo, it leaves to this */
         if (merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did,
-                          &ignored) == 0 &&
-            !did)
+                          &ignored) < 0)
+            c->no_room = false;
+        else if (!did)
             forget_step(c->j);
         return err->code;
     }

@@ -293,8 +293,9 @@ int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
         return err->code;
     if (swap(c, d, st, node, err) < 0) {
         err_wrap(err, "merging %s into a new file", st->first->path);
-        if (err->code != QSTILL_E_UNREACHABLE)
-            liveswap_settle(s, c->j, &second);
+        if (err->code == QSTILL_E_UNREACHABLE ||
+            liveswap_settle(s, c->j, &second) < 0)
+            c->no_room = false;
         return err->code;
     }
     if (livechain_release(s, st->child->path, err) < 0 ||

@@ -100,6 +100,7 @@ static int load_state(struct revert *r, bool *done, struct qstill_error *err)
 {
     CLEANUP(qmp_migration_fini) struct qmp_migration m = QMP_MIGRATION_INIT;
     struct restore_result result;
+    struct restore_status st;
 
     if (qmp_migration_read(r->s.qmp, &m, err) < 0)
         return err->code == QSTILL_E_UNREACHABLE
@@ -107,7 +108,10 @@ static int load_state(struct revert *r, bool *done, struct qstill_error *err)
                    : err->code;
     if (m.state == QMP_MIGRATION_FAILED || m.state == QMP_MIGRATION_CANCELLED)
         return load_failed(r, m.error && *m.error ? m.error : m.status, err);
-    *done = m.state == QMP_MIGRATION_COMPLETED;
+    /* QEMU may have read the last byte before our side knows that it is
+     * written: then the next step ends it. */
+    restore_poll(r->restore, &st);
+    *done = m.state == QMP_MIGRATION_COMPLETED && st.complete;
     return *done ? restore_finish(r->restore, &result, err) : 0;
 }
 
