@@ -42,13 +42,13 @@ struct operand_spec {
     bool repeated; /* only the last one */
 };
 #define OPERANDS_MAX 4
-#define ALIASES_MAX 2
+#define ALIASES_MAX  2
 
 struct args;
 struct cli;
 
 struct verb {
-    const char *name;  /* "create", or "image map" */
+    const char *name;                     /* "create", or "image map" */
     const char *aliases[ALIASES_MAX + 1]; /* NULL ends them */
     const char *summary;
     struct operand_spec operands[OPERANDS_MAX];

@@ -60,9 +60,12 @@ static int check_disk(const struct vm_record *rec, const struct qmp_disk *q,
                 path, q->protocol);
         return err_hint(err, "only disks that are image files are supported");
     }
-    if (stat(path, &st) < 0 || !S_ISREG(st.st_mode))
-        return err_set(err, QSTILL_E_PRECONDITION,
-                       "disk image %s cannot be found from here", path);
+    if (stat(path, &st) < 0 || !S_ISREG(st.st_mode)) {
+        err_set(err, QSTILL_E_PRECONDITION,
+                "disk image %s cannot be found from here", path);
+        return err_hint(err, "QEMU may see other folders than qstill, or run "
+                             "with -snapshot, which keeps nothing");
+    }
     for (size_t i = 0; i < rec->disk_count; i++)
         if (session_same_file(rec->disks[i].head_path, path))
             return err_set(err, QSTILL_E_PRECONDITION,

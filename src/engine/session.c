@@ -284,7 +284,9 @@ int session_check_names(struct session *s, struct qstill_error *err)
         const struct vm_disk *d = &s->rec.disks[i];
         const struct qmp_disk *q = session_live_disk(s, d);
 
+        /* another image than the head is session_check_heads's to tell */
         if (!q || strcmp(q->driver, "raw") != 0 || !*q->protocol_path ||
+            !session_same_file(session_live_path(s, d), d->head_path) ||
             qemu_finds(s->pid, q->protocol_path, d->head_path))
             continue;
         err_set(err, QSTILL_E_PRECONDITION,

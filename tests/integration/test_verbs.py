@@ -170,6 +170,25 @@ class Names(Case):
         self.assertEqual(files, os.listdir(folder))
         self.end(vm, folder)
 
+    def test_an_image_that_only_qemu_can_see_is_explained(self):
+        vm = self.tiny_vm(attach=False, style="if", extra=["-snapshot"])
+        failure = self.q.fails("precondition", "cannot be found from here",
+                               "attach", "vm", "--qmp", vm.qmp)
+        self.assertIn("-snapshot", failure.hint)
+
+    def test_another_image_than_the_head_is_one_problem(self):
+        vm = self.tiny_vm(disks=[self.disk(fmt="raw", size=2 << 20,
+                                           pattern=False)], style="if")
+        vm.quit()
+        own, vm.disks = vm.disks, [self.disk("other", "raw", size=2 << 20,
+                                             pattern=False)]
+        vm.start()
+        told = self.q.check("vm")
+        self.assertEqual(["wrong-head"], [p["code"] for p in told["problems"]])
+        vm.quit()
+        os.unlink(vm.disks[0].path)
+        vm.disks = own
+
     def test_a_qcow2_image_of_a_relative_name_is_taken(self):
         vm, folder = self.daemon("qcow2")
         self.assertTrue(self.q.check("vm")["ok"])

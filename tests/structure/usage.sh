@@ -132,6 +132,9 @@ while IFS=$tab read -r _ verb option kind argument; do
     esac
 done <"$tmp/options"
 
+usage_error "--max-pause-ms: no pause at all" \
+    create vm s --memory --max-pause-ms 0
+
 # ----------------------------------------------------------------- streams
 if [ -w /dev/full ]; then
     "$q" --help >/dev/full 2>"$tmp/err"
