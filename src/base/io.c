@@ -81,7 +81,7 @@ static int real_clone_range(const struct io *io, int src, uint64_t src_off,
     };
 
     (void)io;
-    return real_result(ioctl(dst, FICLONERANGE, &r));
+    return len == 0 ? 0 : real_result(ioctl(dst, FICLONERANGE, &r));
 }
 
 static int real_renameat(const struct io *io, int from_dir, const char *from,

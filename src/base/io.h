@@ -32,7 +32,8 @@ struct io_ops {
     int (*ftruncate)(const struct io *io, int fd, uint64_t size);
     int (*fallocate)(const struct io *io, int fd, int mode, uint64_t off,
                      uint64_t len);
-    /* FICLONERANGE; len 0: to the end of the source. */
+    /* FICLONERANGE, but that len 0 is nothing (to the kernel it means all up to
+     * the source's end, over whatever the target has there). */
     int (*clone_range)(const struct io *io, int src, uint64_t src_off,
                        uint64_t len, int dst, uint64_t dst_off);
     int (*renameat)(const struct io *io, int from_dir, const char *from,

@@ -84,6 +84,8 @@ size_t extents_find(const struct extents *x, uint64_t guest)
 static int fill_gap(const struct extents *lower, size_t *at, uint64_t from,
                     uint64_t to, struct extents *out)
 {
+    if (from == to) /* neighbours of upper */
+        return 0;
     while (*at < lower->n && extent_end(&lower->v[*at]) <= from)
         (*at)++;
     for (size_t i = *at; i < lower->n && lower->v[i].guest < to; i++) {

@@ -44,7 +44,7 @@ struct extents {
 void extents_fini(struct extents *x);
 
 /* Appends, or lengthens the last extent when `e` continues it. Extents come in
- * guest order and do not overlap. -1: out of memory. */
+ * guest order, do not overlap and are not empty. -1: out of memory. */
 int extents_push(struct extents *x, const struct extent *e);
 /* The same, out of line for the case that it does not continue. */
 int extents_append(struct extents *x, const struct extent *e);

@@ -108,6 +108,39 @@ class Reflinks(unittest.TestCase):
     def test_btrfs(self):
         self.each_direction(*self.mounted("btrfs", "mkfs.btrfs", "-q"))
 
+    def interleaved(self, d):
+        """Neighbours in mid lie apart from each other and over data of base;
+        top has freed clusters below clusters in use."""
+        paths = [os.path.join(d, n) for n in ("base", "mid", "top")]
+        writes = [["write -q -P 1 0 16M"],
+                  ["write -q -P 2 %dk 64k" % k
+                   for k in range(1984, 1023, -64)],
+                  ["write -q -P 3 32M 16M", "discard -q 32M 4M"]]
+        for i, path in enumerate(paths):
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2",
+                        *(["-b", paths[i - 1], "-F", "qcow2"] if i else []),
+                        path, "64M")
+            qtools.must("qemu-io", "-f", "qcow2", "-d", "unmap",
+                        *[x for w in writes[i] for x in ("-c", w)], path)
+        return paths
+
+    def test_blocks_are_shared_next_to_blocks_in_use(self):
+        mount, device = self.mounted("xfs", "mkfs.xfs", "-q", "-m",
+                                     "reflink=1")
+        for direction in ("up", "down", "new"):
+            with self.subTest(direction=direction):
+                d = os.path.join(mount, direction)
+                os.makedirs(d)
+                paths = self.interleaved(d)
+                m = qmerge.Merge(d, [File(p) for p in paths], paths,
+                                 paths[:2])
+                before = self.written(device)
+                r = m.run(direction)
+                wrote = self.written(device) - before
+                self.assertEqual(r.rc, 0, str(r))
+                self.assertEqual(m.merged(), [])
+                self.assertLess(wrote, 6 * MIB, "data was copied: %s" % r)
+
     def test_xfs_without_reflink_copies(self):
         mount, device = self.mounted("xfs", "mkfs.xfs", "-q", "-m",
                                      "reflink=0")
