@@ -56,8 +56,9 @@ static int read_options(const struct cli *cli, const struct args *args,
     options->no_protect = args_flag(args, "no-protect");
     options->dry_run = args_flag(args, "dry-run");
     if (args_text(args, "max-pause-ms") && options->max_pause_ms == 0)
-        return cli_usage(cli, err, "--max-pause-ms: no pause at all cannot be "
-                                   "promised");
+        return cli_usage(cli, err,
+                         "--max-pause-ms: no pause at all cannot be "
+                         "promised");
     if (options->mode && !options->memory)
         return cli_usage(cli, err, "--mode needs --memory");
     return check_labels(cli, options->labels, options->label_count, err);
