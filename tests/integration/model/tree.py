@@ -74,6 +74,14 @@ class State:
         return found
 
 
+def file_name(name):
+    """The image's own file: of a chain whose nodes were opened one by one,
+    QEMU tells the whole chain as "json:"."""
+    if not name.startswith("json:"):
+        return name
+    return json.loads(name[5:])["file"]["filename"]
+
+
 class Walk:
     def __init__(self, case, qemu, folder, seed, style=None, disks=None):
         self.case = case
@@ -361,7 +369,8 @@ class Walk:
         heads = [path for path, _ in self.heads()]
         inserted = {b["device"] or b["qdev"]: b["inserted"]
                     for b in self.vm.cmd("query-block") if "inserted" in b}
-        files = sorted(i["image"]["filename"] for i in inserted.values())
+        files = sorted(file_name(i["image"]["filename"])
+                       for i in inserted.values())
         self.case.assertEqual(sorted(heads), files, "QEMU's heads")
         for k, (name, _, _) in enumerate(self.disks):
             live = self.live_chain(inserted, heads[k])
@@ -380,10 +389,10 @@ class Walk:
 
     def live_chain(self, inserted, head):
         image_info = next(i["image"] for i in inserted.values()
-                          if i["image"]["filename"] == head)
+                          if file_name(i["image"]["filename"]) == head)
         out = []
         while image_info:
-            out.append(image_info["filename"])
+            out.append(file_name(image_info["filename"]))
             image_info = image_info.get("backing-image")
         return out
 
