@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+#include <stdio.h>
+#include <string.h>
+
 #include "verbs.h"
 
 #include "args.h"
@@ -34,6 +37,14 @@ static void flatten_text(const struct cli *cli,
                text_size(stored, r->bytes_stored));
 }
 
+/* What the plan warns of is said though nobody asked for the plan. */
+static void tell_notes(const char *plan)
+{
+    for (const char *at = plan; *at; at += strcspn(at, "\n"), at += *at != 0)
+        if (strncmp(at, "note: ", 6) == 0)
+            fprintf(stderr, "%.*s\n", (int)strcspn(at, "\n"), at);
+}
+
 static int run_flatten(struct cli *cli, const struct args *args,
                        struct qstill_error *err)
 {
@@ -52,6 +63,8 @@ static int run_flatten(struct cli *cli, const struct args *args,
         run_job(cli, job, err) < 0)
         return err->code;
     qstill_image_flatten_result(job, &result);
+    if (!o.dry_run)
+        tell_notes(qstill_job_text(job));
     if (cli->json)
         flatten_json(&result, o.dry_run ? job : NULL);
     else if (o.dry_run)

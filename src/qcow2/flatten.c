@@ -198,6 +198,16 @@ int flatten_describe(const struct flatten *f, struct buf *out,
                    qcow2_format_name(f->q.out_format),
                    f->q.compress ? ", compressed" : "") < 0)
         return err_nomem(err);
+    for (size_t i = 0; i < f->chain->n; i++) {
+        const struct image *img = f->chain->layers[i];
+
+        if ((img->info.header.incompatible & QCOW2_INCOMPAT_CORRUPT) &&
+            buf_printf(out,
+                       "note: %s is marked as corrupt: what is read "
+                       "from it may be wrong\n",
+                       img->path) < 0)
+            return err_nomem(err);
+    }
     return 0;
 }
 

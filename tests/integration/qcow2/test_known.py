@@ -498,6 +498,9 @@ class MergesAreRefused(MergeCase):
             f.seek(79)
             f.write(b"\2")
         self.refused(6, "corrupt", top, "--drop", b1)
+        r = qtools.image("flatten", top, self.path("flat"))
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertRegex(r.out + r.err, "top is marked as corrupt")
 
     def test_a_symbolic_link_as_layer(self):
         b0, b1, top = self.chain3()
