@@ -4,7 +4,7 @@
 each in a process of its own, some at a time.
 
     run.py [--qemu 7.2,10.0] [--build DIR] [--cache DIR] [-j N]
-           [-k WORD] [--quick] [--show]
+           [-k WORD] [--not WORD] [--quick] [--show] [--either] [--again]
 
 Prints a line per test, the text of what failed, what was skipped and why, and
 as its last line "N passed, N failed, N skipped". Exits 1 when a test failed or
@@ -24,10 +24,12 @@ import sys
 import threading
 import time
 import unittest
+import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 TOP = os.path.dirname(os.path.dirname(HERE))
 FIXTURES = os.path.join(TOP, "fixtures")
+AGAIN_MAX = 4  # more is no accident
 GRACE = 60  # seconds that a worker has to clean up after its test's limit
 
 
@@ -132,6 +134,7 @@ class Run:
         self.skips = collections.defaultdict(list)
         self.times = []
         self.failures = []
+        self.again = []
 
     def say(self, text):
         with self.lock:
@@ -239,6 +242,32 @@ def environment(args, version, qemu, guest):
     return env
 
 
+def versions_of(cls, args):
+    """With --either, a class that says so runs with one of the versions: each
+    class always with the same one, and about as many with each."""
+    asked = [v for v in args.qemu.split(",") if v in cls.versions]
+    if not args.either or not cls.either or len(asked) < 2:
+        return asked
+    name = "%s.%s" % (cls.__module__, cls.__name__)
+    return [asked[zlib.crc32(name.encode()) % len(asked)]]
+
+
+def once_more(run, jobs):
+    """What failed, alone on the machine. One that passes now is told and
+    counted as passed: it depends on what else the machine does."""
+    failures, run.failures = run.failures, []
+    for version, env, cls, names in jobs:
+        label = "qemu-%s %s.%s." % (version, cls.__module__, cls.__name__)
+        names = [n for n in names if label + n in failures]
+        if not names:
+            continue
+        run.counts["failed"] -= len(names)
+        run.again += [label + n for n in names]
+        failures = [f for f in failures if f not in run.again]
+        run.run_class((version, env, cls, names))
+    run.failures += failures
+
+
 def collect(run, args):
     """The jobs, the long ones first."""
     status, guest, why = fixture("guest.sh", os.path.join(args.cache, "guest"))
@@ -254,7 +283,9 @@ def collect(run, args):
             for cls, names in classes(m):
                 names = [n for n in names if not args.k or
                          args.k in "%s.%s.%s" % (m, cls.__name__, n)]
-                if not names or version not in cls.versions:
+                if args.skip and args.skip in m:
+                    continue
+                if not names or version not in versions_of(cls, args):
                     continue
                 if status == 3:
                     for n in names:
@@ -275,8 +306,16 @@ def main():
     parser.add_argument("--cache", help="of the guest and the QEMUs: --build")
     parser.add_argument("-j", type=int, default=2)
     parser.add_argument("-k", default="", help="only tests with this in them")
+    parser.add_argument("--not", dest="skip", default="",
+                        help="no file with this in its name")
     parser.add_argument("--quick", action="store_true",
                         help="fewer rounds where a test goes in rounds")
+    parser.add_argument("--either", action="store_true",
+                        help="tests that depend little on the version of QEMU "
+                        "with one of them only")
+    parser.add_argument("--again", action="store_true",
+                        help="up to %d tests that failed get a second try, "
+                        "alone" % AGAIN_MAX)
     parser.add_argument("--show", action="store_true",
                         help="what tests print, also of those that pass")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -295,7 +334,8 @@ def main():
     begun = time.monotonic()
     run = Run(args)
     jobs = queue.Queue()
-    for job in collect(run, args):
+    all_jobs = collect(run, args)
+    for job in all_jobs:
         jobs.put(job)
     threads = [threading.Thread(target=run.work, args=(jobs,))
                for _ in range(max(1, args.j))]
@@ -303,9 +343,14 @@ def main():
         t.start()
     for t in threads:
         t.join()
+    if args.again and 0 < len(run.failures) <= AGAIN_MAX:
+        once_more(run, all_jobs)
 
     for seconds, name in sorted(run.times, reverse=True)[:8]:
         print("slow: %.1f s %s" % (seconds, name))
+    for name in sorted(run.again):
+        if name not in run.failures:
+            print("passed at the second try only: " + name)
     for name in sorted(run.failures):
         print("failed: " + name)
     for why, names in sorted(run.skips.items()):

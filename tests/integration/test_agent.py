@@ -13,6 +13,7 @@ FREEZE, THAW = "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"
 
 
 class BadAgent(Case):
+    either = True
     cost = 30
 
     def setUp(self):

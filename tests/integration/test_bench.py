@@ -15,6 +15,7 @@ REPS = 2
 class Bench(case.Case):
     """The base; has no tests of its own."""
 
+    either = True
     limit = 240
     cost = 30
 

@@ -199,6 +199,7 @@ class InPlace(Reverts):
 
 class Failures(Reverts):
     """Whatever fails, the VM is what it was, or the snapshot's."""
+    either = True
     cost = 60
     limit = 240
 

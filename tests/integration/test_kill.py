@@ -23,6 +23,7 @@ FEW = ("create_with_memory", "revert_with_memory", "inner")
 
 
 class Kill(Case):
+    either = True
     limit = 3600 if EVERY else 240
     cost = 60
     round = 0

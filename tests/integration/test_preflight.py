@@ -8,6 +8,7 @@ from lib.case import Case
 
 
 class Preflight(Case):
+    either = True
     cost = 25
 
     def edit(self, vm, snap, **values):

@@ -16,6 +16,7 @@ def immutable(path):
 
 
 class Protect(Case):
+    either = True
     cost = 20
 
     def setUp(self):

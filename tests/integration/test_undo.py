@@ -8,6 +8,7 @@ from lib.tiny import content
 
 
 class Undo(Case):
+    either = True
     cost = 20
     disks_of = (("disk0", "qcow2"), ("disk1", "raw"))
 
