@@ -139,7 +139,8 @@ struct qstill_vm {
     const char *name;
     const char *qmp;
     const char *agent;   /* NULL without one */
-    const char *state;   /* "running", "paused", "stopped", "unreachable" */
+    const char *state;   /* "running", "paused", "stopped", "unreachable", or
+                            "busy": an operation is under way */
     const char *current; /* id of the current snapshot, or NULL */
     size_t snapshots;
     size_t disks;
@@ -194,12 +195,25 @@ struct qstill_snapshot {
     uint64_t shared_bytes; /* of the layers below, which older snapshots own */
     uint64_t freed_bytes;  /* what deleting it alone frees at least: layers that
                               others read are merged, see the dry run */
+    double frozen_ms;      /* how long the guest was frozen; 0: it was not */
+    uint64_t frozen_filesystems;  /* of the mounted ones; fewer: the others */
+    uint64_t mounted_filesystems; /* could not be. 0: the agent did not say */
+};
+
+/* One whose manifest cannot be used. Its layers are not known: until it is
+ * mended or deleted, no layer is merged or removed. */
+struct qstill_damaged_snapshot {
+    const char *id;
+    const char *message; /* in what it is damaged */
+    const char *hint;    /* "" when there is none */
 };
 
 struct qstill_snapshot_list {
     size_t count; /* oldest first */
     struct qstill_snapshot *snapshots;
     const char *current; /* id or NULL */
+    size_t damaged_count;
+    const struct qstill_damaged_snapshot *damaged;
 };
 
 int qstill_snapshot_list(struct qstill_store *store, const char *vm,

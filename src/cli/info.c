@@ -52,6 +52,21 @@ static void memory_lines(const struct qstill_snapshot *s)
          s->longest_stall_ms);
 }
 
+static void quiesced_line(const struct qstill_snapshot *s)
+{
+    unsigned long long frozen = s->frozen_filesystems,
+                       mounted = s->mounted_filesystems;
+
+    if (!s->quiesced)
+        line("quiesced:", "no");
+    else if (mounted > frozen)
+        line("quiesced:", "in part: %llu of %llu filesystems, for %.1f ms",
+             frozen, mounted, s->frozen_ms);
+    else
+        line("quiesced:", "yes, %llu filesystem%s for %.1f ms", frozen,
+             frozen == 1 ? "" : "s", s->frozen_ms);
+}
+
 static void info_words(const struct qstill_snapshot_list *list,
                        const struct qstill_snapshot *s)
 {
@@ -70,7 +85,7 @@ static void info_words(const struct qstill_snapshot_list *list,
         line("child:", "%s (%s)", name_of(list, s->children[i]),
              s->children[i]);
     memory_lines(s);
-    line("quiesced:", "%s", s->quiesced ? "yes" : "no");
+    quiesced_line(s);
     line("size:", "%s", text_size(size, s->size_bytes));
     line("shared:", "%s", text_size(size, s->shared_bytes));
     line("delete frees:", "at least %s", text_size(size, s->freed_bytes));

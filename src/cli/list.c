@@ -144,6 +144,8 @@ static void list_json(const struct qstill_snapshot_list *list)
         show_snapshot_json(&o, NULL, &list->snapshots[i]);
     out_end(&o);
     out_text(&o, "current", list->current);
+    if (list->damaged_count > 0)
+        show_damaged_json(&o, "damaged", list);
     out_end(&o);
 }
 
@@ -172,10 +174,12 @@ static int list_run(struct cli *cli, const struct args *args,
     if (cli_store(cli, &store, err) < 0 ||
         qstill_snapshot_list(store, vm, &list, err) < 0)
         return err->code;
+    show_damaged(cli, vm, list);
     if (cli->json)
         list_json(list);
     else if (list->count == 0)
-        show_words(cli, "%s: no snapshots", vm);
+        show_words(cli, "%s: no snapshots%s", vm,
+                   list->damaged_count ? " that are whole" : "");
     else
         return list_table(list, args_flag(args, "tree"), err);
     return 0;

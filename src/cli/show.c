@@ -65,6 +65,9 @@ void show_snapshot_json(struct out *o, const char *key,
     out_bool(o, "current", s->current);
     out_bool(o, "memoryIncluded", s->memory_included);
     out_bool(o, "quiesced", s->quiesced);
+    out_real(o, "frozenMs", s->frozen_ms);
+    out_uint(o, "frozenFilesystems", s->frozen_filesystems);
+    out_uint(o, "mountedFilesystems", s->mounted_filesystems);
     out_text(o, "createdAt", s->created_at);
     out_uint(o, "sizeBytes", s->size_bytes);
     out_uint(o, "ownBytes", s->own_bytes);
@@ -84,6 +87,36 @@ void show_snapshot_json(struct out *o, const char *key,
         out_text(o, NULL, s->children[i]);
     out_end(o);
     out_end(o);
+}
+
+void show_damaged_json(struct out *o, const char *key,
+                       const struct qstill_snapshot_list *list)
+{
+    out_array(o, key);
+    for (size_t i = 0; i < list->damaged_count; i++) {
+        out_object(o, NULL);
+        out_text(o, "id", list->damaged[i].id);
+        out_text(o, "message", list->damaged[i].message);
+        out_text(o, "hint", list->damaged[i].hint);
+        out_end(o);
+    }
+    out_end(o);
+}
+
+void show_damaged(const struct cli *cli, const char *vm,
+                  const struct qstill_snapshot_list *list)
+{
+    for (size_t i = 0; !cli->quiet && i < list->damaged_count; i++) {
+        fputs("qstill: warning: ", stderr);
+        text_safe(stderr, list->damaged[i].message);
+        fputs("\nhint: bring its manifest.json back from a backup, or give it "
+              "up: qstill delete ",
+              stderr);
+        text_safe(stderr, vm);
+        fputc(' ', stderr);
+        text_safe(stderr, list->damaged[i].id);
+        fputc('\n', stderr);
+    }
 }
 
 void show_lines_json(struct out *o, const char *key, const char *text)

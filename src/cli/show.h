@@ -11,6 +11,13 @@ void show_vm_json(struct out *o, const char *key, const struct qstill_vm *vm);
 void show_snapshot_json(struct out *o, const char *key,
                         const struct qstill_snapshot *s);
 
+/* The damaged ones of a list: an array of {"id", "message", "hint"}; and, for
+ * people, a warning for each on stderr, unless -q. */
+void show_damaged_json(struct out *o, const char *key,
+                       const struct qstill_snapshot_list *list);
+void show_damaged(const struct cli *cli, const char *vm,
+                  const struct qstill_snapshot_list *list);
+
 /* The lines of `text` as an array of strings. */
 void show_lines_json(struct out *o, const char *key, const char *text);
 

@@ -282,9 +282,11 @@ QSTILL_PUBLIC int qstill_vm_detach(struct qstill_store *store, const char *vm,
 
     if (session_open(&s, store, vm, "detach", err) < 0)
         return err->code;
-    if (s.tree.count > 0) {
+    if (s.tree.count + s.tree.damaged_count > 0) {
+        size_t n = s.tree.count + s.tree.damaged_count;
+
         err_set(err, QSTILL_E_PRECONDITION, "VM %s still has %zu snapshot%s",
-                vm, s.tree.count, s.tree.count == 1 ? "" : "s");
+                vm, n, n == 1 ? "" : "s");
         err_hint(err, "delete them first: qstill list %s", vm);
     } else if (trash_empty(&s, NULL, err) < 0) {
         err_wrap(err, "emptying the trash");

@@ -75,12 +75,40 @@ static void check_layers(struct report_obj *o, struct session *s)
 {
     struct qstill_error e = {0};
 
+    for (size_t i = 0; i < s->tree.damaged_count; i++) {
+        const struct tree_damage *d = &s->tree.damaged[i];
+        char hint[512];
+
+        snprintf(hint, sizeof(hint),
+                 "bring its manifest.json back from a backup, or give it up: "
+                 "qstill delete %s %s; no layer is merged or removed before",
+                 s->vm, d->id);
+        problem(o, "damaged-snapshot", d->message, hint);
+    }
+
+    for (size_t i = 0; i < s->tree.count; i++) {
+        const struct manifest *m = &s->tree.nodes[i];
+
+        if (!m->lost_parent)
+            continue;
+        err_set(&e, QSTILL_E_CORRUPT,
+                "snapshot %s: its parent %.64s does not exist", m->name,
+                m->lost_parent);
+        err_hint(&e,
+                 "bring that one's directory back from a backup, or make this "
+                 "one a root: qstill recover %s",
+                 s->vm);
+        problem_of(o, "lost-parent", &e);
+    }
     for (size_t i = 0; i < s->tree.count; i++)
         for (size_t k = 0; k < s->tree.nodes[i].disk_count; k++)
             if (layer_check(&s->tree.nodes[i].disks[k], &e) < 0) {
                 err_wrap(&e, "snapshot %s", s->tree.nodes[i].name);
                 problem_of(o, "layer-changed", &e);
             }
+    for (size_t i = 0; i < s->rec.hidden_count; i++)
+        if (layer_check_hidden(&s->rec.hidden[i], &e) < 0)
+            problem_of(o, "layer-changed", &e);
 }
 
 /* The way round invtsc for whoever has no right to capture from outside. */

@@ -34,6 +34,56 @@ static int drop_file(struct collapse *c, const struct layer *l,
     return 0;
 }
 
+static bool in_run(const struct step *st, const struct layer *l)
+{
+    for (const struct layer *x = st->first; x; x = x->below) {
+        if (x == l)
+            return true;
+        if (x == st->last)
+            return false;
+    }
+    return false;
+}
+
+/* The layers of the run, what takes them in, and what reads any of these. */
+static bool may_write(const struct step *st, const struct layer *l)
+{
+    return in_run(st, l) || l == st->child ||
+           (l->below && (in_run(st, l->below) || l->below == st->child));
+}
+
+static bool forget_identity(struct session *s, const char *path)
+{
+    for (size_t i = 0; i < s->rec.hidden_count; i++) {
+        struct vm_hidden *h = &s->rec.hidden[i];
+
+        if (h->ino == 0 || strcmp(h->path, path) != 0)
+            continue;
+        h->ino = h->dev = h->file_size = h->mtime_ns = 0;
+        h->header_hash = NULL;
+        return true;
+    }
+    return false;
+}
+
+/* What a merge writes itself is no change behind our back: what is left of it
+ * is recognised anew at the end. */
+static int expect_changes(struct collapse *c, const struct step *st,
+                          struct qstill_error *err)
+{
+    bool any = false;
+
+    if (st->kind == STEP_FORGET || st->kind == STEP_REMOVE)
+        return 0;
+    for (size_t i = 0; i < c->all.count; i++) {
+        const struct layer *l = &c->all.items[i];
+
+        if (l->hidden && may_write(st, l))
+            any |= forget_identity(c->s, l->path);
+    }
+    return any ? vmrecord_save(c->s->vmfd, &c->s->rec, err) : 0;
+}
+
 static int take_step(struct collapse *c, const struct step *st,
                      struct qstill_error *err)
 {
@@ -145,7 +195,7 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
             continue;
         *more = true;
         c->no_room = false;
-        if (take_step(c, &st, &why) == 0) {
+        if (expect_changes(c, &st, &why) == 0 && take_step(c, &st, &why) == 0) {
             leave_disk(c, st.first->disk);
             continue;
         }
@@ -182,6 +232,35 @@ static int open_protected(struct session *s, struct qstill_error *err)
     return protect_open_hidden(&all, err);
 }
 
+/* What stays hidden is to be recognised by who comes next. */
+static int identify_rest(struct session *s, struct qstill_error *err)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < s->rec.hidden_count; i++) {
+        struct vm_hidden *h = &s->rec.hidden[i];
+        struct qstill_error ignored = {0};
+
+        if (h->ino == 0 && layer_identify_hidden(&s->rec, h, &ignored) == 0)
+            any = true;
+    }
+    return any ? vmrecord_save(s->vmfd, &s->rec, err) : 0;
+}
+
+static int wait_for_mending(struct session *s, struct buf *text,
+                            struct qstill_error *err)
+{
+    if (identify_rest(s, err) < 0)
+        return err->code;
+    protect_all(s);
+    if (text && s->rec.hidden_count > 0)
+        buf_printf(text,
+                   "%zu layer(s) stay hidden: snapshot %s is damaged, and may "
+                   "need them\n",
+                   s->rec.hidden_count, s->tree.damaged[0].id);
+    return 0;
+}
+
 int layers_collapse(struct session *s, struct journal *j, struct buf *text,
                     struct qstill_error *err)
 {
@@ -191,11 +270,14 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
 
     if (open_protected(s, err) < 0 || layers_settle(s, j, err) < 0)
         return err->code;
+    /* a damaged snapshot may need any of them */
+    if (s->tree.damaged_count > 0)
+        return wait_for_mending(s, text, err);
     while (more && one_pass(&c, &stuck, &more, err) == 0)
         ;
     layers_fini(&c.all);
     stuck_fini(&stuck);
-    if (err->code == 0)
+    if (err->code == 0 && identify_rest(s, err) == 0)
         protect_all(s); /* not after a failure: it goes on where it stopped */
     if (err->code == 0 && text && s->rec.hidden_count > 0)
         buf_printf(text, "%zu layer%s stay%s hidden for now\n",

@@ -226,7 +226,13 @@ int layers_describe(struct session *s, const struct journal *j,
             l->owner = NULL;
             l->hidden = true;
         }
-        run(&c);
+        if (s->tree.damaged_count == 0)
+            run(&c);
+        else
+            buf_printf(text,
+                       "no layer is merged or removed: snapshot %s is damaged, "
+                       "and may need it\n",
+                       s->tree.damaged[0].id);
     }
     layers_fini(&c.all);
     return err->code;

@@ -63,7 +63,8 @@ int collapse_off(struct collapse *c, const struct step *st,
                  struct qstill_error *err);
 int collapse_settle_off(struct session *s, struct journal *j,
                         struct qstill_error *err);
-/* A file that a snapshot names has another header; its manifest follows. */
+/* A file that a snapshot names, or a hidden one, has another header; manifest
+ * or record follows. */
 int collapse_reidentify(struct session *s, const char *path,
                         struct qstill_error *err);
 /* The snapshot that names `from` names `to` from now on. */

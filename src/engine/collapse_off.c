@@ -12,6 +12,17 @@
 /* ------------------------------------------------------------- what follows
  */
 
+static int reidentify_hidden(struct session *s, const char *path,
+                             struct qstill_error *err)
+{
+    for (size_t i = 0; i < s->rec.hidden_count; i++)
+        if (strcmp(s->rec.hidden[i].path, path) == 0)
+            return layer_identify_hidden(&s->rec, &s->rec.hidden[i], err) < 0
+                       ? err->code
+                       : vmrecord_save(s->vmfd, &s->rec, err);
+    return 0;
+}
+
 int collapse_reidentify(struct session *s, const char *path,
                         struct qstill_error *err)
 {
@@ -19,7 +30,7 @@ int collapse_reidentify(struct session *s, const char *path,
     struct manifest *m = tree_owner(&s->tree, path);
 
     if (!m)
-        return 0;
+        return reidentify_hidden(s, path, err);
     for (size_t i = 0; i < m->disk_count; i++)
         if (strcmp(m->disks[i].path, path) == 0 &&
             layer_identify(m, &m->disks[i], err) < 0)

@@ -54,7 +54,8 @@ static bool leave_first_image(struct step *st)
     return st->last != NULL;
 }
 
-/* What undo may bring back is neither changed nor given other files. */
+/* What undo may bring back, and what nobody knows who needs it, is neither
+ * changed nor given other files. */
 static bool has_trash_child(const struct layers *all, const struct layer *l)
 {
     const struct layer *child = layers_child(all, l, NULL);
@@ -98,7 +99,8 @@ static struct step off_step(struct collapse *c, struct step st)
         if (!st.child->head && !st.child->owner)
             return nothing("what reads it is hidden, too");
         if (has_trash_child(&c->all, st.child))
-            return nothing("undo may need what reads it");
+            return nothing(
+                "undo, or a damaged snapshot, may need what reads it");
     } else if (!leave_first_image(&st)) {
         return nothing("others read the disk's first image");
     }
@@ -163,7 +165,7 @@ struct step collapse_step(struct collapse *c, struct layer *l)
     if (has_dead_child(&c->all, l))
         return nothing(NULL);
     if (has_trash_child(&c->all, l))
-        return nothing("undo may need what reads it");
+        return nothing("undo, or a damaged snapshot, may need what reads it");
     st.child = usable_child(&c->all, l);
     if (!st.child)
         return nothing("what reads it cannot be changed now");

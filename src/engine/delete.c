@@ -39,7 +39,8 @@ struct del {
     char **snaps;
     size_t snap_count;
     struct qstill_delete_options o;
-    bool *doomed; /* by index in the tree; while planning */
+    bool *doomed;         /* by index in the tree; while planning */
+    bool *doomed_damaged; /* the same of its damaged ones */
     char tag[ID_LEN + 1];
     struct journal j;
     struct paranoid before;
@@ -135,7 +136,47 @@ static int check_layers(struct del *c, struct qstill_error *err)
                 return err_hint(err, "bring the original file back");
             }
     }
+    for (size_t i = 0; i < c->s.rec.hidden_count; i++)
+        if (layer_check_hidden(&c->s.rec.hidden[i], err) < 0)
+            return err_hint(err, "bring the original file back");
     return 0;
+}
+
+static int find_doomed(struct del *c, struct qstill_error *err)
+{
+    const struct tree *t = &c->s.tree;
+
+    c->doomed = arena_array(&c->arena, t->count + 1, sizeof(bool));
+    c->doomed_damaged =
+        arena_array(&c->arena, t->damaged_count + 1, sizeof(bool));
+    if (!c->doomed || !c->doomed_damaged)
+        return err_nomem(err);
+    for (size_t i = 0; i < c->snap_count; i++) {
+        const struct tree_damage *d = tree_find_damaged(t, c->snaps[i]);
+        struct manifest *m = NULL;
+
+        if (d) {
+            c->doomed_damaged[d - t->damaged] = true;
+            continue;
+        }
+        if (tree_resolve(t, c->snaps[i], &m, err) < 0)
+            return err->code;
+        c->doomed[index_of(t, m)] = true;
+    }
+    return 0;
+}
+
+/* Its name for its layers is lost with its manifest. */
+static void describe_damaged(struct del *c)
+{
+    const struct tree *t = &c->s.tree;
+
+    for (size_t i = 0; i < t->damaged_count; i++)
+        if (c->doomed_damaged[i])
+            buf_printf(job_text(c->job),
+                       "delete %s, which is damaged: its layers are not known "
+                       "and stay where they are\n",
+                       t->damaged[i].id);
 }
 
 static int plan_enter(void *ctx, struct qstill_error *err)
@@ -146,16 +187,8 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     if (session_open(&c->s, c->store, c->vm, "delete", err) < 0)
         return err->code;
     c->session_open = true;
-    c->doomed = arena_array(&c->arena, c->s.tree.count + 1, sizeof(bool));
-    if (!c->doomed)
-        return err_nomem(err);
-    for (size_t i = 0; i < c->snap_count; i++) {
-        struct manifest *m = NULL;
-
-        if (tree_resolve(&c->s.tree, c->snaps[i], &m, err) < 0)
-            return err->code;
-        c->doomed[index_of(&c->s.tree, m)] = true;
-    }
+    if (find_doomed(c, err) < 0)
+        return err->code;
     if (c->o.children)
         mark_children(c);
     if (session_connect(&c->s, err) < 0 ||
@@ -163,6 +196,7 @@ static int plan_enter(void *ctx, struct qstill_error *err)
         check_layers(c, err) < 0 || layers_load(&c->s, &all, err) < 0)
         return err->code;
     describe(c, &all);
+    describe_damaged(c);
     c->s.bwlimit = c->o.bwlimit;
     c->s.paranoid = c->o.paranoid;
     c->j.keep_hidden = c->o.keep_hidden;
@@ -189,13 +223,18 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     c->j.phase = JOURNAL_COMMITTED;
     c->j.tag = c->tag;
     c->j.was_running = c->s.qmp && c->s.status.running;
-    c->j.ids = arena_array(&c->arena, t->count + 1, sizeof(char *));
+    c->j.ids =
+        arena_array(&c->arena, t->count + t->damaged_count + 1, sizeof(char *));
     if (!c->j.ids)
         return err_nomem(err);
-    for (size_t i = 0; i < t->count; i++) {
-        if (!c->doomed[i])
+    for (size_t i = 0; i < t->count + t->damaged_count; i++) {
+        bool node = i < t->count;
+        size_t k = node ? i : i - t->count;
+
+        if (!(node ? c->doomed[k] : c->doomed_damaged[k]))
             continue;
-        c->j.ids[c->j.id_count] = arena_strdup(&c->arena, t->nodes[i].id);
+        c->j.ids[c->j.id_count] =
+            arena_strdup(&c->arena, node ? t->nodes[k].id : t->damaged[k].id);
         if (!c->j.ids[c->j.id_count++])
             return err_nomem(err);
     }
@@ -260,30 +299,41 @@ static int hide_layers(struct session *s, const struct journal *j,
                               m->disks[k].format, err) < 0)
                 return err->code;
     }
-    if (current && is_doomed(j, current) && tree_find(&s->tree, current) &&
+    if (current && is_doomed(j, current) &&
+        (tree_find(&s->tree, current) ||
+         tree_find_damaged(&s->tree, current)) &&
         vmrecord_set_current(&s->rec, living(s, j, current), err) < 0)
         return err->code;
     return vmrecord_save(s->vmfd, &s->rec, err);
 }
 
-/* Youngest first: at each instant the parents of those listed are listed. */
+static int rename_one(struct session *s, const char *id, bool trash,
+                      struct qstill_error *err)
+{
+    char gone[DELETE_GONE_LEN];
+
+    if (trash)
+        trash_name(id, gone);
+    else
+        delete_gone_name(id, gone);
+    if (renameat(s->snapsfd, id, s->snapsfd, gone) < 0)
+        return err_errno(err, errno, "cannot take snapshot %s away", id);
+    return 0;
+}
+
+/* Youngest first: at each instant the parents of those listed are listed.
+ * A damaged one has nothing that undo could bring back. */
 static int rename_gone(struct session *s, const struct journal *j,
                        struct qstill_error *err)
 {
-    for (size_t i = s->tree.count; i-- > 0;) {
-        const struct manifest *m = &s->tree.nodes[i];
-        char gone[DELETE_GONE_LEN];
-
-        if (!is_doomed(j, m->id))
-            continue;
-        if (j->keep_trash)
-            trash_name(m->id, gone);
-        else
-            delete_gone_name(m->id, gone);
-        if (renameat(s->snapsfd, m->id, s->snapsfd, gone) < 0)
-            return err_errno(err, errno, "cannot take snapshot %s away",
-                             m->name);
-    }
+    for (size_t i = s->tree.count; i-- > 0;)
+        if (is_doomed(j, s->tree.nodes[i].id) &&
+            rename_one(s, s->tree.nodes[i].id, j->keep_trash > 0, err) < 0)
+            return err->code;
+    for (size_t i = 0; i < s->tree.damaged_count; i++)
+        if (is_doomed(j, s->tree.damaged[i].id) &&
+            rename_one(s, s->tree.damaged[i].id, false, err) < 0)
+            return err->code;
     return publish_sync_dir(s->snapsfd, err);
 }
 

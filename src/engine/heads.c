@@ -236,13 +236,33 @@ int heads_put(struct session *s, const struct journal *j,
 {
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
 
-    if ((which == HEADS_OLD && open_heads(s, j, HEADS_OLD, tag, err) < 0) ||
+    /* what QEMU has now: who was here before may not have heard its answer */
+    if (session_refresh(s, err) < 0 ||
+        (which == HEADS_OLD && open_heads(s, j, HEADS_OLD, tag, err) < 0) ||
         qmp_graph_read(s->qmp, &g, err) < 0)
         return err->code;
     for (size_t i = 0; i < j->disk_count; i++)
         if (put_one(s, &g, &j->disks[i], which, err) < 0)
             return err->code;
-    return session_refresh(s, err);
+    if (session_refresh(s, err) < 0)
+        return err->code;
+    return heads_verify(s, j, which, err);
+}
+
+int heads_verify(struct session *s, const struct journal *j,
+                 enum heads_which which, struct qstill_error *err)
+{
+    for (size_t i = 0; i < j->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&s->rec, j->disks[i].disk);
+        const char *live = d ? session_live_path(s, d) : NULL;
+        const char *path = link_of(&j->disks[i], which).path;
+
+        if (live && !session_same_file(live, path))
+            return err_set(err, QSTILL_E_FAILED,
+                           "disk %s is on %s in QEMU, and not on %s",
+                           j->disks[i].disk, live, path);
+    }
+    return 0;
 }
 
 /* ------------------------------------------------------------------- sweep */

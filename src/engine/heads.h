@@ -35,6 +35,11 @@ int heads_put(struct session *s, const struct journal *j,
               enum heads_which which, const char *tag,
               struct qstill_error *err);
 
+/* FAILED unless QEMU has each disk of the journal that is still plugged in on
+ * that head, by what session_refresh() read last. heads_put() has asked. */
+int heads_verify(struct session *s, const struct journal *j,
+                 enum heads_which which, struct qstill_error *err);
+
 /* Closes nodes of this VM's layers (of `j` too, unless it is NULL) that no
  * disk uses. What cannot be closed stays. */
 int heads_sweep(struct session *s, const struct journal *j,

@@ -276,3 +276,42 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
     manifest_fini(&scratch);
     return r;
 }
+
+int layer_identify_hidden(struct vm_record *rec, struct vm_hidden *h,
+                          struct qstill_error *err)
+{
+    struct manifest scratch = {.arena = ARENA_INIT};
+    struct manifest_disk d = {
+        .name = h->disk, .path = h->path, .format = h->format};
+
+    if (layer_identify(&scratch, &d, err) == 0) {
+        h->dev = d.dev;
+        h->ino = d.ino;
+        h->file_size = d.file_size;
+        h->mtime_ns = d.mtime_ns;
+        h->header_hash =
+            d.header_hash ? arena_strdup(&rec->arena, d.header_hash) : NULL;
+        if (d.header_hash && !h->header_hash)
+            err_nomem(err);
+    }
+    manifest_fini(&scratch);
+    return err->code;
+}
+
+int layer_check_hidden(const struct vm_hidden *h, struct qstill_error *err)
+{
+    struct manifest_disk d = {.name = h->disk,
+                              .path = h->path,
+                              .format = h->format,
+                              .dev = h->dev,
+                              .ino = h->ino,
+                              .file_size = h->file_size,
+                              .mtime_ns = h->mtime_ns,
+                              .header_hash = h->header_hash};
+
+    if (h->ino == 0 || layer_check(&d, err) == 0)
+        return 0;
+    if (err->code == QSTILL_E_NOT_FOUND)
+        return err_clear(err);
+    return err_wrap(err, "a layer of a deleted snapshot");
+}

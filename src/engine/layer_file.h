@@ -10,6 +10,8 @@ struct manifest_disk;
 struct qcow2_info;
 struct session;
 struct vm_disk;
+struct vm_hidden;
+struct vm_record;
 
 /*
  * Creates an empty overlay for a disk, backed by `backing`, beside it or in
@@ -35,6 +37,12 @@ int layer_identify(struct manifest *m, struct manifest_disk *d,
 /* CORRUPT when the file is not the one that was frozen, NOT_FOUND when it is
  * gone. */
 int layer_check(const struct manifest_disk *d, struct qstill_error *err);
+
+/* The same of a hidden layer; one whose identity is not known, or that is
+ * gone, is fine. */
+int layer_identify_hidden(struct vm_record *rec, struct vm_hidden *h,
+                          struct qstill_error *err);
+int layer_check_hidden(const struct vm_hidden *h, struct qstill_error *err);
 
 /* What was written to a file, and the names of its directory, are durable. */
 int layer_sync(const char *path, struct qstill_error *err);

@@ -2,6 +2,7 @@
 #include "layers.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -204,6 +205,58 @@ static int read_layer(struct session *s, const struct layers *old,
     return one->backing ? 0 : err_nomem(err);
 }
 
+/* More than a disk can have; then it is a loop. */
+#define LOST_MAX 4096
+
+/* Files between a layer and a known one further down: who needs them is not
+ * known, but what is below them has an overlay. Files below the disk's first
+ * image lead to no known one, and are nobody's of ours. */
+static int add_lost(struct session *s, const struct layers *old,
+                    struct layers *l, const char *disk, const char *backing,
+                    struct qstill_error *err)
+{
+    CLEANUP(freep) struct layer *found = NULL;
+    size_t n = 0;
+
+    for (const char *path = backing; path && !layers_find(l, path);) {
+        struct layer one = {
+            .disk = disk, .path = path, .format = "qcow2", .trash = true};
+
+        struct layer *more;
+
+        if (n == LOST_MAX)
+            return 0;
+        more = realloc(found, (n + 1) * sizeof(*more));
+        if (!more)
+            return err_nomem(err);
+        found = more;
+        if (read_layer(s, old, &one, err) < 0)
+            return err->code;
+        if (one.missing || !one.backing)
+            return 0;
+        path = one.backing;
+        found[n++] = one;
+    }
+    for (size_t i = 0; i < n; i++)
+        if (add(l, &found[i], err) < 0)
+            return err->code;
+    return 0;
+}
+
+static int find_lost(struct session *s, const struct layers *old,
+                     struct layers *l, struct qstill_error *err)
+{
+    /* those that are added lead to known ones */
+    for (size_t i = 0, known = l->count; i < known; i++) {
+        const struct layer *one = &l->items[i];
+
+        if (one->backing && !by_path(l, one->backing) &&
+            add_lost(s, old, l, one->disk, one->backing, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
 int layers_load(struct session *s, struct layers *out, struct qstill_error *err)
 {
     struct layers none = {0};
@@ -225,6 +278,10 @@ int layers_reload(struct session *s, const struct layers *old,
             layers_fini(&l);
             return err->code;
         }
+    if (find_lost(s, old, &l, err) < 0) {
+        layers_fini(&l);
+        return err->code;
+    }
     for (size_t i = 0; i < l.count; i++) {
         struct layer *one = &l.items[i];
 

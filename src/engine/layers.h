@@ -24,7 +24,9 @@ struct layer {
     const char *owner; /* id of the snapshot that needs it, or NULL */
     bool head;
     bool hidden;
-    bool trash;          /* kept for undo: neither merged nor written */
+    bool trash;          /* neither merged nor written: kept for undo, or lies
+                            between known ones and is nobody's, as that of a
+                            damaged snapshot */
     bool keep;           /* hidden until it has one child or none */
     bool missing;        /* the file cannot be read; its error is forgotten */
     const char *backing; /* absolute; NULL for a base */

@@ -50,6 +50,8 @@ struct manifest {
     const char *name;
     const char *description;
     const char *parent_id;
+    const char *lost_parent; /* tree.h: what it names, and is not there; not in
+                                the file */
     const char *created_at;
     uint64_t created_ns; /* the same, for the order */
     size_t label_count;

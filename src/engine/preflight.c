@@ -7,6 +7,7 @@
 
 #include "hostinfo.h"
 #include "layer_file.h"
+#include "layers.h"
 #include "memstate/ramset.h"
 #include "session.h"
 
@@ -74,6 +75,39 @@ static int check_ancestors(struct session *s, const struct manifest *m,
     return 0;
 }
 
+static const struct vm_hidden *hidden_at(const struct session *s,
+                                         const char *path)
+{
+    for (size_t i = 0; i < s->rec.hidden_count; i++)
+        if (strcmp(s->rec.hidden[i].path, path) == 0)
+            return &s->rec.hidden[i];
+    return NULL;
+}
+
+/* And those of deleted ones, as long as they are not merged. */
+static int check_hidden(struct session *s, const struct manifest *m, bool force,
+                        struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0};
+
+    if (force || s->rec.hidden_count == 0)
+        return 0;
+    if (layers_load(s, &all, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < m->disk_count; i++) {
+        const struct layer *l = layers_find(&all, m->disks[i].path);
+
+        for (size_t left = all.count; l && left; left--, l = l->below) {
+            const struct vm_hidden *h =
+                l->hidden ? hidden_at(s, l->path) : NULL;
+
+            if (h && layer_check_hidden(h, err) < 0)
+                return err_wrap(err, "below it");
+        }
+    }
+    return 0;
+}
+
 static int check_disks(struct session *s, const struct manifest *m, bool force,
                        struct qstill_error *err)
 {
@@ -89,7 +123,9 @@ static int check_disks(struct session *s, const struct manifest *m, bool force,
         if (check_layer(d, force, err) < 0)
             return err->code;
     }
-    return check_ancestors(s, m, force, err);
+    if (check_ancestors(s, m, force, err) < 0)
+        return err->code;
+    return check_hidden(s, m, force, err);
 }
 
 static int check_files(struct session *s, const struct manifest *m,

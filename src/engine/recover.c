@@ -22,6 +22,7 @@
 #include "inplace.h"
 #include "job.h"
 #include "journal.h"
+#include "layer_file.h"
 #include "layers.h"
 #include "livechain.h"
 #include "lock.h"
@@ -223,6 +224,26 @@ struct recover_job {
     bool dry_run;
 };
 
+/* Snapshots whose parent is not there are roots from now on. */
+static int settle_roots(struct session *s, bool dry_run, struct buf *text,
+                        struct qstill_error *err)
+{
+    for (size_t i = 0; i < s->tree.count; i++) {
+        const struct manifest *m = &s->tree.nodes[i];
+        CLEANUP(closep) int fd = -1;
+
+        if (!m->lost_parent)
+            continue;
+        buf_printf(text, "VM %s: snapshot %s, whose parent is gone, %s\n",
+                   s->vm, m->name,
+                   dry_run ? "will be a root" : "is a root now");
+        if (!dry_run && (store_opendirat(s->snapsfd, m->id, &fd, err) < 0 ||
+                         manifest_save(fd, m, err) < 0))
+            return err->code;
+    }
+    return 0;
+}
+
 /* Layers that could not be merged when their snapshot went. */
 static int merge_hidden(struct recover_job *r, const char *vm,
                         struct qstill_error *err)
@@ -235,7 +256,11 @@ static int merge_hidden(struct recover_job *r, const char *vm,
 
     if (session_open(&s, r->store, vm, r->dry_run ? NULL : "recover", err) < 0)
         return err->code;
-    if (s.rec.hidden_count == 0)
+    for (size_t i = 0; i < s.rec.hidden_count && rc == 0; i++)
+        rc = layer_check_hidden(&s.rec.hidden[i], err);
+    if (rc < 0 || settle_roots(&s, r->dry_run, text, err) < 0)
+        rc = err->code;
+    else if (s.rec.hidden_count == 0)
         buf_printf(text, "VM %s: nothing to recover\n", vm);
     else if (r->dry_run)
         buf_printf(text, "VM %s: %zu hidden layer(s) to be merged\n", vm,

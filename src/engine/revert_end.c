@@ -69,6 +69,8 @@ int revert_leave_process(struct session *s, struct journal *j, struct buf *text,
     if (on_new && (qmp_stop(s->qmp, 0, err) < 0 ||
                    heads_put(s, j, HEADS_OLD, tag, err) < 0))
         return err->code;
+    if (heads_verify(s, j, HEADS_OLD, err) < 0)
+        return err->code;
     if (inplace_has_kept(s) && undo_memory(s, on_new, text, err) < 0)
         return err->code;
     inplace_forget(s);
@@ -99,6 +101,35 @@ static bool has_ended(const struct session *s, const struct qstill_error *why)
                            why->code == QSTILL_E_UNREACHABLE ? END_WAIT_MS : 0);
 }
 
+/* The process lives, but not its socket: what its disks are on cannot be asked,
+ * and the files that it may have open are not to go. */
+static int check_gone(const struct journal *j, struct qstill_error *err)
+{
+    int pid = (int)j->pid;
+
+    if (start_time_of(pid) == 0 || start_time_of(pid) != j->pid_start ||
+        start_has_ended(pid, END_WAIT_MS))
+        return 0;
+    err_set(err, QSTILL_E_UNREACHABLE,
+            "QEMU still runs (process %d), but nobody answers at its QMP "
+            "socket",
+            pid);
+    return err_hint(err, "end that process, or give it its socket again");
+}
+
+/* Another process than the journal's, or one whose id cannot be told. Nobody
+ * but the revert knows of the new heads, so it is not to stay on them. */
+static int leave_other(struct session *s, struct journal *j, struct buf *text,
+                       struct qstill_error *err)
+{
+    if (!s->qmp && check_gone(j, err) < 0)
+        return err->code;
+    if (s->qmp && runs_on_new(s, j))
+        return reboot_old(s, j, text, err);
+    inplace_forget(s);
+    return 0;
+}
+
 /* Leaves a process that runs on its old heads, or none. */
 static int undo_in_process(struct session *s, struct journal *j,
                            struct buf *text, struct qstill_error *err)
@@ -107,10 +138,8 @@ static int undo_in_process(struct session *s, struct journal *j,
 
     if (s->qmp && has_ended(s, &why))
         session_disconnect(s);
-    if (!same_process(s, j)) {
-        inplace_forget(s);
-        return 0;
-    }
+    if (!same_process(s, j))
+        return leave_other(s, j, text, err);
     if (revert_leave_process(s, j, text, &why) == 0)
         return 0;
     buf_printf(text, "VM %s: %s\n", s->vm, why.message);
@@ -151,12 +180,10 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
     struct qstill_error why = {0};
     int pid;
 
-    if (session_look_again(s, err) < 0) {
-        err_hint(err, "qstill recover %s tries again", s->vm);
-        return;
-    }
-    if (j->inplace && undo_in_process(s, j, text, err) < 0) {
-        err_hint(err, "qstill recover %s tries again", s->vm);
+    if (session_look_again(s, err) < 0 ||
+        (j->inplace && undo_in_process(s, j, text, err) < 0)) {
+        if (!err->hint[0])
+            err_hint(err, "qstill recover %s tries again", s->vm);
         return;
     }
     /* what an undo goes to was there before it, and stays in the trash */

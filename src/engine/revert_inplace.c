@@ -51,12 +51,15 @@ static bool is_final(const struct qstill_error *err)
 static void leave(struct revert *r)
 {
     struct qstill_error why = {0};
+    int pid = r->s.pid;
 
-    if (start_has_ended(r->s.pid, 0)) {
+    if (start_has_ended(pid, 0)) {
         session_disconnect(&r->s);
-    } else if (revert_leave_process(&r->s, &r->j, job_text(r->job), &why) < 0) {
-        store_note(r->store, "%s", why.message);
-        start_kill(&r->s, r->s.pid);
+    } else if (session_look_again(&r->s, &why) < 0 || !r->s.qmp ||
+               revert_leave_process(&r->s, &r->j, job_text(r->job), &why) < 0) {
+        if (why.code < 0)
+            store_note(r->store, "%s", why.message);
+        start_kill(&r->s, pid);
     }
     inplace_forget(&r->s);
 }

@@ -81,7 +81,7 @@ void session_close(struct session *s)
 int session_reload(struct session *s, struct qstill_error *err)
 {
     struct vm_record rec = {.arena = ARENA_INIT};
-    struct tree tree = {0, NULL};
+    struct tree tree = {0};
 
     if (vmrecord_load(s->vmfd, &rec, err) < 0)
         return err->code;

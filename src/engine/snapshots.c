@@ -78,6 +78,9 @@ static int fill(struct list_obj *o, int snapsfd, const struct manifest *m,
     s->current = o->rec.current && strcmp(o->rec.current, m->id) == 0;
     s->pause_ms = m->pause_ms;
     s->longest_stall_ms = m->stall_ms;
+    s->frozen_ms = m->frozen_ms;
+    s->frozen_filesystems = m->frozen_filesystems;
+    s->mounted_filesystems = m->mounted_filesystems;
     s->memory_bytes = m->memory_bytes;
     s->memory_written = m->memory_written;
     s->label_count = m->label_count;
@@ -133,6 +136,22 @@ static int fill_bytes(struct list_obj *o, int snapsfd,
     return 0;
 }
 
+static int fill_damaged(struct list_obj *o, struct qstill_error *err)
+{
+    const struct tree *t = &o->tree;
+    struct qstill_damaged_snapshot *d =
+        arena_array(&o->arena, t->damaged_count + 1, sizeof(*d));
+
+    if (!d)
+        return err_nomem(err);
+    for (size_t i = 0; i < t->damaged_count; i++)
+        d[i] = (struct qstill_damaged_snapshot){
+            t->damaged[i].id, t->damaged[i].message, t->damaged[i].hint};
+    o->list.damaged = d;
+    o->list.damaged_count = t->damaged_count;
+    return 0;
+}
+
 static int list_load(struct list_obj *o, int vmfd, struct qstill_error *err)
 {
     CLEANUP(closep) int snapsfd = -1;
@@ -148,7 +167,7 @@ static int list_load(struct list_obj *o, int vmfd, struct qstill_error *err)
     for (size_t i = 0; i < o->tree.count; i++)
         if (fill(o, snapsfd, &o->tree.nodes[i], &s[i], err) < 0)
             return err->code;
-    if (fill_bytes(o, snapsfd, s, err) < 0)
+    if (fill_bytes(o, snapsfd, s, err) < 0 || fill_damaged(o, err) < 0)
         return err->code;
     o->list.count = o->tree.count;
     o->list.snapshots = s;
@@ -211,7 +230,7 @@ static int rename_locked(int vmfd, const char *snap, const char *new_name,
                          struct qstill_error *err)
 {
     CLEANUP(closep) int snapsfd = -1, fd = -1;
-    CLEANUP(tree_fini) struct tree tree = {0, NULL};
+    CLEANUP(tree_fini) struct tree tree = {0};
     struct manifest *m = NULL, *other = NULL;
     struct qstill_error scratch = {0};
 

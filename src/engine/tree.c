@@ -1,7 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "tree.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "name.h"
 #include "store.h"
@@ -27,6 +31,23 @@ static int load_one(int snapsfd, const char *id, struct manifest *m,
     return err->code;
 }
 
+/* Notes what `err` says of a snapshot and forgets it. */
+static int note_damage(struct tree *t, const char *id, struct qstill_error *err)
+{
+    struct tree_damage *more =
+        realloc(t->damaged, (t->damaged_count + 1) * sizeof(*more));
+    struct tree_damage d;
+
+    if (!more)
+        return err_nomem(err);
+    t->damaged = more;
+    d = (struct tree_damage){strdup(id), strdup(err->message),
+                             strdup(err->hint)};
+    more[t->damaged_count++] = d;
+    err_clear(err);
+    return d.id && d.message && d.hint ? 0 : err_nomem(err);
+}
+
 static int by_time(const void *a, const void *b)
 {
     const struct manifest *x = a, *y = b;
@@ -42,36 +63,49 @@ static int by_id(const void *a, const void *b)
                   (*(struct manifest *const *)b)->id);
 }
 
-static int find_parents(struct manifest **sorted, size_t count, size_t *parent,
-                        const struct tree *t, struct qstill_error *err)
+/* The node becomes a damaged one; `err` says why. */
+static int give_up(struct tree *t, size_t i, struct qstill_error *err)
 {
-    for (size_t i = 0; i < count; i++) {
-        struct manifest key = {.id = t->nodes[i].parent_id}, *k = &key;
-        struct manifest **up = NULL;
+    struct manifest m = t->nodes[i];
+    int r = note_damage(t, m.id, err);
+
+    manifest_fini(&m);
+    t->nodes[i] = t->nodes[--t->count];
+    return r;
+}
+
+static void find_parents(struct manifest **sorted, size_t *parent,
+                         struct tree *t)
+{
+    for (size_t i = 0; i < t->count; i++) {
+        struct manifest *m = &t->nodes[i], key = {.id = m->parent_id};
+        struct manifest *k = &key, **up = NULL;
 
         parent[i] = SIZE_MAX;
         if (!key.id)
             continue;
-        up = bsearch(&k, sorted, count, sizeof(k), by_id);
-        if (!up)
-            return err_set(err, QSTILL_E_CORRUPT,
-                           "snapshot %s: its parent %.64s does not exist",
-                           t->nodes[i].id, key.id);
-        parent[i] = (size_t)(*up - t->nodes);
+        up = bsearch(&k, sorted, t->count, sizeof(k), by_id);
+        if (up) {
+            parent[i] = (size_t)(*up - t->nodes);
+        } else if (!tree_find_damaged(t, key.id)) {
+            m->lost_parent = m->parent_id;
+            m->parent_id = NULL;
+        }
     }
-    return 0;
 }
 
 /* Each way up is gone once: it ends at a root or at what has been seen. */
 static int check_loops(const struct tree *t, const size_t *parent, size_t *seen,
-                       struct qstill_error *err)
+                       size_t *bad, struct qstill_error *err)
 {
     for (size_t i = 0; i < t->count; i++)
         for (size_t at = i; at != SIZE_MAX; at = parent[at]) {
-            if (seen[at] == i + 1)
+            if (seen[at] == i + 1) {
+                *bad = at;
                 return err_set(err, QSTILL_E_CORRUPT,
                                "snapshot %s: its parents form a loop",
-                               t->nodes[i].id);
+                               t->nodes[at].id);
+            }
             if (seen[at] != 0)
                 break; /* that way was good */
             seen[at] = i + 1;
@@ -79,7 +113,8 @@ static int check_loops(const struct tree *t, const size_t *parent, size_t *seen,
     return 0;
 }
 
-static int check_parents(const struct tree *t, struct qstill_error *err)
+/* CORRUPT: the node *bad cannot be. */
+static int check_parents(struct tree *t, size_t *bad, struct qstill_error *err)
 {
     CLEANUP(freep) struct manifest **sorted = NULL;
     CLEANUP(freep) size_t *parent = NULL;
@@ -94,38 +129,63 @@ static int check_parents(const struct tree *t, struct qstill_error *err)
         sorted[i] = &t->nodes[i];
     if (t->count > 1)
         qsort(sorted, t->count, sizeof(*sorted), by_id);
-    if (find_parents(sorted, t->count, parent, t, err) < 0)
-        return err->code;
-    return check_loops(t, parent, seen, err);
+    find_parents(sorted, parent, t);
+    return check_loops(t, parent, seen, bad, err);
+}
+
+/* One after the other: who has lost its parent is a known parent itself. */
+static int settle_parents(struct tree *t, struct qstill_error *err)
+{
+    size_t bad = 0;
+
+    while (check_parents(t, &bad, err) < 0)
+        if (err->code != QSTILL_E_CORRUPT || give_up(t, bad, err) < 0)
+            return err->code;
+    return 0;
+}
+
+/* Who only reads holds no lock: a delete may have been faster. */
+static bool is_gone(int snapsfd, const char *id)
+{
+    return faccessat(snapsfd, id, F_OK, AT_SYMLINK_NOFOLLOW) < 0 &&
+           errno == ENOENT;
+}
+
+static int load_all(struct tree *t, int snapsfd, char **names, size_t count,
+                    struct qstill_error *err)
+{
+    t->nodes = calloc(count + 1, sizeof(*t->nodes));
+    if (!t->nodes)
+        return err_nomem(err);
+    for (size_t i = 0; i < count; i++) {
+        if (names[i][0] == '.') /* being made or being removed */
+            continue;
+        if (load_one(snapsfd, names[i], &t->nodes[t->count], err) == 0)
+            t->count++;
+        else if (err->code == QSTILL_E_CORRUPT && is_gone(snapsfd, names[i]))
+            err_clear(err);
+        else if (err->code != QSTILL_E_CORRUPT ||
+                 note_damage(t, names[i], err) < 0)
+            return err->code;
+    }
+    return settle_parents(t, err);
 }
 
 int tree_load(int vmfd, struct tree *out, struct qstill_error *err)
 {
     CLEANUP(closep) int snapsfd = -1;
-    struct tree t = {0, NULL};
+    struct tree t = {0};
     char **names = NULL;
     size_t count = 0;
-    int r = 0;
 
     if (store_open_snapshots(vmfd, &snapsfd, err) < 0 ||
         store_names(snapsfd, &names, &count, err) < 0)
         return err->code;
-    t.nodes = calloc(count + 1, sizeof(*t.nodes));
-    if (!t.nodes)
-        r = err_nomem(err);
-    for (size_t i = 0; i < count && r == 0; i++) {
-        if (names[i][0] == '.') /* being made or being removed */
-            continue;
-        r = load_one(snapsfd, names[i], &t.nodes[t.count], err);
-        if (r == 0)
-            t.count++;
-    }
+    load_all(&t, snapsfd, names, count, err);
     store_names_free(names, count);
-    if (r == 0)
-        r = check_parents(&t, err);
-    if (r < 0) {
+    if (err->code < 0) {
         tree_fini(&t);
-        return r;
+        return err->code;
     }
     if (t.count > 1)
         qsort(t.nodes, t.count, sizeof(*t.nodes), by_time);
@@ -137,9 +197,23 @@ void tree_fini(struct tree *t)
 {
     for (size_t i = 0; i < t->count; i++)
         manifest_fini(&t->nodes[i]);
+    for (size_t i = 0; i < t->damaged_count; i++) {
+        free(t->damaged[i].id);
+        free(t->damaged[i].message);
+        free(t->damaged[i].hint);
+    }
     free(t->nodes);
-    t->nodes = NULL;
-    t->count = 0;
+    free(t->damaged);
+    *t = (struct tree){0};
+}
+
+const struct tree_damage *tree_find_damaged(const struct tree *t,
+                                            const char *id)
+{
+    for (size_t i = 0; i < t->damaged_count; i++)
+        if (strcmp(t->damaged[i].id, id) == 0)
+            return &t->damaged[i];
+    return NULL;
 }
 
 struct manifest *tree_find(const struct tree *t, const char *id)
@@ -154,9 +228,14 @@ int tree_resolve(const struct tree *t, const char *snap, struct manifest **out,
                  struct qstill_error *err)
 {
     struct manifest *found = tree_find(t, snap);
+    const struct tree_damage *d = tree_find_damaged(t, snap);
 
     if (name_check("snapshot name", snap, err) < 0)
         return err->code;
+    if (d) {
+        err_set(err, QSTILL_E_CORRUPT, "%s", d->message);
+        return err_hint(err, "%s", d->hint);
+    }
     for (size_t i = 0; !found && i < t->count; i++) {
         if (strcmp(t->nodes[i].name, snap) != 0)
             continue;
@@ -164,7 +243,10 @@ int tree_resolve(const struct tree *t, const char *snap, struct manifest **out,
     }
     if (!found) {
         err_set(err, QSTILL_E_NOT_FOUND, "no snapshot named %s", snap);
-        return err_hint(err, "qstill list shows them");
+        return err_hint(err, t->damaged_count == 0
+                                 ? "qstill list shows them"
+                                 : "the names of damaged ones are not known: "
+                                   "qstill list shows their ids");
     }
     *out = found;
     return 0;

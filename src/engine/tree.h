@@ -5,21 +5,38 @@
 
 #include "manifest.h"
 
+/* A snapshot whose manifest cannot be used. */
+struct tree_damage {
+    char *id; /* its directory's name */
+    char *message;
+    char *hint; /* may be "" */
+};
+
 struct tree {
     size_t count;
     struct manifest *nodes;
+    size_t damaged_count;
+    struct tree_damage *damaged;
 };
 
 /*
- * Loads every STORE/VM/snapshots/ID. CORRUPT names the snapshot whose
- * manifest is damaged, whose id is not its directory's name, whose parent is
- * unknown, or a loop of parents.
+ * Loads every STORE/VM/snapshots/ID. One whose manifest is damaged, whose id
+ * is not its directory's name, or that is its own ancestor, is no node: it is
+ * among the damaged, and a known parent still. One whose parent is not there is
+ * a root, with `lost_parent` set: its parent was deleted while it was damaged
+ * itself, or somebody removed that one's directory.
+ *
+ * Which layers a damaged one needs is not known: as long as there is one,
+ * nothing is merged and no layer is removed (collapse.c).
  */
 int tree_load(int vmfd, struct tree *out, struct qstill_error *err);
 void tree_fini(struct tree *t);
 
 struct manifest *tree_find(const struct tree *t, const char *id);
-/* By id, else by name (names are unique within a VM): NOT_FOUND. */
+const struct tree_damage *tree_find_damaged(const struct tree *t,
+                                            const char *id);
+/* By id, else by name (names are unique within a VM): NOT_FOUND, and CORRUPT
+ * for the id of a damaged one. */
 int tree_resolve(const struct tree *t, const char *snap, struct manifest **out,
                  struct qstill_error *err);
 size_t tree_children(const struct tree *t, const char *id);

@@ -339,7 +339,7 @@ static int relink(struct session *s, const struct vm_trash *t,
 /* The record's strings live on: a reload would free the entry's. */
 static int reload_tree(struct session *s, struct qstill_error *err)
 {
-    struct tree tree = {0, NULL};
+    struct tree tree = {0};
 
     if (tree_load(s->vmfd, &tree, err) < 0)
         return err->code;

@@ -55,6 +55,12 @@ static struct vm_hidden *read_layers(struct json_in *in, const json_t *root,
         list[i].path = json_in_path(in, o, "path", JSON_REQUIRED);
         list[i].format = json_in_string(in, o, "format", JSON_REQUIRED);
         list[i].keep = json_in_bool(in, o, "keep");
+        list[i].dev = json_in_u64(in, o, "dev", JSON_OPTIONAL);
+        list[i].ino = json_in_u64(in, o, "ino", JSON_OPTIONAL);
+        list[i].file_size = json_in_u64(in, o, "fileSize", JSON_OPTIONAL);
+        list[i].mtime_ns = json_in_u64(in, o, "mtimeNs", JSON_OPTIONAL);
+        list[i].header_hash =
+            json_in_string(in, o, "headerHash", JSON_OPTIONAL);
     }
     *count = n;
     return list;
@@ -182,12 +188,19 @@ static json_t *layers_json(const struct vm_hidden *list, size_t count)
 {
     json_t *array = json_array();
 
-    for (size_t i = 0; array && i < count; i++)
+    for (size_t i = 0; array && i < count; i++) {
+        const struct vm_hidden *h = &list[i];
+
         json_array_append_new(
-            array,
-            json_pack("{so so so sb}", "disk", json_out_string(list[i].disk),
-                      "path", json_out_string(list[i].path), "format",
-                      json_out_string(list[i].format), "keep", list[i].keep));
+            array, json_pack("{so so so sb sI sI sI sI so}", "disk",
+                             json_out_string(h->disk), "path",
+                             json_out_string(h->path), "format",
+                             json_out_string(h->format), "keep", h->keep, "dev",
+                             (json_int_t)h->dev, "ino", (json_int_t)h->ino,
+                             "fileSize", (json_int_t)h->file_size, "mtimeNs",
+                             (json_int_t)h->mtime_ns, "headerHash",
+                             json_out_string(h->header_hash)));
+    }
     return array;
 }
 

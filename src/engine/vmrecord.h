@@ -34,6 +34,9 @@ struct vm_hidden {
     const char *path;
     const char *format;
     bool keep; /* while several others share it */
+    /* what it was when it was hidden, as in manifest_disk; 0: not known */
+    uint64_t dev, ino, file_size, mtime_ns;
+    const char *header_hash;
 };
 
 /* A snapshot that lost its parent to a delete. */

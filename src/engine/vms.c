@@ -2,6 +2,7 @@
 /* Looking at VMs: the list of all, and the path of a disk. */
 #include <string.h>
 
+#include "lock.h"
 #include "qstill-qmp.h"
 #include "recover.h"
 #include "session.h"
@@ -11,10 +12,25 @@ struct vms_obj {
     struct arena arena;
 };
 
+/* QEMU serves one client at a time: who holds the lock may be it. */
+static bool is_busy(struct session *s)
+{
+    struct qstill_error scratch = {0};
+    struct lock_info holder;
+
+    if (lock_holder(s->vmfd, &holder, &scratch) < 0 || !holder.held)
+        return false;
+    store_note(s->store, "VM %s: process %d is at work on it (qstill %s)",
+               s->vm, (int)holder.pid, *holder.verb ? holder.verb : "?");
+    return true;
+}
+
 static const char *state_of(struct session *s)
 {
     struct qstill_error scratch = {0};
 
+    if (is_busy(s))
+        return "busy";
     if (session_connect(s, &scratch) < 0)
         return "unreachable";
     if (!s->qmp)
@@ -39,7 +55,7 @@ static int fill(struct vms_obj *o, struct qstill_store *store, const char *name,
     vm->qmp = arena_strdup(&o->arena, s.rec.qmp);
     vm->agent = s.rec.agent ? arena_strdup(&o->arena, s.rec.agent) : NULL;
     vm->current = s.rec.current ? arena_strdup(&o->arena, s.rec.current) : NULL;
-    vm->snapshots = s.tree.count;
+    vm->snapshots = s.tree.count + s.tree.damaged_count;
     vm->disks = s.rec.disk_count;
     vm->state = state_of(&s);
     session_close(&s);

@@ -5,8 +5,11 @@
  * Runs CMD and counts its system calls that change something anywhere: files,
  * directories, sockets and pipes, other processes. Just before the N-th one
  *   (nothing)      CMD is killed with SIGKILL;
- *   --errno E      the call does nothing and fails with errno E (then calls
- *                  on sockets are not counted);
+ *   --errno E      the call does nothing and fails with errno E. Calls on
+ *                  sockets are not counted then, no disk is full or broken
+ *                  there, but for E of EPIPE only what is sent to a socket is,
+ *                  and of ECONNRESET only what is received from one: the
+ *                  command has come to its receiver, its answer is lost;
  *   --kill PID     that process is killed, and waited for until it is gone;
  *                  then CMD is killed too, or goes on (--on).
  * Without --at nothing happens to it: the count says how many points there
@@ -48,8 +51,9 @@ struct call {
     uint64_t args[6];
 };
 
-enum kind { FD, OPEN, PATH, IOCTL, OTHER };
-/* What changes something. FD: only when args[0] is a file, socket or pipe. */
+enum kind { FD, OPEN, PATH, IOCTL, OTHER, RECEIVE };
+/* What changes something. FD: only when args[0] is a file, socket or pipe;
+ * RECEIVE: only when it is a socket, and that is asked for. */
 static const struct {
     long nr;
     enum kind kind;
@@ -62,6 +66,9 @@ static const struct {
     {SYS_pwritev2, FD, "pwritev2"},
     {SYS_sendto, FD, "sendto"},
     {SYS_sendmsg, FD, "sendmsg"},
+    {SYS_read, RECEIVE, "read"},
+    {SYS_recvfrom, RECEIVE, "recvfrom"},
+    {SYS_recvmsg, RECEIVE, "recvmsg"},
     {SYS_open, OPEN, "open"},
     {SYS_openat, OPEN, "openat"},
     {SYS_creat, PATH, "creat"},
@@ -179,6 +186,16 @@ static bool ioctl_changes(uint64_t request)
            ((request >> 8) & 0xff) == 0xaa;
 }
 
+/* Whether a fault of this errno can happen to what the call works on. */
+static bool counts(enum kind kind, bool is_socket)
+{
+    if (run.error == ECONNRESET)
+        return kind == RECEIVE && is_socket;
+    if (run.error == EPIPE)
+        return kind == FD && is_socket;
+    return kind != RECEIVE && !(run.error && is_socket);
+}
+
 /* Whether the call changes something; says what in `text`. */
 static bool changes(pid_t tid, const struct call *c, char *text, size_t size)
 {
@@ -187,16 +204,16 @@ static bool changes(pid_t tid, const struct call *c, char *text, size_t size)
 
     while (i < COUNT(calls) && calls[i].nr != (long)c->nr)
         i++;
-    if (i == COUNT(calls))
+    if (i == COUNT(calls) || (calls[i].kind != FD &&
+                              !counts(calls[i].kind, calls[i].kind == RECEIVE)))
         return false;
     switch (calls[i].kind) {
     case FD:
+    case RECEIVE:
         fd_target(tid, c->args[0], target, sizeof(target));
         /* an eventfd wakes ourselves; 0 to 2 are for people */
-        if (c->args[0] <= 2 || strncmp(target, "anon_inode:", 11) == 0)
-            return false;
-        /* no disk is full or broken there */
-        if (run.error && strncmp(target, "socket:", 7) == 0)
+        if (c->args[0] <= 2 || strncmp(target, "anon_inode:", 11) == 0 ||
+            !counts(calls[i].kind, strncmp(target, "socket:", 7) == 0))
             return false;
         if (c->nr == SYS_sendmsg)
             read_message(tid, c->args[1], target, sizeof(target) - 60);
@@ -347,10 +364,9 @@ static int number_of_errno(const char *name)
     static const struct {
         const char *name;
         int value;
-    } known[] = {{"ENOSPC", ENOSPC},
-                 {"EIO", EIO},
-                 {"EROFS", EROFS},
-                 {"EDQUOT", EDQUOT},
+    } known[] = {{"ENOSPC", ENOSPC}, {"EIO", EIO},
+                 {"EROFS", EROFS},   {"EDQUOT", EDQUOT},
+                 {"EPIPE", EPIPE},   {"ECONNRESET", ECONNRESET},
                  {"EPERM", EPERM}};
 
     for (size_t i = 0; i < COUNT(known); i++)

@@ -5,7 +5,7 @@ each snapshot that is listed has its content and can be reverted to, nothing is
 frozen, and no file is left over.
 
 `make check` tries a few of the points, QSTILL_TEST_EVERY=1 (make check-crash)
-all of them, QSTILL_TEST_EVERY=K each K-th."""
+all of them, QSTILL_TEST_EVERY=K each K-th, K/P each K-th from the P-th on."""
 
 import os
 import random
@@ -15,9 +15,11 @@ import subprocess
 
 from lib.agent import FakeAgent
 from lib.case import BUILD, Case
+from lib.image import chain
 from lib.tiny import content
 
-EVERY = int(os.environ.get("QSTILL_TEST_EVERY", "0"))
+EVERY, _, FROM = os.environ.get("QSTILL_TEST_EVERY", "0").partition("/")
+EVERY, FROM = int(EVERY), int(FROM or "1")
 SAMPLE = 2  # points of each operation, without it
 FEW = ("create_with_memory", "revert_with_memory", "inner")
 
@@ -146,6 +148,7 @@ class Kill(Case):
         self.assertIn(head, [w[1] for w in ways])
         self.assertEqual(sorted(self.head_paths(self.vm)),
                          sorted(self.vm.heads().values()))
+        self.no_node_left()
         self.model, self.head = dict(ways[0][0]), head
         for s in self.model:
             self.assertEqual(self.model[s], [
@@ -156,6 +159,15 @@ class Kill(Case):
         self.assertTrue(said["ok"], said)
         self.check_nothing_left(self.vm)
         return found
+
+    def no_node_left(self):
+        """QEMU has nothing open but the disks' chains."""
+        needed = set()
+        for head in self.head_paths(self.vm):
+            needed.update(chain(head))
+        nodes = [n["file"] for n in self.vm.cmd("query-named-block-nodes")]
+        self.assertEqual([], [n for n in nodes if n not in needed and
+                              not n.startswith("json:")])
 
     def reverts(self, names):
         for s in names:
@@ -169,7 +181,7 @@ class Kill(Case):
         if os.environ.get("POINT"):
             return [int(os.environ["POINT"])]
         if EVERY:
-            return range(1, total + 1, EVERY)
+            return range(FROM, total + 1, EVERY)
         step = total / SAMPLE
         return sorted({1 + int(i * step + random.random() * step) for i in
                        range(SAMPLE)} | {total})
@@ -248,7 +260,7 @@ class Kill(Case):
                        lambda: (kept["model"], kept["head"]))
 
 
-def add(cls, fault, few=False):
+def add(cls, fault, few=()):
     """A test for each operation, or for a few when only some points are
     tried."""
     ops = {
@@ -268,7 +280,7 @@ def add(cls, fault, few=False):
             fault, "delete", "middle", "root", "--keep-trash", "1"),
     }
     for name, run in ops.items():
-        if few and not EVERY and not any(w in name for w in FEW):
+        if few and not EVERY and not any(w in name for w in few):
             continue
         setattr(cls, "test_in_" + name, run)
     return cls
@@ -299,10 +311,26 @@ class DiskBroken(Kill):
     """The call fails with EIO."""
 
 
+class ReadOnly(Kill):
+    """The call fails with EROFS: the file system was found damaged."""
+
+
+class SendBroken(Kill):
+    """The connection to QEMU, or to the agent, ends before a command."""
+
+
+class AnswerLost(Kill):
+    """It ends after a command: QEMU has done what nobody knows of."""
+
+
 add(OurselvesKilled, "kill")
-for each, fault in ((QemuKilled, "qemu"), (HostDown, "host"),
-                    (DiskFull, "ENOSPC"), (DiskBroken, "EIO")):
-    add(each, fault, few=True)
+for each, fault, few in (
+        (QemuKilled, "qemu", FEW), (HostDown, "host", FEW),
+        (DiskFull, "ENOSPC", FEW), (DiskBroken, "EIO", FEW),
+        (ReadOnly, "EROFS", ("revert_with_memory",)),
+        (SendBroken, "EPIPE", ("revert_with_memory",)),
+        (AnswerLost, "ECONNRESET", ("inner",))):
+    add(each, fault, few)
     if not EVERY:
         each.versions = ("7.2",)
 del Kill, each

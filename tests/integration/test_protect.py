@@ -138,6 +138,37 @@ class Protect(Case):
         self.q.fails("corrupt", "written to after", "delete", "vm", "b")
         self.damaged_on_purpose.add("vm")
 
+    def test_a_layer_of_a_deleted_snapshot_is_recognised_too(self):
+        vm = self.vm_with("a", "b")
+        self.q("revert", "vm", "a")
+        for d in vm.disks:
+            vm.write(d, 0, 9)
+        self.q("create", "vm", "twig")
+        path = self.layers(vm, "a")[0]
+        # two read it: it stays, and nobody names it any more
+        self.q("delete", "vm", "a", "--keep-hidden")
+        self.assertTrue(os.path.exists(path))
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.q("revert", "vm", "b")
+        st = os.stat(path)
+        self.unprotect(path)
+        os.utime(path, (1, 1))
+        said = self.q.check("vm")
+        self.assertEqual(["layer-changed"], [p["code"] for p in
+                                             said["problems"]])
+        for argv in (["revert", "vm", "twig"], ["delete", "vm", "b"],
+                     ["recover", "vm"]):
+            failure = self.q.fails("corrupt", "written to after", *argv)
+            self.assertIn("deleted snapshot", failure.message)
+        self.q("revert", "vm", "twig", "--force")
+        os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+        self.assertEqual([], self.q.check("vm")["problems"])
+        # our own merges are no such change
+        self.q("delete", "vm", "b")
+        self.assertFalse(os.path.exists(path))
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.assertEqual(9, content(self.head_paths(vm)[0], "qcow2")[0])
+
     def test_a_branch_that_does_not_read_it_can_be_used(self):
         vm = self.vm_with("a", "b")
         self.q("revert", "vm", "a")

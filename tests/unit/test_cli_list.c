@@ -244,7 +244,9 @@ static void json_has_the_names_of_the_contract(void **state)
         "{\"snapshots\": [{\"id\": \"1\", \"name\": \"one\", "
         "\"description\": \"\", \"parentId\": null, \"current\": false, "
         "\"memoryIncluded\": false, \"quiesced\": false, "
-        "\"createdAt\": \"2026-01-31T10:00:00Z\", \"sizeBytes\": 4096, "
+        "\"frozenMs\": 0.000, \"frozenFilesystems\": 0, "
+        "\"mountedFilesystems\": 0, \"createdAt\": \"2026-01-31T10:00:00Z\", "
+        "\"sizeBytes\": 4096, "
         "\"ownBytes\": 0, \"sharedBytes\": 0, "
         "\"freedIfDeletedBytes\": 0, "
         "\"mode\": \"disk\", \"modeReason\": \"\", \"pauseMs\": 1.500, "
@@ -256,13 +258,28 @@ static void json_has_the_names_of_the_contract(void **state)
         "\"children\": [\"2\"]},\n"
         "{\"id\": \"2\", \"name\": \"two\", \"description\": \"\", "
         "\"parentId\": \"1\", \"current\": true, \"memoryIncluded\": false, "
-        "\"quiesced\": false, \"createdAt\": \"2026-01-31T10:00:00Z\", "
+        "\"quiesced\": false, \"frozenMs\": 0.000, \"frozenFilesystems\": 0, "
+        "\"mountedFilesystems\": 0, \"createdAt\": \"2026-01-31T10:00:00Z\", "
         "\"sizeBytes\": 4096, \"ownBytes\": 0, \"sharedBytes\": 0, "
         "\"freedIfDeletedBytes\": 0, \"mode\": \"disk\", \"modeReason\": \"\", "
         "\"pauseMs\": 0.000, \"longestStallMs\": 0.000, \"memoryBytes\": 0, "
         "\"memoryWritten\": 0, \"memorySkipped\": 0, \"labels\": {}, "
         "\"disks\": [], "
         "\"children\": []}], \"current\": \"2\"}\n");
+}
+
+static void damaged_ones_are_named_in_json_when_there_are_any(void **state)
+{
+    static const struct qstill_damaged_snapshot bad = {"abc", "it is \"so\"",
+                                                       "mend it"};
+
+    (void)state;
+    fake.damaged = &bad;
+    fake.damaged_count = 1;
+    expect(print("list vm --json -q"),
+           "{\"snapshots\": [], \"current\": null, \"damaged\": [{\"id\": "
+           "\"abc\", \"message\": \"it is \\\"so\\\"\", \"hint\": \"mend "
+           "it\"}]}\n");
 }
 
 static void an_empty_list_is_json_too(void **state)
@@ -283,6 +300,8 @@ int main(void)
                                reset),
         cmocka_unit_test_setup(json_has_the_names_of_the_contract, reset),
         cmocka_unit_test_setup(an_empty_list_is_json_too, reset),
+        cmocka_unit_test_setup(
+            damaged_ones_are_named_in_json_when_there_are_any, reset),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: MIT
+"""One damaged manifest does not take its whole VM with it, and nothing that a
+damaged snapshot may need is merged or removed; who is at work on a VM, here or
+on another host, is named."""
+
+import fcntl
+import json
+import os
+import shutil
+import struct
+import subprocess
+
+from lib import image
+from lib.case import BUILD, Case
+from lib.tiny import content
+
+OFD_SETLK = 37
+
+
+class Tree(Case):
+    """root - middle - leaf - head, and twig on root, each with a byte."""
+
+    either = True
+    cost = 20
+
+    def setUp(self):
+        super().setUp()
+        self.vm = self.tiny_vm(disks=[
+            self.disk("disk0", "qcow2", size=2 << 20, pattern=False),
+            self.disk("disk1", "raw", size=2 << 20, pattern=False)])
+        self.want = {}
+        self.ids = {}
+        self.snapshot("root", 1)
+        self.snapshot("twig", 2)
+        self.q("revert", "vm", "root", "--keep-trash", "0")
+        self.snapshot("middle", 3)
+        self.snapshot("leaf", 4)
+        self.write(5)
+
+    def write(self, byte):
+        for d in self.vm.disks:
+            self.vm.write(d, byte, byte)
+        self.head = self.heads()
+
+    def heads(self):
+        return [content(p, "raw" if p.endswith(".img") else "qcow2")
+                for p in self.head_paths(self.vm)]
+
+    def snapshot(self, name, byte):
+        self.write(byte)
+        self.ids[name] = self.q("create", "vm", name)["id"]
+        self.want[name] = self.head
+
+    def layers(self, name):
+        return [p for p, _ in self.frozen(self.vm, name).values()]
+
+    def is_whole(self, *names):
+        """Those listed, each with its content; and the head."""
+        self.assertEqual(sorted(names), sorted(self.q.names("vm")))
+        for name in names:
+            self.assertEqual(self.want[name], [
+                content(p, f) for p, f in
+                self.frozen(self.vm, name).values()], name)
+        self.assertEqual(self.head, self.heads())
+        for head in self.head_paths(self.vm):
+            for path in image.chain(head):
+                self.assertTrue(os.path.exists(path), path)
+
+
+class Damaged(Tree):
+    def damage(self, name, text="{"):
+        """The manifest is not JSON; returns what brings it back."""
+        path = self.q.manifest_path("vm", self.ids[name])
+        shutil.copy(path, self.tmp + "/good")
+        with open(path, "w") as f:
+            f.write(text)
+        self.damaged_on_purpose.add("vm")
+        return lambda: shutil.copy(self.tmp + "/good", path)
+
+    def test_the_others_are_listed_and_it_is_named(self):
+        layers = {n: self.layers(n) for n in self.want}
+        self.damage("middle")
+        bad = self.ids["middle"]
+        said = self.q("list", "vm")
+        self.assertIn(bad, self.q.stderr)
+        self.assertEqual({"root", "twig", "leaf"},
+                         {s["name"] for s in said["snapshots"]})
+        self.assertEqual([bad], [d["id"] for d in said["damaged"]])
+        self.assertEqual(self.ids["leaf"], said["current"])
+        self.assertNotIn("middle", self.q.text("list", "vm", "--tree"))
+        for verb in ("info", "verify", "revert"):
+            self.q.fails("corrupt", "manifest.json is damaged", verb, "vm",
+                         bad)
+        self.q.fails("not-found", "middle", "info", "vm", "middle")
+        said = self.q.check("vm")
+        self.assertEqual(["damaged-snapshot"],
+                         [p["code"] for p in said["problems"]])
+        vms, = self.q("vms")["vms"]
+        self.assertEqual(("running", 4), (vms["state"], vms["snapshots"]))
+        self.q.fails("precondition", "4 snapshots", "detach", "vm")
+        self.is_whole("root", "twig", "leaf")
+        self.assertTrue(all(map(os.path.exists, sum(layers.values(), []))))
+
+    def test_nothing_that_it_may_need_goes(self):
+        layers = {n: self.layers(n) for n in self.want}
+        mend = self.damage("middle")
+        self.snapshot("new", 6)
+        self.is_whole("root", "twig", "leaf", "new")
+        said = self.q("delete", "vm", "root", "leaf", "twig", "--dry-run")
+        self.assertIn("no layer is merged", " ".join(said["plan"]))
+        self.q("delete", "vm", "root", "leaf", "twig")
+        self.is_whole("new")
+        self.assertTrue(all(map(os.path.exists, sum(layers.values(), []))))
+        self.q("revert", "vm", "new")
+        self.head = self.want["new"]
+        self.is_whole("new")
+        mend()
+        self.q("recover", "vm")
+        self.damaged_on_purpose.clear()
+        self.is_whole("middle", "new")
+        self.assertNotIn("damaged", self.q("list", "vm"))
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.check_nothing_left(self.vm)
+        self.q("revert", "vm", "middle")
+        self.head = self.want["middle"]
+        self.is_whole("middle", "new")
+
+    def test_it_is_deleted_by_its_id_and_its_children_keep_their_layers(self):
+        layers = self.layers("middle")
+        self.damage("middle", "")
+        said = self.q("delete", "vm", self.ids["middle"], "--dry-run")
+        self.assertIn("is damaged", " ".join(said["plan"]))
+        self.q("delete", "vm", self.ids["middle"])
+        self.is_whole("root", "twig", "leaf")
+        leaf = self.q.info("vm", "leaf")
+        self.assertIsNone(leaf["parentId"])
+        self.assertTrue(self.q.check("vm")["ok"])
+        # its layers have no owner, and root's have it for a child
+        self.q("delete", "vm", "root", "twig")
+        self.is_whole("leaf")
+        self.assertTrue(all(map(os.path.exists, layers)))
+        self.q("revert", "vm", "leaf")
+        self.head = self.want["leaf"]
+        self.is_whole("leaf")
+        self.vm.quit()
+        self.q("delete", "vm", "leaf")
+        self.assertEqual(self.want["leaf"], self.heads())
+
+    def test_a_current_one(self):
+        self.damage("leaf", "[]")
+        self.q("delete", "vm", self.ids["leaf"])
+        self.assertIsNone(self.q("list", "vm")["current"])
+        self.is_whole("root", "twig", "middle")
+
+    def test_one_without_its_parent(self):
+        layers = self.layers("middle")
+        shutil.rmtree(os.path.join(self.store, "vm", "snapshots",
+                                   self.ids["middle"]))
+        said = self.q.check("vm")
+        self.assertEqual(["lost-parent"], [p["code"] for p in
+                                           said["problems"]])
+        self.assertIsNone(self.q.info("vm", "leaf")["parentId"])
+        self.q("delete", "vm", "root")
+        self.is_whole("twig", "leaf")
+        self.assertTrue(all(map(os.path.exists, layers)))
+        self.q("recover", "vm")
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.is_whole("twig", "leaf")
+
+    def test_a_loop_of_parents(self):
+        path = self.q.manifest_path("vm", self.ids["root"])
+        with open(path) as f:
+            manifest = json.load(f)
+        manifest["parentId"] = self.ids["leaf"]
+        self.damage("root", json.dumps(manifest))
+        said = self.q("list", "vm")
+        self.assertEqual(1, len(said["damaged"]))
+        self.assertIn("form a loop", said["damaged"][0]["message"])
+        self.assertEqual(3, len(said["snapshots"]))
+
+
+class Locked(Tree):
+    def test_a_busy_vm_is_no_unreachable_one(self):
+        with open(os.path.join(self.store, "vm", "lock"), "r+") as f:
+            fcntl.fcntl(f, OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_WRLCK, 0,
+                                                  0, 0, 0))
+            f.write("%d 1 %s 00000000-0000-4000-8000-000000000000 create\n" % (
+                os.getpid(), os.uname().nodename))
+            f.flush()
+            # and it has QEMU's only place for a client
+            with self.vm_client():
+                vms, = self.q("vms")["vms"]
+            self.assertEqual("busy", vms["state"])
+            self.assertIn("process %d is at work on it (qstill create)" %
+                          os.getpid(), self.q.stderr)
+            f.truncate(0)
+        vms, = self.q("vms")["vms"]
+        self.assertEqual("running", vms["state"])
+
+    def vm_client(self):
+        from lib.qmp import QMP
+        return QMP(self.vm.qmp)
+
+    def elsewhere(self, *argv, at):
+        """Killed in the middle, on a host of another name and another boot."""
+        boot = os.path.join(self.tmp, "boot")
+        with open(boot, "w") as f:
+            f.write("11111111-2222-4333-8444-555555555555\n")
+        script = ("hostname elsewhere && mount --bind %s "
+                  "/proc/sys/kernel/random/boot_id && exec \"$@\"" % boot)
+        p = subprocess.run(
+            ["unshare", "--uts", "--mount", "sh", "-c", script, "sh",
+             os.path.join(BUILD, "crash", "syskill"), "--at", str(at), "--",
+             *self.q.argv(argv)], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if "unshare" in p.stdout or "mount:" in p.stdout:
+            self.skipTest("namespaces are not to be had: " + p.stdout.strip())
+        return p.returncode
+
+    def test_what_another_host_left_is_refused_and_says_who(self):
+        self.assertEqual(137, self.elsewhere("create", "vm", "new", at=30))
+        lock = os.path.join(self.store, "vm", "lock")
+        with open(lock) as f:
+            self.assertIn(" elsewhere ", f.read())
+        self.damaged_on_purpose.add("vm")
+        for argv in (["create", "vm", "new"], ["revert", "vm", "root"],
+                     ["delete", "vm", "root"], ["recover", "vm"],
+                     ["detach", "vm"]):
+            failure = self.q.fails("busy", "on host elsewhere", *argv)
+            self.assertIn("no qstill runs on elsewhere", failure.hint)
+        self.is_whole("root", "twig", "middle", "leaf")
+        os.unlink(lock)
+        self.damaged_on_purpose.clear()
+        self.q("recover", "vm")
+        self.is_whole("root", "twig", "middle", "leaf")
+        # that host itself goes on without a question
+        self.assertEqual(137, self.elsewhere("create", "vm", "new", at=30))
+        self.assertEqual(0, self.elsewhere("recover", "vm", at=1 << 30))
+        self.is_whole("root", "twig", "middle", "leaf")
+
+
+class Clock(Tree):
+    def test_a_snapshot_of_the_future_is_a_parent_like_any_other(self):
+        """The clock went back: children are older than their parents."""
+        path = self.q.manifest_path("vm", self.ids["middle"])
+        with open(path) as f:
+            manifest = json.load(f)
+        manifest["createdNs"] += 10 ** 9 * 86400 * 365
+        manifest["createdAt"] = "20%d%s" % (
+            int(manifest["createdAt"][2:4]) + 1, manifest["createdAt"][4:])
+        with open(path, "w") as f:
+            json.dump(manifest, f)
+        said = self.q.snapshots("vm")
+        self.assertEqual("middle", said[-1]["name"])
+        by = {s["name"]: s for s in said}
+        self.assertEqual(self.ids["middle"], by["leaf"]["parentId"])
+        shared = by["root"]["ownBytes"] + by["middle"]["ownBytes"]
+        self.assertEqual(shared, by["leaf"]["sharedBytes"])
+        self.assertIn("leaf", self.q.text("list", "vm", "--tree"))
+        self.snapshot("new", 6)
+        self.is_whole("root", "twig", "middle", "leaf", "new")
+        self.q("revert", "vm", "middle")
+        self.head = self.want["middle"]
+        self.q("delete", "vm", "middle")
+        self.is_whole("root", "twig", "leaf", "new")
+        for name in ("leaf", "twig", "new"):
+            self.q("revert", "vm", name)
+            self.head = self.want[name]
+            self.is_whole("root", "twig", "leaf", "new")
+        self.q("delete", "vm", "root", "--children")
+        self.is_whole()
+
+
+del Tree
