@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "collapse_impl.h"
+#include "heads.h"
 #include "layer_file.h"
 #include "livechain.h"
 #include "liveswap.h"
@@ -277,6 +278,9 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
         ;
     layers_fini(&c.all);
     stuck_fini(&stuck);
+    /* what a process that died here had closed in part */
+    if (err->code == 0 && s->qmp)
+        heads_sweep(s, j, err);
     if (err->code == 0 && identify_rest(s, err) == 0)
         protect_all(s); /* not after a failure: it goes on where it stopped */
     if (err->code == 0 && text && s->rec.hidden_count > 0)

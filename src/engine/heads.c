@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "journal.h"
+#include "name.h"
 #include "qcow2/info.h"
 #include "qmp/graph.h"
 #include "session.h"
@@ -294,6 +295,20 @@ static bool is_ours(struct session *s, const struct journal *j,
     return false;
 }
 
+/* Named by us (create, heads_open, liveswap): "qs0-ID", "qo1.2-ID", "qsm-ID".
+ * Its file may be gone already, and forgotten. */
+static bool has_our_name(const char *node)
+{
+    size_t n;
+
+    if (node[0] != 'q' || (node[1] != 's' && node[1] != 'o'))
+        return false;
+    n = 2 + strspn(node + 2, "0123456789.m");
+    return node[n] == '-' && strlen(node + n + 1) == ID_LEN &&
+           strspn(node + n + 1, "abcdefghijklmnopqrstuvwxyz0123456789") ==
+               ID_LEN;
+}
+
 /* Marks what the disks' chains hold. */
 static void mark_used(struct session *s, const struct qmp_graph *g, bool *used)
 {
@@ -324,7 +339,7 @@ static int sweep_once(struct session *s, const struct journal *j, bool *some,
     for (size_t i = 0; i < g.count; i++) {
         const char *file = used[i] ? NULL : file_of(s, &g.nodes[i]);
 
-        if (!file || !is_ours(s, j, file))
+        if (!file || !(has_our_name(g.nodes[i].name) || is_ours(s, j, file)))
             continue;
         /* Held by the monitor alone, or by something else: QEMU knows. */
         if (qmp_blockdev_del(s->qmp, g.nodes[i].name, QMP_MISSING_FINE, &why) ==

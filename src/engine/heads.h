@@ -40,8 +40,9 @@ int heads_put(struct session *s, const struct journal *j,
 int heads_verify(struct session *s, const struct journal *j,
                  enum heads_which which, struct qstill_error *err);
 
-/* Closes nodes of this VM's layers (of `j` too, unless it is NULL) that no
- * disk uses. What cannot be closed stays. */
+/* Closes nodes of this VM's layers (of `j` too, unless it is NULL), and others
+ * with names that we give, that no disk uses. What QEMU does not close stays.
+ */
 int heads_sweep(struct session *s, const struct journal *j,
                 struct qstill_error *err);
 

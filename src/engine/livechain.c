@@ -104,7 +104,7 @@ int livechain_release(struct session *s, const char *path,
                       struct qstill_error *err)
 {
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
-    struct qstill_error ignored = {0};
+    struct qstill_error why = {0};
 
     if (!s->qmp)
         return 0;
@@ -115,9 +115,11 @@ int livechain_release(struct session *s, const char *path,
     for (int round = 0; round < 2; round++)
         for (size_t i = 0; i < g.count; i++)
             if ((g.nodes[i].file != NULL) == (round == 0) &&
-                is_file(s, &g.nodes[i], path))
+                is_file(s, &g.nodes[i], path) &&
                 qmp_blockdev_del(s->qmp, g.nodes[i].name, QMP_MISSING_FINE,
-                                 &ignored);
+                                 &why) < 0 &&
+                why.code == QSTILL_E_UNREACHABLE)
+                return (*err = why).code;
     return 0;
 }
 
