@@ -12,13 +12,31 @@
 
 #include "text.h"
 
+/* Bytes that stand for themselves. */
+static size_t plain_len(const char *s, size_t n)
+{
+    size_t i = 0;
+
+    while (i < n && (unsigned char)s[i] >= 0x20 && (unsigned char)s[i] < 0x7f &&
+           s[i] != '"' && s[i] != '\\')
+        i++;
+    return i;
+}
+
 static void put_string(FILE *f, const char *s, size_t n)
 {
     fputc('"', f);
     while (n > 0) {
         unsigned char c = (unsigned char)*s;
-        size_t len = text_utf8_len(s, n);
+        size_t len = plain_len(s, n);
 
+        if (len > 0) {
+            fwrite(s, 1, len, f);
+            s += len;
+            n -= len;
+            continue;
+        }
+        len = text_utf8_len(s, n);
         if (len == 0)
             fputs("\xef\xbf\xbd", f); /* U+FFFD */
         else if (c == '"' || c == '\\')

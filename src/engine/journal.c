@@ -38,9 +38,11 @@ static const char **work_member(const struct journal *j, size_t i)
     return (const char **)((uintptr_t)j + work_keys[i].offset);
 }
 
-static void read_work(struct json_in *in, const json_t *root, struct journal *j)
+static void read_work(struct json_in *in, const struct json_value *root,
+                      struct journal *j)
 {
-    const json_t *o = json_in_object(in, root, "work", JSON_OPTIONAL);
+    const struct json_value *o =
+        json_in_object(in, root, "work", JSON_OPTIONAL);
 
     for (size_t i = 0; o && i < ARRAY_LEN(work_keys); i++)
         *work_member(j, i) =
@@ -58,8 +60,8 @@ static json_t *work_json(const struct journal *j)
     return o;
 }
 
-static unsigned word_in(struct json_in *in, const json_t *root, const char *key,
-                        const char *const *words, size_t n)
+static unsigned word_in(struct json_in *in, const struct json_value *root,
+                        const char *key, const char *const *words, size_t n)
 {
     const char *s = json_in_string(in, root, key, JSON_REQUIRED);
 
@@ -72,19 +74,18 @@ static unsigned word_in(struct json_in *in, const json_t *root, const char *key,
     return 0;
 }
 
-static void read_disks(struct json_in *in, const json_t *root,
+static void read_disks(struct json_in *in, const struct json_value *root,
                        struct journal *j)
 {
-    const json_t *array;
-    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &array);
+    const struct json_value *o;
+    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &o);
 
     j->disks = arena_array(&j->arena, n + 1, sizeof(*j->disks));
     if (!j->disks) {
         err_nomem(in->err);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
-        const json_t *o = json_array_get(array, i);
+    for (size_t i = 0; i < n; i++, o = o->next) {
         struct journal_disk *d = &j->disks[i];
 
         d->disk = json_in_string(in, o, "disk", JSON_REQUIRED);
@@ -98,12 +99,14 @@ static void read_disks(struct json_in *in, const json_t *root,
 
 int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
 {
-    CLEANUP(json_decrefp) json_t *root = NULL;
+    CLEANUP(json_file_fini) struct json_file file = JSON_FILE_INIT;
+    const struct json_value *root;
     struct journal j = {.arena = ARENA_INIT};
     struct json_in in = {STORE_JOURNAL, &j.arena, err};
 
-    if (json_file_read(vmfd, STORE_JOURNAL, JOURNAL_VERSION, &root, err) < 0)
+    if (json_file_read(vmfd, STORE_JOURNAL, JOURNAL_VERSION, &file, err) < 0)
         return err->code;
+    root = file.root;
     j.op = word_in(&in, root, "op", op_names, ARRAY_LEN(op_names));
     j.phase = word_in(&in, root, "phase", phase_names, ARRAY_LEN(phase_names));
     j.snapshot = json_in_string(&in, root, "snapshot", JSON_REQUIRED);

@@ -10,34 +10,48 @@
 #define BYTES_MARK     "\xef\xa3\xbf"
 #define BYTES_MARK_LEN 3
 
-int json_file_read(int dirfd, const char *name, int version, json_t **out,
-                   struct qstill_error *err)
+void json_file_fini(struct json_file *f)
 {
-    CLEANUP(buf_fini) struct buf b = BUF_INIT;
-    CLEANUP(json_decrefp) json_t *root = NULL;
-    json_error_t je;
-    const json_t *v;
+    buf_fini(&f->text);
+    arena_fini(&f->arena);
+    f->root = NULL;
+}
 
-    if (file_slurpat(dirfd, name, JSON_FILE_MAX, &b, err) < 0)
+static int damaged(const char *name, struct qstill_error *err)
+{
+    if (err->code != QSTILL_E_CORRUPT)
         return err->code;
-    root = json_loadb((const char *)b.data, b.len, JSON_REJECT_DUPLICATES, &je);
+    err_wrap(err, "%s is damaged", name);
+    return err_hint(err, "restore the file from a backup of the store");
+}
+
+int json_file_read(int dirfd, const char *name, int version,
+                   struct json_file *f, struct qstill_error *err)
+{
+    const struct json_value *v;
+
+    if (file_slurpat(dirfd, name, JSON_FILE_MAX, &f->text, err) < 0)
+        return err->code;
+    if (buf_reserve(&f->text, 1) < 0)
+        return err_nomem(err);
     err_clear(err); /* the readers stop at a code that is set */
-    if (!root || !json_is_object(root)) {
-        err_set(err, QSTILL_E_CORRUPT, "%s is damaged: line %d: %s", name,
-                root ? 1 : je.line, root ? "no JSON object" : je.text);
-        return err_hint(err, "restore the file from a backup of the store");
+    if (json_parse((char *)f->text.data, f->text.len, &f->arena, &f->root,
+                   err) < 0)
+        return damaged(name, err);
+    if (f->root->kind != JSON_OBJECT_VALUE) {
+        err_set(err, QSTILL_E_CORRUPT, "no JSON object");
+        return damaged(name, err);
     }
-    v = json_object_get(root, "version");
-    if (!json_is_integer(v))
+    v = json_member(f->root, "version");
+    if (!v || v->kind != JSON_INTEGER_VALUE)
         return err_set(err, QSTILL_E_CORRUPT, "%s is damaged: no version",
                        name);
-    if (json_integer_value(v) != version) {
+    if (v->integer != version) {
         err_set(err, QSTILL_E_PRECONDITION,
                 "%s has version %lld, this qstill knows version %d", name,
-                (long long)json_integer_value(v), version);
+                (long long)v->integer, version);
         return err_hint(err, "use the qstill that wrote it, or a newer one");
     }
-    *out = take_ptr(&root);
     return 0;
 }
 
@@ -63,15 +77,16 @@ static void bad(struct json_in *in, const char *key, const char *want)
     err_hint(in->err, "restore the file from a backup of the store");
 }
 
-static const json_t *member(struct json_in *in, const json_t *obj,
-                            const char *key, enum json_need need)
+static const struct json_value *member(struct json_in *in,
+                                       const struct json_value *obj,
+                                       const char *key, enum json_need need)
 {
-    const json_t *v;
+    const struct json_value *v;
 
     if (in->err->code < 0)
         return NULL;
-    v = json_object_get(obj, key);
-    if (json_is_null(v))
+    v = json_member(obj, key);
+    if (v && v->kind == JSON_NULL_VALUE)
         v = NULL;
     if (!v && need == JSON_REQUIRED)
         bad(in, key, "missing");
@@ -104,15 +119,11 @@ static const char *bytes_of_text(struct json_in *in, const char *key,
     return out;
 }
 
-const char *json_in_string(struct json_in *in, const json_t *obj,
-                           const char *key, enum json_need need)
+static const char *string_of(struct json_in *in, const char *key,
+                             const struct json_value *v)
 {
-    const json_t *v = member(in, obj, key, need);
-    const char *s, *copy;
+    const char *s = v->kind == JSON_STRING_VALUE ? v->string : NULL, *copy;
 
-    if (!v)
-        return NULL;
-    s = json_string_value(v);
     if (!s) {
         bad(in, key, "no string");
         return NULL;
@@ -125,8 +136,16 @@ const char *json_in_string(struct json_in *in, const json_t *obj,
     return copy;
 }
 
-const char *json_in_path(struct json_in *in, const json_t *obj, const char *key,
-                         enum json_need need)
+const char *json_in_string(struct json_in *in, const struct json_value *obj,
+                           const char *key, enum json_need need)
+{
+    const struct json_value *v = member(in, obj, key, need);
+
+    return v ? string_of(in, key, v) : NULL;
+}
+
+const char *json_in_path(struct json_in *in, const struct json_value *obj,
+                         const char *key, enum json_need need)
 {
     const char *s = json_in_string(in, obj, key, need);
 
@@ -139,75 +158,80 @@ const char *json_in_path(struct json_in *in, const json_t *obj, const char *key,
     return s;
 }
 
-uint64_t json_in_u64(struct json_in *in, const json_t *obj, const char *key,
-                     enum json_need need)
+uint64_t json_in_u64(struct json_in *in, const struct json_value *obj,
+                     const char *key, enum json_need need)
 {
-    const json_t *v = member(in, obj, key, need);
+    const struct json_value *v = member(in, obj, key, need);
 
     if (!v)
         return 0;
-    if (!json_is_integer(v) || json_integer_value(v) < 0) {
+    if (v->kind != JSON_INTEGER_VALUE || v->integer < 0) {
         bad(in, key, "no size");
         return 0;
     }
-    return (uint64_t)json_integer_value(v);
+    return (uint64_t)v->integer;
 }
 
-double json_in_real(struct json_in *in, const json_t *obj, const char *key)
+double json_in_real(struct json_in *in, const struct json_value *obj,
+                    const char *key)
 {
-    const json_t *v = member(in, obj, key, JSON_OPTIONAL);
+    const struct json_value *v = member(in, obj, key, JSON_OPTIONAL);
 
     if (!v)
         return 0;
-    if (!json_is_number(v)) {
-        bad(in, key, "no number");
-        return 0;
-    }
-    return json_number_value(v);
+    if (v->kind == JSON_INTEGER_VALUE)
+        return (double)v->integer;
+    if (v->kind == JSON_REAL_VALUE)
+        return v->real;
+    bad(in, key, "no number");
+    return 0;
 }
 
-bool json_in_bool(struct json_in *in, const json_t *obj, const char *key)
+bool json_in_bool(struct json_in *in, const struct json_value *obj,
+                  const char *key)
 {
-    const json_t *v = member(in, obj, key, JSON_OPTIONAL);
+    const struct json_value *v = member(in, obj, key, JSON_OPTIONAL);
 
-    if (v && !json_is_boolean(v))
+    if (v && v->kind != JSON_BOOLEAN)
         bad(in, key, "no boolean");
-    return json_is_true(v);
+    return v && v->kind == JSON_BOOLEAN && v->boolean;
 }
 
-const json_t *json_in_object(struct json_in *in, const json_t *obj,
-                             const char *key, enum json_need need)
+const struct json_value *json_in_object(struct json_in *in,
+                                        const struct json_value *obj,
+                                        const char *key, enum json_need need)
 {
-    const json_t *v = member(in, obj, key, need);
+    const struct json_value *v = member(in, obj, key, need);
 
-    if (v && !json_is_object(v)) {
+    if (v && v->kind != JSON_OBJECT_VALUE) {
         bad(in, key, "no object");
         return NULL;
     }
     return v;
 }
 
-size_t json_in_array(struct json_in *in, const json_t *obj, const char *key,
-                     size_t max, const json_t **array)
+size_t json_in_array(struct json_in *in, const struct json_value *obj,
+                     const char *key, size_t max,
+                     const struct json_value **first)
 {
-    const json_t *v = member(in, obj, key, JSON_OPTIONAL);
+    const struct json_value *v = member(in, obj, key, JSON_OPTIONAL);
 
-    *array = NULL;
+    *first = NULL;
     if (!v)
         return 0;
-    if (!json_is_array(v) || json_array_size(v) > max) {
-        bad(in, key, json_is_array(v) ? "too long" : "no array");
+    if (v->kind != JSON_ARRAY_VALUE || v->items.count > max) {
+        bad(in, key, v->kind == JSON_ARRAY_VALUE ? "too long" : "no array");
         return 0;
     }
-    *array = v;
-    return json_array_size(v);
+    *first = v->items.first;
+    return v->items.count;
 }
 
-char **json_in_strings(struct json_in *in, const json_t *obj, const char *key,
-                       size_t max, size_t *count)
+char **json_in_strings(struct json_in *in, const struct json_value *obj,
+                       const char *key, size_t max, size_t *count)
 {
-    const json_t *array;
-    size_t n = json_in_array(in, obj, key, max, &array);
+    const struct json_value *one;
+    size_t n = json_in_array(in, obj, key, max, &one);
     char **list = arena_array(in->arena, n + 1, sizeof(char *));
 
     *count = 0;
@@ -215,13 +239,8 @@ char **json_in_strings(struct json_in *in, const json_t *obj, const char *key,
         err_nomem(in->err);
         return NULL;
     }
-    for (size_t i = 0; i < n && in->err->code == 0; i++) {
-        CLEANUP(json_decrefp)
-        json_t *one = json_pack("{sO}", key, json_array_get(array, i));
-
-        list[i] =
-            (char *)(uintptr_t)json_in_string(in, one, key, JSON_REQUIRED);
-    }
+    for (size_t i = 0; i < n && in->err->code == 0; i++, one = one->next)
+        list[i] = (char *)(uintptr_t)string_of(in, key, one);
     *count = in->err->code == 0 ? n : 0;
     return list;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Reading and writing of our JSON files with jansson. Readers keep the first
- * error and turn all later calls into no-ops, so a struct is read by a plain
- * list of calls and checked once.
+ * Reading of our JSON files, and writing them with jansson. Readers keep the
+ * first error and turn all later calls into no-ops, so a struct is read by a
+ * plain list of calls and checked once.
  */
 #ifndef QSTILL_ENGINE_JSON_H
 #define QSTILL_ENGINE_JSON_H
@@ -10,7 +10,9 @@
 #include <jansson.h>
 
 #include "base/arena.h"
+#include "base/buf.h"
 #include "base/error.h"
+#include "json_parse.h"
 
 /* 16 MiB: a manifest with 16 disks, 64 RAM blocks and an argv of 2 MiB (the
  * kernel's own limit for one) stays far below. */
@@ -24,33 +26,51 @@ struct json_in {
     struct qstill_error *err; /* code 0 until the first error */
 };
 
+/* A file that was read; its values live as long as it does. */
+struct json_file {
+    struct buf text;
+    struct arena arena;
+    const struct json_value *root;
+};
+#define JSON_FILE_INIT                                                         \
+    {                                                                          \
+        BUF_INIT, ARENA_INIT, NULL                                             \
+    }
+void json_file_fini(struct json_file *f);
+
 /* Parses dirfd/name; the top must be an object whose "version" is `version`.
- * Unknown versions are PRECONDITION, damage is CORRUPT. */
-int json_file_read(int dirfd, const char *name, int version, json_t **out,
-                   struct qstill_error *err);
+ * Unknown versions are PRECONDITION, damage is CORRUPT. `f` must be
+ * initialised, and fini()ed whatever comes back. */
+int json_file_read(int dirfd, const char *name, int version,
+                   struct json_file *f, struct qstill_error *err);
 /* Publishes `root` durably as dirfd/name. */
 int json_file_write(int dirfd, const char *name, const json_t *root,
                     struct qstill_error *err);
 
 /* A string; NULL when optional and missing or null. */
-const char *json_in_string(struct json_in *in, const json_t *obj,
+const char *json_in_string(struct json_in *in, const struct json_value *obj,
                            const char *key, enum json_need need);
 /* A string that is an absolute path without a ".." in it. */
-const char *json_in_path(struct json_in *in, const json_t *obj, const char *key,
-                         enum json_need need);
-uint64_t json_in_u64(struct json_in *in, const json_t *obj, const char *key,
-                     enum json_need need);
-double json_in_real(struct json_in *in, const json_t *obj, const char *key);
-bool json_in_bool(struct json_in *in, const json_t *obj, const char *key);
+const char *json_in_path(struct json_in *in, const struct json_value *obj,
+                         const char *key, enum json_need need);
+uint64_t json_in_u64(struct json_in *in, const struct json_value *obj,
+                     const char *key, enum json_need need);
+double json_in_real(struct json_in *in, const struct json_value *obj,
+                    const char *key);
+bool json_in_bool(struct json_in *in, const struct json_value *obj,
+                  const char *key);
 /* An object or array member; NULL (and an error if required) when missing. */
-const json_t *json_in_object(struct json_in *in, const json_t *obj,
-                             const char *key, enum json_need need);
-/* Length of an array member (0 when missing), at most `max`. */
-size_t json_in_array(struct json_in *in, const json_t *obj, const char *key,
-                     size_t max, const json_t **array);
+const struct json_value *json_in_object(struct json_in *in,
+                                        const struct json_value *obj,
+                                        const char *key, enum json_need need);
+/* Length of an array member (0 when missing), at most `max`, and its first
+ * item, which leads to the others. */
+size_t json_in_array(struct json_in *in, const struct json_value *obj,
+                     const char *key, size_t max,
+                     const struct json_value **first);
 /* A NULL-terminated array of strings in the arena. */
-char **json_in_strings(struct json_in *in, const json_t *obj, const char *key,
-                       size_t max, size_t *count);
+char **json_in_strings(struct json_in *in, const struct json_value *obj,
+                       const char *key, size_t max, size_t *count);
 
 /* json_string that keeps any bytes: invalid UTF-8 (paths may hold it) is
  * written as \u0080..\u00ff per byte behind a marker U+F8FF, and read back by

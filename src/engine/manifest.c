@@ -9,19 +9,18 @@
 
 #define MANIFEST_VERSION 1
 
-static void read_disks(struct json_in *in, const json_t *root,
+static void read_disks(struct json_in *in, const struct json_value *root,
                        struct manifest *m)
 {
-    const json_t *array;
-    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &array);
+    const struct json_value *o;
+    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &o);
 
     m->disks = arena_array(&m->arena, n + 1, sizeof(*m->disks));
     if (!m->disks) {
         err_nomem(in->err);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
-        const json_t *o = json_array_get(array, i);
+    for (size_t i = 0; i < n; i++, o = o->next) {
         struct manifest_disk *d = &m->disks[i];
 
         d->name = json_in_string(in, o, "name", JSON_REQUIRED);
@@ -40,19 +39,18 @@ static void read_disks(struct json_in *in, const json_t *root,
     m->disk_count = n;
 }
 
-static void read_blocks(struct json_in *in, const json_t *mem,
+static void read_blocks(struct json_in *in, const struct json_value *mem,
                         struct manifest *m)
 {
-    const json_t *array;
-    size_t n = json_in_array(in, mem, "blocks", MANIFEST_BLOCKS_MAX, &array);
+    const struct json_value *o;
+    size_t n = json_in_array(in, mem, "blocks", MANIFEST_BLOCKS_MAX, &o);
 
     m->blocks = arena_array(&m->arena, n + 1, sizeof(*m->blocks));
     if (!m->blocks) {
         err_nomem(in->err);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
-        const json_t *o = json_array_get(array, i);
+    for (size_t i = 0; i < n; i++, o = o->next) {
         struct manifest_block *b = &m->blocks[i];
 
         b->id = json_in_string(in, o, "id", JSON_REQUIRED);
@@ -65,10 +63,11 @@ static void read_blocks(struct json_in *in, const json_t *mem,
     m->block_count = n;
 }
 
-static void read_memory(struct json_in *in, const json_t *root,
+static void read_memory(struct json_in *in, const struct json_value *root,
                         struct manifest *m)
 {
-    const json_t *o = json_in_object(in, root, "memory", JSON_OPTIONAL);
+    const struct json_value *o =
+        json_in_object(in, root, "memory", JSON_OPTIONAL);
 
     if (!o)
         return;
@@ -84,10 +83,11 @@ static void read_memory(struct json_in *in, const json_t *root,
     read_blocks(in, o, m);
 }
 
-static void read_host(struct json_in *in, const json_t *root,
+static void read_host(struct json_in *in, const struct json_value *root,
                       struct manifest *m)
 {
-    const json_t *o = json_in_object(in, root, "host", JSON_OPTIONAL);
+    const struct json_value *o =
+        json_in_object(in, root, "host", JSON_OPTIONAL);
 
     if (!o)
         return;
@@ -101,13 +101,15 @@ static void read_host(struct json_in *in, const json_t *root,
 
 int manifest_load(int snapdirfd, struct manifest *out, struct qstill_error *err)
 {
-    CLEANUP(json_decrefp) json_t *root = NULL;
+    CLEANUP(json_file_fini) struct json_file file = JSON_FILE_INIT;
+    const struct json_value *root;
     struct manifest m = {.arena = ARENA_INIT};
     struct json_in in = {STORE_MANIFEST, &m.arena, err};
 
-    if (json_file_read(snapdirfd, STORE_MANIFEST, MANIFEST_VERSION, &root,
+    if (json_file_read(snapdirfd, STORE_MANIFEST, MANIFEST_VERSION, &file,
                        err) < 0)
         return err->code;
+    root = file.root;
     m.id = json_in_string(&in, root, "id", JSON_REQUIRED);
     m.name = json_in_string(&in, root, "name", JSON_REQUIRED);
     m.description = json_in_string(&in, root, "description", JSON_OPTIONAL);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The public list of snapshots, made from the tree; and rename. */
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -16,6 +17,7 @@ struct list_obj {
     struct tree tree;
     struct vm_record rec;
     struct arena arena;
+    size_t *parent; /* by index in the tree */
 };
 
 static uint64_t layer_usage(const char *path)
@@ -45,21 +47,57 @@ static int fill_disks(struct list_obj *o, const struct manifest *m,
     return 0;
 }
 
-static int fill_children(struct list_obj *o, const struct manifest *m,
-                         struct qstill_snapshot *s, struct qstill_error *err)
+static int by_id(const void *a, const void *b)
 {
-    size_t n = tree_children(&o->tree, m->id);
-    const char **children = arena_array(&o->arena, n + 1, sizeof(*children));
+    return strcmp((*(struct manifest *const *)a)->id,
+                  (*(struct manifest *const *)b)->id);
+}
 
-    if (!children)
+/* The index of each one's parent, or SIZE_MAX. */
+static int find_parents(struct list_obj *o, struct qstill_error *err)
+{
+    const struct tree *t = &o->tree;
+    CLEANUP(freep)
+    struct manifest **sorted = calloc(t->count + 1, sizeof(*sorted));
+
+    o->parent = arena_array(&o->arena, t->count + 1, sizeof(*o->parent));
+    if (!sorted || !o->parent)
         return err_nomem(err);
-    for (size_t i = 0; i < o->tree.count; i++) {
-        const struct manifest *c = &o->tree.nodes[i];
+    for (size_t i = 0; i < t->count; i++)
+        sorted[i] = &t->nodes[i];
+    if (t->count > 1)
+        qsort(sorted, t->count, sizeof(*sorted), by_id);
+    for (size_t i = 0; i < t->count; i++) {
+        struct manifest key = {.id = t->nodes[i].parent_id}, *k = &key;
+        struct manifest **up =
+            key.id ? bsearch(&k, sorted, t->count, sizeof(k), by_id) : NULL;
 
-        if (c->parent_id && strcmp(c->parent_id, m->id) == 0)
-            children[s->child_count++] = c->id;
+        o->parent[i] = up ? (size_t)(*up - t->nodes) : SIZE_MAX;
     }
-    s->children = children;
+    return 0;
+}
+
+static int fill_children(struct list_obj *o, struct qstill_snapshot *s,
+                         struct qstill_error *err)
+{
+    size_t n = o->tree.count;
+    const char ***lists = arena_array(&o->arena, n + 1, sizeof(*lists));
+
+    if (!lists)
+        return err_nomem(err);
+    for (size_t i = 0; i < n; i++)
+        if (o->parent[i] != SIZE_MAX)
+            s[o->parent[i]].child_count++;
+    for (size_t i = 0; i < n; i++) {
+        lists[i] =
+            arena_array(&o->arena, s[i].child_count + 1, sizeof(**lists));
+        if (!lists[i])
+            return err_nomem(err);
+        s[i].children = lists[i];
+    }
+    for (size_t i = 0; i < n; i++)
+        if (o->parent[i] != SIZE_MAX)
+            *lists[o->parent[i]]++ = s[i].id;
     return 0;
 }
 
@@ -87,27 +125,17 @@ static int fill(struct list_obj *o, int snapsfd, const struct manifest *m,
     s->labels = (const char *const *)m->labels;
     if (m->memory_included)
         s->size_bytes = store_tree_usage(snapsfd, m->id);
-    if (fill_disks(o, m, s, err) < 0)
-        return err->code;
-    return fill_children(o, m, s, err);
-}
-
-static size_t parent_of(const struct tree *t, size_t i)
-{
-    const struct manifest *up =
-        t->nodes[i].parent_id ? tree_find(t, t->nodes[i].parent_id) : NULL;
-
-    return up ? (size_t)(up - t->nodes) : SIZE_MAX;
+    return fill_disks(o, m, s, err);
 }
 
 /* What stands below: the parent's own layers and what is below those. Parents
  * are older and thus known, unless the clock went back: then it is a walk. */
-static uint64_t below(const struct tree *t, const uint64_t *disks,
+static uint64_t below(const struct list_obj *o, const uint64_t *disks,
                       const struct qstill_snapshot *s, size_t i)
 {
     uint64_t sum = 0;
 
-    for (size_t at = parent_of(t, i); at != SIZE_MAX; at = parent_of(t, at)) {
+    for (size_t at = o->parent[i]; at != SIZE_MAX; at = o->parent[at]) {
         sum += disks[at];
         if (at < i)
             return sum + s[at].shared_bytes;
@@ -132,7 +160,7 @@ static int fill_bytes(struct list_obj *o, int snapsfd,
             s[i].child_count == 0 && !s[i].current ? s[i].size_bytes : memory;
     }
     for (size_t i = 0; i < o->tree.count; i++)
-        s[i].shared_bytes = below(&o->tree, disks, s, i);
+        s[i].shared_bytes = below(o, disks, s, i);
     return 0;
 }
 
@@ -167,6 +195,8 @@ static int list_load(struct list_obj *o, int vmfd, struct qstill_error *err)
     for (size_t i = 0; i < o->tree.count; i++)
         if (fill(o, snapsfd, &o->tree.nodes[i], &s[i], err) < 0)
             return err->code;
+    if (find_parents(o, err) < 0 || fill_children(o, s, err) < 0)
+        return err->code;
     if (fill_bytes(o, snapsfd, s, err) < 0 || fill_damaged(o, err) < 0)
         return err->code;
     o->list.count = o->tree.count;

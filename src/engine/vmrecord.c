@@ -9,19 +9,18 @@
 #define RECORD_VERSION 1
 #define ARGV_MAX       65536
 
-static void read_disks(struct json_in *in, const json_t *root,
+static void read_disks(struct json_in *in, const struct json_value *root,
                        struct vm_record *rec)
 {
-    const json_t *array;
-    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &array);
+    const struct json_value *o;
+    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &o);
 
     rec->disks = arena_array(&rec->arena, n + 1, sizeof(*rec->disks));
     if (!rec->disks) {
         err_nomem(in->err);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
-        const json_t *o = json_array_get(array, i);
+    for (size_t i = 0; i < n; i++, o = o->next) {
         struct vm_disk *d = &rec->disks[i];
 
         d->name = json_in_string(in, o, "name", JSON_REQUIRED);
@@ -36,11 +35,12 @@ static void read_disks(struct json_in *in, const json_t *root,
     rec->disk_count = n;
 }
 
-static struct vm_hidden *read_layers(struct json_in *in, const json_t *root,
+static struct vm_hidden *read_layers(struct json_in *in,
+                                     const struct json_value *root,
                                      const char *key, size_t max, size_t *count)
 {
-    const json_t *array;
-    size_t n = json_in_array(in, root, key, max, &array);
+    const struct json_value *o;
+    size_t n = json_in_array(in, root, key, max, &o);
     struct vm_hidden *list = arena_array(in->arena, n + 1, sizeof(*list));
 
     *count = 0;
@@ -48,8 +48,7 @@ static struct vm_hidden *read_layers(struct json_in *in, const json_t *root,
         err_nomem(in->err);
         return NULL;
     }
-    for (size_t i = 0; i < n; i++) {
-        const json_t *o = json_array_get(array, i);
+    for (size_t i = 0; i < n; i++, o = o->next) {
 
         list[i].disk = json_in_string(in, o, "disk", JSON_REQUIRED);
         list[i].path = json_in_path(in, o, "path", JSON_REQUIRED);
@@ -66,19 +65,18 @@ static struct vm_hidden *read_layers(struct json_in *in, const json_t *root,
     return list;
 }
 
-static void read_links(struct json_in *in, const json_t *root,
+static void read_links(struct json_in *in, const struct json_value *root,
                        struct vm_trash *t)
 {
-    const json_t *array;
-    size_t n = json_in_array(in, root, "links", VM_TRASH_FILES_MAX, &array);
+    const struct json_value *o;
+    size_t n = json_in_array(in, root, "links", VM_TRASH_FILES_MAX, &o);
 
     t->links = arena_array(in->arena, n + 1, sizeof(*t->links));
     if (!t->links) {
         err_nomem(in->err);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
-        const json_t *o = json_array_get(array, i);
+    for (size_t i = 0; i < n; i++, o = o->next) {
 
         t->links[i].child = json_in_string(in, o, "child", JSON_REQUIRED);
         t->links[i].parent = json_in_string(in, o, "parent", JSON_REQUIRED);
@@ -86,19 +84,18 @@ static void read_links(struct json_in *in, const json_t *root,
     t->link_count = n;
 }
 
-static void read_trash(struct json_in *in, const json_t *root,
+static void read_trash(struct json_in *in, const struct json_value *root,
                        struct vm_record *rec)
 {
-    const json_t *array;
-    size_t n = json_in_array(in, root, "trash", VM_TRASH_MAX, &array);
+    const struct json_value *o;
+    size_t n = json_in_array(in, root, "trash", VM_TRASH_MAX, &o);
 
     rec->trash = arena_array(&rec->arena, n + 1, sizeof(*rec->trash));
     if (!rec->trash) {
         err_nomem(in->err);
         return;
     }
-    for (size_t i = 0; i < n; i++) {
-        const json_t *o = json_array_get(array, i);
+    for (size_t i = 0; i < n; i++, o = o->next) {
         struct vm_trash *t = &rec->trash[i];
 
         t->tag = json_in_string(in, o, "tag", JSON_REQUIRED);
@@ -113,10 +110,11 @@ static void read_trash(struct json_in *in, const json_t *root,
     rec->trash_count = n;
 }
 
-static void read_launch(struct json_in *in, const json_t *root,
+static void read_launch(struct json_in *in, const struct json_value *root,
                         struct vm_record *rec)
 {
-    const json_t *o = json_in_object(in, root, "launch", JSON_OPTIONAL);
+    const struct json_value *o =
+        json_in_object(in, root, "launch", JSON_OPTIONAL);
     struct launch_record *l = &rec->launch;
     size_t n;
 
@@ -136,12 +134,14 @@ static void read_launch(struct json_in *in, const json_t *root,
 
 int vmrecord_load(int vmfd, struct vm_record *out, struct qstill_error *err)
 {
-    CLEANUP(json_decrefp) json_t *root = NULL;
+    CLEANUP(json_file_fini) struct json_file file = JSON_FILE_INIT;
+    const struct json_value *root;
     struct vm_record rec = {.arena = ARENA_INIT};
     struct json_in in = {STORE_RECORD, &rec.arena, err};
 
-    if (json_file_read(vmfd, STORE_RECORD, RECORD_VERSION, &root, err) < 0)
+    if (json_file_read(vmfd, STORE_RECORD, RECORD_VERSION, &file, err) < 0)
         return err->code;
+    root = file.root;
     rec.name = json_in_string(&in, root, "name", JSON_REQUIRED);
     rec.qmp = json_in_string(&in, root, "qmp", JSON_REQUIRED);
     rec.agent = json_in_string(&in, root, "agent", JSON_OPTIONAL);
