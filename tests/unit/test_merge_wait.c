@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: MIT */
+/* Whoever waits for what a merge or a flatten offers to wait for is woken. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "../lib/mem_tmpdir.h"
+#include "qcow2/create.h"
+#include "qcow2/flatten.h"
+#include "qcow2/merge.h"
+
+#define SIZE (3u << 20)
+
+/* Longer than any step takes; a lost event fails the test, not the clock. */
+#define PATIENCE_MS 20000
+
+static int dir;
+static char dir_path[128];
+static char top[160], base[160], out[160];
+
+static int make_chain(void **state)
+{
+    struct qcow2_create_options o = QCOW2_CREATE_OPTIONS_INIT;
+    static uint8_t bytes[SIZE];
+    struct qstill_error err;
+    int fd;
+
+    (void)state;
+    dir = mem_tmpdir_make(dir_path);
+    snprintf(top, sizeof(top), "%s/top", dir_path);
+    snprintf(base, sizeof(base), "%s/base", dir_path);
+    snprintf(out, sizeof(out), "%s/out", dir_path);
+    memset(bytes, 0x5a, sizeof(bytes));
+    fd = openat(dir, "base", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(pwrite(fd, bytes, SIZE, 0), SIZE);
+    close(fd);
+    o.virtual_size = SIZE;
+    o.backing = "base";
+    o.backing_format = "raw";
+    assert_int_equal(qcow2_create(io_real(), dir, "top", &o, &err), 0);
+    return 0;
+}
+
+static int drop_chain(void **state)
+{
+    (void)state;
+    mem_tmpdir_remove(dir_path, dir);
+    return 0;
+}
+
+/* -1: work is left now. */
+static void is_woken(int fd)
+{
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+
+    if (fd >= 0)
+        assert_int_equal(poll(&p, 1, PATIENCE_MS), 1);
+}
+
+static void a_merge_wakes_who_waits(void **state)
+{
+    struct merge_request q = MERGE_REQUEST_INIT;
+    const char *drop[] = {base};
+    struct qstill_error err;
+    struct merge *m;
+    bool done = false;
+
+    (void)state;
+    q.top = top;
+    q.drop = drop;
+    q.drop_count = 1;
+    assert_int_equal(merge_open(&m, io_real(), &q, &err), 0);
+    while (!done) {
+        is_woken(merge_fd(m));
+        assert_int_equal(merge_step(m, &done, &err), 0);
+    }
+    merge_close(m);
+}
+
+static void a_flatten_wakes_who_waits(void **state)
+{
+    struct flatten_request q = {.top = top,
+                                .format = QCOW2_FORMAT_QCOW2,
+                                .out = out,
+                                .out_format = QCOW2_FORMAT_QCOW2};
+    struct qstill_error err;
+    struct flatten *f;
+    bool done = false;
+
+    (void)state;
+    for (int compress = 0; compress < 2; compress++) {
+        q.compress = compress;
+        assert_int_equal(flatten_open(&f, io_real(), &q, &err), 0);
+        for (done = false; !done;) {
+            is_woken(flatten_fd(f));
+            assert_int_equal(flatten_step(f, &done, &err), 0);
+        }
+        flatten_close(f);
+        assert_int_equal(unlinkat(dir, "out", 0), 0);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(a_merge_wakes_who_waits, make_chain,
+                                        drop_chain),
+        cmocka_unit_test_setup_teardown(a_flatten_wakes_who_waits, make_chain,
+                                        drop_chain),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
