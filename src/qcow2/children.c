@@ -76,22 +76,34 @@ static bool known(const struct search *s, const struct stat *st)
     return false;
 }
 
+#define QED_HEADER  64u
+#define QED_AT_NAME 56u /* its offset and length, 32 bits each */
+
 /* The backing name as it stands in the header, whatever else that holds: it is
- * at the same place in every version. NULL: there is none. */
-static int stored_name(const struct io *io, int fd, char **out,
+ * at the same place in every version of qcow, and elsewhere in qed, the only
+ * other format whose images QEMU lets stand on qcow2 and raw ones. NULL: there
+ * is none. */
+static int stored_name(const struct io *io, int fd, char **out, bool *qed,
                        struct qstill_error *err)
 {
-    uint8_t raw[QCOW2_AT_CLUSTER_BITS];
+    uint8_t raw[QED_HEADER] = {0};
     uint64_t off, len;
     size_t got;
 
     *out = NULL;
+    *qed = false;
     if (io_read_upto(io, fd, raw, sizeof(raw), 0, &got, err) < 0)
         return err->code;
-    if (got < sizeof(raw) || get_be32(raw + QCOW2_AT_MAGIC) != QCOW2_MAGIC)
+    if (get_be32(raw + QCOW2_AT_MAGIC) == QCOW2_MAGIC) {
+        off = get_be64(raw + QCOW2_AT_BACKING_OFFSET);
+        len = get_be32(raw + QCOW2_AT_BACKING_LEN);
+    } else if (memcmp(raw, "QED\0", 4) == 0) {
+        *qed = true;
+        off = get_le64(raw + QED_AT_NAME) & UINT32_MAX;
+        len = get_le64(raw + QED_AT_NAME) >> 32;
+    } else {
         return 0;
-    off = get_be64(raw + QCOW2_AT_BACKING_OFFSET);
-    len = get_be32(raw + QCOW2_AT_BACKING_LEN);
+    }
     if (off == 0 || off > 1u << QCOW2_MAX_CLUSTER_BITS || len == 0 ||
         len > QCOW2_MAX_BACKING_NAME)
         return 0;
@@ -161,18 +173,23 @@ static int look_at(struct search *s, const char *path, int fd,
     CLEANUP(freep) char *name = NULL;
     struct stat st;
     size_t which;
-    bool yes;
+    bool yes, qed;
 
     if (fstat(fd, &st) < 0)
         return err_errno(err, errno, "cannot stat %s", path);
     if (is_layer(s->c, &st, 0, s->c->n - 1, &which) || known(s, &st))
         return 0;
-    if (stored_name(s->c->io, fd, &name, err) < 0)
+    if (stored_name(s->c->io, fd, &name, &qed, err) < 0)
         return err_wrap(err, "%s", path);
     if (!name)
         return 0;
     if (names_layer(s, path, name, &yes, &which, err) < 0)
         return err->code;
+    if (yes && qed)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "%s, a qed image, stands on %s: only qcow2 overlays can "
+                       "be dealt with",
+                       path, s->c->layers[which]->path);
     return yes ? take_child(s, path, take_fd(&mine), which, err) : 0;
 }
 

@@ -1,8 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Finds the overlays of images: QEMU keeps no list of them, and one that is
- * forgotten when its backing file goes is lost. Looked at are the qcow2 files
- * in the directories of the chain, and those that the caller names.
+ * forgotten when its backing file goes is lost. Looked at are the files in the
+ * directories of the chain, and those that the caller names: qcow2, and the two
+ * other formats that QEMU lets stand on qcow2 and raw images, qcow and qed,
+ * which we cannot deal with and refuse. (A vmdk image stands on vmdk alone, and
+ * a raw one on nothing.) What names its backing file on QEMU's command line
+ * only cannot be found.
  */
 #ifndef QSTILL_QCOW2_CHILDREN_H
 #define QSTILL_QCOW2_CHILDREN_H

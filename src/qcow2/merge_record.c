@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* What the journal is told about a group before it begins. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "merge_impl.h"
+#include "repoint.h"
 
 static int set_file(struct merge_file *f, const char *path,
                     const struct image *img, struct qstill_error *err)
@@ -36,6 +38,16 @@ static int record_gone(struct merge_group *g, struct qstill_error *err)
         r->gone_count++;
     }
     return 0;
+}
+
+static int check_heir(const struct io *io, const struct merge_repoint *p,
+                      struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+
+    if (io_openat(io, AT_FDCWD, p->file.path, O_RDONLY, 0, &fd, err) < 0)
+        return err->code;
+    return qcow2_repointable(io, fd, p->file.path, p->backing, p->format, err);
 }
 
 /* What names U, when U's content gets another name. */
@@ -71,6 +83,9 @@ static int record_heirs(struct merge_group *g, struct qstill_error *err)
         } else if (path_absolute(g->result, &p->backing, err) < 0) {
             return err->code;
         }
+        /* found out now, not when there is no way back */
+        if (check_heir(g->m->io, p, err) < 0)
+            return err->code;
     }
     return 0;
 }

@@ -71,14 +71,14 @@ int qcow2_header_replace(const struct io *io, int fd, const char *name,
     return 0;
 }
 
-int qcow2_repoint(const struct io *io, int fd, const char *name,
-                  const char *backing, const char *format,
-                  struct qstill_error *err)
+/* The header as it stands, with another backing name. */
+static int read_renamed(const struct io *io, int fd, const char *name,
+                        const char *backing, const char *format,
+                        struct qcow2_info *info, struct qstill_error *err)
 {
-    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
-    struct qcow2_header *h = &info.header;
+    struct qcow2_header *h = &info->header;
 
-    if (qcow2_info_read_fd(io, fd, QCOW2_FORMAT_QCOW2, &info, err) < 0)
+    if (qcow2_info_read_fd(io, fd, QCOW2_FORMAT_QCOW2, info, err) < 0)
         return err_wrap(err, "%s", name);
     if (backing && (!format || strlen(format) > QCOW2_MAX_FORMAT_NAME ||
                     strlen(backing) > QCOW2_MAX_BACKING_NAME))
@@ -87,5 +87,27 @@ int qcow2_repoint(const struct io *io, int fd, const char *name,
     h->has_backing = h->has_format = backing != NULL;
     strcpy(h->backing, backing ? backing : "");
     strcpy(h->backing_format, backing ? format : "");
-    return qcow2_header_replace(io, fd, name, h, err);
+    return 0;
+}
+
+int qcow2_repointable(const struct io *io, int fd, const char *name,
+                      const char *backing, const char *format,
+                      struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+
+    if (read_renamed(io, fd, name, backing, format, &info, err) < 0)
+        return err->code;
+    return qcow2_header_replaceable(&info.header, name, err);
+}
+
+int qcow2_repoint(const struct io *io, int fd, const char *name,
+                  const char *backing, const char *format,
+                  struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+
+    if (read_renamed(io, fd, name, backing, format, &info, err) < 0)
+        return err->code;
+    return qcow2_header_replace(io, fd, name, &info.header, err);
 }

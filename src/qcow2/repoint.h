@@ -28,6 +28,11 @@ int qcow2_repoint(const struct io *io, int fd, const char *name,
 int qcow2_header_replace(const struct io *io, int fd, const char *name,
                          struct qcow2_header *h, struct qstill_error *err);
 
+/* Whether qcow2_repoint() could; needs no more than to read. */
+int qcow2_repointable(const struct io *io, int fd, const char *name,
+                      const char *backing, const char *format,
+                      struct qstill_error *err);
+
 /* Whether it could: the checks of qcow2_header_replace() without a write. */
 int qcow2_header_replaceable(const struct qcow2_header *h, const char *name,
                              struct qstill_error *err);

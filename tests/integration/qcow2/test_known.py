@@ -564,6 +564,16 @@ class MergesAreRefused(MergeCase):
             self.patch(kid, 16, len(name).to_bytes(4, "big"))
         self.odd_child(change)
 
+    def test_a_child_of_another_format(self):
+        """qemu-img makes qed images on top of qcow2 ones."""
+        b0, b1, top = self.chain3()
+        kid = self.path("kid")
+        r = qtools.run("qemu-img", "create", "-q", "-f", "qed", "-b", "b1",
+                       "-F", "qcow2", kid)
+        if r.rc:
+            self.skipTest("this qemu-img knows no qed: " + r.err)
+        self.refused(6, "kid", top, "--drop", b1)
+
     def test_snapshots_that_see_what_the_present_state_hides(self):
         """The top's table masks all of b1, its snapshot's nothing: taking b1
         away would change the snapshot."""
