@@ -240,6 +240,9 @@ static int describe_group(const struct merge_group *g, struct buf *out)
     if (strcmp(kept, g->result) != 0 &&
         buf_printf(out, ", which becomes %s", g->result) < 0)
         return -1;
+    if (g->kind == MERGE_OVERWRITE &&
+        buf_puts(out, "; it is written over: once begun, only forward") < 0)
+        return -1;
     if (buf_puts(out, "\n") < 0 ||
         (g->join.lost.len > 0 &&
          buf_append(out, g->join.lost.data, g->join.lost.len) < 0))
@@ -396,7 +399,7 @@ int merge_step(struct merge *m, bool *done, struct qstill_error *err)
 void merge_adopt_journal(struct merge *m, struct merge_journal *j)
 {
     m->journal = *j;
-    m->journalled = true;
+    m->journalled = m->adopted = true;
     *j = (struct merge_journal)MERGE_JOURNAL_INIT;
 }
 

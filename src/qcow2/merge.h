@@ -16,9 +16,15 @@
  * that a VM has in its chain, is touched (locks). Other overlays of a dropped
  * layer take in what they need first.
  *
+ * Where the filesystem cannot share blocks, "down" writes over those clusters
+ * of the lower image that the layers above mask (merge_group.c). What U shows
+ * does not change by that at any moment, but D alone, which is to go, reads as
+ * neither old nor new until the merge is over, and that can only go forward.
+ *
  * The steps of each group: journal -> reserve -> move data -> tables -> sync
  * -> header -> attributes, names -> unlink -> give blocks back -> journal off.
- * A failure before the header undoes all of it; after it only forward.
+ * A failure before the header (before the data, when that is written over)
+ * undoes all of it; after it only forward.
  */
 #ifndef QSTILL_QCOW2_MERGE_H
 #define QSTILL_QCOW2_MERGE_H
@@ -90,9 +96,9 @@ int merge_fd(struct merge *m); /* readable when a step has work; or -1 */
 /* Past the point of return: the group at hand can only be finished. The steps
  * that are left of it are few and move no data. */
 bool merge_is_late(const struct merge *m);
-/* Undoes the group at hand, or finishes it when that is late. A fold into a
- * raw image can do neither at once: its journal stays, and merge_recover()
- * goes on. */
+/* Undoes the group at hand, or finishes it when that is late. A fold that
+ * writes over the lower image can do neither at once: its journal stays, and
+ * merge_recover() goes on. What the top shows is right all the time. */
 int merge_cancel(struct merge *m, struct qstill_error *err);
 /* Cancels when not done. NULL is fine. */
 void merge_close(struct merge *m);

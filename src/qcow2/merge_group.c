@@ -11,12 +11,19 @@
  *
  * Up to the flip a failure cuts the file to its old length, or removes the new
  * one. After it the journal stays until the rest is done.
+ *
+ * A target whose clusters are written over (MERGE_OVERWRITE, and raw ones) has
+ * no way back once data moves: then the journal stays from there on, and the
+ * recovery begins anew. That is safe because only places are written that the
+ * layers above mask, which stay whole until the end: what they show is right
+ * at every moment, and only the target alone is neither old nor new.
  */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "attrs.h"
 #include "base/bytes.h"
@@ -58,18 +65,35 @@ static int make_file(struct merge_group *g, struct qstill_error *err)
     return merge_journal_made(&g->m->journal, g->record.made, err);
 }
 
-/* Data that goes into holes of the file as it is; neighbours together. */
+/* Clusters in use are mostly no holes: *hole is the next one that is known. */
+static int reserve_in_use(struct image *t, uint64_t from, uint64_t to,
+                          uint64_t *hole, struct qstill_error *err)
+{
+    if (*hole < from) {
+        off_t at = lseek(t->wfd, (off_t)from, SEEK_HOLE);
+
+        *hole = at < 0 ? from : (uint64_t)at;
+    }
+    return *hole < to ? io_reserve(t->io, t->wfd, from, to - from, t->path, err)
+                      : 0;
+}
+
+/* Data that goes into the file as it is; neighbours together. */
 static int reserve_holes(struct merge_group *g, struct qstill_error *err)
 {
     const struct moves *mv = &g->rw.moves;
     struct image *t = g->target;
+    uint64_t hole = 0;
 
     for (size_t i = 0; i < mv->n && mv->v[i].dst < g->rw.old_end;) {
         uint64_t from = mv->v[i].dst, to = from;
+        bool over = mv->v[i].over;
 
-        while (i < mv->n && mv->v[i].dst == to)
+        while (i < mv->n && mv->v[i].dst == to && mv->v[i].over == over)
             to += mv->v[i++].len;
-        if (io_reserve(t->io, t->wfd, from, to - from, t->path, err) < 0)
+        if ((over ? reserve_in_use(t, from, to, &hole, err)
+                  : io_reserve(t->io, t->wfd, from, to - from, t->path, err)) <
+            0)
             return err->code;
     }
     return 0;
@@ -107,7 +131,7 @@ static int begin(struct merge_group *g, struct qstill_error *err)
                               .target = g->target,
                               .moves = &g->rw.moves,
                               .bwlimit = m->bwlimit,
-                              .share = true};
+                              .share = g->kind != MERGE_OVERWRITE};
 
     if (!m->output) {
         if (group_make_record(g, err) < 0 ||
@@ -312,7 +336,7 @@ static int undo_in_place(struct merge_group *g, struct qstill_error *err)
     struct stat st;
 
     for (size_t i = 0; i < rw->moves.n; i++)
-        if (rw->moves.v[i].dst < rw->old_end)
+        if (rw->moves.v[i].dst < rw->old_end && !rw->moves.v[i].over)
             io_punch(t->io, t->wfd, rw->moves.v[i].dst, rw->moves.v[i].len);
     if (fstat(t->wfd, &st) == 0 && (uint64_t)st.st_size <= rw->old_end)
         return 0;
@@ -339,15 +363,17 @@ int group_undo(struct merge_group *g, struct qstill_error *err)
     int r = 0;
 
     mover_close(take_ptr(&g->mover));
-    if (g->kind == MERGE_IN_PLACE)
-        r = undo_in_place(g, err);
-    else if (g->kind == MERGE_NEW_FILE)
+    if (g->kind == MERGE_NEW_FILE)
         r = undo_new_file(g, err);
-    else if (g->phase != PHASE_BEGIN)
+    else if (g->kind != MERGE_IN_PLACE && g->phase != PHASE_BEGIN)
         return err_set(err, QSTILL_E_FAILED,
-                       "%s is partly written: folding into a raw image can "
-                       "only go on",
+                       "%s is partly written over: the merge can only go on",
                        g->target->path);
+    else if (g->kind != MERGE_INTO_RAW)
+        r = undo_in_place(g, err);
+    if (r == 0 && g->m->adopted)
+        return err_set(err, QSTILL_E_FAILED,
+                       "a broken merge can only go on, which failed");
     if (r == 0 && !g->m->output)
         r = merge_journal_clear(&g->m->journal, err);
     return r;

@@ -71,6 +71,7 @@ struct merge {
     struct merge_count done;
     struct merge_journal journal;
     bool journalled; /* the file is there */
+    bool adopted;    /* it is about files that are torn: it stays */
     int journal_dir;
     char *journal_name;
     bool failed; /* and could not undo: the journal stays */

@@ -18,6 +18,7 @@ static const char *const kinds[] = {
     [MERGE_IN_PLACE] = "in-place",
     [MERGE_NEW_FILE] = "new-file",
     [MERGE_INTO_RAW] = "into-raw",
+    [MERGE_OVERWRITE] = "overwrite",
 };
 
 static void file_fini(struct merge_file *f)
@@ -257,33 +258,68 @@ static void parse_made(struct merge_record *r, const char *line)
         r->made = (struct merge_id){dev, ino};
 }
 
-int merge_record_parse(struct merge_record *r, const uint8_t *data, size_t len,
-                       bool *whole, struct qstill_error *err)
+/* The lines of a record, without its sum; they are spoilt. */
+static int parse_lines(struct merge_record *r, char *text,
+                       struct qstill_error *err)
 {
-    CLEANUP(freep) char *text = strndup((const char *)data, len);
-    char *end, *save = NULL;
-    uint64_t sum;
+    char *save = NULL;
 
-    *whole = false;
-    if (!text)
-        return err_nomem(err);
-    end = strstr(text, "\nsum ");
-    if (!end || sscanf(end, "\nsum %16" SCNx64, &sum) != 1 ||
-        sum_bytes(text, (size_t)(end + 1 - text), 0) != sum)
-        return 0;
     if (strncmp(text, FIRST_LINE "\n", strlen(FIRST_LINE) + 1) != 0)
         return bad(err); /* of a newer version */
-    parse_made(r, end + strcspn(end + 1, "\n") + 2);
-    end[1] = '\0';
     strtok_r(text, "\n", &save);
     for (char *l = strtok_r(NULL, "\n", &save); l;
          l = strtok_r(NULL, "\n", &save))
         if (parse_line(r, l, err) < 0)
             return err->code;
     if (!r->target.path || !r->result.path || !r->old_backing ||
-        (r->kind == MERGE_INTO_RAW && !r->upper.path))
+        ((r->kind == MERGE_INTO_RAW || r->kind == MERGE_OVERWRITE) &&
+         !r->upper.path))
         return bad(err);
-    *whole = true;
+    return 0;
+}
+
+/* The line of the sum of the record that starts at `text`, when it is right;
+ * else NULL. */
+static char *find_sum(char *text)
+{
+    char *end = strstr(text, "\nsum ");
+    uint64_t sum;
+
+    if (!end || sscanf(end, "\nsum %16" SCNx64, &sum) != 1 ||
+        sum_bytes(text, (size_t)(end + 1 - text), 0) != sum)
+        return NULL;
+    return end + 1;
+}
+
+static char *next_line(char *at)
+{
+    at += strcspn(at, "\n");
+    return at + (*at == '\n');
+}
+
+int merge_record_parse(struct merge_record *r, const uint8_t *data, size_t len,
+                       size_t *used, struct qstill_error *err)
+{
+    CLEANUP(freep) char *text = strndup((const char *)data, len);
+    char *last = NULL, *last_sum = NULL, *rest = text;
+
+    *used = 0;
+    if (!text)
+        return err_nomem(err);
+    for (char *sum; (sum = find_sum(rest));) {
+        last = rest;
+        last_sum = sum;
+        rest = next_line(sum);
+        if (strncmp(rest, "made ", 5) == 0)
+            rest = next_line(rest);
+    }
+    if (!last)
+        return 0;
+    parse_made(r, next_line(last_sum));
+    *last_sum = '\0';
+    if (parse_lines(r, last, err) < 0)
+        return err->code;
+    *used = (size_t)(rest - text);
     return 0;
 }
 
@@ -365,7 +401,10 @@ int merge_journal_read(struct merge_journal *j, struct merge_record *r,
         return err_nomem(err);
     if (io_read_upto(j->io, j->fd, data, (size_t)st.st_size, 0, &got, err) < 0)
         return err_wrap(err, "%s", j->name);
-    return merge_record_parse(r, data, got, whole, err);
+    if (merge_record_parse(r, data, got, &j->len, err) < 0)
+        return err->code;
+    *whole = j->len > 0;
+    return 0;
 }
 
 int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
@@ -375,11 +414,11 @@ int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
 
     if (merge_record_emit(r, &text, err) < 0)
         return err->code;
-    if (io_write_full(j->io, j->fd, text.data, text.len, 0, err) < 0 ||
+    if (io_write_full(j->io, j->fd, text.data, text.len, j->len, err) < 0 ||
         io_sync(j->io, j->fd, j->name, err) < 0 ||
         io_sync(j->io, j->dirfd, "the journal's directory", err) < 0)
         return err_wrap(err, "journal");
-    j->len = text.len;
+    j->len += text.len;
     return 0;
 }
 
@@ -403,6 +442,7 @@ int merge_journal_clear(struct merge_journal *j, struct qstill_error *err)
     if (io_truncate(j->io, j->fd, 0, j->name, err) < 0 ||
         io_sync(j->io, j->fd, j->name, err) < 0)
         return err_wrap(err, "journal");
+    j->len = 0;
     return 0;
 }
 

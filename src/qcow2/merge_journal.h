@@ -7,7 +7,8 @@
  * Text, a record per line, words separated by spaces, bytes that are no plain
  * characters as %XX; the line `sum` ends it. A journal without a right sum was
  * cut off while it was written: then nothing else had begun. A line `made`
- * may follow, with its own sum.
+ * may follow, with its own sum. A recovery that begins anew writes its record
+ * behind the first; the last whole one counts.
  */
 #ifndef QSTILL_QCOW2_MERGE_JOURNAL_H
 #define QSTILL_QCOW2_MERGE_JOURNAL_H
@@ -19,6 +20,9 @@ enum merge_kind {
     MERGE_IN_PLACE, /* the target's header flips */
     MERGE_NEW_FILE, /* a name flips */
     MERGE_INTO_RAW, /* no flip: only forward */
+    /* in place, but clusters in use are written over before the header flips:
+     * only forward, from the start if need be */
+    MERGE_OVERWRITE,
 };
 
 struct merge_id {
@@ -48,7 +52,7 @@ struct merge_record {
     uint64_t old_l1, new_l1;
     char *old_backing; /* "" when none */
     char *new_backing;
-    struct merge_file upper; /* raw: the image that is folded */
+    struct merge_file upper; /* the image that is folded, not the target */
     struct merge_file *gone; /* to be unlinked */
     size_t gone_count;
     struct merge_repoint *repoint;
@@ -59,9 +63,10 @@ struct merge_record {
 void merge_record_fini(struct merge_record *r);
 int merge_record_emit(const struct merge_record *r, struct buf *out,
                       struct qstill_error *err);
-/* *whole is false for a journal that was cut off. `r` must be zeroed. */
+/* *used is where the last whole record ends; 0: the journal was cut off. `r`
+ * must be zeroed. */
 int merge_record_parse(struct merge_record *r, const uint8_t *data, size_t len,
-                       bool *whole, struct qstill_error *err);
+                       size_t *used, struct qstill_error *err);
 
 /* ------------------------------------------------------------- on the disk */
 
@@ -70,7 +75,7 @@ struct merge_journal {
     int dirfd; /* ours */
     int fd;
     char *name;
-    size_t len; /* of the record in it */
+    size_t len; /* of the records in it */
 };
 #define MERGE_JOURNAL_INIT                                                     \
     {                                                                          \
@@ -85,7 +90,7 @@ int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
                        const char *name, struct qstill_error *err);
 int merge_journal_read(struct merge_journal *j, struct merge_record *r,
                        bool *whole, struct qstill_error *err);
-/* Durable when it returns 0. */
+/* Behind what was read. Durable when it returns 0. */
 int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
                         struct qstill_error *err);
 int merge_journal_made(struct merge_journal *j, struct merge_id id,

@@ -331,9 +331,21 @@ static int join_bitmaps(struct merge_group *g, struct qstill_error *err)
                        &g->join, err);
 }
 
+/* Whether the filesystem shares blocks between files: a piece that starts in
+ * the middle of a block is refused by one that does for being that, by one
+ * that does not for being asked. Nothing is changed. */
+static bool can_share(const struct merge_group *g)
+{
+    const struct image *t = g->target, *u = layer(g, g->upper);
+
+    return t->io->ops->clone_range(t->io, u->fd, 0, 1, t->wfd, 1) == -EINVAL;
+}
+
 static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
 {
     const struct chain *c = g->chain;
+    bool below =
+        g->main && !g->m->output && g->t != MERGE_NO_TARGET && g->t != g->upper;
 
     rewrite_fini(&g->rw);
     g->rw = (struct rewrite){
@@ -345,6 +357,7 @@ static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
         .size = layer(g, g->upper)->size,
         .has_backing = g->last + 1 < c->n,
         .join = &g->join,
+        .overwrite = below && !can_share(g),
     };
     if (g->rw.has_backing)
         g->rw.backing_size = layer(g, g->last + 1)->size;
@@ -394,6 +407,8 @@ static int plan_target(struct merge_group *g, struct qstill_error *err)
         g->rw.view = &g->view;
     }
     g->bytes = g->rw.bytes;
+    if (g->rw.over > 0)
+        g->kind = MERGE_OVERWRITE;
     return check_header(g, err);
 }
 

@@ -6,7 +6,8 @@
  *   target as it was       back: cut it to the length that is in use
  *   target is the result   forward: names, unlink
  *   new file, not named    back: remove it
- *   raw base               forward: fold again, from the start
+ *   raw base, clusters     forward: fold again, from the start
+ *   that are written over
  *
  * A VM may have been started since, for the chain is right in each of these
  * states. It is asked for by the locks (BUSY), and a file at the result's
@@ -231,29 +232,33 @@ static int recover_new_file(const struct io *io, const struct merge_record *r,
 }
 
 /* Plans and does it again; its journal is the one at hand. */
-static int recover_raw(const struct io *io, const struct merge_record *r,
-                       struct merge_journal *j, struct qstill_error *err)
+static int fold_again(const struct io *io, const struct merge_record *r,
+                      enum merge_direction direction, struct merge_journal *j,
+                      struct qstill_error *err)
 {
     CLEANUP(merge_closep) struct merge *m = NULL;
+    CLEANUP(freep)
+    const char **names =
+        calloc(r->gone_count + r->repoint_count + 1, sizeof(*names));
     struct merge_request q = MERGE_REQUEST_INIT;
-    const char *drop[CHAIN_MAX_LAYERS];
     bool done = false;
 
-    if (!is_file(r->upper.path, r->upper.id)) /* it was over */
-        return finish(io, r, err) < 0 ? err->code
-                                      : merge_journal_remove(j, err);
+    if (!names)
+        return err_nomem(err);
     q.top = r->upper.path;
-    q.lower_name = true;
-    q.direction = MERGE_DOWN;
+    q.lower_name = strcmp(r->target.path, r->result.path) == 0;
+    q.direction = direction;
     q.journal_dir = j->dirfd;
     q.journal_name = j->name;
-    drop[q.drop_count++] = r->target.path;
+    q.drop = names;
+    names[q.drop_count++] = r->target.path;
     for (size_t i = 0; i < r->gone_count; i++)
         if (strcmp(r->gone[i].path, r->upper.path) != 0 &&
-            q.drop_count < CHAIN_MAX_LAYERS &&
             is_file(r->gone[i].path, r->gone[i].id))
-            drop[q.drop_count++] = r->gone[i].path;
-    q.drop = drop;
+            names[q.drop_count++] = r->gone[i].path;
+    q.children = names + q.drop_count;
+    for (size_t i = 0; i < r->repoint_count; i++)
+        names[q.drop_count + q.child_count++] = r->repoint[i].file.path;
     if (merge_open(&m, io, &q, err) < 0)
         return err->code;
     merge_adopt_journal(m, j);
@@ -263,15 +268,62 @@ static int recover_raw(const struct io *io, const struct merge_record *r,
     return 0;
 }
 
+static int recover_raw(const struct io *io, const struct merge_record *r,
+                       struct merge_journal *j, struct qstill_error *err)
+{
+    if (is_file(r->upper.path, r->upper.id))
+        return fold_again(io, r, MERGE_DOWN, j, err);
+    /* it was over */
+    return finish(io, r, err) < 0 ? err->code : merge_journal_remove(j, err);
+}
+
+/* Whether clusters may have been written over, and the header is the old one.
+ * What the broken attempt added to the file is cut off. */
+static int is_torn(const struct io *io, const struct merge_record *r,
+                   bool *torn, struct qstill_error *err)
+{
+    CLEANUP(image_closep) struct image *img = NULL;
+
+    *torn = false;
+    if (r->kind != MERGE_OVERWRITE)
+        return 0;
+    if (open_target(io, r, &img, err) < 0)
+        return err->code;
+    *torn = state_of(r, img) == STATE_OLD;
+    return *torn ? cut(img, r->old_size, err) : 0;
+}
+
+/* The way it went, if it still can: somebody may have made snapshots in the
+ * upper image since, and then that has to take in the lower one, which asks
+ * nothing of the places that are torn. */
+static int recover_torn(const struct io *io, const struct merge_record *r,
+                        struct merge_journal *j, struct qstill_error *err)
+{
+    struct qstill_error first;
+
+    if (fold_again(io, r, MERGE_DOWN, j, err) == 0)
+        return 0;
+    if (err->code != QSTILL_E_PRECONDITION ||
+        strcmp(r->target.path, r->result.path) == 0 || j->fd < 0)
+        return err->code;
+    first = *err;
+    if (fold_again(io, r, MERGE_UP, j, err) < 0)
+        return *err = first, err->code;
+    return 0;
+}
+
 static int recover_record(const struct io *io, struct merge_journal *j,
                           struct qstill_error *err)
 {
     CLEANUP(merge_record_fini) struct merge_record r = {0};
-    bool whole;
+    bool whole, torn = false;
     int code = 0;
 
-    if (merge_journal_read(j, &r, &whole, err) < 0)
+    if (merge_journal_read(j, &r, &whole, err) < 0 ||
+        (whole && is_torn(io, &r, &torn, err) < 0))
         return err->code;
+    if (torn)
+        return recover_torn(io, &r, j, err);
     if (whole && r.kind == MERGE_INTO_RAW)
         return recover_raw(io, &r, j, err);
     if (whole)

@@ -376,7 +376,10 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
     if (new_l1(&w, err) < 0 || plan_slots(&w, err) < 0 ||
         place_packed(&w, err) < 0 || rewrite_place_bitmaps(rw, err) < 0)
         return err->code;
-    rw->tables |= (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0;
+    /* by its place of the L1 table the new state is told from the old */
+    rw->tables |=
+        (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0 || rw->over > 0;
+    moves_sort(&rw->moves);
     rw->end = rw->old_end;
     return rw->tables ? place_tables(&w, err) : 0;
 }

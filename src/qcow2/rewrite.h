@@ -9,6 +9,12 @@
  * The old state therefore stands until one sector, the header, is replaced;
  * after that the new one does, with all refcounts right. There is no moment in
  * between, and nothing to undo but the length of the file.
+ *
+ * With `overwrite` the bytes of other layers go into the clusters that the
+ * target has there already, where nothing else refers to these: no new room, no
+ * tables, nothing to free. The target alone then reads as neither the old nor
+ * the new until all is written. Only places that the layers above mask are
+ * written, so what is seen through them never changes.
  */
 #ifndef QSTILL_QCOW2_REWRITE_H
 #define QSTILL_QCOW2_REWRITE_H
@@ -24,6 +30,7 @@ struct move {
     uint64_t len;
     uint32_t take;  /* of a layer's file; zeros up to len */
     uint16_t layer; /* MOVE_GUEST: `from` is a guest offset */
+    bool over;      /* dst is a cluster that is in use */
 };
 #define MOVE_GUEST UINT16_MAX
 
@@ -69,10 +76,12 @@ struct rewrite {
     bool has_backing;           /* of the result */
     uint64_t backing_size;
     const struct bitmap_join *join; /* its bitmaps; NULL: as they are */
+    bool overwrite;                 /* clusters that only it refers to */
 
     /* the answer */
     bool needs_below; /* a move reads what falls through the view */
     bool tables;      /* there are new tables; else the header is enough */
+    uint64_t over;    /* bytes of the moves that go over clusters in use */
     struct moves moves;
     struct new_tables l2;
     struct new_tables refblocks;

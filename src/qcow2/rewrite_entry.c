@@ -166,6 +166,57 @@ static int keep_packed(struct work *w, const struct extent *e, size_t at,
     return 0;
 }
 
+/* ------------------------------------------------- clusters that are in use */
+
+/* May the cluster of an entry take other bytes as it stands? Nothing else
+ * refers to it, snapshots and compressed data included, and it lies wholly
+ * within the disk, before and after. */
+static bool can_overwrite(const struct work *w, const struct l2_entry *old,
+                          uint64_t guest)
+{
+    const struct rewrite *rw = w->rw;
+    uint64_t end = min_u64(rw->size, rw->target->size);
+
+    return rw->overwrite && old->host != 0 && old->kind != L2_COMPRESSED &&
+           old->kind != L2_BAD && guest + w->cs <= end &&
+           rw->refs.count[old->host / w->cs] == 1;
+}
+
+static int overwrite(struct work *w, uint64_t guest, uint64_t dst, uint64_t len,
+                     struct qstill_error *err)
+{
+    struct move m = {.from = guest,
+                     .dst = dst,
+                     .len = len,
+                     .layer = MOVE_GUEST,
+                     .over = true};
+
+    w->rw->bytes += len;
+    w->rw->over += len;
+    return moves_push(&w->rw->moves, &m) < 0 ? out_of_memory(err) : 0;
+}
+
+/* What other layers show in [from, to), all of which the target has bytes for,
+ * from `dst` on. Bytes of its own are not touched. */
+static int overwrite_others(struct work *w, uint64_t from, uint64_t to,
+                            uint64_t dst, struct qstill_error *err)
+{
+    const struct extents *x = w->rw->view;
+
+    for (size_t i = extents_find(x, from); i < x->n && x->v[i].guest < to;
+         i++) {
+        const struct extent *e = &x->v[i];
+        uint64_t at = max_u64(e->guest, from);
+        uint64_t end = min_u64(extent_end(e), to);
+
+        if ((e->layer == w->rw->own && e->kind != EXTENT_PAST_END) || end <= at)
+            continue;
+        if (overwrite(w, at, dst + (at - from), end - at, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
 static int plan_cluster(struct work *w, uint8_t *p, size_t at, uint64_t guest,
                         struct qstill_error *err)
 {
@@ -176,6 +227,14 @@ static int plan_cluster(struct work *w, uint8_t *p, size_t at, uint64_t guest,
 
     if (s == KEEP)
         return 0;
+    if (s == BYTES && can_overwrite(w, &old, guest) &&
+        !can_stay_packed(w, l.whole, guest)) {
+        put_be64(p, old.host | QCOW2_COPIED);
+        if (old.kind == L2_DATA)
+            return overwrite_others(w, guest, end, old.host, err);
+        /* of zeros; what its cluster holds is nobody's */
+        return overwrite(w, guest, old.host, w->cs, err);
+    }
     if (work_free_entry(w, &old, err) < 0)
         return err->code;
     put_be64(p, s == ZEROS ? QCOW2_ZERO : 0);
@@ -194,7 +253,7 @@ static int plan_cluster(struct work *w, uint8_t *p, size_t at, uint64_t guest,
 struct subs {
     uint32_t has;   /* with bytes, in the result */
     uint32_t zeros; /* in the result */
-    bool bytes;     /* at least one whose bytes come from elsewhere */
+    uint32_t bytes; /* those whose bytes come from elsewhere */
     bool changed;
 };
 
@@ -215,7 +274,7 @@ static struct subs look_at_subs(struct work *w, const struct l2_entry *old,
         l = look(w, from, to);
         st = state_of(w, &l, from);
         s.changed |= st != KEEP;
-        s.bytes |= st == BYTES;
+        s.bytes |= st == BYTES ? bit : 0;
         if (st == BYTES ||
             (st == KEEP && ((old->has & bit) || old->kind == L2_COMPRESSED)))
             s.has |= bit;
@@ -235,6 +294,25 @@ static int move_subs(struct work *w, const struct subs *s, uint64_t guest,
             move_guest(w, guest + i * w->unit, host + i * w->unit, w->unit,
                        err) < 0)
             return err->code;
+    return 0;
+}
+
+/* Into the cluster that the target has. What its bitmap does not show is free
+ * to be written as a whole. */
+static int overwrite_subs(struct work *w, const struct subs *s,
+                          const struct l2_entry *old, uint64_t guest,
+                          struct qstill_error *err)
+{
+    for (unsigned i = 0; i < QCOW2_SUBCLUSTERS; i++) {
+        uint64_t from = guest + i * w->unit, dst = old->host + i * w->unit;
+
+        if (!(s->bytes & 1u << i))
+            continue;
+        if (((old->has & 1u << i)
+                 ? overwrite_others(w, from, from + w->unit, dst, err)
+                 : overwrite(w, from, dst, w->unit, err)) < 0)
+            return err->code;
+    }
     return 0;
 }
 
@@ -261,7 +339,12 @@ static int plan_extended(struct work *w, uint8_t *p, size_t at, uint64_t guest,
     /* the old cluster stays when its bytes are all that is needed; its bits
      * may go, bytes never change */
     host = old.kind == L2_COMPRESSED || !s.has ? 0 : old.host;
-    if (s.bytes || (s.has && !host)) {
+    if (s.bytes && can_overwrite(w, &old, guest)) {
+        if (overwrite_subs(w, &s, &old, guest, err) < 0)
+            return err->code;
+        host = old.host;
+        put_be64(p, host | QCOW2_COPIED);
+    } else if (s.bytes || (s.has && !host)) {
         if (new_cluster(w, &host, err) < 0 ||
             move_subs(w, &s, guest, host, err) < 0)
             return err->code;

@@ -36,6 +36,8 @@ struct work {
  * memory, here and below. */
 int rewrite_make_room(void **v, size_t n, size_t *cap, size_t size);
 int moves_push(struct moves *m, const struct move *e);
+/* By their places in the target. */
+void moves_sort(struct moves *m);
 int runs_push(struct runs *r, uint64_t first, uint64_t count);
 struct new_table *new_tables_add(struct new_tables *t, uint64_t index,
                                  size_t len);

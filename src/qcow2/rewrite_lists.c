@@ -25,7 +25,8 @@ int moves_push(struct moves *m, const struct move *e)
     struct move *last = m->n ? &m->v[m->n - 1] : NULL;
 
     if (last && last->layer == MOVE_GUEST && e->layer == MOVE_GUEST &&
-        last->from + last->len == e->from && last->dst + last->len == e->dst) {
+        last->over == e->over && last->from + last->len == e->from &&
+        last->dst + last->len == e->dst) {
         last->len += e->len;
         return 0;
     }
@@ -33,6 +34,19 @@ int moves_push(struct moves *m, const struct move *e)
         return -1;
     m->v[m->n++] = *e;
     return 0;
+}
+
+static int by_place(const void *a, const void *b)
+{
+    const struct move *x = a, *y = b;
+
+    return x->dst < y->dst ? -1 : x->dst > y->dst;
+}
+
+void moves_sort(struct moves *m)
+{
+    if (m->n > 0)
+        qsort(m->v, m->n, sizeof(*m->v), by_place);
 }
 
 int runs_push(struct runs *r, uint64_t first, uint64_t count)

@@ -9,6 +9,7 @@ interval between two syncs instead of 6, and has qemu-img look at more states.
 
 import os
 import random
+import re
 import shutil
 import unittest
 
@@ -57,6 +58,47 @@ def layer(rng, path, size, backing, fmt):
         return layer(rng, path, size, backing, fmt)
 
 
+def fill(rng, b, cluster, extended):
+    """Mostly data."""
+    data, kind = rng.randbytes(b.cs), rng.randrange(12)
+    if kind == 0:
+        b.zero(cluster)
+    elif kind == 1:
+        b.zero_alloc(cluster)
+    elif kind == 2:
+        b.compressed(cluster, bytes(b.cs // 2) + data[:b.cs // 2])
+    elif extended:
+        alloc = rng.getrandbits(32) | rng.getrandbits(32)
+        b.sub(cluster, alloc, rng.getrandbits(32) & ~alloc, data)
+    else:
+        b.data(cluster, data)
+
+
+def dense_chain(rng, directory):
+    """The same, of plain data: what is above a layer mostly lies over it, so
+    that a fold writes over what is there. Some clusters have other owners: a
+    snapshot, compressed neighbours."""
+    os.makedirs(directory)
+    size = rng.randrange(96, 300) * 512
+    n = rng.choice((2, 2, 3))
+    for i in range(n):
+        bits = rng.choice((9, 10, 11, 12, 12, 14, 14))
+        extended = bits == 14 and rng.random() < 0.7
+        b = qbuild.Builder(rng, size, bits, 3, 4, extended, "zlib",
+                           "l%d" % (i - 1) if i else None,
+                           "qcow2" if i else None)
+        clusters = (size + b.cs - 1) >> bits
+        owned = rng.randrange(2 * clusters) if i == 0 else clusters
+        for c in range(clusters):
+            if c == owned:
+                b.snapshot("kept")
+            if rng.random() < (0.5 if i else 0.85):
+                fill(rng, b, c, extended)
+        b.write(os.path.join(directory, "l%d" % i))
+    return "l%d" % (n - 1), ["l%d" % i for i in reversed(range(n - 1))][
+        :rng.choice((1, n - 1))]
+
+
 def chain(rng, directory):
     """(top, layers to drop): names in the directory."""
     os.makedirs(directory)
@@ -82,6 +124,18 @@ def chain(rng, directory):
     return names[-1], rng.sample(names[:-1], min(n, len(names) - 1))
 
 
+def prove(case, root, seed, top, direction, drop, more=()):
+    """The program's last line. The images stay when it fails."""
+    d = os.path.join(root, "images")
+    shutil.copytree(d, os.path.join(root, "before"))
+    r = qtools.run(PROGRAM, "-s", str(seed), "-n", "300" if DEEP else "6",
+                   "-q", "200" if DEEP else "100", *more, d, top, direction,
+                   *drop, timeout=3600)
+    case.assertEqual(r.rc, 0, "kept in %s\n%s" % (root, r))
+    shutil.rmtree(root)
+    return r.out
+
+
 @unittest.skipUnless(os.access(PROGRAM, os.X_OK), "crash_merge is not built")
 class NoCrashLosesAnything(unittest.TestCase):
     def test_every_state_a_crash_can_leave(self):
@@ -97,19 +151,54 @@ class NoCrashLosesAnything(unittest.TestCase):
             if rng.random() < 0.25:  # the lowest name, perhaps a raw image's
                 drop = ["l%d" % i for i in reversed(range(int(top[1:])))]
                 direction, more = "auto", ["-l", top]
-            shutil.copytree(d, os.path.join(root, "before"))
             with self.subTest(seed=seed):
-                r = qtools.run(
-                    PROGRAM, "-s", str(seed), "-n", "300" if DEEP else "6",
-                    "-q", "200" if DEEP else "100", *more, d, top, direction,
-                    *drop, timeout=3600)
-                self.assertEqual(r.rc, 0, "kept in %s\n%s" % (root, r))
-                refused += r.out.startswith("refused")
-                if r.out.startswith("states: "):
-                    states += int(r.out.split()[1])
-                shutil.rmtree(root)
+                out = prove(self, root, seed, top, direction, drop, more)
+                refused += out.startswith("refused")
+                if out.startswith("states: "):
+                    states += int(out.split()[1])
         print("states: %d of %d merges, %d refused" % (states, COUNT,
                                                        refused))
+
+    def test_an_overlay_with_a_header_beyond_a_sector_is_refused(self):
+        """It would have to name another file, which takes one sector; found
+        out before anything is written."""
+        rng, root = random.Random(1), qtools.scratch("crash-")
+        d = os.path.join(root, "images")
+        os.makedirs(d)
+        for i, bits in enumerate((12, 12, 12)):
+            b = qbuild.Builder(
+                rng, 65536, bits, backing="l%d" % (i - 1) if i else None,
+                backing_format="qcow2" if i else None, feature_names=False,
+                extensions=[(0x12345678, bytes(600))] if i == 2 else ())
+            b.data(i, rng.randbytes(4096))
+            b.write(os.path.join(d, "l%d" % i))
+        before = {n: qtools.file_hash(os.path.join(d, n))
+                  for n in os.listdir(d)}
+        r = qtools.run(PROGRAM, "-l", "l1", d, "l1", "auto", "l0")
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertRegex(r.out, "^refused: .*l2")
+        self.assertEqual(before, {n: qtools.file_hash(os.path.join(d, n))
+                                  for n in os.listdir(d)})
+        shutil.rmtree(root)
+
+    def test_folds_that_write_over_what_is_there(self):
+        print("%s: seeds %d..%d" % (self.id(), SEED, SEED + COUNT - 1))
+        states = torn = 0
+        for seed in range(SEED, SEED + (COUNT if DEEP else (COUNT + 1) // 2)):
+            rng = random.Random("over %d" % seed)
+            root = qtools.scratch("crash-")
+            top, drop = dense_chain(rng, os.path.join(root, "images"))
+            more = []
+            if rng.random() < 0.3:
+                drop = ["l%d" % i for i in reversed(range(int(top[1:])))]
+                more = ["-l", top]
+            with self.subTest(seed=seed):
+                out = prove(self, root, seed, top, "down", drop, more)
+                states += int(out.split()[1])
+                torn += int(re.search(r"(\d+) with clusters", out).group(1))
+        self.assertGreater(torn, states / 8)
+        print("states: %d, %d of them with a journal that only goes forward" %
+              (states, torn))
 
 
 if __name__ == "__main__":
