@@ -59,7 +59,8 @@ static void same(const struct json_value *v, const json_t *j)
               !(json_real_value(j) < v->real || json_real_value(j) > v->real));
         break;
     case JSON_STRING_VALUE:
-        CHECK(json_is_string(j) && strcmp(json_string_value(j), v->string) == 0);
+        CHECK(json_is_string(j) &&
+              strcmp(json_string_value(j), v->string) == 0);
         break;
     case JSON_ARRAY_VALUE:
         same_array(v, j);
