@@ -233,26 +233,27 @@ static int open_protected(struct session *s, struct qstill_error *err)
     return protect_open_hidden(&all, err);
 }
 
-/* What stays hidden is to be recognised by who comes next. */
-static int identify_rest(struct session *s, struct qstill_error *err)
+/* What stays hidden is to be recognised by who comes next. Not what QEMU has
+ * open in a live chain, nor the first image: into these its jobs fold. */
+static int identify_rest(struct collapse *c, struct qstill_error *err)
 {
+    struct vm_record *rec = &c->s->rec;
     bool any = false;
 
-    for (size_t i = 0; i < s->rec.hidden_count; i++) {
-        struct vm_hidden *h = &s->rec.hidden[i];
+    for (size_t i = 0; i < rec->hidden_count; i++) {
+        struct vm_hidden *h = &rec->hidden[i];
+        const struct layer *l = layers_find(&c->all, h->path);
         struct qstill_error ignored = {0};
 
-        if (h->ino == 0 && layer_identify_hidden(&s->rec, h, &ignored) == 0)
+        if (h->ino == 0 && l && l->hidden && !l->node && !l->first_image &&
+            layer_identify_hidden(rec, h, &ignored) == 0)
             any = true;
     }
-    return any ? vmrecord_save(s->vmfd, &s->rec, err) : 0;
+    return any ? vmrecord_save(c->s->vmfd, rec, err) : 0;
 }
 
-static int wait_for_mending(struct session *s, struct buf *text,
-                            struct qstill_error *err)
+static int wait_for_mending(struct session *s, struct buf *text)
 {
-    if (identify_rest(s, err) < 0)
-        return err->code;
     protect_all(s);
     if (text && s->rec.hidden_count > 0)
         buf_printf(text,
@@ -273,15 +274,17 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
         return err->code;
     /* a damaged snapshot may need any of them */
     if (s->tree.damaged_count > 0)
-        return wait_for_mending(s, text, err);
+        return wait_for_mending(s, text);
     while (more && one_pass(&c, &stuck, &more, err) == 0)
         ;
-    layers_fini(&c.all);
-    stuck_fini(&stuck);
     /* what a process that died here had closed in part */
     if (err->code == 0 && s->qmp)
         heads_sweep(s, j, err);
-    if (err->code == 0 && identify_rest(s, err) == 0)
+    if (err->code == 0)
+        identify_rest(&c, err);
+    layers_fini(&c.all);
+    stuck_fini(&stuck);
+    if (err->code == 0)
         protect_all(s); /* not after a failure: it goes on where it stopped */
     if (err->code == 0 && text && s->rec.hidden_count > 0)
         buf_printf(text, "%zu layer%s stay%s hidden for now\n",

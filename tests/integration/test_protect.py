@@ -139,12 +139,17 @@ class Protect(Case):
         self.damaged_on_purpose.add("vm")
 
     def test_a_layer_of_a_deleted_snapshot_is_recognised_too(self):
-        vm = self.vm_with("a", "b")
+        vm = self.vm_with("root")
+        for d in vm.disks:
+            vm.write(d, 3, 3)  # what both of a's children need
+        self.q("create", "vm", "a")
+        self.q("create", "vm", "b")
         self.q("revert", "vm", "a")
         for d in vm.disks:
             vm.write(d, 0, 9)
         self.q("create", "vm", "twig")
         path = self.layers(vm, "a")[0]
+        vm.quit()
         # two read it: it stays, and nobody names it any more
         self.q("delete", "vm", "a", "--keep-hidden")
         self.assertTrue(os.path.exists(path))
@@ -160,14 +165,13 @@ class Protect(Case):
                      ["recover", "vm"]):
             failure = self.q.fails("corrupt", "written to after", *argv)
             self.assertIn("deleted snapshot", failure.message)
+        self.q("revert", "vm", "root")
         self.q("revert", "vm", "twig", "--force")
         os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
         self.assertEqual([], self.q.check("vm")["problems"])
         # our own merges are no such change
-        vm.quit()
         self.q("delete", "vm", "b")
-        self.assertEqual([path, path.replace(".qcow2", ".img").replace(
-            "disk0", "disk1")], self.layers(vm, "twig"))
+        self.assertFalse(os.path.exists(path))
         self.assertTrue(self.q.check("vm")["ok"])
         self.assertEqual(9, content(self.head_paths(vm)[0], "qcow2")[0])
 

@@ -218,6 +218,14 @@ class Walk:
         self.route = self.route[:1] + self.route[1:][-ROUTE_MAX:]
 
     def step(self):
+        try:
+            self.one_step()
+        except Exception as e:
+            if self.told() in str(e):
+                raise
+            raise AssertionError("%s\n%s" % (self.told(), e)) from e
+
+    def one_step(self):
         self.count += 1
         r = self.random.random()
         if r < 0.35:
