@@ -166,7 +166,7 @@ check-model: all ## random operations against a model, long (SEED SECONDS_EACH)
 	$(Q)QSTILL_MODEL_SEED=$(or $(SEED),1) QSTILL_MODEL_STEPS=100000 \
 	    QSTILL_MODEL_SECONDS=$(or $(SECONDS_EACH),600) python3 \
 	    tests/integration/run.py --build $(BUILD) -j $(JOBS) --qemu $(QEMU) \
-	    -k test_model.
+	    -k test_model
 
 .PHONY: bench-tree
 bench-tree: all ## every verb on a chain of 200 and a tree of 500 snapshots

@@ -291,7 +291,9 @@ void qstill_job_cancel(struct qstill_job *job);
 void qstill_job_free(struct qstill_job *job);
 
 /* Polls and steps to the end; `tick` (may be NULL) is called at least every
- * 200 ms on this thread. Returns the job's result. */
+ * 200 ms on this thread, inside a step that takes longer, too: of the job it
+ * may call qstill_job_progress() and qstill_job_cancel() alone. Returns the
+ * job's result. */
 int qstill_job_run(struct qstill_job *job,
                    void (*tick)(void *user, const struct qstill_progress *p),
                    void *user, struct qstill_error *err);

@@ -18,6 +18,15 @@ static bool in_list(const struct qstill_snapshot_list *list, const char *id)
     return false;
 }
 
+static bool is_damaged_in(const struct qstill_snapshot_list *list,
+                          const char *id)
+{
+    for (size_t i = 0; i < list->damaged_count; i++)
+        if (strcmp(list->damaged[i].id, id) == 0)
+            return true;
+    return false;
+}
+
 static void show_deleted(const struct cli *cli, const char *vm,
                          const struct qstill_snapshot_list *before,
                          const struct qstill_snapshot_list *after)
@@ -37,6 +46,15 @@ static void show_deleted(const struct cli *cli, const char *vm,
         show_words(cli, "%s: deleted", s->name);
         if (cli->json)
             out_text(&o, NULL, s->id);
+    }
+    for (size_t i = 0; i < before->damaged_count; i++) {
+        const char *id = before->damaged[i].id;
+
+        if (is_damaged_in(after, id))
+            continue;
+        show_words(cli, "%s: deleted", id);
+        if (cli->json)
+            out_text(&o, NULL, id);
     }
     if (cli->json) {
         out_end(&o);

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "collapse_impl.h"
+#include "job.h"
 #include "layer_file.h"
 #include "qcow2/merge.h"
 
@@ -138,6 +139,10 @@ int collapse_run(struct collapse *c, const struct merge_request *request,
 
         if (merge_step(m, &done, err) < 0)
             return run_failed(c, err);
+        if (!done && !merge_is_late(m) &&
+            job_pulse(c->s->job, merge_count(m).done, merge_estimate(m)->bytes,
+                      err) < 0)
+            return err->code;
         p.fd = done ? -1 : merge_fd(m);
         if (p.fd >= 0)
             poll(&p, 1, 100);

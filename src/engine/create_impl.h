@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The create at work: shared by its phases (create.c) and its manifest. */
+/* The create at work: shared by its phases (create_plan.c, create.c) and
+ * its manifest. */
 #ifndef QSTILL_ENGINE_CREATE_IMPL_H
 #define QSTILL_ENGINE_CREATE_IMPL_H
 
@@ -45,6 +46,12 @@ struct create {
     double stop_ms;
     double pause_ms;
 };
+
+/* create_plan.c: the phases before the guest is stopped. */
+int create_plan_enter(void *ctx, struct qstill_error *err);
+int create_prepare_enter(void *ctx, struct qstill_error *err);
+int create_prepare_step(void *ctx, bool *done, struct qstill_error *err);
+void create_prepare_undo(void *ctx, struct qstill_error *err);
 
 /* Fills the manifest of the snapshot; with memory, makes its files durable
  * first. Strings belong to `c` or to m's arena. */

@@ -14,6 +14,10 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/clock.h"
+
+#define TICK_MS 100 /* the shortest time between two calls inside a step */
+
 struct qstill_job {
     const struct job_ops *ops;
     void *ctx;
@@ -25,6 +29,9 @@ struct qstill_job {
     int waiting_fd;
     atomic_bool cancelled;
     uint64_t done, total;
+    void (*tick)(void *user, const struct qstill_progress *p); /* of _run() */
+    void *tick_user;
+    double ticked_ms;
     struct qstill_error error; /* of a finished, failed job */
     struct buf text;
 };
@@ -73,6 +80,29 @@ void job_measure(struct qstill_job *job, uint64_t done, uint64_t total)
 {
     job->done = done;
     job->total = total;
+}
+
+static void tick(struct qstill_job *job)
+{
+    struct qstill_progress progress;
+
+    if (!job->tick)
+        return;
+    qstill_job_progress(job, &progress);
+    job->tick(job->tick_user, &progress);
+    job->ticked_ms = clock_ms();
+}
+
+int job_pulse(struct qstill_job *job, uint64_t done, uint64_t total,
+              struct qstill_error *err)
+{
+    if (!job)
+        return 0;
+    job_measure(job, done, total);
+    if (clock_ms() - job->ticked_ms >= TICK_MS)
+        tick(job);
+    return job_cancelled(job) ? err_set(err, QSTILL_E_CANCELLED, "cancelled")
+                              : 0;
 }
 
 int job_wait_on(struct qstill_job *job, int fd, struct qstill_error *err)
@@ -209,23 +239,22 @@ QSTILL_PUBLIC void qstill_job_free(struct qstill_job *job)
     free(job);
 }
 
-QSTILL_PUBLIC int qstill_job_run(struct qstill_job *job,
-                                 void (*tick)(void *user,
-                                              const struct qstill_progress *p),
-                                 void *user, struct qstill_error *caller_err)
+QSTILL_PUBLIC int
+qstill_job_run(struct qstill_job *job,
+               void (*tick_fn)(void *user, const struct qstill_progress *p),
+               void *user, struct qstill_error *caller_err)
 {
     struct qstill_error scratch, *err = err_door(caller_err, &scratch);
     struct pollfd pfd = {.fd = job->epoll_fd, .events = POLLIN};
-    struct qstill_progress progress;
     bool done = false;
+
+    job->tick = tick_fn;
+    job->tick_user = user;
 
     while (!done) {
         if (poll(&pfd, 1, 200) < 0 && errno != EINTR)
             return err_errno(err, errno, "waiting for a job");
-        if (tick) {
-            qstill_job_progress(job, &progress);
-            tick(user, &progress);
-        }
+        tick(job);
         if (qstill_job_step(job, &done, err) < 0)
             return err->code;
     }

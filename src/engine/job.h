@@ -35,6 +35,11 @@ bool job_cancelled(const struct qstill_job *job);
 /* The text for people, shown by qstill_job_text(). */
 struct buf *job_text(struct qstill_job *job);
 void job_measure(struct qstill_job *job, uint64_t done, uint64_t total);
+/* Inside a step that takes long: notes how far it has come, calls the tick of
+ * qstill_job_run(), and fails with CANCELLED when that is wanted. Without a job
+ * (NULL) nothing happens. */
+int job_pulse(struct qstill_job *job, uint64_t done, uint64_t total,
+              struct qstill_error *err);
 /* Polls `fd` (readable) together with the job's own fd while the phase has
  * nothing to do until then; -1: step again at once. */
 int job_wait_on(struct qstill_job *job, int fd, struct qstill_error *err);

@@ -7,6 +7,7 @@
 
 #include "base/clock.h"
 #include "base/io.h"
+#include "job.h"
 #include "journal.h"
 #include "layer_file.h"
 #include "layers.h"
@@ -22,6 +23,7 @@
 /* One job at a time works on a VM, under its lock. */
 #define JOB_ID         "qstill-merge"
 #define JOB_SLICE_MS   10000
+#define JOB_PULSE_MS   200 /* the same while somebody looks on */
 #define PIVOT_MS       30000
 #define CHAIN_MAX      512
 #define RESUME_WAIT_MS 30000
@@ -130,10 +132,24 @@ static int missing_node(const struct vm_disk *d, const char *path,
                    "%s is not in the live chain of disk %s", path, d->name);
 }
 
+/* A cancelled commit leaves the old chain in place, a stream what it has put
+ * into its node so far, which is backed by the same as before. */
+static int stop_job(struct session *s, struct qstill_error *err)
+{
+    struct qstill_job *job = s->job;
+    struct qstill_error second = {0};
+
+    s->job = NULL;
+    livechain_settle(s, &second);
+    s->job = job;
+    return err->code;
+}
+
 /* As long as QEMU answers, its job is left its time. */
 static int wait_job(struct session *s, enum qmp_job_state until,
                     struct qstill_error *err)
 {
+    uint32_t slice_ms = s->job ? JOB_PULSE_MS : JOB_SLICE_MS;
     struct qmp_job job;
 
     for (;;) {
@@ -142,7 +158,9 @@ static int wait_job(struct session *s, enum qmp_job_state until,
         if (job.state == QMP_JOB_CONCLUDED ||
             (until == QMP_JOB_READY && job.state == QMP_JOB_READY))
             return 0;
-        if (qmp_job_wait(s->qmp, JOB_ID, until, JOB_SLICE_MS, &job, err) == 0)
+        if (job_pulse(s->job, job.done, job.total, err) < 0)
+            return stop_job(s, err);
+        if (qmp_job_wait(s->qmp, JOB_ID, until, slice_ms, &job, err) == 0)
             return 0;
         if (err->code != QSTILL_E_UNREACHABLE)
             return err->code;

@@ -12,6 +12,7 @@
 #include "tree.h"
 #include "vmrecord.h"
 
+struct qstill_job;
 struct qstill_qmp;
 
 struct session {
@@ -26,8 +27,10 @@ struct session {
     int pid;                /* QEMU's; 0 when not known */
     struct qmp_status status;
     struct qmp_disks live;
-    uint64_t bwlimit; /* of merges, bytes per second; 0: none */
-    bool paranoid;    /* compare what a guest sees before and after a merge */
+    uint64_t bwlimit;       /* of merges, bytes per second; 0: none */
+    struct qstill_job *job; /* that a merge tells how far it is, or NULL: then
+                               it cannot be cancelled */
+    bool paranoid; /* compare what a guest sees before and after a merge */
 };
 
 /* Opens STORE/VM, takes the lock for `verb` (NULL: none, only reading),

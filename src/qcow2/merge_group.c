@@ -335,6 +335,8 @@ static int undo_in_place(struct merge_group *g, struct qstill_error *err)
     struct image *t = g->target;
     struct stat st;
 
+    if (!t || t->wfd < 0) /* merge_open() has failed: not begun */
+        return 0;
     for (size_t i = 0; i < rw->moves.n; i++)
         if (rw->moves.v[i].dst < rw->old_end && !rw->moves.v[i].over)
             io_punch(t->io, t->wfd, rw->moves.v[i].dst, rw->moves.v[i].len);
@@ -351,7 +353,7 @@ static int undo_new_file(struct merge_group *g, struct qstill_error *err)
     const char *name;
     const char *path = g->m->output ? g->m->output : g->record.target.path;
 
-    if (!path || g->target->wfd < 0) /* not made */
+    if (!path || !g->target || g->target->wfd < 0) /* not made */
         return 0;
     if (path_open_dir(path, &dirfd, &name, err) < 0)
         return err->code;

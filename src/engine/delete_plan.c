@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT */
+/* The plan of a delete: which snapshots go, whether their layers are what they
+ * were, and what it costs. */
+#include <string.h>
+
+#include "delete_impl.h"
+#include "job.h"
+#include "layer_file.h"
+#include "layers.h"
+
+static size_t index_of(const struct tree *t, const struct manifest *m)
+{
+    return (size_t)(m - t->nodes);
+}
+
+/* Marks all that descend from marked ones. */
+static void mark_children(struct del *c)
+{
+    bool more = true;
+
+    while (more) {
+        more = false;
+        for (size_t i = 0; i < c->s.tree.count; i++) {
+            const struct manifest *m = &c->s.tree.nodes[i];
+            const struct manifest *up =
+                m->parent_id ? tree_find(&c->s.tree, m->parent_id) : NULL;
+
+            if (up && c->doomed[index_of(&c->s.tree, up)] && !c->doomed[i])
+                more = c->doomed[i] = true;
+        }
+    }
+}
+
+static bool is_planned(void *user, const char *id)
+{
+    const struct del *c = user;
+    const struct manifest *m = tree_find(&c->s.tree, id);
+
+    return m && c->doomed[index_of(&c->s.tree, m)];
+}
+
+/* Memory files go whole; disks are merged. */
+static void describe_memory(struct del *c, const struct manifest *m)
+{
+    if (m->memory_included)
+        buf_printf(job_text(c->job), "  memory: %llu bytes freed\n",
+                   (unsigned long long)store_tree_usage(c->s.snapsfd, m->id));
+}
+
+static void describe(struct del *c, const struct layers *all)
+{
+    struct buf *text = job_text(c->job);
+
+    for (size_t i = 0; i < c->s.tree.count; i++) {
+        const struct manifest *m = &c->s.tree.nodes[i];
+
+        if (!c->doomed[i])
+            continue;
+        buf_printf(text, "delete %s (%s)\n", m->name, m->id);
+        describe_memory(c, m);
+        for (size_t k = 0; k < m->disk_count; k++) {
+            const struct layer *l = layers_find(all, m->disks[k].path);
+
+            buf_printf(text, "  disk %s: layer %s, %zu child%s, %llu bytes\n",
+                       m->disks[k].name, m->disks[k].path, l ? l->children : 0,
+                       l && l->children == 1 ? "" : "ren",
+                       (unsigned long long)(l ? l->allocated : 0));
+        }
+    }
+}
+
+/* A merge gives the layers of doomed ones and of their children another
+ * identity: whatever was done to them behind our back would look right then. */
+static bool is_merged(const struct del *c, const struct manifest *m)
+{
+    const struct manifest *up =
+        m->parent_id ? tree_find(&c->s.tree, m->parent_id) : NULL;
+
+    return c->doomed[index_of(&c->s.tree, m)] ||
+           (up && c->doomed[index_of(&c->s.tree, up)]);
+}
+
+static int check_layers(struct del *c, struct qstill_error *err)
+{
+    for (size_t i = 0; i < c->s.tree.count; i++) {
+        const struct manifest *m = &c->s.tree.nodes[i];
+
+        for (size_t k = 0; is_merged(c, m) && k < m->disk_count; k++)
+            if (layer_check(&m->disks[k], err) < 0) {
+                err_wrap(err, "snapshot %s", m->name);
+                return err_hint(err, "bring the original file back");
+            }
+    }
+    for (size_t i = 0; i < c->s.rec.hidden_count; i++)
+        if (layer_check_hidden(&c->s.rec.hidden[i], err) < 0)
+            return err_hint(err, "bring the original file back");
+    return 0;
+}
+
+static int find_doomed(struct del *c, struct qstill_error *err)
+{
+    const struct tree *t = &c->s.tree;
+
+    c->doomed = arena_array(&c->arena, t->count + 1, sizeof(bool));
+    c->doomed_damaged =
+        arena_array(&c->arena, t->damaged_count + 1, sizeof(bool));
+    if (!c->doomed || !c->doomed_damaged)
+        return err_nomem(err);
+    for (size_t i = 0; i < c->snap_count; i++) {
+        const struct tree_damage *d = tree_find_damaged(t, c->snaps[i]);
+        struct manifest *m = NULL;
+
+        if (d) {
+            c->doomed_damaged[d - t->damaged] = true;
+            continue;
+        }
+        if (tree_resolve(t, c->snaps[i], &m, err) < 0)
+            return err->code;
+        c->doomed[index_of(t, m)] = true;
+    }
+    return 0;
+}
+
+/* Its name for its layers is lost with its manifest. */
+static void describe_damaged(struct del *c)
+{
+    const struct tree *t = &c->s.tree;
+
+    for (size_t i = 0; i < t->damaged_count; i++)
+        if (c->doomed_damaged[i])
+            buf_printf(job_text(c->job),
+                       "delete %s, which is damaged: its layers are not known "
+                       "and stay where they are\n",
+                       t->damaged[i].id);
+}
+
+int delete_plan_enter(void *ctx, struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0};
+    struct del *c = ctx;
+
+    if (session_open(&c->s, c->store, c->vm, "delete", err) < 0)
+        return err->code;
+    c->session_open = true;
+    c->s.job = c->job;
+    if (find_doomed(c, err) < 0)
+        return err->code;
+    if (c->o.children)
+        mark_children(c);
+    if (session_connect(&c->s, err) < 0 ||
+        (c->s.qmp && session_check_heads(&c->s, err) < 0) ||
+        check_layers(c, err) < 0 || layers_load(&c->s, &all, err) < 0)
+        return err->code;
+    describe(c, &all);
+    describe_damaged(c);
+    c->s.bwlimit = c->o.bwlimit;
+    c->s.paranoid = c->o.paranoid;
+    c->j.keep_hidden = c->o.keep_hidden;
+    if (c->o.dry_run)
+        return layers_describe(&c->s, &c->j, is_planned, c, job_text(c->job),
+                               err);
+    return c->o.paranoid
+               ? paranoid_take(&c->before, &c->arena, &c->s, is_planned, c, err)
+               : 0;
+}

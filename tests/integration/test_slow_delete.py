@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: MIT
+"""A delete that takes long: its limit is kept, it says how far it is, it can be
+cancelled, and what --paranoid is for is found."""
+
+import os
+import re
+import signal
+import time
+
+from lib import image
+from lib.case import Case
+
+MIB = 1 << 20
+DATA = 24  # MiB that a merge has to move
+LIMIT = 8  # MiB a second
+
+
+class Slow(Case):
+    either = True
+    cost = 30
+
+    def setUp(self):
+        super().setUp()
+        self.vm = self.tiny_vm(disks=[
+            self.disk("disk0", "qcow2", size=64 * MIB, pattern=False)])
+        self.want = {}
+        for i, name in enumerate(("root", "middle", "leaf")):
+            self.write(i, 1 + i)
+            self.q("create", "vm", name)
+            self.want[name] = self.digest(name)
+        self.write(3, 9)
+        self.head = self.head_digest()
+
+    def write(self, at, byte):
+        """A part of its own, and one over the others'."""
+        disk, = self.vm.disks
+        self.vm.io(disk, "write -q -P %d %d %d" % (
+            byte, at * MIB, DATA * MIB))
+        self.vm.io(disk, "flush")
+
+    def digest(self, name):
+        (path, fmt), = self.frozen(self.vm, name).values()
+        return image.digest(path, fmt)
+
+    def head_digest(self):
+        path, = self.head_paths(self.vm)
+        return image.digest(path, "qcow2")
+
+    def is_whole(self, *names):
+        self.assertEqual(sorted(names), sorted(self.q.names("vm")))
+        for name in names:
+            self.assertEqual(self.want[name], self.digest(name), name)
+        self.assertEqual(self.head, self.head_digest())
+
+    def in_the_middle(self, *argv):
+        """Started with the limit; returns when it has begun to merge."""
+        process = self.q.start("delete", "vm", *argv, "--bwlimit",
+                               "%dM" % LIMIT)
+        self.q.wait_journal("vm", process)
+        time.sleep(1.2)
+        self.assertIsNone(process.poll(), "it was too fast")
+        return process
+
+    def cancelled(self, *argv, stay):
+        begun = time.monotonic()
+        process = self.in_the_middle(*argv)
+        process.send_signal(signal.SIGINT)
+        status, out, err = self.q.finish(process, 20)
+        self.assertLess(time.monotonic() - begun, 0.8 * DATA / LIMIT,
+                        "it went on")
+        failure = self.q.failed("cancelled", "cancelled", ["delete"], status,
+                                out, err)
+        self.assertIn("qstill recover vm", failure.hint)
+        self.assertRegex(err, r"merge.*\d+% .*MiB of")
+        self.assertFalse(os.path.exists(self.q.journal_path("vm")))
+        self.is_whole(*stay)
+        if self.vm.alive():
+            self.assertEqual("running", self.vm.state())
+            self.assertEqual([], self.vm.block_jobs())
+        self.assertTrue(self.q.check("vm")["ok"])
+        # others can be made and taken before it is finished
+        self.q("create", "vm", "new")
+        self.want["new"] = self.digest("new")
+        self.head = self.head_digest()
+        self.is_whole(*stay, "new")
+        self.q("recover", "vm")
+        self.is_whole(*stay, "new")
+        self.check_nothing_left(self.vm)
+
+    def test_cancelled_while_a_new_file_is_made(self):
+        self.cancelled("middle", stay=("root", "leaf"))
+
+    def test_cancelled_while_qemu_works(self):
+        self.cancelled("leaf", stay=("root", "middle"))
+
+    def test_cancelled_while_the_vm_is_off(self):
+        """Whichever takes the other in, all of that has to be moved."""
+        self.vm.quit()
+        for i, name in enumerate(("one", "two")):
+            path, = self.head_paths(self.vm)
+            image.run("qemu-io", "-f", "qcow2", "-c", "write -q -P %d %d %d" % (
+                30 + i, 32 * i * MIB, DATA * MIB), path)
+            self.q("create", "vm", name)
+            self.want[name] = self.digest(name)
+        self.head = self.head_digest()
+        self.cancelled("one", stay=("root", "middle", "leaf", "two"))
+
+    def test_killed_while_qemu_works(self):
+        process = self.in_the_middle("leaf")
+        process.kill()
+        self.q.finish(process)
+        self.q("recover", "vm")
+        self.is_whole("root", "middle")
+        self.check_nothing_left(self.vm)
+
+    def test_the_limit_is_kept(self):
+        plan = " ".join(self.q("delete", "vm", "middle", "--dry-run")["plan"])
+        moved = int(re.search(r"all: moves (\d+) bytes", plan).group(1))
+        self.assertGreater(moved, DATA * MIB)
+        begun = time.monotonic()
+        self.q("delete", "vm", "middle", "--bwlimit", "%dM" % LIMIT)
+        took = time.monotonic() - begun
+        self.assertGreater(took, 0.8 * moved / MIB / LIMIT)
+        self.assertLess(took, 2 + 1.5 * moved / MIB / LIMIT)
+        self.is_whole("root", "leaf")
+
+    def test_paranoid_finds_what_changes_meanwhile(self):
+        """root stays, and somebody writes into its layer."""
+        (path, _), = self.frozen(self.vm, "root").values()
+        process = self.in_the_middle("middle", "--paranoid")
+        self.unprotect(path)
+        with open(path, "r+b") as f:
+            data = f.read()
+            f.seek(data.index(b"\1" * 65536))
+            f.write(b"\2" * 512)
+        status, out, err = self.q.finish(process, 60)
+        self.q.failed("corrupt", "root|leaf", ["delete"], status, out, err)
+        self.damaged_on_purpose.add("vm")
