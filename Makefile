@@ -120,11 +120,11 @@ check-unit: all $(UNIT_BINS) ## unit and structure tests: no QEMU, no root
 	$(Q)tests/run-unit.sh $(UNIT_BINS)
 
 # ---------------------------------------------------- tests with a real QEMU
-# QEMU   the versions to test with     JOBS  how many tests at a time
+# QEMU   the versions to test with     JOBS  how many tests at a time (they wait a lot)
 # TESTS  a word: only tests with it in their name
 comma := ,
 QEMU  ?= 7.2,10.0
-JOBS  ?= 2
+JOBS  ?= $(shell expr $$(nproc) + 1)
 TESTS ?=
 INTEGRATION = python3 tests/integration/run.py --build $(BUILD) -j $(JOBS) \
               $(if $(TESTS),-k $(TESTS))
@@ -156,7 +156,7 @@ $(PROBES): $(BUILD)/%: $(BUILD)/obj/tests/integration/%.o $(BUILD)/libqstill.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(PKG_LIBS)
 
-check-qemu: all $(PROBES) ## integration tests (QEMU=7.2,10.0 JOBS=2 TESTS=word)
+check-qemu: all $(PROBES) ## integration tests (QEMU=7.2,10.0 JOBS=n TESTS=word)
 	$(Q)$(INTEGRATION) --qemu $(QEMU) $(RUN_FLAGS)
 
 # Random operations against a model: SEED=n SECONDS_EACH=n bring a failure back

@@ -135,6 +135,7 @@ class Run:
         self.times = []
         self.failures = []
         self.again = []
+        self.cpu = []
 
     def say(self, text):
         with self.lock:
@@ -197,13 +198,21 @@ class Run:
                            said["seconds"])
         if timer:
             timer.cancel()
-        status = p.wait()
+        status = self.reap(p, label)
         for name in left:
             why = "its process ended with %d" % status
             if name == current:
                 why += " in this test"
             self.count("failed", "%s.%s" % (label, name),
                        why + self.output(log))
+
+    def reap(self, p, label):
+        """Its exit status; notes the CPU time of it and of every QEMU in it,
+        for which it is the reaper."""
+        _, status, used = os.wait4(p.pid, 0)
+        p.returncode = os.waitstatus_to_exitcode(status)
+        self.cpu.append((used.ru_utime + used.ru_stime, label))
+        return p.returncode
 
     @staticmethod
     def output(log):
@@ -231,25 +240,28 @@ def fixture(*argv):
     return p.returncode, p.stdout.strip(), p.stderr.strip()
 
 
-def environment(args, version, qemu, guest):
+def environment(args, version, qemu, guest, share):
     env = dict(os.environ)
     env.update(QSTILL_TEST_QEMU=qemu, QSTILL_TEST_QEMU_VERSION=version,
                QSTILL_TEST_GUEST=guest, QSTILL_TEST_BUILD=args.build,
                QSTILL_TEST_QUICK="1" if args.quick else "0",
+               QSTILL_TEST_SHARE="%d/%d" % share,
                PYTHONDONTWRITEBYTECODE="1")
     for name in ("QSTILL_STORE", "XDG_STATE_HOME"):
         env.pop(name, None)
     return env
 
 
-def versions_of(cls, args):
-    """With --either, a class that says so runs with one of the versions: each
-    class always with the same one, and about as many with each."""
+def versions_of(cls, args, there):
+    """With --either, a class that says so runs with one of the versions that
+    are there: each class always with the same one, and about as many with
+    each."""
     asked = [v for v in args.qemu.split(",") if v in cls.versions]
-    if not args.either or not cls.either or len(asked) < 2:
+    choice = [v for v in asked if v in there]
+    if not args.either or not cls.either or len(choice) < 2:
         return asked
     name = "%s.%s" % (cls.__module__, cls.__name__)
-    return [asked[zlib.crc32(name.encode()) % len(asked)]]
+    return [choice[zlib.crc32(name.encode()) % len(choice)]]
 
 
 def once_more(run, jobs):
@@ -274,26 +286,34 @@ def collect(run, args):
     if status != 0:
         raise SystemExit("no guest: " + why)
     jobs = []
+    there, missing = {}, {}
     for version in args.qemu.split(","):
         status, qemu, why = fixture(
             "qemu.sh", version, os.path.join(args.cache, "qemu-" + version))
         if status not in (0, 3):
             raise SystemExit("no QEMU %s: %s" % (version, why))
+        if status == 0:
+            there[version] = qemu
+        else:
+            missing[version] = why
+    for version in args.qemu.split(","):
         for m in modules():
             for cls, names in classes(m):
                 names = [n for n in names if not args.k or
                          args.k in "%s.%s.%s" % (m, cls.__name__, n)]
                 if args.skip and args.skip in m:
                     continue
-                if not names or version not in versions_of(cls, args):
+                if not names or version not in versions_of(cls, args, there):
                     continue
-                if status == 3:
+                if version in missing:
                     for n in names:
                         run.count("skipped", "qemu-%s %s.%s.%s" % (
-                            version, m, cls.__name__, n), why)
+                            version, m, cls.__name__, n), missing[version])
                     continue
-                jobs.append((version, environment(args, version, qemu, guest),
-                             cls, names))
+                share = (list(there).index(version), len(there))
+                jobs.append((version, environment(
+                    args, version, there[version], guest,
+                    share if args.either else (0, 1)), cls, names))
     jobs.sort(key=lambda j: -getattr(j[2], "cost", 10))
     return jobs
 
@@ -312,7 +332,8 @@ def main():
                         help="fewer rounds where a test goes in rounds")
     parser.add_argument("--either", action="store_true",
                         help="tests that depend little on the version of QEMU "
-                        "with one of them only")
+                        "with one of them only, and of rounds and moments a "
+                        "share with each")
     parser.add_argument("--again", action="store_true",
                         help="up to %d tests that failed get a second try, "
                         "alone" % AGAIN_MAX)
@@ -348,6 +369,8 @@ def main():
 
     for seconds, name in sorted(run.times, reverse=True)[:8]:
         print("slow: %.1f s %s" % (seconds, name))
+    for seconds, label in sorted(run.cpu, reverse=True)[:12]:
+        print("CPU: %.0f s %s" % (seconds, label))
     for name in sorted(run.again):
         if name not in run.failures:
             print("passed at the second try only: " + name)

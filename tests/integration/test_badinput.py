@@ -18,6 +18,7 @@ BAD_NAMES = ("a/b", "..", ".", "", "a b", "x" * 65, "a\nb", "\u00e4", "../vm")
 
 
 class Sockets(Case):
+    either = True
     cost = 25
 
     def listen(self, name, answer):
@@ -109,6 +110,7 @@ class Sockets(Case):
 
 
 class Names(Case):
+    either = True
     cost = 15
 
     def test_of_vms(self):
@@ -168,6 +170,7 @@ class Names(Case):
 
 
 class Stores(Case):
+    either = True
     cost = 40
     limit = 180
 
@@ -225,6 +228,7 @@ class Stores(Case):
 
 class Damage(Case):
     """Something in the store or a disk is not as we left it."""
+    either = True
     cost = 60
     limit = 240
 

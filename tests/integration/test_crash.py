@@ -7,7 +7,7 @@ import signal
 import time
 
 from lib import image
-from lib.case import QUICK, Case
+from lib.case import QUICK, Case, share
 
 MODES = ("paused", "background", "precopy")
 
@@ -174,7 +174,7 @@ class OurselvesKilled(Middle):
     command: the VM runs, and the snapshot is whole or was never there."""
     cost = 100
     limit = 240
-    delays = (0, 0.05, 0.4) if QUICK else (0, 0.03, 0.1, 0.3, 0.8)
+    delays = share((0, 0.05, 0.4) if QUICK else (0, 0.03, 0.1, 0.3, 0.8))
 
     def killed(self, mode):
         vm = self.slow_vm()

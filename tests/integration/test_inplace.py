@@ -8,7 +8,7 @@ import signal
 import time
 
 from lib import image
-from lib.case import QUICK, Case
+from lib.case import QUICK, Case, share
 from lib.qmp import QMPError
 
 
@@ -73,8 +73,8 @@ class InPlace(Reverts):
     def test_memory_is_the_snapshots_byte_for_byte(self):
         """Of each kind of RAM, with two CPUs at work, and a display whose
         memory a machine reset fills."""
-        for memory, extra in (("default", ["-device", "cirrus-vga"]),
-                              ("memfd", ["-device", "VGA"])):
+        for memory, extra in share((("default", ["-device", "cirrus-vga"]),
+                                    ("memfd", ["-device", "VGA"]))):
             with self.subTest(memory=memory):
                 vm = self.running_vm(name=memory, memory=memory, smp=2,
                                      append="JUNK=8", extra=extra,
@@ -98,9 +98,10 @@ class InPlace(Reverts):
 
     def test_drives_of_each_style_and_bus(self):
         """Again and again, and everything else still works afterwards."""
-        for style, bus, machine in (("drive", "virtio", "pc"),
-                                    ("blockdev", "scsi", "q35"),
-                                    ("if", "virtio", "q35")):
+        for style, bus, machine in share((("drive", "virtio", "pc"),
+                                          ("blockdev", "scsi", "q35"),
+                                          ("if", "virtio", "q35"),
+                                          ("blockdev", "virtio", "pc"))):
             with self.subTest(style=style, bus=bus, machine=machine):
                 vm = self.running_vm(name=style, style=style, machine=machine,
                                      append="SYNC=vda,vdb"
@@ -131,7 +132,7 @@ class InPlace(Reverts):
     def test_ide_and_ahci_disks_without_an_id(self):
         """The guest has no driver for them: QEMU's own I/O command stands in
         for it."""
-        for machine in ("pc", "q35"):
+        for machine in share(("pc", "q35")):
             with self.subTest(machine=machine):
                 path = self.disk("sata", vm=machine, pattern=False).path
                 vm = self.running_vm(

@@ -12,6 +12,7 @@ from lib.case import Case
 
 
 class Quiesce(Case):
+    either = True
     cost = 30
 
     def fs_vm(self, **kw):

@@ -9,6 +9,7 @@ from lib.guest import SyncPage
 
 
 class Testbed(Case):
+    either = True
     cost = 15
 
     def test_the_guest_ticks_counts_and_checks_itself(self):

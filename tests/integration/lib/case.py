@@ -30,7 +30,16 @@ QEMU_VERSION = os.environ.get("QSTILL_TEST_QEMU_VERSION", "")
 GUEST = os.environ.get("QSTILL_TEST_GUEST", "")
 BUILD = os.environ.get("QSTILL_TEST_BUILD", "build")
 QUICK = os.environ.get("QSTILL_TEST_QUICK", "") == "1"
+# The other QEMU does the rest: see --either of run.py.
+SHARE, SHARES = (int(n) for n in
+                 os.environ.get("QSTILL_TEST_SHARE", "0/1").split("/"))
 PR_SET_CHILD_SUBREAPER = 36
+
+
+def share(items):
+    """Those of the items, moments or variants of one test, that are tested
+    with this QEMU: all, or in `make check` each one with one of the QEMUs."""
+    return items[SHARE::SHARES]
 
 
 class TimeUp(BaseException):
