@@ -103,28 +103,29 @@ class InPlace(Reverts):
                                           ("if", "virtio", "q35"),
                                           ("blockdev", "virtio", "pc"))):
             with self.subTest(style=style, bus=bus, machine=machine):
-                vm = self.running_vm(name=style, style=style, machine=machine,
+                name = "%s-%s" % (style, bus)
+                vm = self.running_vm(name=name, style=style, machine=machine,
                                      append="SYNC=vda,vdb"
                                      if bus == "virtio" else "",
-                                     disks=self.two_disks(style, bus=bus))
+                                     disks=self.two_disks(name, bus=bus))
                 ticks, nonce = self.snapshot(vm)
                 contents = [image.digest(p, f) for p, f in
                             self.frozen(vm, "one").values()]
                 for _ in range(2):
                     self.goes_on(vm)
                     self.back(vm, "one", ticks[0], nonce)
-                self.q("create", style, "two", "--memory")
+                self.q("create", name, "two", "--memory")
                 self.goes_on(vm)
                 self.back(vm, "two", self.snapshot_ticks(vm, "two")[0], nonce)
                 self.assertEqual(
                     ["one", "two"],
-                    [s["name"] for s in self.q.snapshots(style)])
-                self.q("delete", style, "two")
+                    [s["name"] for s in self.q.snapshots(name)])
+                self.q("delete", name, "two")
                 self.goes_on(vm)
                 self.back(vm, "one", ticks[0], nonce)
                 self.assertEqual(contents, [image.digest(p, f) for p, f in
                                             self.frozen(vm, "one").values()])
-                self.q("delete", style, "one")
+                self.q("delete", name, "one")
                 self.goes_on(vm)
                 self.reset_boots(vm, nonce)
                 vm.end()
