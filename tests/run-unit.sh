@@ -1,27 +1,33 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Runs the unit test programs given, and the structure tests; prints what
-# failed whole, and one closing line with the counts.
+# Runs the unit test programs given, and the structure tests, JOBS (2) at a
+# time: many of them wait. Prints what failed whole, and one closing line with
+# the counts.
 set -u
 top=$(cd "$(dirname "$0")/.." && pwd)
-passed=0 failed=0
-log=$(mktemp) || exit 2
-trap 'rm -f "$log"' EXIT
-run() {
-    if "$@" >"$log" 2>&1; then
-        n=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$log" | tail -1)
-        passed=$((passed + ${n:-1}))
+if [ "${1:-}" = --one ]; then # FOLDER PROGRAM: its counts into a file there
+    out=$(mktemp "$2/XXXXXX") || exit 2
+    if "$3" >"$out.log" 2>&1; then
+        n=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test.*/\1/p' "$out.log" | tail -1)
+        echo "passed ${n:-1}" >"$out"
     else
-        n=$(grep -c '^\[  FAILED  \] [a-z]' "$log")
+        n=$(grep -c '^\[  FAILED  \] [a-z]' "$out.log")
         [ "$n" -gt 0 ] || n=1
-        failed=$((failed + n))
-        echo "--- $* failed:"
-        cat "$log"
+        echo "failed $n" >"$out"
+        { echo "--- $3 failed:"; cat "$out.log"; } >"$out.failed"
     fi
-}
-for t in "$@"; do run "$t"; done
-for t in "$top"/tests/layers.sh "$top"/tests/structure/*.sh; do
-    [ -x "$t" ] && run "$t"
-done
-echo "unit: $passed passed, $failed failed"
-[ "$failed" = 0 ]
+    exit 0
+fi
+work=$(mktemp -d) || exit 2
+trap 'rm -rf "$work"' EXIT
+set -- "$@" "$top"/tests/layers.sh "$top"/tests/structure/*.sh
+printf '%s\0' "$@" | xargs -0 -n 1 -P "${JOBS:-2}" "$0" --one "$work"
+cat "$work"/*.failed 2>/dev/null
+counts=$(find "$work" -type f -name '??????' -exec cat {} + |
+    awk '{ n[$1] += $2; programs++ }
+         END { print programs + 0, n["passed"] + 0, n["failed"] + 0 }')
+# shellcheck disable=SC2086
+set -- $# $counts
+echo "unit: $3 passed, $4 failed"
+[ "$1" = "$2" ] || echo "unit: $2 of $1 programs have run"
+[ "$4" = 0 ] && [ "$1" = "$2" ]

@@ -303,6 +303,8 @@ def collect(run, args):
                          args.k in "%s.%s.%s" % (m, cls.__name__, n)]
                 if args.skip and args.skip in m:
                     continue
+                if args.either and cls.dealt and version in there:
+                    names = names[list(there).index(version)::len(there)]
                 if not names or version not in versions_of(cls, args, there):
                     continue
                 if version in missing:
@@ -332,8 +334,8 @@ def main():
                         help="fewer rounds where a test goes in rounds")
     parser.add_argument("--either", action="store_true",
                         help="tests that depend little on the version of QEMU "
-                        "with one of them only, and of rounds and moments a "
-                        "share with each")
+                        "with one of them only; of rounds, moments and "
+                        "variants a share with each")
     parser.add_argument("--again", action="store_true",
                         help="up to %d tests that failed get a second try, "
                         "alone" % AGAIN_MAX)

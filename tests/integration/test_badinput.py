@@ -177,7 +177,7 @@ class Stores(Case):
     def test_that_are_full(self):
         """Memory does not fit: the VM runs on, its disks are folded back."""
         self.mount_tmpfs(self.store, "size=12m")
-        vm = self.running_vm(append="JUNK=24 SYNC=vda,vdb",
+        vm = self.running_vm(append="JUNK=24 SYNC=vda,vdb SYNCMS=2",
                              disks=[self.disk("disk0"),
                                     self.disk("disk1", "raw")])
         vm.serial.wait("JUNK-READY")

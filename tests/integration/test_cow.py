@@ -111,6 +111,7 @@ class Rounds(Lab):
 
 class Reference(Rounds):
     """Always; Shapes has the rest."""
+    dealt = True
 
     def test_private_memory(self):
         self.check_rounds()
@@ -193,6 +194,7 @@ class Shapes(Rounds):
 
 class Balloon(Lab):
     """Memory that the guest gives back, before and during a capture."""
+    dealt = True
     cost = 20
     versions = ONE_QEMU
 
@@ -261,6 +263,7 @@ class Balloon(Lab):
 
 class Refused(Lab):
     """What writes to RAM where nobody sees it."""
+    dealt = True
     cost = 20
 
     def expect(self, vm, mode, words):
@@ -408,6 +411,7 @@ class Pause(Lab):
 
 class Killed(Lab):
     """QEMU outlives our death at any instant of a create."""
+    dealt = True
     cost = 30
     limit = 280
     versions = ONE_QEMU

@@ -29,7 +29,7 @@ class Middle(Case):
 
     def slow_vm(self):
         vm = self.shared(lambda: self.running_vm(
-            append="JUNK=24 SYNC=vda,vdb",
+            append="JUNK=24 SYNC=vda,vdb SYNCMS=2",
             disks=[self.disk("disk0"), self.disk("disk1", "raw")]))
         vm.serial.wait("JUNK-READY")
         return vm
@@ -62,6 +62,7 @@ class Middle(Case):
 
 
 class AtOnce(Middle):
+    dealt = True
     cost = 25
 
     def test_the_second_command_is_told_who_holds_the_lock(self):
@@ -99,6 +100,7 @@ class AtOnce(Middle):
 
 
 class QemuKilled(Middle):
+    dealt = True
     cost = 45
     limit = 180
 

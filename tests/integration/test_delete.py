@@ -42,6 +42,7 @@ class DeleteCase(Case):
 
 
 class Delete(DeleteCase):
+    dealt = True
     cost = 60
 
     def test_a_chain_of_a_running_vm_from_the_middle(self):
@@ -87,7 +88,7 @@ class Delete(DeleteCase):
 
     def test_what_the_guest_writes_meanwhile_is_not_lost(self):
         """SYNC reads its rings back all the time: a lost write shows."""
-        vm = self.running_vm(style="drive", append="SYNC=vda,vdb",
+        vm = self.running_vm(style="drive", append="SYNC=vda,vdb SYNCMS=2",
                              disks=[self.disk("disk0"),
                                     self.disk("disk1", "raw")])
         self.sync_address(vm)
@@ -169,7 +170,7 @@ class Delete(DeleteCase):
         self.goes_on(vm)
 
     def test_killed_in_the_middle_it_is_whole_or_gone(self):
-        vm = self.running_vm(append="SYNC=vda,vdb",
+        vm = self.running_vm(append="SYNC=vda,vdb SYNCMS=2",
                              disks=[self.disk("disk0"),
                                     self.disk("disk1", "raw")])
         for i in range(4 if QUICK else 6):

@@ -105,7 +105,7 @@ class InPlace(Reverts):
             with self.subTest(style=style, bus=bus, machine=machine):
                 name = "%s-%s" % (style, bus)
                 vm = self.running_vm(name=name, style=style, machine=machine,
-                                     append="SYNC=vda,vdb"
+                                     append="SYNC=vda,vdb SYNCMS=2"
                                      if bus == "virtio" else "",
                                      disks=self.two_disks(name, bus=bus))
                 ticks, nonce = self.snapshot(vm)
@@ -206,7 +206,7 @@ class Failures(Reverts):
     limit = 240
 
     def busy_vm(self, **kw):
-        vm = self.running_vm(append="JUNK=24 SYNC=vda,vdb",
+        vm = self.running_vm(append="JUNK=24 SYNC=vda,vdb SYNCMS=2",
                              disks=self.two_disks(), **kw)
         vm.serial.wait("JUNK-READY")
         return vm

@@ -143,7 +143,7 @@ class Revert(Case):
 
     def test_branches_of_the_tree(self):
         """one - two; back to one, on to three; then each of them again."""
-        vm = self.running_vm(append="SYNC=vda")
+        vm = self.running_vm(append="SYNC=vda SYNCMS=2")
         ticks, ids = {}, {}
         nonce = vm.serial.ticks()[-1].nonce
 
