@@ -107,7 +107,7 @@ static void check_layers(struct report_obj *o, struct session *s)
                 problem_of(o, "layer-changed", &e);
             }
     for (size_t i = 0; i < s->rec.hidden_count; i++)
-        if (layer_check_hidden(&s->rec.hidden[i], &e) < 0)
+        if (layer_check_hidden(s, &s->rec.hidden[i], &e) < 0)
             problem_of(o, "layer-changed", &e);
 }
 

@@ -233,8 +233,7 @@ static int open_protected(struct session *s, struct qstill_error *err)
     return protect_open_hidden(&all, err);
 }
 
-/* What stays hidden is to be recognised by who comes next. Not what QEMU has
- * open in a live chain, nor the first image: into these its jobs fold. */
+/* What stays hidden is to be recognised by who comes next. */
 static int identify_rest(struct collapse *c, struct qstill_error *err)
 {
     struct vm_record *rec = &c->s->rec;
@@ -245,7 +244,7 @@ static int identify_rest(struct collapse *c, struct qstill_error *err)
         const struct layer *l = layers_find(&c->all, h->path);
         struct qstill_error ignored = {0};
 
-        if (h->ino == 0 && l && l->hidden && !l->node && !l->first_image &&
+        if (h->ino == 0 && l && l->hidden &&
             layer_identify_hidden(rec, h, &ignored) == 0)
             any = true;
     }

@@ -53,7 +53,8 @@ static struct price price_of(struct collapse *c, const struct step *st)
     struct price p;
 
     if (st->kind == STEP_REMOVE || st->kind == STEP_FORGET)
-        return (struct price){"none", 0, st->first->allocated, 0};
+        return (struct price){
+            "none", 0, st->kind == STEP_REMOVE ? st->first->allocated : 0, 0};
     if (st->kind == STEP_FOLD_LIVE || st->kind == STEP_PULL_LIVE ||
         collapse_request(c, st, &r, &ignored) < 0)
         return guess(st);
@@ -100,6 +101,10 @@ static void simulate(struct collapse *c, const struct step *st)
     struct layer *below = st->last->below;
     bool all = st->kind == STEP_MERGE;
 
+    if (st->kind == STEP_FORGET && !st->first->missing) {
+        st->first->hidden = false;
+        return;
+    }
     if (st->kind == STEP_REMOVE || st->kind == STEP_FORGET) {
         vanish(st->first);
         return;

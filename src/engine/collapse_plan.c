@@ -152,9 +152,11 @@ struct step collapse_step(struct collapse *c, struct layer *l)
 {
     struct step st = {.first = l, .last = l};
 
-    if (!l->hidden || l->head || l->owner || l->trash || l->stuck)
+    if (!l->hidden || l->trash || l->stuck)
         return nothing(NULL);
-    if (l->missing) {
+    /* a layer that took others in is a head, or a snapshot's; a process that
+     * died had noted it before, as that of a snapshot which went */
+    if (l->missing || l->head || l->owner) {
         st.kind = STEP_FORGET;
         return st;
     }

@@ -171,8 +171,10 @@ static int hide_of_gone(struct session *s, const char *gone,
     if (store_opendirat(s->snapsfd, gone, &fd, &why) < 0 ||
         manifest_load(fd, &m, &why) < 0)
         return 0; /* removed in part already: its layers are hidden then */
+    /* who takes it in may be a living one's by now */
     for (size_t k = 0; k < m.disk_count; k++)
-        if (vmrecord_hide(&s->rec, m.disks[k].name, m.disks[k].path,
+        if (!tree_owner(&s->tree, m.disks[k].path) &&
+            vmrecord_hide(&s->rec, m.disks[k].name, m.disks[k].path,
                           m.disks[k].format, err) < 0)
             return err->code;
     return 0;

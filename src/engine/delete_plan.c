@@ -92,7 +92,7 @@ static int check_layers(struct del *c, struct qstill_error *err)
             }
     }
     for (size_t i = 0; i < c->s.rec.hidden_count; i++)
-        if (layer_check_hidden(&c->s.rec.hidden[i], err) < 0)
+        if (layer_check_hidden(&c->s, &c->s.rec.hidden[i], err) < 0)
             return err_hint(err, "bring the original file back");
     return 0;
 }

@@ -298,7 +298,16 @@ int layer_identify_hidden(struct vm_record *rec, struct vm_hidden *h,
     return err->code;
 }
 
-int layer_check_hidden(const struct vm_hidden *h, struct qstill_error *err)
+static bool is_head(const struct session *s, const char *path)
+{
+    for (size_t i = 0; i < s->rec.disk_count; i++)
+        if (strcmp(s->rec.disks[i].head_path, path) == 0)
+            return true;
+    return false;
+}
+
+int layer_check_hidden(const struct session *s, const struct vm_hidden *h,
+                       struct qstill_error *err)
 {
     struct manifest_disk d = {.name = h->disk,
                               .path = h->path,
@@ -309,7 +318,8 @@ int layer_check_hidden(const struct vm_hidden *h, struct qstill_error *err)
                               .mtime_ns = h->mtime_ns,
                               .header_hash = h->header_hash};
 
-    if (h->ino == 0 || layer_check(&d, err) == 0)
+    if (h->ino == 0 || is_head(s, h->path) || tree_owner(&s->tree, h->path) ||
+        layer_check(&d, err) == 0)
         return 0;
     if (err->code == QSTILL_E_NOT_FOUND)
         return err_clear(err);

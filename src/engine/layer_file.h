@@ -38,11 +38,12 @@ int layer_identify(struct manifest *m, struct manifest_disk *d,
  * gone. */
 int layer_check(const struct manifest_disk *d, struct qstill_error *err);
 
-/* The same of a hidden layer; one whose identity is not known, or that is
- * gone, is fine. */
+/* The same of a hidden layer; one whose identity is not known, that is gone, or
+ * that is somebody's again is fine. */
 int layer_identify_hidden(struct vm_record *rec, struct vm_hidden *h,
                           struct qstill_error *err);
-int layer_check_hidden(const struct vm_hidden *h, struct qstill_error *err);
+int layer_check_hidden(const struct session *s, const struct vm_hidden *h,
+                       struct qstill_error *err);
 
 /* What was written to a file, and the names of its directory, are durable. */
 int layer_sync(const char *path, struct qstill_error *err);

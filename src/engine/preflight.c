@@ -101,7 +101,7 @@ static int check_hidden(struct session *s, const struct manifest *m, bool force,
             const struct vm_hidden *h =
                 l->hidden ? hidden_at(s, l->path) : NULL;
 
-            if (h && layer_check_hidden(h, err) < 0)
+            if (h && layer_check_hidden(s, h, err) < 0)
                 return err_wrap(err, "below it");
         }
     }

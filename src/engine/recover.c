@@ -258,7 +258,7 @@ static int merge_hidden(struct recover_job *r, const char *vm,
         return err->code;
     s.job = r->job;
     for (size_t i = 0; i < s.rec.hidden_count && rc == 0; i++)
-        rc = layer_check_hidden(&s.rec.hidden[i], err);
+        rc = layer_check_hidden(&s, &s.rec.hidden[i], err);
     if (rc < 0 || settle_roots(&s, r->dry_run, text, err) < 0)
         rc = err->code;
     else if (s.rec.hidden_count == 0)

@@ -12,7 +12,7 @@ from lib.case import Case
 
 MIB = 1 << 20
 DATA = 24  # MiB that a merge has to move
-LIMIT = 8  # MiB a second
+LIMIT = 4  # MiB a second
 
 
 class Slow(Case):
@@ -118,10 +118,10 @@ class Slow(Case):
         moved = int(re.search(r"all: moves (\d+) bytes", plan).group(1))
         self.assertGreater(moved, DATA * MIB)
         begun = time.monotonic()
-        self.q("delete", "vm", "middle", "--bwlimit", "%dM" % LIMIT)
+        self.q("delete", "vm", "middle", "--bwlimit", "%dM" % (2 * LIMIT))
         took = time.monotonic() - begun
-        self.assertGreater(took, 0.8 * moved / MIB / LIMIT)
-        self.assertLess(took, 2 + 1.5 * moved / MIB / LIMIT)
+        self.assertGreater(took, 0.4 * moved / MIB / LIMIT)
+        self.assertLess(took, 2 + 0.8 * moved / MIB / LIMIT)
         self.is_whole("root", "leaf")
 
     def test_paranoid_finds_what_changes_meanwhile(self):

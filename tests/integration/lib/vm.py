@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A QEMU with the test guest in it, started in the ways that people do."""
 
+import json
 import os
 import re
 import signal
@@ -32,6 +33,14 @@ class Disk:
             image.create(path, fmt, size, pattern and not fs)
         if fs:
             subprocess.run(["mkfs.ext4", "-q", "-F", path], check=True)
+
+
+def file_name(name):
+    """The image's own file: of a chain whose nodes were opened one by one,
+    QEMU tells the whole chain as "json:"."""
+    if not name.startswith("json:"):
+        return name
+    return json.loads(name[5:])["file"]["filename"]
 
 
 class VM:
@@ -249,7 +258,7 @@ class VM:
             front = b.get("qdev", "") or b["device"]
             front = front.replace("/machine/peripheral/", "")
             front = front.split("/virtio-backend")[0]
-            found[front] = b["inserted"]["image"]["filename"]
+            found[front] = file_name(b["inserted"]["image"]["filename"])
         return found
 
     def block_jobs(self):

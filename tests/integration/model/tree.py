@@ -12,6 +12,7 @@ import random
 import time
 
 from lib import image
+from lib.vm import file_name
 
 from .images import Reader
 from .machine import STYLES, Machine
@@ -72,14 +73,6 @@ class State:
                     found.add(n)
                     more = True
         return found
-
-
-def file_name(name):
-    """The image's own file: of a chain whose nodes were opened one by one,
-    QEMU tells the whole chain as "json:"."""
-    if not name.startswith("json:"):
-        return name
-    return json.loads(name[5:])["file"]["filename"]
 
 
 class Walk:
