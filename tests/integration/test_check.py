@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""check predicts: what it passes can be created, reverted to and deleted, and
+what it does not pass cannot, with the same words."""
+
+import contextlib
+import os
+
+from lib.case import Case
+
+
+class Check(Case):
+    either = True
+    cost = 20
+
+    def vm_of(self, name, **kw):
+        """With a snapshot `base`, and something written since."""
+        vm = self.tiny_vm(name, disks=[
+            self.disk("disk0", "qcow2", vm=name, size=2 << 20, pattern=False),
+            self.disk("disk1", "raw", vm=name, size=2 << 20, pattern=False)],
+            **kw)
+        self.write(vm, 1)
+        self.q("create", name, "base")
+        self.write(vm, 2)
+        return vm
+
+    @staticmethod
+    def write(vm, byte):
+        for d in vm.disks:
+            vm.write(d, 0, byte)
+
+    def passes(self, vm, *more):
+        """And so it is: all three, with memory if that was asked for."""
+        said = self.q.check(vm.name, *more)
+        self.assertEqual([], said["problems"])
+        extra = [m for m in more if m == "--memory"]
+        state = vm.state()
+        self.q("create", vm.name, "new", *extra)
+        self.q("revert", vm.name, "new")
+        self.q("revert", vm.name, "base")
+        self.q("delete", vm.name, "new")
+        self.assertEqual(["base"], self.q.names(vm.name))
+        self.assertEqual([], self.q.check(vm.name)["problems"])
+        self.check_nothing_left(vm)
+        return state
+
+    def test_a_vm_that_runs(self):
+        vm = self.vm_of("vm")
+        self.passes(vm)
+        self.passes(vm, "--memory")
+        modes = self.q.check("vm", "--memory")["captureModes"]
+        for mode in [m for m, why in modes.items() if why is None]:
+            with self.subTest(mode=mode):
+                self.q("create", "vm", mode, "--memory", "--mode", mode)
+                self.q("revert", "vm", mode)
+                self.q("delete", "vm", mode)
+        for mode in [m for m, why in modes.items() if why is not None]:
+            with self.subTest(mode=mode):
+                self.q.fails("precondition|permission", "", "create", "vm",
+                             mode, "--memory", "--mode", mode)
+
+    def test_a_vm_that_is_paused_or_off(self):
+        vm = self.vm_of("vm")
+        self.pause(vm)
+        self.q("create", "vm", "new")
+        self.assertEqual("paused", vm.state())
+        self.q("delete", "vm", "new")
+        self.cont(vm)
+        vm.quit()
+        self.passes(vm)
+        said = self.q.check("vm", "--memory")
+        self.assertEqual(["not-running"], [p["code"] for p in
+                                           said["problems"]])
+        self.q.fails("unreachable|precondition", "not run", "create", "vm",
+                     "new", "--memory")
+
+    def test_after_a_delete_that_left_a_layer(self):
+        vm = self.vm_of("vm")
+        self.q("create", "vm", "one")
+        self.q("revert", "vm", "base")
+        self.q("create", "vm", "two")
+        self.q("delete", "vm", "base", "--keep-hidden")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        for name in ("one", "two"):
+            self.q("revert", "vm", name)
+        self.q("delete", "vm", "one", "two")
+        self.check_nothing_left(vm)
+
+    def does_not_pass(self, code, message, *argvs):
+        said = self.q.check("vm")
+        found = [p for p in said["problems"] if p["code"] == code]
+        self.assertTrue(found, said["problems"])
+        self.assertRegex(found[0]["message"], message)
+        self.assertTrue(found[0]["hint"])
+        for argv in argvs:
+            self.q.fails("precondition|corrupt|not-found|failed", message,
+                         *argv)
+
+    def test_a_layer_that_is_gone(self):
+        vm = self.vm_of("vm")
+        (path, _), _ = self.frozen(vm, "base").values()
+        self.q("create", "vm", "new")
+        vm.quit()
+        self.unprotect(path)
+        os.rename(path, path + ".away")
+        self.does_not_pass("layer-changed", "disk0.*gone",
+                           ["revert", "vm", "base"], ["revert", "vm", "new"],
+                           ["delete", "vm", "base"])
+        os.rename(path + ".away", path)
+        self.passes_all(vm)
+
+    def test_a_head_that_is_gone(self):
+        vm = self.vm_of("vm")
+        vm.quit()
+        path = self.head_paths(vm)[0]
+        os.rename(path, path + ".away")
+        self.does_not_pass("head-missing", "disk0",
+                           ["create", "vm", "new"], ["start", "vm"])
+        os.rename(path + ".away", path)
+        self.passes_all(vm)
+
+    def passes_all(self, vm):
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("create", "vm", "again")
+        self.q("revert", "vm", "base")
+        self.q("start", "vm")
+        self.q("delete", "vm", *self.q.names("vm"))
+        self.check_nothing_left(vm)
+
+    def test_a_file_system_without_room(self):
+        """Nothing is left over, and nothing of what was there is harmed."""
+        small = os.path.join(self.tmp, "small")
+        self.mount_tmpfs(small, "size=600k")
+        vm = self.vm_of("vm")
+        self.q("create", "vm", "new", "--disk-dir", small)
+        with contextlib.suppress(OSError), \
+                open(small + "/fill", "wb", buffering=0) as f:
+            while True:
+                f.write(bytes(4096))
+        self.q.fails("no-space", "", "create", "vm", "more", "--disk-dir",
+                     small)
+        self.assertEqual(["base", "new"], self.q.names("vm"))
+        self.assertEqual("running", vm.state())
+        os.unlink(small + "/fill")
+        self.q("revert", "vm", "base")
+        self.q("delete", "vm", "new")
+        self.q("delete", "vm", "base")
+        self.check_nothing_left(vm)
