@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * syskill [--at N [--errno E | --kill PID [--on]]] [--list FILE] -- CMD ARG...
+ * syskill [--at N [--errno E [--stay] | --kill PID [--on]]] [--list FILE] --
+ *         CMD ARG...
  *
  * Runs CMD and counts its system calls that change something anywhere: files,
  * directories, sockets and pipes, other processes. Just before the N-th one
@@ -10,6 +11,7 @@
  *                  there, but for E of EPIPE only what is sent to a socket is,
  *                  and of ECONNRESET only what is received from one: the
  *                  command has come to its receiver, its answer is lost;
+ *   --stay         and so do all such calls that follow;
  *   --kill PID     that process is killed, and waited for until it is gone;
  *                  then CMD is killed too, or goes on (--on).
  * Without --at nothing happens to it: the count says how many points there
@@ -116,11 +118,23 @@ static struct {
     int error;
     pid_t kill;
     bool on;
+    bool stay;
     FILE *list;
     long seen;
     pid_t child;
-    pid_t failing; /* the thread whose call is to fail at its exit */
+    pid_t failing[64]; /* threads whose call is to fail at its exit */
 } run;
+
+/* Takes the thread out of those whose call fails, or in. */
+static bool take_failing(pid_t tid, pid_t other)
+{
+    for (size_t i = 0; i < COUNT(run.failing); i++)
+        if (run.failing[i] == tid) {
+            run.failing[i] = other;
+            return true;
+        }
+    return false;
+}
 
 static _Noreturn void die(const char *what)
 {
@@ -273,7 +287,8 @@ static void point(pid_t tid, const struct call *c)
     regs.orig_rax = (unsigned long long)-1;
     if (ptrace(PTRACE_SETREGS, tid, NULL, &regs) < 0)
         die("setting registers");
-    run.failing = tid;
+    if (!take_failing(0, tid))
+        die("too many threads");
 }
 
 static void syscall_stop(pid_t tid)
@@ -284,8 +299,7 @@ static void syscall_stop(pid_t tid)
 
     if (ptrace(PTRACE_GET_SYSCALL_INFO, tid, sizeof(c), &c) < 0)
         return; /* killed meanwhile */
-    if (c.op == OP_EXIT && tid == run.failing) {
-        run.failing = 0;
+    if (c.op == OP_EXIT && take_failing(tid, 0)) {
         if (ptrace(PTRACE_GETREGS, tid, NULL, &regs) < 0)
             die("reading registers");
         regs.rax = (unsigned long long)-run.error;
@@ -297,7 +311,7 @@ static void syscall_stop(pid_t tid)
     run.seen++;
     if (run.list)
         fprintf(run.list, "%ld %s\n", run.seen, text);
-    if (run.seen == run.at)
+    if (run.seen == run.at || (run.stay && run.at && run.seen > run.at))
         point(tid, &c);
 }
 
@@ -383,6 +397,8 @@ int main(int argc, char **argv)
     for (; i < argc && strcmp(argv[i], "--") != 0; i++) {
         if (strcmp(argv[i], "--on") == 0)
             run.on = true;
+        else if (strcmp(argv[i], "--stay") == 0)
+            run.stay = true;
         else if (i + 1 == argc)
             break;
         else if (strcmp(argv[i], "--at") == 0)
@@ -397,8 +413,8 @@ int main(int argc, char **argv)
             break;
     }
     if (i + 1 >= argc || strcmp(argv[i], "--") != 0) {
-        fprintf(stderr, "usage: syskill [--at N] [--errno E] [--kill PID "
-                        "[--on]] [--list FILE] -- CMD...\n");
+        fprintf(stderr, "usage: syskill [--at N] [--errno E [--stay]] [--kill "
+                        "PID [--on]] [--list FILE] -- CMD...\n");
         return 125;
     }
     start(argv + i + 1);

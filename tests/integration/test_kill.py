@@ -89,6 +89,8 @@ class Kill(Case):
         pre = [os.path.join(BUILD, "crash", "syskill"), "--list", said]
         if fault.startswith("E"):
             pre += ["--errno", fault]
+        if fault == "EROFS":
+            pre += ["--stay"]
         if n:
             pre += ["--at", str(n)]
             if fault in ("qemu", "host"):
@@ -312,7 +314,8 @@ class DiskBroken(Kill):
 
 
 class ReadOnly(Kill):
-    """The call fails with EROFS: the file system was found damaged."""
+    """The call fails with EROFS, and all that follow: the file system was found
+    damaged, and is mended before the next command."""
 
 
 class SendBroken(Kill):
