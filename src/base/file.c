@@ -5,31 +5,12 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include "io.h"
+
 int file_openat(int dirfd, const char *path, int flags, mode_t mode, int *out,
                 struct qstill_error *err)
 {
-    CLEANUP(closep) int fd = -1;
-    struct stat st;
-
-    fd = openat(dirfd, path, flags | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, mode);
-    if (fd < 0) {
-        if (errno == ELOOP)
-            return err_set(err, QSTILL_E_PRECONDITION,
-                           "%s is a symbolic link, which is not followed here",
-                           path);
-        return err_errno(err, errno, "cannot open %s", path);
-    }
-    if (fstat(fd, &st) < 0)
-        return err_errno(err, errno, "cannot stat %s", path);
-    if (!S_ISREG(st.st_mode))
-        return err_set(err, QSTILL_E_PRECONDITION, "%s is no regular file",
-                       path);
-    /* It kept a FIFO from blocking the open. Left on, io_uring of older
-     * kernels would answer EAGAIN to reads of what is not in the cache. */
-    if (fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0)
-        return err_errno(err, errno, "cannot open %s", path);
-    *out = take_fd(&fd);
-    return 0;
+    return io_openat(io_real(), dirfd, path, flags, mode, out, err);
 }
 
 int file_read_upto(int fd, void *data, size_t len, uint64_t off, size_t *got,

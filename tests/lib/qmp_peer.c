@@ -504,3 +504,18 @@ void qmp_peer_finish(struct qmp_peer *p)
     if (failure[0])
         fail_msg("the peer: %s", failure);
 }
+
+void qmp_peer_close(struct qmp_peer *p, struct qstill_qmp *q)
+{
+    qstill_qmp_close(q);
+    qmp_peer_finish(p);
+}
+
+void qmp_peer_error(const struct qstill_error *err, int rc, int code,
+                    const char *words)
+{
+    assert_int_equal(rc, code);
+    assert_int_equal(err->code, code);
+    if (!strstr(err->message, words))
+        fail_msg("'%s' has no '%s'", err->message, words);
+}

@@ -56,5 +56,12 @@ struct qmp_peer *qmp_peer_replay(const char *name, struct qstill_qmp **q);
 /* Waits for the script's end: close the client before. Fails the test when the
  * client did other than the script says. */
 void qmp_peer_finish(struct qmp_peer *p);
+/* Closes the client, then that. */
+void qmp_peer_close(struct qmp_peer *p, struct qstill_qmp *q);
+
+/* What a call returned and left in *err: the code, and a message with these
+ * words in it. */
+void qmp_peer_error(const struct qstill_error *err, int rc, int code,
+                    const char *words);
 
 #endif

@@ -18,14 +18,6 @@
 
 static struct qstill_error err;
 
-static void assert_error(int rc, int code, const char *message)
-{
-    assert_int_equal(rc, code);
-    assert_int_equal(err.code, code);
-    if (!strstr(err.message, message))
-        fail_msg("'%s' has no '%s'", err.message, message);
-}
-
 /* An agent's half of a synchronization, and one after trash. */
 #define ASK_SYNC                                                               \
     "C {\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":\"*\"}}\n"
@@ -151,8 +143,9 @@ static void a_late_answer_is_not_the_next_ones(void **state)
 
     (void)state;
     assert_non_null(a);
-    assert_error(qstill_qga_is_frozen(a, &frozen, &err), QSTILL_E_UNREACHABLE,
-                 "has not answered 'guest-fsfreeze-status' in time");
+    qmp_peer_error(&err, qstill_qga_is_frozen(a, &frozen, &err),
+                   QSTILL_E_UNREACHABLE,
+                   "has not answered 'guest-fsfreeze-status' in time");
     usleep(700 * 1000);
     assert_int_equal(qstill_qga_is_frozen(a, &frozen, &err), 0);
     assert_false(frozen);
@@ -174,17 +167,19 @@ static void errors_of_the_agent_have_its_text(void **state)
 
     (void)state;
     assert_non_null(a);
-    assert_error(qstill_qga_execute(a, "guest-shutdown", NULL, 0, NULL, &err),
-                 QSTILL_E_FAILED,
-                 "the guest agent refuses 'guest-shutdown': not  now");
-    assert_error(qstill_qga_execute(a, "guest-info", NULL, 0, NULL, &err),
-                 QSTILL_E_FAILED,
-                 "the guest agent's answer to 'guest-info' is none");
-    assert_error(qstill_qga_execute(a, "guest-info", NULL, 0, NULL, &err),
-                 QSTILL_E_FAILED,
-                 "reading the guest agent's answer to 'guest-info': byte 0x6e");
-    assert_error(qstill_qga_execute(a, "x", json_array(), 0, NULL, &err),
-                 QSTILL_E_USAGE, "the arguments of 'x' are no JSON object");
+    qmp_peer_error(
+        &err, qstill_qga_execute(a, "guest-shutdown", NULL, 0, NULL, &err),
+        QSTILL_E_FAILED, "the guest agent refuses 'guest-shutdown': not  now");
+    qmp_peer_error(
+        &err, qstill_qga_execute(a, "guest-info", NULL, 0, NULL, &err),
+        QSTILL_E_FAILED, "the guest agent's answer to 'guest-info' is none");
+    qmp_peer_error(
+        &err, qstill_qga_execute(a, "guest-info", NULL, 0, NULL, &err),
+        QSTILL_E_FAILED,
+        "reading the guest agent's answer to 'guest-info': byte 0x6e");
+    qmp_peer_error(&err,
+                   qstill_qga_execute(a, "x", json_array(), 0, NULL, &err),
+                   QSTILL_E_USAGE, "the arguments of 'x' are no JSON object");
     finish(p, a);
 }
 
@@ -219,8 +214,9 @@ static void a_freeze_that_hangs_is_followed_by_a_thaw(void **state)
 
     (void)state;
     assert_non_null(a);
-    assert_error(qstill_qga_freeze(a, 200, NULL, &err), QSTILL_E_UNREACHABLE,
-                 "has not answered 'guest-fsfreeze-freeze' in time");
+    qmp_peer_error(&err, qstill_qga_freeze(a, 200, NULL, &err),
+                   QSTILL_E_UNREACHABLE,
+                   "has not answered 'guest-fsfreeze-freeze' in time");
     finish(p, a);
 }
 
@@ -242,9 +238,10 @@ static void a_freeze_that_fails_or_lies_is_followed_by_a_thaw(void **state)
                  ASK("guest-fsfreeze-thaw"));
         p = agent(script, &a);
         assert_non_null(a);
-        assert_error(qstill_qga_freeze(a, 0, &count, &err), QSTILL_E_FAILED,
-                     i == 0 ? "refuses 'guest-fsfreeze-freeze': busy"
-                            : "is no number of filesystems");
+        qmp_peer_error(&err, qstill_qga_freeze(a, 0, &count, &err),
+                       QSTILL_E_FAILED,
+                       i == 0 ? "refuses 'guest-fsfreeze-freeze': busy"
+                              : "is no number of filesystems");
         assert_int_equal(count, 77);
         finish(p, a);
     }
@@ -257,8 +254,9 @@ static void a_freeze_that_was_never_sent_needs_no_thaw(void **state)
 
     (void)state;
     assert_non_null(a);
-    assert_error(qstill_qga_freeze(a, 0, NULL, &err), QSTILL_E_UNREACHABLE,
-                 "has not answered 'guest-sync-delimited' in time");
+    qmp_peer_error(&err, qstill_qga_freeze(a, 0, NULL, &err),
+                   QSTILL_E_UNREACHABLE,
+                   "has not answered 'guest-sync-delimited' in time");
     finish(p, a); /* the script would fail on any other command */
 }
 
@@ -270,10 +268,10 @@ static void an_agent_that_dies_in_the_freeze_is_unreachable(void **state)
 
     (void)state;
     assert_non_null(a);
-    assert_error(qstill_qga_freeze(a, 0, NULL, &err), QSTILL_E_UNREACHABLE,
-                 "'ga' has closed the connection");
-    assert_error(qstill_qga_thaw(a, 0, NULL, &err), QSTILL_E_UNREACHABLE,
-                 "'ga' has closed the connection");
+    qmp_peer_error(&err, qstill_qga_freeze(a, 0, NULL, &err),
+                   QSTILL_E_UNREACHABLE, "'ga' has closed the connection");
+    qmp_peer_error(&err, qstill_qga_thaw(a, 0, NULL, &err),
+                   QSTILL_E_UNREACHABLE, "'ga' has closed the connection");
     finish(p, a);
 }
 
@@ -284,8 +282,9 @@ static void a_thaw_that_cannot_synchronize_is_sent_all_the_same(void **state)
 
     (void)state;
     assert_non_null(a);
-    assert_error(qstill_qga_thaw(a, 0, NULL, &err), QSTILL_E_UNREACHABLE,
-                 "has not answered 'guest-sync-delimited' in time");
+    qmp_peer_error(&err, qstill_qga_thaw(a, 0, NULL, &err),
+                   QSTILL_E_UNREACHABLE,
+                   "has not answered 'guest-sync-delimited' in time");
     finish(p, a);
 }
 
@@ -301,10 +300,11 @@ static void a_thaw_that_leaves_the_guest_frozen_fails(void **state)
 
     (void)state;
     assert_non_null(a);
-    assert_error(qstill_qga_thaw(a, 0, NULL, &err), QSTILL_E_FAILED,
-                 "the guest agent says thawed 0, but still frozen");
-    assert_error(qstill_qga_is_frozen(a, &frozen, &err), QSTILL_E_FAILED,
-                 "freeze status is neither 'frozen' nor 'thawed'");
+    qmp_peer_error(&err, qstill_qga_thaw(a, 0, NULL, &err), QSTILL_E_FAILED,
+                   "the guest agent says thawed 0, but still frozen");
+    qmp_peer_error(&err, qstill_qga_is_frozen(a, &frozen, &err),
+                   QSTILL_E_FAILED,
+                   "freeze status is neither 'frozen' nor 'thawed'");
     finish(p, a);
 }
 

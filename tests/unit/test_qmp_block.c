@@ -16,20 +16,6 @@
 
 static struct qstill_error err;
 
-static void assert_error(int rc, int code, const char *message)
-{
-    assert_int_equal(rc, code);
-    assert_int_equal(err.code, code);
-    if (!strstr(err.message, message))
-        fail_msg("'%s' has no '%s'", err.message, message);
-}
-
-static void finish(struct qmp_peer *p, struct qstill_qmp *q)
-{
-    qstill_qmp_close(q);
-    qmp_peer_finish(p);
-}
-
 /* -------------------------------------------------------------------- disks */
 
 static void check_disks(const struct qmp_disks *d)
@@ -97,7 +83,7 @@ static void replay_disks(const char *name)
     check_disks(&d);
     assert_int_equal(qmp_graph_read(q, &g, &err), 0);
     check_graph(&g, d.items[0].node);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void disks_and_chain_of_qemu_7_2(void **state)
@@ -127,7 +113,7 @@ static int read_script(const char *script, struct qmp_graph *g)
     struct qmp_peer *p = qmp_peer_client(script, &q);
     int rc = qmp_graph_read(q, g, &err);
 
-    finish(p, q);
+    qmp_peer_close(p, q);
     return rc;
 }
 
@@ -185,7 +171,8 @@ static void a_file_open_twice_cannot_be_told_by_name(void **state)
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
 
     (void)state;
-    assert_error(
+    qmp_peer_error(
+        &err,
         read_script(ASK_NODES
                     "S {\"return\":[{\"node-name\":\"a\",\"drv\":\"qcow2\","
                     "\"file\":\"/d/t\",\"backing_file\":\"/d/b\"},"
@@ -201,7 +188,8 @@ static void a_cycle_of_nodes_is_corrupt(void **state)
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
 
     (void)state;
-    assert_error(
+    qmp_peer_error(
+        &err,
         read_script(ASK_NODES
                     "S {\"return\":[{\"node-name\":\"a\",\"drv\":\"qcow2\"},"
                     "{\"node-name\":\"b\",\"drv\":\"qcow2\"}]}\n" ASK_EDGES
@@ -219,13 +207,14 @@ static void a_node_without_name_or_driver_fails(void **state)
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
 
     (void)state;
-    assert_error(
-        read_script(ASK_NODES "S {\"return\":[{\"drv\":\"raw\"}]}", &g),
+    qmp_peer_error(
+        &err, read_script(ASK_NODES "S {\"return\":[{\"drv\":\"raw\"}]}", &g),
         QSTILL_E_FAILED, "QEMU's answer has no usable 'node-name'");
-    assert_error(read_script(ASK_NODES "S {\"return\":[{\"node-name\":\"a\","
-                                       "\"drv\":7}]}",
-                             &g),
-                 QSTILL_E_FAILED, "QEMU's answer has no usable 'drv'");
+    qmp_peer_error(&err,
+                   read_script(ASK_NODES "S {\"return\":[{\"node-name\":\"a\","
+                                         "\"drv\":7}]}",
+                               &g),
+                   QSTILL_E_FAILED, "QEMU's answer has no usable 'drv'");
 }
 
 /* ------------------------------------------------------------------ changes */
@@ -252,9 +241,9 @@ static void overlays_go_into_one_transaction(void **state)
 
     (void)state;
     assert_int_equal(qmp_snapshot_disks(q, overlays, 2, &err), 0);
-    assert_error(qmp_snapshot_disks(q, &latin1, 1, &err), QSTILL_E_USAGE,
-                 "it is not UTF-8");
-    finish(p, q);
+    qmp_peer_error(&err, qmp_snapshot_disks(q, &latin1, 1, &err),
+                   QSTILL_E_USAGE, "it is not UTF-8");
+    qmp_peer_close(p, q);
 }
 
 static void a_node_is_added_with_all_its_options(void **state)
@@ -294,7 +283,7 @@ static void a_node_is_added_with_all_its_options(void **state)
                               .protocol = "host_device",
                               .backing_null = true};
     assert_int_equal(qmp_blockdev_add(q, &b, &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void reopening_wants_a_name_and_a_protocol_node(void **state)
@@ -309,15 +298,16 @@ static void reopening_wants_a_name_and_a_protocol_node(void **state)
         &q);
 
     (void)state;
-    assert_error(qmp_blockdev_reopen(q, &b, &err), QSTILL_E_PRECONDITION,
-                 "node '#block1' has an automatic name");
+    qmp_peer_error(&err, qmp_blockdev_reopen(q, &b, &err),
+                   QSTILL_E_PRECONDITION,
+                   "node '#block1' has an automatic name");
     b.node = "o3";
-    assert_error(qmp_blockdev_reopen(q, &b, &err), QSTILL_E_USAGE,
-                 "reopening 'o3' wants its present protocol node");
+    qmp_peer_error(&err, qmp_blockdev_reopen(q, &b, &err), QSTILL_E_USAGE,
+                   "reopening 'o3' wants its present protocol node");
     b.file_node = "#block7";
     b.backing = "mg";
     assert_int_equal(qmp_blockdev_reopen(q, &b, &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void a_node_that_is_gone_is_told_apart(void **state)
@@ -337,16 +327,16 @@ static void a_node_that_is_gone_is_told_apart(void **state)
     struct qmp_peer *p = qmp_peer_client(gone, &q);
 
     (void)state;
-    assert_error(qmp_blockdev_del(q, "m", QMP_MISSING_FAILS, &err),
-                 QSTILL_E_NOT_FOUND, "Failed to find");
-    finish(p, q);
+    qmp_peer_error(&err, qmp_blockdev_del(q, "m", QMP_MISSING_FAILS, &err),
+                   QSTILL_E_NOT_FOUND, "Failed to find");
+    qmp_peer_close(p, q);
     p = qmp_peer_client(gone, &q);
     assert_int_equal(qmp_blockdev_del(q, "m", QMP_MISSING_FINE, &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
     p = qmp_peer_client(used, &q);
-    assert_error(qmp_blockdev_del(q, "m", QMP_MISSING_FINE, &err),
-                 QSTILL_E_FAILED, "Node m is in use");
-    finish(p, q);
+    qmp_peer_error(&err, qmp_blockdev_del(q, "m", QMP_MISSING_FINE, &err),
+                   QSTILL_E_FAILED, "Node m is in use");
+    qmp_peer_close(p, q);
 }
 
 int main(void)

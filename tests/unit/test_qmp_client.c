@@ -21,20 +21,6 @@
 
 static struct qstill_error err;
 
-static void assert_error(int rc, int code, const char *message)
-{
-    assert_int_equal(rc, code);
-    assert_int_equal(err.code, code);
-    if (!strstr(err.message, message))
-        fail_msg("'%s' has no '%s'", err.message, message);
-}
-
-static void finish(struct qmp_peer *p, struct qstill_qmp *q)
-{
-    qstill_qmp_close(q);
-    qmp_peer_finish(p);
-}
-
 /* Runs a script against an opening that must fail. */
 static void assert_open_fails(const char *script, int code, const char *message)
 {
@@ -46,8 +32,8 @@ static void assert_open_fails(const char *script, int code, const char *message)
     /* short only where silence is the matter: a loaded machine is slow */
     options.greeting_timeout_ms = code == QSTILL_E_BUSY ? 300 : 20000;
     p = qmp_peer_start(script, &fd);
-    assert_error(qstill_qmp_open_fd(&q, fd, "sock", &options, &err), code,
-                 message);
+    qmp_peer_error(&err, qstill_qmp_open_fd(&q, fd, "sock", &options, &err),
+                   code, message);
     assert_null(q);
     qmp_peer_finish(p);
 }
@@ -107,7 +93,8 @@ static void open_at(const char *path, int code, const char *message)
     struct qstill_qmp *q = NULL;
 
     options.greeting_timeout_ms = 200;
-    assert_error(qstill_qmp_open(&q, path, &options, &err), code, message);
+    qmp_peer_error(&err, qstill_qmp_open(&q, path, &options, &err), code,
+                   message);
 }
 
 static void sockets_that_are_none_are_unreachable(void **state)
@@ -168,7 +155,7 @@ static void a_path_longer_than_an_address_is_reached(void **state)
     snprintf(path, sizeof(path), "%s/s", deep);
     assert_int_equal(qstill_qmp_open(&q, path, NULL, &err), 0);
     assert_string_equal(qstill_qmp_name(q), path);
-    finish(p, q);
+    qmp_peer_close(p, q);
     unlinkat(deepfd, "s", 0);
     close(deepfd);
     unlinkat(dirfd, strrchr(deep, '/') + 1, AT_REMOVEDIR);
@@ -207,7 +194,7 @@ static void events_between_command_and_reply_are_kept(void **state)
     assert_int_equal(qstill_qmp_next_event(q, QSTILL_QMP_NO_WAIT, &event, &err),
                      0);
     assert_null(event);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void arguments_go_out_and_are_taken_over(void **state)
@@ -224,9 +211,10 @@ static void arguments_go_out_and_are_taken_over(void **state)
     assert_int_equal(qstill_qmp_execute(q, "qom-list", args, 0, NULL, &err), 0);
     assert_int_equal(args->refcount, 1);
     json_decref(args);
-    assert_error(qstill_qmp_execute(q, "x", json_array(), 0, NULL, &err),
-                 QSTILL_E_USAGE, "the arguments of 'x' are no JSON object");
-    finish(p, q);
+    qmp_peer_error(&err,
+                   qstill_qmp_execute(q, "x", json_array(), 0, NULL, &err),
+                   QSTILL_E_USAGE, "the arguments of 'x' are no JSON object");
+    qmp_peer_close(p, q);
 }
 
 static void an_error_has_class_and_text(void **state)
@@ -244,16 +232,16 @@ static void an_error_has_class_and_text(void **state)
         &q);
 
     (void)state;
-    assert_error(qstill_qmp_execute(q, "migrate", NULL, 0, NULL, &err),
-                 QSTILL_E_FAILED, "QEMU refuses 'migrate': State blocked");
+    qmp_peer_error(&err, qstill_qmp_execute(q, "migrate", NULL, 0, NULL, &err),
+                   QSTILL_E_FAILED, "QEMU refuses 'migrate': State blocked");
     assert_string_equal(qstill_qmp_error_class(q), "GenericError");
     assert_string_equal(qstill_qmp_error_text(q), "State blocked");
-    assert_error(qstill_qmp_execute(q, "bogus", NULL, 0, NULL, &err),
-                 QSTILL_E_PRECONDITION, "QEMU refuses 'bogus': The command");
+    qmp_peer_error(&err, qstill_qmp_execute(q, "bogus", NULL, 0, NULL, &err),
+                   QSTILL_E_PRECONDITION, "QEMU refuses 'bogus': The command");
     assert_string_equal(qstill_qmp_error_class(q), "CommandNotFound");
     assert_int_equal(qstill_qmp_execute(q, "stop", NULL, 0, NULL, NULL), 0);
     assert_string_equal(qstill_qmp_error_class(q), "");
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void a_late_reply_is_thrown_away(void **state)
@@ -268,15 +256,15 @@ static void a_late_reply_is_thrown_away(void **state)
                                          &q);
 
     (void)state;
-    assert_error(qstill_qmp_execute(q, "stop", NULL, 50, NULL, &err),
-                 QSTILL_E_UNREACHABLE,
-                 "QEMU has not answered 'stop' within 50 ms");
+    qmp_peer_error(&err, qstill_qmp_execute(q, "stop", NULL, 50, NULL, &err),
+                   QSTILL_E_UNREACHABLE,
+                   "QEMU has not answered 'stop' within 50 ms");
     assert_non_null(strstr(err.hint, "may still take effect"));
     assert_int_equal(qstill_qmp_execute(q, "query-name", NULL, 0, &ret, &err),
                      0);
     assert_string_equal(json_string_value(ret), "right");
     json_decref(ret);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void replies_are_taken_in_any_order(void **state)
@@ -293,8 +281,9 @@ static void replies_are_taken_in_any_order(void **state)
 
     (void)state;
     assert_int_equal(qstill_qmp_send(q, "a", NULL, &a, &err), 0);
-    assert_error(qstill_qmp_receive(q, a, QSTILL_QMP_NO_WAIT, &ret, &err),
-                 QSTILL_E_BUSY, "no answer to 'a' yet");
+    qmp_peer_error(&err,
+                   qstill_qmp_receive(q, a, QSTILL_QMP_NO_WAIT, &ret, &err),
+                   QSTILL_E_BUSY, "no answer to 'a' yet");
     assert_int_equal(qstill_qmp_send(q, "b", NULL, &b, &err), 0);
     assert_int_equal(qstill_qmp_receive(q, a, 0, &ret, &err), 0);
     assert_string_equal(json_string_value(ret), "A");
@@ -303,9 +292,9 @@ static void replies_are_taken_in_any_order(void **state)
                      0);
     assert_string_equal(json_string_value(ret), "B");
     json_decref(ret);
-    assert_error(qstill_qmp_receive(q, b, 0, &ret, &err), QSTILL_E_USAGE,
-                 "no command with number 3");
-    finish(p, q);
+    qmp_peer_error(&err, qstill_qmp_receive(q, b, 0, &ret, &err),
+                   QSTILL_E_USAGE, "no command with number 3");
+    qmp_peer_close(p, q);
 }
 
 static void no_more_commands_go_out_than_qemu_reads(void **state)
@@ -317,9 +306,10 @@ static void no_more_commands_go_out_than_qemu_reads(void **state)
     (void)state;
     for (int i = 0; i < QSTILL_QMP_IN_FLIGHT_MAX; i++)
         assert_int_equal(qstill_qmp_send(q, "stop", NULL, &n, &err), 0);
-    assert_error(qstill_qmp_send(q, "cont", NULL, &n, &err), QSTILL_E_BUSY,
-                 "QEMU owes the replies to 8 commands, 'cont' must wait");
-    finish(p, q);
+    qmp_peer_error(&err, qstill_qmp_send(q, "cont", NULL, &n, &err),
+                   QSTILL_E_BUSY,
+                   "QEMU owes the replies to 8 commands, 'cont' must wait");
+    qmp_peer_close(p, q);
 }
 
 static void fds_travel_with_their_command(void **state)
@@ -343,10 +333,11 @@ static void fds_travel_with_their_command(void **state)
     assert_int_equal(read(pipefd[0], text, sizeof(text)), 5);
     assert_string_equal(text, "hello");
     close(pipefd[0]);
-    assert_error(
+    qmp_peer_error(
+        &err,
         qstill_qmp_execute_fd(q, "getfd", json_object(), -1, 0, NULL, &err),
         QSTILL_E_USAGE, "'getfd' needs a file descriptor");
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 /* ------------------------------------------------------------- broken peers */
@@ -361,13 +352,14 @@ static void assert_dies(const char *script, const char *message)
     assert_int_equal(buf_puts(&whole, "C {\"execute\":\"stop\"}\n"), 0);
     assert_int_equal(buf_puts(&whole, script), 0);
     p = qmp_peer_client((char *)whole.data, &q);
-    assert_error(qstill_qmp_execute(q, "stop", NULL, 0, NULL, &err),
-                 QSTILL_E_UNREACHABLE, message);
+    qmp_peer_error(&err, qstill_qmp_execute(q, "stop", NULL, 0, NULL, &err),
+                   QSTILL_E_UNREACHABLE, message);
     /* and stays dead, at once */
-    assert_error(qstill_qmp_execute(q, "cont", NULL, 0, NULL, &err),
-                 QSTILL_E_UNREACHABLE, message);
-    assert_error(qstill_qmp_pump(q, &err), QSTILL_E_UNREACHABLE, message);
-    finish(p, q);
+    qmp_peer_error(&err, qstill_qmp_execute(q, "cont", NULL, 0, NULL, &err),
+                   QSTILL_E_UNREACHABLE, message);
+    qmp_peer_error(&err, qstill_qmp_pump(q, &err), QSTILL_E_UNREACHABLE,
+                   message);
+    qmp_peer_close(p, q);
 }
 
 static void a_broken_protocol_ends_the_connection(void **state)
@@ -398,9 +390,9 @@ static void a_reply_before_the_end_still_counts(void **state)
     assert_int_equal(qstill_qmp_execute(q, "quit", NULL, 0, NULL, &err), 0);
     assert_int_equal(qstill_qmp_next_event(q, 0, &event, &err), 0);
     json_decref(event);
-    assert_error(qstill_qmp_next_event(q, 0, &event, &err),
-                 QSTILL_E_UNREACHABLE, "has closed the connection");
-    finish(p, q);
+    qmp_peer_error(&err, qstill_qmp_next_event(q, 0, &event, &err),
+                   QSTILL_E_UNREACHABLE, "has closed the connection");
+    qmp_peer_close(p, q);
 }
 
 /* -------------------------------------------------------------------- events
@@ -426,7 +418,7 @@ static void a_flood_of_events_drops_the_oldest(void **state)
                      0);
     assert_int_equal(json_integer_value(json_object_get(event, "data")), 10);
     json_decref(event);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void a_peer_that_never_stops_cannot_keep_us(void **state)
@@ -441,11 +433,11 @@ static void a_peer_that_never_stops_cannot_keep_us(void **state)
         buf_puts(&script, "S {\"event\":\"E\"}\n");
     buf_puts(&script, "IGNORE");
     p = qmp_peer_client((char *)script.data, &q);
-    assert_error(qstill_qmp_execute(q, "stop", NULL, 1, NULL, &err),
-                 QSTILL_E_UNREACHABLE, "QEMU has not answered 'stop'");
+    qmp_peer_error(&err, qstill_qmp_execute(q, "stop", NULL, 1, NULL, &err),
+                   QSTILL_E_UNREACHABLE, "QEMU has not answered 'stop'");
     while (qstill_qmp_events_dropped(q) + QSTILL_QMP_EVENTS_MAX < 60000)
         assert_int_equal(qstill_qmp_pump(q, &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static bool count_stops(void *user, const json_t *event)
@@ -477,7 +469,7 @@ static void a_callback_sees_events_first(void **state)
     assert_string_equal(json_string_value(json_object_get(event, "event")),
                         "RESUME");
     json_decref(event);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 /* ---------------------------------------------------------------------- peer
@@ -492,7 +484,7 @@ static void the_peer_is_the_process_that_has_the_other_end(void **state)
     (void)state;
     assert_int_equal(qstill_qmp_peer_pid(q, &pid, &err), 0);
     assert_int_equal(pid, getpid());
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 int main(void)

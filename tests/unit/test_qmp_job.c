@@ -16,20 +16,6 @@
 
 static struct qstill_error err;
 
-static void assert_error(int rc, int code, const char *message)
-{
-    assert_int_equal(rc, code);
-    assert_int_equal(err.code, code);
-    if (!strstr(err.message, message))
-        fail_msg("'%s' has no '%s'", err.message, message);
-}
-
-static void finish(struct qmp_peer *p, struct qstill_qmp *q)
-{
-    qstill_qmp_close(q);
-    qmp_peer_finish(p);
-}
-
 static void a_commit_of_the_active_layer_is_replayed(void **state)
 {
     struct qmp_commit c = {.job = "c", .device = "o2"};
@@ -63,9 +49,9 @@ static void a_commit_of_the_active_layer_is_replayed(void **state)
     assert_string_equal(j.type, "commit");
     assert_int_equal(qmp_job_complete(q, "c", &err), 0);
     assert_int_equal(qmp_job_finish(q, "c", 5000, &err), 0);
-    assert_error(qmp_job_read(q, "c", &j, &err), QSTILL_E_NOT_FOUND,
-                 "QEMU has no job 'c'");
-    finish(p, q);
+    qmp_peer_error(&err, qmp_job_read(q, "c", &j, &err), QSTILL_E_NOT_FOUND,
+                   "QEMU has no job 'c'");
+    qmp_peer_close(p, q);
 }
 
 static void optional_arguments_are_left_out_or_sent(void **state)
@@ -101,7 +87,7 @@ static void optional_arguments_are_left_out_or_sent(void **state)
     assert_int_equal(qmp_block_stream(q, &s, &err), 0);
     assert_int_equal(qmp_snapshot_load(q, "l", "s", "v", &err), 0);
     assert_int_equal(qmp_job_set_speed(q, "j", 7, &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 #define ASK "C {\"execute\":\"query-jobs\"}\n"
@@ -130,15 +116,15 @@ static void a_failed_job_gives_its_own_error(void **state)
     json_t *event = NULL;
 
     (void)state;
-    assert_error(qmp_job_finish(q, "j", 5000, &err), QSTILL_E_FAILED,
-                 "QEMU's job 'j' failed: No space left on device");
+    qmp_peer_error(&err, qmp_job_finish(q, "j", 5000, &err), QSTILL_E_FAILED,
+                   "QEMU's job 'j' failed: No space left on device");
     /* an event that is no job's is still there */
     assert_int_equal(qstill_qmp_next_event(q, QSTILL_QMP_NO_WAIT, &event, &err),
                      0);
     assert_string_equal(json_string_value(json_object_get(event, "event")),
                         "STOP");
     json_decref(event);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void a_lost_event_does_not_hang_the_wait(void **state)
@@ -153,7 +139,7 @@ static void a_lost_event_does_not_hang_the_wait(void **state)
                      0);
     assert_int_equal(j.done, 3);
     assert_int_equal(j.total, 9);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void a_job_that_takes_too_long_is_left(void **state)
@@ -164,10 +150,10 @@ static void a_job_that_takes_too_long_is_left(void **state)
     struct qmp_job j;
 
     (void)state;
-    assert_error(qmp_job_wait(q, "j", QMP_JOB_CONCLUDED, 50, &j, &err),
-                 QSTILL_E_UNREACHABLE,
-                 "QEMU's job 'j' is still 'running' after 50 ms");
-    finish(p, q);
+    qmp_peer_error(&err, qmp_job_wait(q, "j", QMP_JOB_CONCLUDED, 50, &j, &err),
+                   QSTILL_E_UNREACHABLE,
+                   "QEMU's job 'j' is still 'running' after 50 ms");
+    qmp_peer_close(p, q);
 }
 
 static void cancelling_and_dismissing_what_is_over_is_fine(void **state)
@@ -192,9 +178,9 @@ static void cancelling_and_dismissing_what_is_over_is_fine(void **state)
     p = qmp_peer_client((char *)script.data, &q);
     assert_int_equal(qmp_job_cancel(q, "j", &err), 0);
     assert_int_equal(qmp_job_dismiss(q, "j", &err), 0);
-    assert_error(qmp_job_dismiss(q, "j", &err), QSTILL_E_FAILED,
-                 "QEMU refuses 'job-dismiss': Job is running");
-    finish(p, q);
+    qmp_peer_error(&err, qmp_job_dismiss(q, "j", &err), QSTILL_E_FAILED,
+                   "QEMU refuses 'job-dismiss': Job is running");
+    qmp_peer_close(p, q);
 }
 
 int main(void)

@@ -16,20 +16,6 @@
 
 static struct qstill_error err;
 
-static void assert_error(int rc, int code, const char *message)
-{
-    assert_int_equal(rc, code);
-    assert_int_equal(err.code, code);
-    if (!strstr(err.message, message))
-        fail_msg("'%s' has no '%s'", err.message, message);
-}
-
-static void finish(struct qmp_peer *p, struct qstill_qmp *q)
-{
-    qstill_qmp_close(q);
-    qmp_peer_finish(p);
-}
-
 static void assert_event(struct qstill_qmp *q, const char *name)
 {
     static const char *const names[] = {"MIGRATION", "STOP", "RESUME", NULL};
@@ -87,7 +73,7 @@ static void a_machine_of_qemu_7_2(void **state)
     assert_event(q, "RESUME");
     assert_event(q, "STOP");
     assert_int_equal(qmp_quit(q, &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void a_quit_without_an_answer_is_one(void **state)
@@ -97,12 +83,13 @@ static void a_quit_without_an_answer_is_one(void **state)
 
     (void)state;
     assert_int_equal(qmp_quit(q, &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
     p = qmp_peer_client("C {\"execute\":\"quit\"}\nS {\"error\":{\"class\":"
                         "\"GenericError\",\"desc\":\"no\"}}",
                         &q);
-    assert_error(qmp_quit(q, &err), QSTILL_E_FAILED, "QEMU refuses 'quit': no");
-    finish(p, q);
+    qmp_peer_error(&err, qmp_quit(q, &err), QSTILL_E_FAILED,
+                   "QEMU refuses 'quit': no");
+    qmp_peer_close(p, q);
 }
 
 #define GET                                                                    \
@@ -133,22 +120,22 @@ static void a_missing_property_is_found_missing(void **state)
         &q);
 
     (void)state;
-    assert_error(qmp_qom_get_bool(q, "/m", "p", &yes, &err), QSTILL_E_NOT_FOUND,
-                 "QEMU refuses 'qom-get': some text");
-    assert_error(qmp_qom_get_bool(q, "/m", "p", &yes, &err), QSTILL_E_FAILED,
-                 "some text");
-    assert_error(qmp_qom_get_bool(q, "/m", "p", &yes, &err), QSTILL_E_NOT_FOUND,
-                 "none");
-    assert_error(qmp_qom_get_bool(q, "/m", "p", &yes, &err), QSTILL_E_FAILED,
-                 "some text");
-    assert_error(qmp_qom_get_string(q, "/m", "p", &text, &err), QSTILL_E_FAILED,
-                 "QEMU's /m.p is no string");
-    assert_error(qmp_qom_get_u64(q, "/m", "p", &n, &err), QSTILL_E_FAILED,
-                 "QEMU's /m.p is no number");
-    assert_error(qmp_qom_get_bool(q, "/m", "p", &yes, &err), QSTILL_E_FAILED,
-                 "QEMU's /m.p is no bool");
+    qmp_peer_error(&err, qmp_qom_get_bool(q, "/m", "p", &yes, &err),
+                   QSTILL_E_NOT_FOUND, "QEMU refuses 'qom-get': some text");
+    qmp_peer_error(&err, qmp_qom_get_bool(q, "/m", "p", &yes, &err),
+                   QSTILL_E_FAILED, "some text");
+    qmp_peer_error(&err, qmp_qom_get_bool(q, "/m", "p", &yes, &err),
+                   QSTILL_E_NOT_FOUND, "none");
+    qmp_peer_error(&err, qmp_qom_get_bool(q, "/m", "p", &yes, &err),
+                   QSTILL_E_FAILED, "some text");
+    qmp_peer_error(&err, qmp_qom_get_string(q, "/m", "p", &text, &err),
+                   QSTILL_E_FAILED, "QEMU's /m.p is no string");
+    qmp_peer_error(&err, qmp_qom_get_u64(q, "/m", "p", &n, &err),
+                   QSTILL_E_FAILED, "QEMU's /m.p is no number");
+    qmp_peer_error(&err, qmp_qom_get_bool(q, "/m", "p", &yes, &err),
+                   QSTILL_E_FAILED, "QEMU's /m.p is no bool");
     assert_null(text);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void fds_are_given_and_taken_back(void **state)
@@ -180,9 +167,9 @@ static void fds_are_given_and_taken_back(void **state)
     assert_int_equal(qmp_remove_fd(q, set, &err), 0);
     assert_int_equal(qmp_remove_fd(q, set, &err), 0);
     assert_int_equal(qmp_closefd(q, "n", &err), 0);
-    assert_error(qmp_add_fd(q, null[1], "o", &set, &err), QSTILL_E_FAILED,
-                 "QEMU names no fd set");
-    finish(p, q);
+    qmp_peer_error(&err, qmp_add_fd(q, null[1], "o", &set, &err),
+                   QSTILL_E_FAILED, "QEMU names no fd set");
+    qmp_peer_close(p, q);
     close(null[0]);
     close(null[1]);
 }
@@ -223,7 +210,7 @@ static void waiting_for_an_event_passes_over_others(void **state)
     assert_string_equal(json_string_value(json_object_get(left, "event")), "A");
     json_decref(left);
     assert_int_equal(qmp_drop_events(q, &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 int main(void)

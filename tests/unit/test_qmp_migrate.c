@@ -18,20 +18,6 @@
 
 static struct qstill_error err;
 
-static void assert_error(int rc, int code, const char *message)
-{
-    assert_int_equal(rc, code);
-    assert_int_equal(err.code, code);
-    if (!strstr(err.message, message))
-        fail_msg("'%s' has no '%s'", err.message, message);
-}
-
-static void finish(struct qmp_peer *p, struct qstill_qmp *q)
-{
-    qstill_qmp_close(q);
-    qmp_peer_finish(p);
-}
-
 static void assert_event(struct qstill_qmp *q, const char *name,
                          const char *status)
 {
@@ -69,8 +55,9 @@ static void a_background_snapshot_of_qemu_7_2(void **state)
     assert_int_equal(value, INT64_C(1) << 40);
     assert_int_equal(qmp_getfd(q, "out", out[1], &err), 0);
     /* the VM has never run: QEMU would abort */
-    assert_error(qmp_migrate_start(q, "out", &err), QSTILL_E_PRECONDITION,
-                 "background snapshot of a VM that is 'prelaunch'");
+    qmp_peer_error(&err, qmp_migrate_start(q, "out", &err),
+                   QSTILL_E_PRECONDITION,
+                   "background snapshot of a VM that is 'prelaunch'");
     assert_int_equal(qmp_closefd(q, "out", &err), 0);
     assert_int_equal(qmp_cont(q, &err), 0);
     assert_int_equal(qmp_stop(q, 0, &err), 0);
@@ -89,7 +76,7 @@ static void a_background_snapshot_of_qemu_7_2(void **state)
     assert_true(m.ram_total > 32 << 20 && m.ram_normal > 0 &&
                 m.ram_duplicate > 0 && m.total_ms > 0);
     assert_false(m.vfio);
-    finish(p, q);
+    qmp_peer_close(p, q);
     close(out[0]);
     close(out[1]);
 }
@@ -105,10 +92,11 @@ static void a_blocked_vm_of_qemu_7_2(void **state)
     assert_int_equal(m.state, QMP_MIGRATION_NONE);
     assert_int_equal(m.blocked.count, 2);
     assert_non_null(strstr(m.blocked.items[0], "vdi format"));
-    assert_error(qmp_save_devices_check(q, &err), QSTILL_E_PRECONDITION,
-                 "the state of a device cannot be saved: non-migratable device:"
-                 " 0000:00:01.0/1/usb-serial");
-    finish(p, q);
+    qmp_peer_error(
+        &err, qmp_save_devices_check(q, &err), QSTILL_E_PRECONDITION,
+        "the state of a device cannot be saved: non-migratable device:"
+        " 0000:00:01.0/1/usb-serial");
+    qmp_peer_close(p, q);
 }
 
 /* A schema with just enough in it. */
@@ -151,16 +139,16 @@ static void what_this_qemu_lacks_is_told_before_anything_is_set(void **state)
     bool knows = true;
 
     (void)state;
-    assert_error(qmp_migrate_set_capabilities(q, caps, 2, &err),
-                 QSTILL_E_PRECONDITION,
-                 "this QEMU has no migration capability 'mapped-ram'");
-    assert_error(qmp_migrate_set_parameters(q, params, 2, &err),
-                 QSTILL_E_PRECONDITION,
-                 "this QEMU has no migration parameter 'direct-io'");
+    qmp_peer_error(&err, qmp_migrate_set_capabilities(q, caps, 2, &err),
+                   QSTILL_E_PRECONDITION,
+                   "this QEMU has no migration capability 'mapped-ram'");
+    qmp_peer_error(&err, qmp_migrate_set_parameters(q, params, 2, &err),
+                   QSTILL_E_PRECONDITION,
+                   "this QEMU has no migration parameter 'direct-io'");
     assert_int_equal(
         qmp_migrate_knows_capability(q, "mapped-ram", &knows, &err), 0);
     assert_false(knows);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void incoming_stays_alive_where_qemu_can(void **state)
@@ -174,14 +162,14 @@ static void incoming_stays_alive_where_qemu_can(void **state)
 
     (void)state;
     assert_int_equal(qmp_migrate_incoming(q, "in", &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
     p = with_schema(",{\"name\":\"exit-on-error\",\"type\":\"bool\"}",
                     "C {\"execute\":\"migrate-incoming\",\"arguments\":{"
                     "\"uri\":\"fd:in\",\"exit-on-error\":false}}\n"
                     "S {\"return\":{}}",
                     &q);
     assert_int_equal(qmp_migrate_incoming(q, "in", &err), 0);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void device_state_is_saved_with_live_false(void **state)
@@ -199,9 +187,9 @@ static void device_state_is_saved_with_live_false(void **state)
 
     (void)state;
     assert_int_equal(qmp_save_devices(q, 5, &err), 0);
-    assert_error(qmp_save_devices(q, 5, &err), QSTILL_E_BUSY,
-                 "a migration is under way ('postcopy-device')");
-    finish(p, q);
+    qmp_peer_error(&err, qmp_save_devices(q, 5, &err), QSTILL_E_BUSY,
+                   "a migration is under way ('postcopy-device')");
+    qmp_peer_close(p, q);
 }
 
 static void words_of_the_state_are_sorted_unknown_ones_are_under_way(void **s)

@@ -16,20 +16,6 @@
 
 static struct qstill_error err;
 
-static void assert_error(int rc, int code, const char *message)
-{
-    assert_int_equal(rc, code);
-    assert_int_equal(err.code, code);
-    if (!strstr(err.message, message))
-        fail_msg("'%s' has no '%s'", err.message, message);
-}
-
-static void finish(struct qmp_peer *p, struct qstill_qmp *q)
-{
-    qstill_qmp_close(q);
-    qmp_peer_finish(p);
-}
-
 /* -------------------------------------------------------------- transcripts */
 
 static void check_ram(const struct qmp_ram *ram, bool all_addresses)
@@ -110,7 +96,7 @@ static void replay_ram(const char *name, bool all_addresses)
     check_memdevs(&m);
     assert_int_equal(qmp_roms_read(q, &roms, &err), 0);
     check_roms(&roms);
-    finish(p, q);
+    qmp_peer_close(p, q);
 }
 
 static void ram_of_qemu_7_2_is_found_by_guest_address(void **state)
@@ -151,8 +137,8 @@ static void assert_blocks_fail(const char *text)
 {
     struct qmp_ram ram = QMP_RAM_INIT;
 
-    assert_error(ramtext_blocks(text, &ram, &err), QSTILL_E_FAILED,
-                 "cannot understand QEMU's 'info ramblock': '");
+    qmp_peer_error(&err, ramtext_blocks(text, &ram, &err), QSTILL_E_FAILED,
+                   "cannot understand QEMU's 'info ramblock': '");
     assert_int_equal(ram.count, 0);
 }
 
@@ -216,8 +202,8 @@ static void a_map_without_memory_fails(void **state)
     struct qmp_ram_map map = QMP_RAM_MAP_INIT;
 
     (void)state;
-    assert_error(ramtext_map("unknown command", &map, &err), QSTILL_E_FAILED,
-                 "shows no address space \"memory\"");
+    qmp_peer_error(&err, ramtext_map("unknown command", &map, &err),
+                   QSTILL_E_FAILED, "shows no address space \"memory\"");
 }
 
 /* ------------------------------------------------------ addresses, by script
@@ -256,7 +242,7 @@ static int find_by_script(const char *script, struct qmp_ram *ram)
 
     if (rc == 0)
         rc = qmp_ram_find_addresses(q, ram, &err);
-    finish(p, q);
+    qmp_peer_close(p, q);
     return rc;
 }
 
@@ -285,7 +271,8 @@ static void addresses_that_contradict_each_other_fail(void **state)
     CLEANUP(qmp_ram_fini) struct qmp_ram ram = QMP_RAM_INIT;
 
     (void)state;
-    assert_error(
+    qmp_peer_error(
+        &err,
         find_by_script(TWO_BLOCKS MAP AT("0x0", "pc.ram", "0x7f0000000000")
                            AT("0x100000", "pc.ram", "0x7f0000200000"),
                        &ram),
@@ -298,15 +285,17 @@ static void a_guest_address_without_ram_is_not_found(void **state)
     uint64_t hva = 0;
 
     (void)state;
-    assert_error(ramtext_hva("Memory at address 0xfec00000 is not RAM\r\n",
-                             &hva, region, &err),
-                 QSTILL_E_NOT_FOUND, "is not RAM");
-    assert_error(
-        ramtext_hva("unknown command: 'gpa2hva'\r\n", &hva, region, &err),
+    qmp_peer_error(&err,
+                   ramtext_hva("Memory at address 0xfec00000 is not RAM\r\n",
+                               &hva, region, &err),
+                   QSTILL_E_NOT_FOUND, "is not RAM");
+    qmp_peer_error(
+        &err, ramtext_hva("unknown command: 'gpa2hva'\r\n", &hva, region, &err),
         QSTILL_E_FAILED, "cannot understand QEMU's 'gpa2hva'");
-    assert_error(ramtext_hva("Host virtual address for 0x0 (a) is 0x0", &hva,
-                             region, &err),
-                 QSTILL_E_FAILED, "cannot understand QEMU's 'gpa2hva'");
+    qmp_peer_error(&err,
+                   ramtext_hva("Host virtual address for 0x0 (a) is 0x0", &hva,
+                               region, &err),
+                   QSTILL_E_FAILED, "cannot understand QEMU's 'gpa2hva'");
     assert_int_equal(
         ramtext_hva("Host virtual address for 0x0 (a (b)) is 0x7f01\r\n", &hva,
                     region, &err),
