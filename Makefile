@@ -117,7 +117,7 @@ $(BUILD)/unit/test_cli_%: $(BUILD)/obj/tests/unit/test_cli_%.o $(TLIB_OBJS) \
 	    $(PKG_LIBS) -lcmocka
 
 check-unit: all $(UNIT_BINS) ## unit and structure tests: no QEMU, no root
-	$(Q)JOBS=$(JOBS) tests/run-unit.sh $(UNIT_BINS)
+	$(Q)tests/run-unit.sh $(UNIT_BINS)
 
 # ---------------------------------------------------- tests with a real QEMU
 # QEMU   the versions to test with     JOBS  how many tests at a time (they wait a lot)

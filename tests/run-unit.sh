@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Runs the unit test programs given, and the structure tests, JOBS (2) at a
+# Runs the unit test programs given, and the structure tests, one a CPU at a
 # time: many of them wait. Prints what failed whole, and one closing line with
 # the counts.
 set -u
@@ -21,7 +21,7 @@ fi
 work=$(mktemp -d) || exit 2
 trap 'rm -rf "$work"' EXIT
 set -- "$@" "$top"/tests/layers.sh "$top"/tests/structure/*.sh
-printf '%s\0' "$@" | xargs -0 -n 1 -P "${JOBS:-2}" "$0" --one "$work"
+printf '%s\0' "$@" | xargs -0 -n 1 -P "$(nproc)" "$0" --one "$work"
 cat "$work"/*.failed 2>/dev/null
 counts=$(find "$work" -type f -name '??????' -exec cat {} + |
     awk '{ n[$1] += $2; programs++ }
