@@ -2,10 +2,15 @@
 /*
  * The public merge of images: a job with two phases. In "plan" all is read and
  * refused what must be; "merge" does it, or in a dry run nothing. The second
- * can be cancelled until an image flips; the rest is then done in one step.
+ * can be cancelled until an image flips; the rest is then done in one step. A
+ * fold that writes over the lower image leaves its journal when it is
+ * cancelled: the next merge goes on with it, and is over when that was what it
+ * is for.
  */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
 #include "base/arena.h"
@@ -43,6 +48,17 @@ static double elapsed_ms(const struct merge_job *j)
            (double)(now.tv_nsec - j->start.tv_nsec) / 1e6;
 }
 
+/* All that was to go has gone. */
+static bool is_over(const struct merge_job *j)
+{
+    struct stat st;
+
+    for (size_t i = 0; i < j->request.drop_count; i++)
+        if (lstat(j->request.drop[i], &st) == 0 || errno != ENOENT)
+            return false;
+    return j->request.drop_count > 0;
+}
+
 /* A merge of these images that died comes first. */
 static int recover_first(const char *path, bool *did, struct qstill_error *err)
 {
@@ -66,6 +82,8 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     if (did && buf_puts(job_text(j->job),
                         "an unfinished merge was finished or undone\n") < 0)
         return err_nomem(err);
+    if (did && is_over(j)) /* it was this one */
+        return 0;
     if (image_format_of(j->request.top, j->format, &j->request.format, err) <
             0 ||
         merge_open(&j->merge, io_real(), &j->request, err) < 0)
@@ -75,8 +93,16 @@ static int plan_enter(void *ctx, struct qstill_error *err)
 
 static void account(struct merge_job *j)
 {
-    const struct merge_estimate *e = merge_estimate(j->merge);
-    struct merge_count c = merge_count(j->merge);
+    const struct merge_estimate *e;
+    struct merge_count c;
+
+    if (!j->merge) {
+        j->result = (struct qstill_image_merge_result){.direction = "none",
+                                                       .ms = elapsed_ms(j)};
+        return;
+    }
+    e = merge_estimate(j->merge);
+    c = merge_count(j->merge);
 
     j->result = (struct qstill_image_merge_result){
         .direction = e->direction,
@@ -92,7 +118,8 @@ static int merge_enter(void *ctx, struct qstill_error *err)
     struct merge_job *j = ctx;
 
     (void)err;
-    job_measure(j->job, 0, merge_estimate(j->merge)->bytes);
+    if (j->merge)
+        job_measure(j->job, 0, merge_estimate(j->merge)->bytes);
     return 0;
 }
 
@@ -100,15 +127,16 @@ static int merge_go(void *ctx, bool *done, struct qstill_error *err)
 {
     struct merge_job *j = ctx;
 
-    *done = j->dry_run;
+    *done = j->dry_run || !j->merge;
     while (!*done) {
         if (merge_step(j->merge, done, err) < 0)
             return err->code;
         if (!merge_is_late(j->merge))
             break;
     }
-    job_measure(j->job, merge_count(j->merge).done,
-                merge_estimate(j->merge)->bytes);
+    if (j->merge)
+        job_measure(j->job, merge_count(j->merge).done,
+                    merge_estimate(j->merge)->bytes);
     if (*done)
         account(j);
     else if (job_wait_on(j->job, merge_fd(j->merge), err) < 0)

@@ -369,7 +369,8 @@ int group_undo(struct merge_group *g, struct qstill_error *err)
         r = undo_new_file(g, err);
     else if (g->kind != MERGE_IN_PLACE && g->phase != PHASE_BEGIN)
         return err_set(err, QSTILL_E_FAILED,
-                       "%s is partly written over: the merge can only go on",
+                       "%s is partly written over: the merge can only go on, "
+                       "as the next command here or qstill recover does",
                        g->target->path);
     else if (g->kind != MERGE_INTO_RAW)
         r = undo_in_place(g, err);

@@ -318,6 +318,37 @@ class MergesSurviveFaults(unittest.TestCase):
         self.assertGreater(took, 2.3, "6 MiB at 2 MiB/s, a first MiB ahead")
         self.assertEqual(m.merged(), [])
 
+    def test_a_cancelled_fold_goes_on(self):
+        """It writes over the lower image: the same command, given again,
+        finishes it, and what the top shows is right in between."""
+        d = os.path.join(self.root, "fold")
+        os.makedirs(d)
+        paths = [os.path.join(d, n) for n in ("base", "mid", "top")]
+        for i, path in enumerate(paths):
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2",
+                        *(["-b", paths[i - 1], "-F", "qcow2"] if i else []),
+                        path, "16M")
+            qtools.must("qemu-io", "-f", "qcow2", "-c",
+                        "write -q -P %d %dM 6M" % (i + 1, i), path)
+        m = qmerge.Merge(d, [File(p) for p in paths], paths, [paths[1]])
+        argv = [qtools.QSTILL, "--json", "image", "merge",
+                *m.argv("down", "--bwlimit", "2M")]
+        p = subprocess.Popen(argv, stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True)
+        time.sleep(1.0)
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=20)
+        r = qtools.Result(argv, p.returncode, out, err)
+        self.assertEqual(r.rc, 10, str(r))
+        for s in m.survivors():
+            self.assertEqual(qtools.guest_hash(s.path, s.fmt), s.view, str(r))
+        if "can only go on" not in r.err:
+            self.skipTest("blocks are shared here")
+        r = m.run("down")
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertEqual(m.merged(), [])
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=1)
