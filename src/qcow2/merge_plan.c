@@ -331,14 +331,13 @@ static int join_bitmaps(struct merge_group *g, struct qstill_error *err)
                        &g->join, err);
 }
 
-/* Whether the filesystem shares blocks between files: a piece that starts in
- * the middle of a block is refused by one that does for being that, by one
- * that does not for being asked. Nothing is changed. */
-static bool can_share(const struct merge_group *g)
+/* Whether the target's filesystem shares blocks between files, and so may have
+ * to find new ones for what is written over: a piece that starts in the middle
+ * of a block is refused by one that does for being that, by one that does not
+ * for being asked. Nothing is changed. */
+static bool shares_blocks(const struct image *t)
 {
-    const struct image *t = g->target, *u = layer(g, g->upper);
-
-    return t->io->ops->clone_range(t->io, u->fd, 0, 1, t->wfd, 1) == -EINVAL;
+    return t->io->ops->clone_range(t->io, t->fd, 0, 1, t->wfd, 1) == -EINVAL;
 }
 
 static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
@@ -357,7 +356,7 @@ static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
         .size = layer(g, g->upper)->size,
         .has_backing = g->last + 1 < c->n,
         .join = &g->join,
-        .overwrite = below && !can_share(g),
+        .overwrite = below && !shares_blocks(g->target),
     };
     if (g->rw.has_backing)
         g->rw.backing_size = layer(g, g->last + 1)->size;
