@@ -114,7 +114,8 @@ struct merge_count merge_count(const struct merge *m);
 /*
  * Finishes or undoes the merge of a journal, if there is one: *did. BUSY: its
  * process is alive. CORRUPT: the files are neither in the old nor in the new
- * state; nothing is changed then.
+ * state, and nothing is changed; or what a fold reads is damaged. Such a fold is
+ * given up, its journal removed: what the top shows is what it always was.
  */
 int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
                   struct qstill_error *err);

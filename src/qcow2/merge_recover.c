@@ -312,8 +312,28 @@ static int recover_torn(const struct io *io, const struct merge_record *r,
     return 0;
 }
 
+/* What is folded cannot be read, or the target not be written: to try it again
+ * at every command would stop them all. Nothing is lost by giving up, for the
+ * upper image shows what it did; the target alone is worth nothing. */
+static int give_up(const struct io *io, const struct merge_record *r, int dirfd,
+                   const char *name, struct qstill_error *err)
+{
+    struct qstill_error ignored;
+    bool torn;
+
+    if (err->code != QSTILL_E_CORRUPT && err->code != QSTILL_E_FAILED)
+        return err->code;
+    is_torn(io, r, &torn, &ignored); /* cuts */
+    if (io_unlink(io, dirfd, name, &ignored) == 0)
+        err_hint(err,
+                 "that merge was given up: %s shows what it did, %s by "
+                 "itself is neither old nor new",
+                 r->upper.path, r->target.path);
+    return err->code;
+}
+
 static int recover_record(const struct io *io, struct merge_journal *j,
-                          struct qstill_error *err)
+                          int dirfd, const char *name, struct qstill_error *err)
 {
     CLEANUP(merge_record_fini) struct merge_record r = {0};
     bool whole, torn = false;
@@ -322,10 +342,11 @@ static int recover_record(const struct io *io, struct merge_journal *j,
     if (merge_journal_read(j, &r, &whole, err) < 0 ||
         (whole && is_torn(io, &r, &torn, err) < 0))
         return err->code;
-    if (torn)
-        return recover_torn(io, &r, j, err);
-    if (whole && r.kind == MERGE_INTO_RAW)
-        return recover_raw(io, &r, j, err);
+    if (torn || (whole && r.kind == MERGE_INTO_RAW)) {
+        if ((torn ? recover_torn : recover_raw)(io, &r, j, err) < 0)
+            return give_up(io, &r, dirfd, name, err);
+        return 0;
+    }
     if (whole)
         code = r.kind == MERGE_NEW_FILE ? recover_new_file(io, &r, err)
                                         : recover_in_place(io, &r, err);
@@ -345,7 +366,7 @@ int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
         *err = (struct qstill_error){0};
         return 0;
     }
-    if (recover_record(io, &j, err) < 0)
+    if (recover_record(io, &j, dirfd, name, err) < 0)
         return err_wrap(err, "recovering an unfinished merge");
     *did = true;
     return 0;

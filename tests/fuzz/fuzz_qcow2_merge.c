@@ -2,8 +2,10 @@
 /*
  * A chain of up to three files and a merge of it: what survives reads as
  * before and its refcounts are right; when the merge is refused or fails no
- * file has changed. The input's first byte: bits 0-1 the number of layers,
- * 2-3 the direction, 4 whether all layers below the top go.
+ * file has changed, but a dropped one that was being written over when damage
+ * was found; there is nothing to recover then after the first try. The input's
+ * first byte: bits 0-1 the number of layers, 2-3 the direction, 4 whether all
+ * layers below the top go.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -80,6 +82,32 @@ static void survived(const char *dir, const struct before *b, bool damaged)
     naive_close(c);
 }
 
+static void find_journal(void *user, const char *name)
+{
+    *(bool *)user |= strncmp(name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) == 0;
+}
+
+static bool left_journal(const char *dir)
+{
+    bool found = false;
+
+    memio_each(dir, find_journal, &found);
+    return found;
+}
+
+static void recover_all(const char *dir)
+{
+    struct qstill_error err = {0};
+    struct fault_io plain;
+    bool did;
+
+    fault_io_init(&plain, NULL);
+    if (merge_recover_dir(&plain.io, dir, &did, &err) < 0 && !err.message[0])
+        memio_die("a recovery that failed says nothing");
+    if (left_journal(dir))
+        memio_die("a merge that can never be done stays: %s", err.message);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     const char *dir = memio_layers_dir();
@@ -104,9 +132,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     e = merge(&q, &err);
     for (unsigned i = 0; i < n && e < 0; i++)
-        unchanged(dir, names[i], &before[i], err.message);
-    if (e == 0)
+        if (i == 0 || i > q.drop_count || !left_journal(dir))
+            unchanged(dir, names[i], &before[i], err.message);
+    if (e == 0 || left_journal(dir))
         survived(dir, &before[0], damaged);
+    if (left_journal(dir)) {
+        recover_all(dir);
+        survived(dir, &before[0], damaged);
+    }
     for (unsigned i = 0; i < n; i++)
         free(before[i].bytes);
     return 0;

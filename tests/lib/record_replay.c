@@ -71,7 +71,8 @@ static void put(struct content *c, uint64_t off, const uint8_t *data,
 {
     if (off + len > c->len)
         set_size(c, off + len);
-    memcpy(c->data + off, data, len);
+    if (len > 0)
+        memcpy(c->data + off, data, len);
 }
 
 /* Of a torn write each sector, by the file's own sector grid, has its coin. */

@@ -574,6 +574,31 @@ class MergesAreRefused(MergeCase):
             self.skipTest("this qemu-img knows no qed: " + r.err)
         self.refused(6, "kid", top, "--drop", b1)
 
+    def test_damage_that_a_fold_meets_half_way(self):
+        """Compressed bytes of the top that cannot be unpacked, found when
+        clusters of the base are written over: what the top shows stays, and
+        the broken merge stands in nobody's way."""
+        b0 = self.create("b0", MIB, writes=["write -q -P 1 0 1M"])
+        top = self.path("top")
+        b = qbuild.Builder(random.Random(1), MIB, 15, backing="b0",
+                           backing_format="qcow2")
+        for i in range(4):
+            b.data(i, b"\2" * b.cs)
+        self.assertTrue(b.compressed(16, b"\3" * b.cs))
+        b.write(top)
+        self.patch(top, b.guest[16][0] & ((1 << 48) - 1), b"\xff" * 64)
+        reads = ("read -P 2 0 128k", "read -P 1 128k 384k",
+                 "read -P 1 544k 480k")
+        self.io(top, *reads)
+        for left in (3, 2):
+            r = qtools.image("merge", top, "--drop", b0, "--direction", "down")
+            self.assertEqual(r.rc, 3, str(r))
+            self.assertEqual(len(os.listdir(self.dir)), left, str(r))
+            self.io(top, *reads)
+        r = qtools.image("merge", top, "--drop", b0, "--direction", "up")
+        self.assertEqual(r.rc, 0, str(r))
+        self.io(top, *reads)
+
     def test_snapshots_that_see_what_the_present_state_hides(self):
         """The top's table masks all of b1, its snapshot's nothing: taking b1
         away would change the snapshot."""
