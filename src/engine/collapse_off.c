@@ -249,11 +249,12 @@ int collapse_off(struct collapse *c, const struct step *st,
     note_step(c, st);
     if (journal_save(s->vmfd, c->j, err) < 0 || collapse_run(c, &r, err) < 0) {
         struct qstill_error ignored = {0};
-        bool did;
+        bool did, go_on = err->code != QSTILL_E_CANCELLED;
 
-        /* what a merge could not undo, it leaves to this */
-        if (merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did,
-                          &ignored) < 0)
+        /* what a merge could not undo, it leaves to this; a fold that was
+         * cancelled need not go on: nobody sees a hidden layer by itself */
+        if ((go_on ? merge_recover : merge_abandon)(
+                io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did, &ignored) < 0)
             c->no_room = false;
         else if (!did)
             forget_step(c->j);

@@ -312,19 +312,31 @@ static int recover_torn(const struct io *io, const struct merge_record *r,
     return 0;
 }
 
-/* What is folded cannot be read, or the target not be written: to try it again
- * at every command would stop them all. Nothing is lost by giving up, for the
- * upper image shows what it did; the target alone is worth nothing. */
+/* A fold is left as it is: what the upper image shows is what it always was,
+ * and the target, which is worth nothing by itself, can be folded into again.
+ */
 static int give_up(const struct io *io, const struct merge_record *r, int dirfd,
                    const char *name, struct qstill_error *err)
 {
     struct qstill_error ignored;
     bool torn;
 
-    if (err->code != QSTILL_E_CORRUPT && err->code != QSTILL_E_FAILED)
-        return err->code;
     is_torn(io, r, &torn, &ignored); /* cuts */
-    if (io_unlink(io, dirfd, name, &ignored) == 0)
+    return io_unlink(io, dirfd, name, err);
+}
+
+/* After a fold that failed anew. One that cannot read what it folds, or not
+ * write it, would stop every later command, too. One whose images a VM has
+ * open by now can wait: the VM sees what is right. */
+static int after_failure(const struct io *io, const struct merge_record *r,
+                         int dirfd, const char *name, struct qstill_error *err)
+{
+    struct qstill_error ignored;
+
+    if (err->code == QSTILL_E_BUSY)
+        return give_up(io, r, dirfd, name, err);
+    if ((err->code == QSTILL_E_CORRUPT || err->code == QSTILL_E_FAILED) &&
+        give_up(io, r, dirfd, name, &ignored) == 0)
         err_hint(err,
                  "that merge was given up: %s shows what it did, %s by "
                  "itself is neither old nor new",
@@ -332,44 +344,79 @@ static int give_up(const struct io *io, const struct merge_record *r, int dirfd,
     return err->code;
 }
 
+static int recover_fold(const struct io *io, const struct merge_record *r,
+                        struct merge_journal *j, struct qstill_error *err)
+{
+    return r->kind == MERGE_INTO_RAW ? recover_raw(io, r, j, err)
+                                     : recover_torn(io, r, j, err);
+}
+
+struct place {
+    int dirfd;
+    const char *name;
+    bool abandon; /* folds that could go on */
+};
+
 static int recover_record(const struct io *io, struct merge_journal *j,
-                          int dirfd, const char *name, struct qstill_error *err)
+                          const struct place *p, struct qstill_error *err)
 {
     CLEANUP(merge_record_fini) struct merge_record r = {0};
     bool whole, torn = false;
     int code = 0;
 
-    if (merge_journal_read(j, &r, &whole, err) < 0 ||
-        (whole && is_torn(io, &r, &torn, err) < 0))
+    if (merge_journal_read(j, &r, &whole, err) < 0)
         return err->code;
-    if (torn || (whole && r.kind == MERGE_INTO_RAW)) {
-        if ((torn ? recover_torn : recover_raw)(io, &r, j, err) < 0)
-            return give_up(io, &r, dirfd, name, err);
-        return 0;
-    }
+    if (whole && is_torn(io, &r, &torn, err) < 0)
+        return err->code == QSTILL_E_BUSY
+                   ? after_failure(io, &r, p->dirfd, p->name, err)
+                   : err->code;
+    torn |= whole && r.kind == MERGE_INTO_RAW;
+    if (torn && p->abandon && is_file(r.upper.path, r.upper.id))
+        return give_up(io, &r, p->dirfd, p->name, err);
+    if (torn)
+        return recover_fold(io, &r, j, err) < 0
+                   ? after_failure(io, &r, p->dirfd, p->name, err)
+                   : 0;
     if (whole)
         code = r.kind == MERGE_NEW_FILE ? recover_new_file(io, &r, err)
                                         : recover_in_place(io, &r, err);
     return code < 0 ? code : merge_journal_remove(j, err);
 }
 
-int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
-                  struct qstill_error *err)
+static int recover(const struct io *io, const struct place *p, bool *did,
+                   struct qstill_error *err)
 {
     CLEANUP(merge_journal_fini)
     struct merge_journal j = MERGE_JOURNAL_INIT;
 
     *did = false;
-    if (merge_journal_open(&j, io, dirfd, name, err) < 0) {
+    if (merge_journal_open(&j, io, p->dirfd, p->name, err) < 0) {
         if (err->code != QSTILL_E_NOT_FOUND)
             return err->code;
         *err = (struct qstill_error){0};
         return 0;
     }
-    if (recover_record(io, &j, dirfd, name, err) < 0)
+    if (recover_record(io, &j, p, err) < 0)
         return err_wrap(err, "recovering an unfinished merge");
+    *err = (struct qstill_error){0};
     *did = true;
     return 0;
+}
+
+int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
+                  struct qstill_error *err)
+{
+    struct place p = {dirfd, name, false};
+
+    return recover(io, &p, did, err);
+}
+
+int merge_abandon(const struct io *io, int dirfd, const char *name, bool *did,
+                  struct qstill_error *err)
+{
+    struct place p = {dirfd, name, true};
+
+    return recover(io, &p, did, err);
 }
 
 static void closedirp(DIR **d)

@@ -23,6 +23,7 @@ import qcompare
 import qimage
 import qmerge
 import qtools
+import test_known
 import test_places
 
 MIB = 1 << 20
@@ -320,7 +321,8 @@ class MergesSurviveFaults(unittest.TestCase):
 
     def test_a_cancelled_fold_goes_on(self):
         """It writes over the lower image: the same command, given again,
-        finishes it, and what the top shows is right in between."""
+        finishes it, and what the top shows is right in between. When a VM has
+        the chain open by then, it is left alone, and can be done later."""
         d = os.path.join(self.root, "fold")
         os.makedirs(d)
         paths = [os.path.join(d, n) for n in ("base", "mid", "top")]
@@ -345,6 +347,22 @@ class MergesSurviveFaults(unittest.TestCase):
             self.assertEqual(qtools.guest_hash(s.path, s.fmt), s.view, str(r))
         if "can only go on" not in r.err:
             self.skipTest("blocks are shared here")
+        journals = [n for n in os.listdir(d) if n.startswith(".qstill")]
+        self.assertEqual(len(journals), 1)
+        with test_known.Holder("-f", "qcow2", paths[2]):
+            r = m.run("down")
+            self.assertEqual(r.rc, 5, str(r))
+            self.assertEqual([n for n in os.listdir(d)
+                              if n.startswith(".qstill")], [],
+                             "it stands in the way of a VM that runs")
+        for s in m.survivors():
+            self.assertEqual(qtools.guest_hash(s.path, s.fmt), s.view, str(r))
+        p = subprocess.Popen(argv, stdin=subprocess.DEVNULL,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        time.sleep(1.0)
+        p.send_signal(signal.SIGINT)
+        p.communicate(timeout=20)
+        self.assertEqual(p.returncode, 10)
         r = m.run("down")
         self.assertEqual(r.rc, 0, str(r))
         self.assertEqual(m.merged(), [])
