@@ -179,8 +179,7 @@ static int examine_block(pid_t pid, const struct buf *maps,
 }
 
 static int register_block(struct cow *cow, const struct capture_source *s,
-                          const struct region_ram *ram,
-                          struct qstill_error *err)
+                          const struct cow_block *b, struct qstill_error *err)
 {
     int e = uffd_register(&cow->uffd, s->hva, s->size);
 
@@ -194,7 +193,7 @@ static int register_block(struct cow *cow, const struct capture_source *s,
     return err_set(err, QSTILL_E_PRECONDITION,
                    "RAM block '%.100s' (%s memory) cannot be write-protected: "
                    "%s",
-                   s->id, ram->shared ? "shared" : "private", strerror(e));
+                   s->id, b->shared ? "shared" : "private", strerror(e));
 }
 
 static int add_block(struct cow *cow, const struct capture_source *s,
@@ -221,10 +220,6 @@ static int add_block(struct cow *cow, const struct capture_source *s,
         .fd = ram.fd,
         .fd_off = ram.fd_off,
     };
-    if (register_block(cow, s, &ram, err) < 0) {
-        closep(&ram.fd);
-        return err->code;
-    }
     return 0;
 }
 
@@ -235,41 +230,61 @@ static void free_blocks(struct cow_block *blocks, size_t count)
     free(blocks);
 }
 
-/* All blocks: into the file set, and registered or put aside as small. */
+/* Each block: into the file set, and to be registered or put aside as small. */
+static int list_blocks(struct cow *cow, struct capture *c,
+                       const struct capture_source *sources, size_t count,
+                       const struct capture_cow_options *o,
+                       struct cow_block *blocks, size_t *n,
+                       struct qstill_error *err)
+{
+    CLEANUP(buf_fini) struct buf maps = BUF_INIT;
+    uint64_t total = 0, small = 0;
+
+    if (regions_read(cow->pid, &maps, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < count; i++) {
+        const struct capture_source *s = &sources[i];
+        unsigned index;
+
+        total += s->size;
+        if (ramset_add_block(capture_writer(c), s->id, s->size, s->page_size,
+                             &index, err) < 0)
+            return err->code;
+        if (is_small(s, &small)) {
+            if (add_small(cow, s, index, err) < 0)
+                return err->code;
+            continue;
+        }
+        if (add_block(cow, s, index, &maps, o, &blocks[*n], err) < 0)
+            return err->code;
+        (*n)++;
+    }
+    capture_set_total(c, total);
+    return 0;
+}
+
+/* All are looked at before the first is registered: that splits and joins the
+ * mappings, and what /proc said of them is no longer true. (The kind of pages
+ * of a part of a file would not be found, and huge ones taken for small.) */
 static int add_blocks(struct cow *cow, struct capture *c,
                       const struct capture_source *sources, size_t count,
                       const struct capture_cow_options *o,
                       struct qstill_error *err)
 {
-    CLEANUP(buf_fini) struct buf maps = BUF_INIT;
     struct cow_block *blocks = calloc(count ? count : 1, sizeof(*blocks));
-    uint64_t total = 0, small = 0;
     size_t n = 0;
-    int r = 0;
+    int r;
 
     cow->smalls = calloc(count ? count : 1, sizeof(*cow->smalls));
-    if (!blocks || !cow->smalls)
-        r = err_nomem(err);
-    if (r == 0)
-        r = regions_read(cow->pid, &maps, err);
-    for (size_t i = 0; i < count && r == 0; i++) {
-        const struct capture_source *s = &sources[i];
-        unsigned index;
-
-        total += s->size;
-        r = ramset_add_block(capture_writer(c), s->id, s->size, s->page_size,
-                             &index, err);
-        if (r == 0 && is_small(s, &small))
-            r = add_small(cow, s, index, err);
-        else if (r == 0 &&
-                 (r = add_block(cow, s, index, &maps, o, &blocks[n], err)) == 0)
-            n++;
-    }
+    r = blocks && cow->smalls
+            ? list_blocks(cow, c, sources, count, o, blocks, &n, err)
+            : err_nomem(err);
+    for (size_t i = 0; i < n && r == 0; i++)
+        r = register_block(cow, &sources[blocks[i].index], &blocks[i], err);
     if (r < 0) {
         free_blocks(blocks, n);
         return r;
     }
-    capture_set_total(c, total);
     return cow_map_init(&cow->map, blocks, n, err);
 }
 
