@@ -82,7 +82,7 @@ struct cow {
 bool cow_read(const struct cow *cow, const struct iovec *here, size_t count,
               uint64_t hva, size_t len);
 
-/* ------------------------------------------------------------ cow_serve.c */
+/* ---------------------------------------------------------- cow_protect.c */
 
 /* Protects everything while the guest runs. */
 int cow_arm(struct cow *cow, struct qstill_error *err);
@@ -90,6 +90,19 @@ int cow_arm(struct cow *cow, struct qstill_error *err);
 int cow_mark_until(struct cow *cow, int fd, struct qstill_error *err);
 /* The instant: what was marked is protected again, small blocks are read. */
 int cow_take_instant(struct cow *cow, struct qstill_error *err);
+
+/* ------------------------------------------------------------ cow_serve.c */
+
+/* Answers all there is now. `since_ns`: when the first may have come. */
+int cow_serve_once(struct cow *cow, uint64_t since_ns,
+                   struct qstill_error *err);
+/* Until `fd`, the userfaultfd or a kick has something, or `ms` are over.
+ * *since_ns: now, when it slept. */
+int cow_sleep_until(struct cow *cow, int fd, int ms, uint64_t *since_ns,
+                    bool *got, struct qstill_error *err);
+/* The error of what could not be done to the target's memory. */
+int cow_lost(const struct cow *cow, int errno_value, const char *what,
+             struct qstill_error *err);
 /* Saves pages in front of writes until no copier runs. */
 int cow_serve(struct cow *cow, struct qstill_error *err);
 /* Lifts all protection and wakes all waiters, in steps that do not hold the

@@ -16,29 +16,21 @@
 
 #include "base/checked.h"
 
-/* What one ioctl protects while the guest runs: it holds up page faults of
- * the target for so long. */
-#define STEP         ((uint64_t)64 << 20)
+/* What one ioctl lifts: it holds up page faults of the target for so long. */
 #define STEP_RELEASE ((uint64_t)32 << 20)
 /* Let through along with a page that is written while we are arming: to
  * protect them again costs next to nothing, a fault costs 10 us. */
 #define MARK_AROUND 16u
 /* Saved along with a page whose predecessor was saved. */
 #define SAVE_AHEAD 16u
-/* Marked pages so close together are protected by one ioctl. */
-#define RUN_GAP 64u
-#define EVENTS  64u
-/* Marks older than that are cleared while we wait for the instant, so that it
- * has only the writes of the last moment to protect again. */
-#define REFRESH_MS    100
-#define REFRESH_PAGES 4096u
+#define EVENTS     64u
 /* The copiers keep out of the way of a guest that is being resumed: on a
  * machine with few processors they would make its pause longer. */
 #define GO_LOOK_MS 1
 #define GO_MAX_MS  50
 
-static int lost(const struct cow *cow, int errno_value, const char *what,
-                struct qstill_error *err)
+int cow_lost(const struct cow *cow, int errno_value, const char *what,
+             struct qstill_error *err)
 {
     if (errno_value == ESRCH)
         return err_set(err, QSTILL_E_UNREACHABLE, "process %d has ended",
@@ -107,7 +99,7 @@ static int let_through(struct cow *cow, const struct cow_unit *u, uint32_t page,
                            (uint64_t)pages * RAMSET_PAGE);
 
     *answer = e == EAGAIN ? LATER : ANSWERED;
-    return e && e != EAGAIN ? lost(cow, e, "unprotect", err) : 0;
+    return e && e != EAGAIN ? cow_lost(cow, e, "unprotect", err) : 0;
 }
 
 static int answer_mark(struct cow *cow, uint32_t unit, uint32_t page,
@@ -138,7 +130,7 @@ static int save_pages(struct cow *cow, uint32_t unit, const struct cow_unit *u,
     if (!cow_read(cow, memory, *pages, page_hva(u, page),
                   (size_t)*pages * RAMSET_PAGE)) {
         cow_pool_untake(&cow->pool, slots, *pages);
-        return lost(cow, errno, "read", err);
+        return cow_lost(cow, errno, "read", err);
     }
     cow_pool_link(&cow->pool, unit, page, slots, *pages);
     cow_map_mark(&cow->map, unit, page, *pages);
@@ -293,9 +285,7 @@ static int answer_event(struct cow *cow, const struct uffd_event *e,
     return answer == LATER ? add_waiter(cow, w, err) : 0;
 }
 
-/* Answers all there is now. `since_ns`: when the first may have come. */
-static int serve_once(struct cow *cow, uint64_t since_ns,
-                      struct qstill_error *err)
+int cow_serve_once(struct cow *cow, uint64_t since_ns, struct qstill_error *err)
 {
     struct uffd_event events[EVENTS];
     ssize_t n;
@@ -318,10 +308,8 @@ static int serve_once(struct cow *cow, uint64_t since_ns,
     }
 }
 
-/* Until `fd`, the userfaultfd or a kick has something, or `ms` are over.
- * *since_ns: now, when it slept. */
-static int sleep_until(struct cow *cow, int fd, int ms, uint64_t *since_ns,
-                       bool *got, struct qstill_error *err)
+int cow_sleep_until(struct cow *cow, int fd, int ms, uint64_t *since_ns,
+                    bool *got, struct qstill_error *err)
 {
     struct pollfd fds[] = {
         {cow->uffd.fd, POLLIN, 0},
@@ -338,130 +326,7 @@ static int sleep_until(struct cow *cow, int fd, int ms, uint64_t *since_ns,
         eventfd_read(cow->kick_fd, &ignored);
     *got = fds[2].revents != 0;
     if (fds[3].revents)
-        return lost(cow, ESRCH, "watch", err);
-    return 0;
-}
-
-/* ---------------------------------------------------------------- protect */
-
-static int protect(struct cow *cow, uint64_t hva, uint64_t len,
-                   struct qstill_error *err)
-{
-    int e;
-
-    while ((e = uffd_protect(&cow->uffd, hva, len)) == EAGAIN)
-        if (serve_once(cow, worker_now_ns(), err) < 0)
-            return err->code;
-    return e ? lost(cow, e, "protect", err) : 0;
-}
-
-/* Before Linux 6.4 only pages that are mapped can be protected: reading maps
- * the page of zeros. Private memory only. */
-static int populate(struct cow *cow, uint64_t hva, uint64_t len,
-                    struct qstill_error *err)
-{
-    uint8_t bytes[COW_UNIT_PAGES];
-    struct iovec here = {bytes, 0};
-    struct iovec there[COW_UNIT_PAGES];
-    size_t n = 0;
-
-    for (uint64_t at = 0; at < len; at += RAMSET_PAGE) {
-        there[n++] = (struct iovec){(void *)(uintptr_t)(hva + at), 1};
-        if (n < COW_UNIT_PAGES && at + RAMSET_PAGE < len)
-            continue;
-        here.iov_len = n;
-        if (process_vm_readv(cow->pid, &here, 1, there, n, 0) != (ssize_t)n)
-            return lost(cow, errno ? errno : EFAULT, "read", err);
-        n = 0;
-    }
-    return 0;
-}
-
-static int protect_block(struct cow *cow, const struct cow_block *b,
-                         uint64_t hva, uint64_t len, struct qstill_error *err)
-{
-    if (!cow->uffd.unpopulated && !b->shared &&
-        populate(cow, hva, len, err) < 0)
-        return err->code;
-    return protect(cow, hva, len, err);
-}
-
-int cow_arm(struct cow *cow, struct qstill_error *err)
-{
-    uint64_t begun = worker_now_ns();
-
-    for (size_t i = 0; i < cow->map.block_count; i++) {
-        const struct cow_block *b = &cow->map.blocks[i];
-
-        for (uint64_t off = 0; off < b->size; off += STEP) {
-            if (protect_block(cow, b, b->hva + off,
-                              min_u64(STEP, b->size - off), err) < 0 ||
-                serve_once(cow, worker_now_ns(), err) < 0)
-                return err->code;
-            if (capture_cancelled(cow->capture))
-                return err_set(err, QSTILL_E_CANCELLED, "cancelled");
-        }
-    }
-    cow->stats.arm_ms = (double)(worker_now_ns() - begun) / 1e6;
-    return 0;
-}
-
-/*
- * What was marked, and no longer is then. The guest may run: what it writes
- * before its page is protected belongs to the time before the instant anyway,
- * what it wants to write afterwards marks the page again.
- */
-static int protect_marked(struct cow *cow, struct qstill_error *err)
-{
-    struct cow_place at = {0, 0};
-    struct cow_run run;
-
-    while (cow_map_take_run(&cow->map, &at, RUN_GAP, &run)) {
-        cow->marked -= run.marked;
-        if (protect_block(cow, run.block, run.hva, run.len, err) < 0)
-            return err->code;
-    }
-    return 0;
-}
-
-int cow_mark_until(struct cow *cow, int fd, struct qstill_error *err)
-{
-    uint64_t refreshed = worker_now_ns(), since;
-    bool got = false;
-
-    while (!got) {
-        if (sleep_until(cow, fd, REFRESH_MS, &since, &got, err) < 0 ||
-            serve_once(cow, since, err) < 0)
-            return err->code;
-        if (capture_cancelled(cow->capture))
-            return err_set(err, QSTILL_E_CANCELLED, "cancelled");
-        /* A page that is given back loses its protection only now, a little
-         * after we were told: its mark must stay until the guest stands. */
-        if (got || cow->removed || cow->marked < REFRESH_PAGES ||
-            since - refreshed < REFRESH_MS * 1000000u)
-            continue;
-        if (protect_marked(cow, err) < 0)
-            return err->code;
-        refreshed = worker_now_ns();
-    }
-    return 0;
-}
-
-int cow_take_instant(struct cow *cow, struct qstill_error *err)
-{
-    cow->stats.marked = cow->marked;
-    /* Only a removal that comes just now marks anything again. */
-    while (cow->marked > 0)
-        if (protect_marked(cow, err) < 0)
-            return err->code;
-    for (size_t i = 0; i < cow->small_count; i++) {
-        struct cow_small *s = &cow->smalls[i];
-        struct iovec here = {s->data, s->size};
-
-        if (!cow_read(cow, &here, 1, s->hva, s->size))
-            return lost(cow, errno, "read", err);
-    }
-    cow->saving = true;
+        return cow_lost(cow, ESRCH, "watch", err);
     return 0;
 }
 
@@ -489,9 +354,9 @@ int cow_serve(struct cow *cow, struct qstill_error *err)
            !__atomic_load_n(&cow->stop, __ATOMIC_ACQUIRE)) {
         if (!gone)
             gone = send_off(cow, begun);
-        if (sleep_until(cow, cancel_fd, gone ? -1 : GO_LOOK_MS, &since, &got,
-                        err) < 0 ||
-            serve_once(cow, since, err) < 0)
+        if (cow_sleep_until(cow, cancel_fd, gone ? -1 : GO_LOOK_MS, &since,
+                            &got, err) < 0 ||
+            cow_serve_once(cow, since, err) < 0)
             return err->code;
         /* A copier that sees this set, after it has done a unit, kicks: so
          * look at the waiters once more before sleeping. */
