@@ -201,8 +201,8 @@ static int copy_step(void *ctx, bool *done, struct qstill_error *err)
     uint64_t so_far = 0, total = 0;
 
     *done = true;
-    if (c->o.dry_run || !c->o.memory)
-        return 0;
+    if (c->o.dry_run || !c->o.memory || create_manifest_ask(c, err) < 0)
+        return err->code;
     if (memcap_step(&c->mem, done, &so_far, &total, err) < 0)
         return err->code;
     job_measure(c->job, so_far, total);
@@ -233,17 +233,12 @@ static int publish_snapshot(struct create *c, const struct manifest *m,
 static int publish_enter(void *ctx, struct qstill_error *err)
 {
     struct create *c = ctx;
-    struct manifest m = {.arena = ARENA_INIT};
-    int r;
 
     if (c->o.dry_run)
         return 0;
-    r = create_manifest(c, &m, err);
-    if (r == 0)
-        r = publish_snapshot(c, &m, err);
-    manifest_fini(&m);
-    if (r < 0)
-        return r;
+    if (create_manifest(c, err) < 0 ||
+        publish_snapshot(c, &c->manifest, err) < 0)
+        return err->code;
     memcap_restore_settings(&c->mem);
     for (size_t i = 0; i < c->j.disk_count; i++)
         if (vmrecord_set_head(&c->s.rec, c->j.disks[i].disk,
@@ -272,6 +267,9 @@ static void create_free(void *ctx)
     struct create *c = ctx;
 
     memcap_fini(&c->mem);
+    manifest_fini(&c->manifest);
+    qmp_ram_fini(&c->ram);
+    qmp_memdevs_fini(&c->memdevs);
     if (c->session_open)
         session_close(&c->s);
     arena_fini(&c->arena);

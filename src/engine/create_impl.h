@@ -6,8 +6,11 @@
 
 #include "base/clock.h"
 #include "journal.h"
+#include "manifest.h"
 #include "memcap.h"
 #include "name.h"
+#include "qmp/monitor.h"
+#include "qmp/ram.h"
 #include "quiesce.h"
 #include "session.h"
 
@@ -45,6 +48,11 @@ struct create {
     bool switched; /* heads are the new ones */
     double stop_ms;
     double pause_ms;
+    /* what the snapshot says of itself */
+    struct manifest manifest;
+    bool manifest_asked;
+    struct qmp_ram ram;
+    struct qmp_memdevs memdevs;
 };
 
 /* create_plan.c: the phases before the guest is stopped. */
@@ -53,9 +61,11 @@ int create_prepare_enter(void *ctx, struct qstill_error *err);
 int create_prepare_step(void *ctx, bool *done, struct qstill_error *err);
 void create_prepare_undo(void *ctx, struct qstill_error *err);
 
-/* Fills the manifest of the snapshot; with memory, makes its files durable
- * first. Strings belong to `c` or to m's arena. */
-int create_manifest(struct create *c, struct manifest *m,
-                    struct qstill_error *err);
+/* Asks QEMU and the host what the manifest shall say of them; once. With memory
+ * it is done while that is copied. */
+int create_manifest_ask(struct create *c, struct qstill_error *err);
+/* Fills the manifest of the snapshot; with memory, its files are durable
+ * then. Strings belong to `c` or to the manifest's arena. */
+int create_manifest(struct create *c, struct qstill_error *err);
 
 #endif

@@ -37,34 +37,31 @@ static int fill_disks(struct create *c, struct manifest *m,
 static int fill_blocks(struct create *c, struct manifest *m,
                        const struct capture_result *r, struct qstill_error *err)
 {
-    CLEANUP(qmp_memdevs_fini) struct qmp_memdevs devs = QMP_MEMDEVS_INIT;
-    CLEANUP(qmp_ram_fini) struct qmp_ram ram = QMP_RAM_INIT;
+    const struct qmp_memdevs *devs = &c->memdevs;
 
-    if (qmp_ram_read(c->s.qmp, &ram, err) < 0 ||
-        qmp_memdevs_read(c->s.qmp, &ram, &devs, err) < 0)
-        return err->code;
     m->blocks = arena_array(&m->arena, r->block_count + 1, sizeof(*m->blocks));
     if (!m->blocks)
         return err_nomem(err);
     for (size_t i = 0; i < r->block_count; i++) {
         struct manifest_block *b = &m->blocks[i];
-        const struct qmp_ram_block *live = qmp_ram_find(&ram, r->blocks[i].id);
+        const struct qmp_ram_block *live =
+            qmp_ram_find(&c->ram, r->blocks[i].id);
 
         b->id = arena_strdup(&m->arena, r->blocks[i].id);
         if (!b->id)
             return err_nomem(err);
         b->size = r->blocks[i].size;
         b->page_size = live ? live->page_size : r->blocks[i].page_size;
-        for (size_t k = 0; k < devs.count; k++) {
+        for (size_t k = 0; k < devs->count; k++) {
             const char *tail = strrchr(b->id, '/');
 
-            if (strcmp(devs.items[k].id, b->id) != 0 &&
+            if (strcmp(devs->items[k].id, b->id) != 0 &&
                 (!tail || strncmp(b->id, "/objects/", 9) != 0 ||
-                 strcmp(devs.items[k].id, tail + 1) != 0))
+                 strcmp(devs->items[k].id, tail + 1) != 0))
                 continue;
             b->main = true;
-            b->shared = devs.items[k].share;
-            b->origin = arena_strdup(&m->arena, devs.items[k].type);
+            b->shared = devs->items[k].share;
+            b->origin = arena_strdup(&m->arena, devs->items[k].type);
         }
     }
     m->block_count = r->block_count;
@@ -91,21 +88,33 @@ static int fill_devices(struct create *c, struct manifest *m,
     return 0;
 }
 
+/* What a restore will want to know of the VM that has the memory. */
+static int ask_memory(struct create *c, struct manifest *m,
+                      struct qstill_error *err)
+{
+    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
+
+    if (qmp_cpus_read(c->s.qmp, &cpus, err) < 0 ||
+        fill_devices(c, m, err) < 0 ||
+        qmp_ram_read(c->s.qmp, &c->ram, err) < 0 ||
+        qmp_memdevs_read(c->s.qmp, &c->ram, &c->memdevs, err) < 0)
+        return err->code;
+    m->vcpus = cpus.count;
+    m->cpu_type = cpus.type ? arena_strdup(&m->arena, cpus.type) : NULL;
+    return 0;
+}
+
 static int fill_memory(struct create *c, struct manifest *m,
                        struct qstill_error *err)
 {
-    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
     struct capture_result r;
 
-    if (memcap_finish(&c->mem, &r, err) < 0 ||
-        qmp_cpus_read(c->s.qmp, &cpus, err) < 0 || fill_devices(c, m, err) < 0)
+    if (memcap_finish(&c->mem, &r, err) < 0)
         return err->code;
     m->memory_included = true;
     m->memory_bytes = r.memory_bytes;
     m->memory_written = r.written_bytes;
     m->stall_ms = r.longest_stall_ms;
-    m->vcpus = cpus.count;
-    m->cpu_type = cpus.type ? arena_strdup(&m->arena, cpus.type) : NULL;
     return fill_blocks(c, m, &r, err);
 }
 
@@ -149,9 +158,24 @@ static int fill_host(struct manifest *m, struct qstill_error *err)
     return 0;
 }
 
-int create_manifest(struct create *c, struct manifest *m,
-                    struct qstill_error *err)
+int create_manifest_ask(struct create *c, struct qstill_error *err)
 {
+    struct manifest *m = &c->manifest;
+
+    if (c->manifest_asked)
+        return 0;
+    c->manifest_asked = true;
+    if ((c->s.qmp && fill_qemu(c, m, err) < 0) || fill_host(m, err) < 0)
+        return err->code;
+    return c->o.memory ? ask_memory(c, m, err) : 0;
+}
+
+int create_manifest(struct create *c, struct qstill_error *err)
+{
+    struct manifest *m = &c->manifest;
+
+    if (create_manifest_ask(c, err) < 0)
+        return err->code;
     m->id = c->id;
     m->name = c->name;
     m->description = c->description;
@@ -171,8 +195,7 @@ int create_manifest(struct create *c, struct manifest *m,
                    : c->was_running ? "running"
                                     : "paused";
     m->pause_ms = c->pause_ms;
-    if ((c->s.qmp && fill_qemu(c, m, err) < 0) || fill_host(m, err) < 0 ||
-        fill_disks(c, m, err) < 0)
+    if (fill_disks(c, m, err) < 0)
         return err->code;
     return c->o.memory ? fill_memory(c, m, err) : 0;
 }

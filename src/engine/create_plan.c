@@ -35,7 +35,9 @@ static int plan_memory(struct create *c, struct qstill_error *err)
                 "VM %s does not run, so it has no memory to capture", c->vm);
         return err_hint(err, "start it, or leave --memory out");
     }
-    if (modes_probe(&c->s, &c->modes, err) < 0)
+    if (modes_probe_cow_first(&c->s, &c->modes, err) < 0 ||
+        (c->wanted == MODE_BACKGROUND &&
+         modes_probe_rest(&c->s, &c->modes, err) < 0))
         return err->code;
     return modes_choose(&c->modes, c->wanted, !c->was_running, &c->mode, c->why,
                         sizeof(c->why), err);
@@ -173,7 +175,8 @@ static int prepare_memory(struct create *c, int memfd, struct qstill_error *err)
         memcap_abort(&c->mem);
         memcap_fini(&c->mem);
         err_clear(err);
-        if (modes_choose(&c->modes, c->wanted, !c->was_running, &c->mode,
+        if (modes_probe_rest(&c->s, &c->modes, err) < 0 ||
+            modes_choose(&c->modes, c->wanted, !c->was_running, &c->mode,
                          c->why, sizeof(c->why), err) < 0)
             return err->code;
     }

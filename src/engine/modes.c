@@ -188,8 +188,8 @@ static int probe_cow(struct session *s, struct mode_report *r,
     return 0;
 }
 
-int modes_probe(struct session *s, struct mode_report *r,
-                struct qstill_error *err)
+int modes_probe_cow_first(struct session *s, struct mode_report *r,
+                          struct qstill_error *err)
 {
     char text[256];
 
@@ -216,9 +216,25 @@ int modes_probe(struct session *s, struct mode_report *r,
         return err->code;
     if (!r->reason[MODE_COW][0] && probe_cow(s, r, err) < 0)
         return err->code;
-    if (!r->reason[MODE_BACKGROUND][0] && probe_background(s, r, err) < 0)
+    r->background_open = !r->reason[MODE_BACKGROUND][0];
+    return r->reason[MODE_COW][0] ? modes_probe_rest(s, r, err) : 0;
+}
+
+int modes_probe_rest(struct session *s, struct mode_report *r,
+                     struct qstill_error *err)
+{
+    if (!r->background_open)
+        return 0;
+    r->background_open = false;
+    return probe_background(s, r, err);
+}
+
+int modes_probe(struct session *s, struct mode_report *r,
+                struct qstill_error *err)
+{
+    if (modes_probe_cow_first(s, r, err) < 0)
         return err->code;
-    return 0;
+    return modes_probe_rest(s, r, err);
 }
 
 int modes_choose(const struct mode_report *r, enum mode wanted, bool paused,

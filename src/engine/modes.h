@@ -28,11 +28,19 @@ struct mode_report {
     char blocked[256];
     bool balloon;                 /* the VM may give memory back */
     char reason[MODE_COUNT][256]; /* "" when the mode can be used */
+    bool background_open;         /* it was not looked at yet */
 };
 
 /* Asks QEMU and the host; leaves QEMU's settings as they were. */
 int modes_probe(struct session *s, struct mode_report *out,
                 struct qstill_error *err);
+/* The same, but for mode background where cow fits: to learn that takes longer
+ * than all the rest. */
+int modes_probe_cow_first(struct session *s, struct mode_report *out,
+                          struct qstill_error *err);
+/* What that left out, if anything. */
+int modes_probe_rest(struct session *s, struct mode_report *r,
+                     struct qstill_error *err);
 
 /*
  * Takes `wanted`, or the first that fits when it is MODE_COUNT: PRECONDITION
