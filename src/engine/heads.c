@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "journal.h"
+#include "launch_discard.h"
 #include "name.h"
 #include "qcow2/info.h"
 #include "qmp/graph.h"
@@ -127,6 +128,25 @@ static int missing_links(struct session *s, const struct qmp_graph *g,
     return 0;
 }
 
+/* The file is read as the disk's was. (Native AIO goes with O_DIRECT only, and
+ * QEMU would refuse the node.) */
+static const char *aio_like(struct session *s, const struct vm_disk *d,
+                            bool direct)
+{
+    const char *aio = launch_aio(s, d);
+
+    return aio && strcmp(aio, "native") == 0 && !direct ? NULL : aio;
+}
+
+/* NULL where QEMU's default does: an explicit "ignore" would also keep the
+ * format's own discards from the file. */
+static const char *discard_like(struct session *s, const struct vm_disk *d)
+{
+    const char *discard = launch_discard(s, d);
+
+    return discard && strcmp(discard, "unmap") == 0 ? discard : NULL;
+}
+
 /* With the options of the node that the disk's device uses now. */
 static int open_chain(struct session *s, const struct qmp_graph *g,
                       const struct vm_disk *d, struct link head,
@@ -158,6 +178,8 @@ static int open_chain(struct session *s, const struct qmp_graph *g,
             .read_only = n > 0,
             .cache_direct = like && like->cache_direct,
             .cache_no_flush = like && like->cache_no_flush,
+            .aio = aio_like(s, d, like && like->cache_direct),
+            .discard = n == 0 ? discard_like(s, d) : NULL,
             .detect_zeroes = n == 0 && like && *like->detect_zeroes
                                  ? like->detect_zeroes
                                  : NULL,

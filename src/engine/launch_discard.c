@@ -6,18 +6,36 @@
 #include "launch_disk.h"
 #include "session.h"
 
-static const char *word_of(const struct opts *o, const char *key)
-{
-    const char *v = opts_get(o, key);
+/* What is looked for: of the format node, or of the protocol node below it. */
+struct word {
+    const char *key;
+    const char *inner; /* of a protocol node inside its format node's option */
+    const char *(*of)(const char *value); /* NULL: it cannot be told */
+};
 
+static const char *discard_of(const char *v)
+{
     if (!v || strcmp(v, "ignore") == 0 || strcmp(v, "off") == 0)
         return "ignore";
     return strcmp(v, "unmap") == 0 || strcmp(v, "on") == 0 ? "unmap" : NULL;
 }
 
+static const char *aio_of(const char *v)
+{
+    static const char *const known[] = {"threads", "native", "io_uring"};
+
+    for (size_t i = 0; v && i < ARRAY_LEN(known); i++)
+        if (strcmp(v, known[i]) == 0)
+            return known[i];
+    return v ? NULL : known[0];
+}
+
+static const struct word discard = {"discard", NULL, discard_of};
+static const struct word aio = {"aio", "file.aio", aio_of};
+
 /* The format node over a protocol node that has a -blockdev of its own. */
 static const char *of_format_node(const struct launch_args *args,
-                                  const char *protocol)
+                                  const struct word *w, const char *protocol)
 {
     const char *found = NULL;
 
@@ -34,12 +52,12 @@ static const char *of_format_node(const struct launch_args *args,
             continue;
         if (found)
             return NULL;
-        found = word_of(&o, "discard");
+        found = w->of(opts_get(&o, w->key));
     }
     return found;
 }
 
-static const char *of_arg(const struct launch_args *args,
+static const char *of_arg(const struct launch_args *args, const struct word *w,
                           const struct disk_place *place)
 {
     const struct launch_arg *arg = &args->v[place->arg];
@@ -48,18 +66,25 @@ static const char *of_arg(const struct launch_args *args,
     const char *node;
 
     if (place->kind == PLACE_VALUE)
-        return "ignore";
+        return w->of(NULL);
     if (launch_disk_opts(arg, &o, &ignored) < 0)
         return NULL;
-    if (launch_arg_is(arg, "drive") || strcmp(place->prefix, "file.") == 0)
-        return word_of(&o, "discard");
+    if (w->inner && opts_get(&o, w->inner))
+        return w->of(opts_get(&o, w->inner));
+    if (launch_arg_is(arg, "drive"))
+        return w->of(opts_get(&o, w->key));
+    if (strcmp(place->prefix, "file.") == 0)
+        return w->of(w->inner ? NULL : opts_get(&o, w->key));
     node = opts_get(&o, "node-name");
     if (place->prefix[0] != '\0' || !node)
         return NULL;
-    return of_format_node(args, node);
+    if (w->inner) /* the option is that of the protocol node */
+        return w->of(opts_get(&o, w->key));
+    return of_format_node(args, w, node);
 }
 
-const char *launch_discard(struct session *s, const struct vm_disk *d)
+static const char *look_up(struct session *s, const struct vm_disk *d,
+                           const struct word *w)
 {
     CLEANUP(launch_args_fini) struct launch_args args = {0};
     struct qstill_error ignored = {0};
@@ -72,5 +97,15 @@ const char *launch_discard(struct session *s, const struct vm_disk *d)
                          &places, &ignored) < 0 ||
         places != 1)
         return NULL;
-    return of_arg(&args, &place);
+    return of_arg(&args, w, &place);
+}
+
+const char *launch_discard(struct session *s, const struct vm_disk *d)
+{
+    return look_up(s, d, &discard);
+}
+
+const char *launch_aio(struct session *s, const struct vm_disk *d)
+{
+    return look_up(s, d, &aio);
 }

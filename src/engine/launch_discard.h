@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Whether a disk hands the guest's discards down. No query tells it, overlays
- * have it from the node they were put on, and a reopened node loses it unless
- * it is said again. */
+/* How a disk's file is read, and whether the guest's discards are handed down.
+ * No query tells them, overlays have them from the node they were put on, and a
+ * reopened or new node does not have them unless they are said again. */
 #ifndef QSTILL_ENGINE_LAUNCH_DISCARD_H
 #define QSTILL_ENGINE_LAUNCH_DISCARD_H
 
@@ -10,5 +10,7 @@ struct vm_disk;
 
 /* "ignore" or "unmap"; NULL when the VM's command line does not tell. */
 const char *launch_discard(struct session *s, const struct vm_disk *d);
+/* "threads", "native" or "io_uring"; NULL as above. */
+const char *launch_aio(struct session *s, const struct vm_disk *d);
 
 #endif

@@ -23,8 +23,10 @@ class Disk:
     pattern must be False."""
 
     def __init__(self, id, path, fmt="qcow2", size=32 << 20, bus="virtio",
-                 pattern=True, fs=False, make=True):
+                 pattern=True, fs=False, make=True, options="", front=""):
         self.id = id
+        self.options = options  # more of -drive
+        self.front = front      # more of -device
         self.fmt = fmt
         self.path = path
         self.bus = bus
@@ -98,16 +100,17 @@ class VM:
                 args += ["-drive", "file=%s,format=%s,if=virtio" % (
                     d.path, d.fmt)]
             elif self.style == "drive":
-                args += ["-drive", "file=%s,format=%s,if=none,id=%s" % (
-                    d.path, d.fmt, d.id),
-                    "-device", "%s,drive=%s,id=%s-dev" % (front, d.id, d.id)]
+                args += ["-drive", "file=%s,format=%s,if=none,id=%s%s" % (
+                    d.path, d.fmt, d.id, d.options),
+                    "-device", "%s,drive=%s,id=%s-dev%s" % (
+                        front, d.id, d.id, d.front)]
             elif self.style == "blockdev":
                 args += ["-blockdev", "driver=file,filename=%s,node-name=%s-f"
                          % (d.path, d.id),
                          "-blockdev", "driver=%s,file=%s-f,node-name=%s-n" % (
                              d.fmt, d.id, d.id),
                          "-device", "%s,drive=%s-n,id=%s" % (
-                             front, d.id, d.id)]
+                             front, d.id, d.id) + d.front]
             else:
                 raise ValueError(self.style)
         return args
