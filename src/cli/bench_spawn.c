@@ -5,52 +5,82 @@
 #include <fcntl.h>
 #include <ftw.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "bench_vm.h"
 
-extern char **environ;
+/* Between fork and exec only what is safe there. Returns when it failed. */
+static void become(const char *const *argv, const char *cwd, const char *log,
+                   pid_t parent)
+{
+    static const int usual[] = {SIGTSTP, SIGTTIN, SIGTTOU};
+    int in, out;
+
+    /* Whatever ends us ends it: a SIGKILL leaves nobody else to do it. */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0)
+        return;
+    if (getppid() != parent)
+        _exit(1);
+    for (size_t i = 0; i < sizeof(usual) / sizeof(usual[0]); i++)
+        signal(usual[i], SIG_DFL);
+    /* A ^C is for us: we end them. */
+    if (setpgid(0, 0) < 0 || chdir(cwd) < 0)
+        return;
+    in = open("/dev/null", O_RDONLY);
+    out = open(log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+    if (in < 0 || out < 0 || dup2(in, 0) < 0 || dup2(out, 1) < 0 ||
+        dup2(out, 2) < 0)
+        return;
+    if (in > 2)
+        close(in);
+    if (out > 2)
+        close(out);
+    execvp(argv[0], (char **)(uintptr_t)argv);
+}
+
+/* What stopped the child before it was the program; 0 when nothing did. */
+static int wait_for_exec(int fd)
+{
+    int failed = 0;
+    ssize_t n;
+
+    while ((n = read(fd, &failed, sizeof(failed))) < 0 && errno == EINTR)
+        ;
+    return n == (ssize_t)sizeof(failed) ? failed : 0;
+}
 
 int bench_spawn(const char *const *argv, const char *cwd, const char *log,
                 pid_t *out, struct qstill_error *err)
 {
-    posix_spawn_file_actions_t files;
-    posix_spawnattr_t attr;
-    sigset_t usual;
-    int r;
+    pid_t parent = getpid(), pid;
+    int report[2], r;
 
-    sigemptyset(&usual);
-    sigaddset(&usual, SIGTSTP);
-    sigaddset(&usual, SIGTTIN);
-    sigaddset(&usual, SIGTTOU);
-    posix_spawn_file_actions_init(&files);
-    posix_spawnattr_init(&attr);
-    /* A ^C is for us: we end them. */
-    posix_spawnattr_setflags(&attr,
-                             POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF);
-    posix_spawnattr_setsigdefault(&attr, &usual);
-    r = posix_spawn_file_actions_addchdir_np(&files, cwd);
-    if (r == 0)
-        r = posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY,
-                                             0);
-    if (r == 0)
-        r = posix_spawn_file_actions_addopen(
-            &files, 1, log, O_WRONLY | O_CREAT | O_TRUNC, 0600);
-    if (r == 0)
-        r = posix_spawn_file_actions_adddup2(&files, 1, 2);
-    if (r == 0)
-        r = posix_spawnp(out, argv[0], &files, &attr, (char **)(uintptr_t)argv,
-                         environ);
-    posix_spawn_file_actions_destroy(&files);
-    posix_spawnattr_destroy(&attr);
-    if (r == 0)
+    if (pipe2(report, O_CLOEXEC) < 0)
+        return cli_fail(err, QSTILL_E_FAILED, "no pipe: %s", strerror(errno));
+    pid = fork();
+    if (pid == 0) {
+        become(argv, cwd, log, parent);
+        r = errno;
+        _exit(write(report[1], &r, sizeof(r)) == (ssize_t)sizeof(r) ? 127
+                                                                    : 126);
+    }
+    r = pid < 0 ? errno : 0;
+    close(report[1]);
+    if (pid > 0)
+        r = wait_for_exec(report[0]);
+    close(report[0]);
+    if (r == 0) {
+        *out = pid;
         return 0;
+    }
+    if (pid > 0)
+        waitpid(pid, NULL, 0);
     return cli_fail(err, r == ENOENT ? QSTILL_E_NOT_FOUND : QSTILL_E_FAILED,
                     "cannot start %s: %s", argv[0], strerror(r));
 }

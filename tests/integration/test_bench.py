@@ -3,6 +3,7 @@
 it measures: each way has its samples or says why not, the numbers are of this
 world, and nothing is left behind."""
 
+import contextlib
 import os
 import signal
 import time
@@ -19,6 +20,16 @@ class Bench(case.Case):
     limit = 240
     cost = 30
 
+    @classmethod
+    def qemus_in(cls, folder):
+        """The QEMUs that work there: their names of files are relative."""
+        found = []
+        for pid in cls.processes("qstill-bench"):
+            with contextlib.suppress(OSError):
+                if os.readlink("/proc/%d/cwd" % pid).startswith(folder):
+                    found.append(pid)
+        return found
+
     def bench(self, what, *args, qemu=True):
         folder = os.path.join(self.tmp, "bench")
         os.makedirs(folder, exist_ok=True)
@@ -27,7 +38,7 @@ class Bench(case.Case):
             args += ["--qemu", case.QEMU, "--accel", "tcg"]
         said = self.q("bench", what, *args)
         self.assertEqual([], os.listdir(folder), "files were left")
-        self.assertEqual([], list(self.processes(folder)))
+        self.assertEqual([], self.qemus_in(folder))
         self.assertEqual((what, REPS), (said["benchmark"], said["reps"]))
         for way in said["ways"]:
             if not way["skipped"]:
@@ -108,7 +119,17 @@ class Once(Bench):
                 status, out, _ = self.q.finish(p)
                 self.assertEqual(10, status, out)
                 self.assertEqual([], os.listdir(folder))
-                self.assertEqual([], list(self.processes(folder)))
+                self.assertEqual([], self.qemus_in(folder))
+
+    def test_a_qemu_does_not_outlive_it(self):
+        folder = os.path.join(self.tmp, "bench")
+        os.makedirs(folder)
+        p = self.q.start("bench", "memory", "--reps", 50, "--dir", folder,
+                         "--qemu", case.QEMU)
+        self.wait_for(lambda: self.qemus_in(folder))
+        p.kill()
+        p.wait()
+        self.wait_for(lambda: not self.qemus_in(folder))
 
     def wait_for(self, truth, seconds=20):
         deadline = time.monotonic() + seconds
