@@ -109,6 +109,8 @@ int main(int argc, char **argv)
     if (open_standard_fds() < 0)
         return -QSTILL_E_FAILED;
     setlocale(LC_CTYPE, "");
+    /* else a write for each character of what guests and files say */
+    setvbuf(stderr, NULL, _IOLBF, BUFSIZ);
     /* a snapshot must not be left half-way because a reader went away */
     signal(SIGPIPE, SIG_IGN);
     if (run(&cli, argc, argv, &err) < 0) {
