@@ -187,10 +187,14 @@ class VM:
         with open(os.path.join(folder, "qemu.log"), "wb") as log:
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL,
                                             stdout=log, stderr=log)
-        self.monitor = QMP(self.qmp + ".test")
-        self.meter = Meter(program, self.process.pid,
-                           Serial(os.path.join(folder, "serial"),
-                                  self.must_live), self.monitor)
+        try:
+            self.monitor = QMP(self.qmp + ".test")
+            self.meter = Meter(program, self.process.pid,
+                               Serial(os.path.join(folder, "serial"),
+                                      self.must_live), self.monitor)
+        except BaseException:  # nobody else could end it
+            self.end()
+            raise
 
     def must_live(self):
         if self.process.poll() is not None:
