@@ -232,6 +232,9 @@ int heads_open(struct session *s, const struct journal *j, const char *tag,
 
 /* --------------------------------------------------------------------- put */
 
+/* The guest stands, so the nodes of an iothread's disk are in QEMU's main
+ * thread, as those are that were opened now. (While it runs, QEMU 7.2 refuses a
+ * node of another thread, and 10.0 does not survive it.) */
 static int put_one(struct session *s, const struct qmp_graph *g,
                    const struct journal_disk *jd, enum heads_which which,
                    struct qstill_error *err)

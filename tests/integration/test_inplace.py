@@ -155,6 +155,23 @@ class InPlace(Reverts):
                 self.reset_boots(vm, nonce)
                 vm.end()
 
+    def test_an_iothread_and_branches_that_share_nothing(self):
+        """A chain of which QEMU has nothing open comes into the thread."""
+        vm = self.running_vm(append="SYNC=vda",
+                             extra=["-object", "iothread,id=io0"],
+                             disks=[self.disk(front=",iothread=io0")])
+        ticks, nonce = self.snapshot(vm)
+        self.goes_on(vm)
+        self.q("create", "vm", "two", "--memory")
+        self.goes_on(vm)
+        self.back(vm, "one", ticks[0], nonce)
+        self.goes_on(vm)
+        self.q("create", "vm", "three", "--memory")
+        self.q("delete", "vm", "one")
+        for name in ("two", "three"):
+            self.goes_on(vm)
+            self.back(vm, name, self.snapshot_ticks(vm, name)[0], nonce)
+
     def test_new_heads_have_the_options_of_the_disk(self):
         options = ",cache=none,aio=native,discard=unmap,detect-zeroes=unmap"
         vm = self.running_vm(disks=[self.disk(options=options),
