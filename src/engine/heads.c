@@ -147,7 +147,21 @@ static const char *discard_like(struct session *s, const struct vm_disk *d)
     return discard && strcmp(discard, "unmap") == 0 ? discard : NULL;
 }
 
-/* With the options of the node that the disk's device uses now. */
+/* As the command line says, else as the node has it. ("unmap" goes with
+ * discards that are handed down only.) */
+static const char *detect_zeroes_like(struct session *s,
+                                      const struct vm_disk *d,
+                                      const struct qmp_node *like)
+{
+    const char *word = launch_detect_zeroes(s, d);
+
+    if (!word && like && *like->detect_zeroes)
+        word = like->detect_zeroes;
+    return word && strcmp(word, "unmap") == 0 && !discard_like(s, d) ? "on"
+                                                                     : word;
+}
+
+/* With the options of the disk. */
 static int open_chain(struct session *s, const struct qmp_graph *g,
                       const struct vm_disk *d, struct link head,
                       const char *kind, size_t number, const char *tag,
@@ -180,9 +194,7 @@ static int open_chain(struct session *s, const struct qmp_graph *g,
             .cache_no_flush = like && like->cache_no_flush,
             .aio = aio_like(s, d, like && like->cache_direct),
             .discard = n == 0 ? discard_like(s, d) : NULL,
-            .detect_zeroes = n == 0 && like && *like->detect_zeroes
-                                 ? like->detect_zeroes
-                                 : NULL,
+            .detect_zeroes = n == 0 ? detect_zeroes_like(s, d, like) : NULL,
         };
 
         if (!name)

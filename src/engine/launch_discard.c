@@ -20,6 +20,16 @@ static const char *discard_of(const char *v)
     return strcmp(v, "unmap") == 0 || strcmp(v, "on") == 0 ? "unmap" : NULL;
 }
 
+static const char *detect_zeroes_of(const char *v)
+{
+    static const char *const known[] = {"off", "on", "unmap"};
+
+    for (size_t i = 0; v && i < ARRAY_LEN(known); i++)
+        if (strcmp(v, known[i]) == 0)
+            return known[i];
+    return v ? NULL : known[0];
+}
+
 static const char *aio_of(const char *v)
 {
     static const char *const known[] = {"threads", "native", "io_uring"};
@@ -31,6 +41,8 @@ static const char *aio_of(const char *v)
 }
 
 static const struct word discard = {"discard", NULL, discard_of};
+static const struct word detect_zeroes = {"detect-zeroes", NULL,
+                                          detect_zeroes_of};
 static const struct word aio = {"aio", "file.aio", aio_of};
 
 /* The format node over a protocol node that has a -blockdev of its own. */
@@ -103,6 +115,11 @@ static const char *look_up(struct session *s, const struct vm_disk *d,
 const char *launch_discard(struct session *s, const struct vm_disk *d)
 {
     return look_up(s, d, &discard);
+}
+
+const char *launch_detect_zeroes(struct session *s, const struct vm_disk *d)
+{
+    return look_up(s, d, &detect_zeroes);
 }
 
 const char *launch_aio(struct session *s, const struct vm_disk *d)

@@ -10,6 +10,9 @@ struct vm_disk;
 
 /* "ignore" or "unmap"; NULL when the VM's command line does not tell. */
 const char *launch_discard(struct session *s, const struct vm_disk *d);
+/* "off", "on" or "unmap"; NULL as above. QEMU does tell this one, but an
+ * overlay does not have it from the node that it was put on. */
+const char *launch_detect_zeroes(struct session *s, const struct vm_disk *d);
 /* "threads", "native" or "io_uring"; NULL as above. */
 const char *launch_aio(struct session *s, const struct vm_disk *d);
 

@@ -48,6 +48,24 @@ static void of_a_drive(void **state)
     EXPECT("ignore", "threads", "-hda", D);
 }
 
+static void detect_zeroes(void **state)
+{
+    char *argv[] = {(char *)(uintptr_t) "qemu", (char *)(uintptr_t) "-drive",
+                    (char *)(uintptr_t) "file=" D ",detect-zeroes=unmap", NULL};
+    struct vm_disk d = {
+        .name = "vda", .attach_path = D, .attach_format = "qcow2"};
+    struct session s = {.rec = {.has_launch = true}};
+
+    (void)state;
+    s.rec.launch.argv = argv;
+    s.rec.launch.cwd = (char *)(uintptr_t) "/";
+    assert_string_equal(launch_detect_zeroes(&s, &d), "unmap");
+    argv[2] = (char *)(uintptr_t) "file=" D;
+    assert_string_equal(launch_detect_zeroes(&s, &d), "off");
+    argv[2] = (char *)(uintptr_t) "file=/d/other";
+    assert_null(launch_detect_zeroes(&s, &d));
+}
+
 static void of_nodes(void **state)
 {
     (void)state;
@@ -74,6 +92,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(of_a_drive),
+        cmocka_unit_test(detect_zeroes),
         cmocka_unit_test(of_nodes),
         cmocka_unit_test(what_is_not_told_is_not_guessed),
     };
