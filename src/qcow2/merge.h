@@ -114,18 +114,19 @@ struct merge_count merge_count(const struct merge *m);
 /*
  * Finishes or undoes the merge of a journal, if there is one: *did. BUSY: its
  * process is alive. CORRUPT: the files are neither in the old nor in the new
- * state, and nothing is changed; or what a fold reads is damaged. Such a fold is
- * given up, its journal removed: what the top shows is what it always was. So is
- * one whose images a VM has open by now, without an error.
+ * state, and nothing is changed; or what a fold reads is damaged. Such a fold
+ * is given up, its journal removed: what the top shows is what it always was.
+ * So is one whose images a VM has open by now, without an error.
  */
 int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
                   struct qstill_error *err);
 /* The same, but a fold that could only go on is given up: for a caller who has
- * cancelled it, does not use the lower image by itself, and will merge again. */
+ * cancelled it, does not use the lower image by itself, and will merge again.
+ */
 int merge_abandon(const struct io *io, int dirfd, const char *name, bool *did,
                   struct qstill_error *err);
-/* merge_recover() for every journal that a merge without a place of its own has left
- * in a directory; those of living processes are passed over. */
+/* merge_recover() for every journal that a merge without a place of its own has
+ * left in a directory; those of living processes are passed over. */
 int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err);
 
