@@ -151,6 +151,9 @@ class Live(Row):
     def end(self):
         self.process.kill()
         self.process.wait()
+        # frozen layers are protected; base is a link to that of all rows
+        subprocess.run(["chattr", "-R", "-i", self.work], check=False,
+                       stderr=subprocess.DEVNULL)
 
     def once(self, how):
         self.start()
