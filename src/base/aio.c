@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "aio_impl.h"
 #include "checked.h"
@@ -85,18 +86,32 @@ static void finish(struct aio_op *op, int error)
         op->done(op);
 }
 
-void aio_close(struct aio *a)
+#define SETTLE_TRIES 1000u /* of a millisecond */
+
+void aio_settle(struct aio *a)
 {
     struct qstill_error scratch;
+    unsigned tries = 0;
 
-    if (!a)
-        return;
     while (a->queued.head)
         finish(queue_pop(&a->queued), ECANCELED);
-    /* a `done` may have submitted again, hence the loop */
-    while (a->flying > 0 && a->backend->reap(a, true, -1, &scratch) == 0)
+    /* a `done` may have submitted again, hence the loop. What flies writes to
+     * memory that the caller frees: one failure is no reason to leave it. */
+    while (a->flying > 0 && tries < SETTLE_TRIES) {
+        if (a->backend->reap(a, true, -1, &scratch) < 0) {
+            tries++;
+            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+        }
         while (a->queued.head)
             finish(queue_pop(&a->queued), ECANCELED);
+    }
+}
+
+void aio_close(struct aio *a)
+{
+    if (!a)
+        return;
+    aio_settle(a);
     closep(&a->eventfd);
     a->backend->close(a);
 }
@@ -240,8 +255,10 @@ int aio_wait(struct aio *a, unsigned min, int timeout_ms,
 int aio_drain(struct aio *a, struct qstill_error *err)
 {
     while (aio_pending(a) > 0)
-        if (aio_wait(a, 1, -1, err) < 0)
+        if (aio_wait(a, 1, -1, err) < 0) {
+            aio_settle(a);
             return err->code;
+        }
     return 0;
 }
 

@@ -73,8 +73,10 @@ struct aio_options {
 /* `options` may be NULL. `io` must outlive the aio. */
 int aio_open(struct aio **out, const struct io *io,
              const struct aio_options *options, struct qstill_error *err);
-/* Waits for what is in flight; queued ops not yet started end with ECANCELED.
- * NULL is fine. */
+/* Waits for what is in flight, whatever fails meanwhile; queued ops not yet
+ * started end with ECANCELED. For who frees ops of an aio that goes on. */
+void aio_settle(struct aio *a);
+/* Settles first. NULL is fine. */
 void aio_close(struct aio *a);
 void aio_closep(struct aio **a);
 /* "io_uring" or "sync" */
@@ -88,6 +90,7 @@ int aio_poll(struct aio *a, struct qstill_error *err);
  * timeout_ms (-1: none) are over, which is no error. */
 int aio_wait(struct aio *a, unsigned min, int timeout_ms,
              struct qstill_error *err);
+/* Nothing is pending afterwards, also when it fails. */
 int aio_drain(struct aio *a, struct qstill_error *err);
 
 /* Ops queued or in flight. */

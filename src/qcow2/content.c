@@ -96,8 +96,8 @@ int content_sum(struct chain *c, uint64_t *sum, struct qstill_error *err)
         return err->code;
     r.data = aio_pool_get(r.pool);
     sum_view(&r, c->layers[0]->size, sum, err);
-    while (r.busy && aio_wait(c->aio, 1, WAIT_MS, err) == 0)
-        ;
+    if (r.busy)
+        aio_settle(c->aio);
     fill_fini(&r.fill);
     aio_pool_free(r.pool);
     return err->code;

@@ -333,6 +333,9 @@ static int after_failure(const struct io *io, const struct merge_record *r,
 {
     struct qstill_error ignored;
 
+    /* without the upper image the rest has to be done */
+    if (!is_file(r->upper.path, r->upper.id))
+        return err->code;
     if (err->code == QSTILL_E_BUSY)
         return give_up(io, r, dirfd, name, err);
     if ((err->code == QSTILL_E_CORRUPT || err->code == QSTILL_E_FAILED) &&
