@@ -12,7 +12,7 @@
 /* A manifest is hundreds of small strings. Under ASan each allocation is one of
  * its own, so that it sees who writes beyond. */
 #ifdef __SANITIZE_ADDRESS__
-#define CHUNK 0
+#define CHUNK 1
 #else
 #define CHUNK 4000
 #endif
@@ -37,7 +37,7 @@ void arena_fini(struct arena *a)
  * that is being filled. */
 static void *add_block(struct arena *a, size_t len)
 {
-    size_t size = len < CHUNK / 4 ? CHUNK : len, total;
+    size_t size = len <= CHUNK / 4 ? CHUNK : len, total;
     struct arena_block *b;
 
     if (add_size(sizeof(*b), size, &total))
