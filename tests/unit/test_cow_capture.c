@@ -7,9 +7,12 @@
 
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "../lib/cow_fixture.h"
+
+#define OVERCOMMIT "/proc/sys/vm/nr_overcommit_hugepages"
 
 static void rounds(struct cow_fixture *f, enum cow_memory kind, bool other,
                    unsigned count)
@@ -57,6 +60,51 @@ static void a_memfd_read_as_private_is_one_cut(void **state)
     rounds(f, COW_MEMFD, true, 2);
 }
 
+static long read_overcommit(void)
+{
+    FILE *f = fopen(OVERCOMMIT, "re");
+    long n = -1;
+
+    if (f && fscanf(f, "%ld", &n) != 1)
+        n = -1;
+    if (f)
+        fclose(f);
+    return n;
+}
+
+/* Without the rights: what is reserved has to do. */
+static void write_overcommit(long n)
+{
+    FILE *f = fopen(OVERCOMMIT, "we");
+
+    if (!f)
+        return;
+    fprintf(f, "%ld\n", n);
+    fclose(f);
+}
+
+static long overcommit;
+
+/* Huge pages for the time of the test: the kernel makes and frees them. */
+static int huge_setup(void **state)
+{
+    struct cow_fixture *f;
+
+    cow_setup(state);
+    f = *state;
+    overcommit = read_overcommit();
+    if (overcommit >= 0)
+        write_overcommit(overcommit + (long)(f->stress.size / (2 * MIB)) + 1);
+    return 0;
+}
+
+static int huge_teardown(void **state)
+{
+    if (overcommit >= 0)
+        write_overcommit(overcommit);
+    return cow_teardown(state);
+}
+
 static void hugetlbfs_is_one_cut(void **state)
 {
     struct cow_fixture *f = *state;
@@ -99,7 +147,8 @@ int main(int argc, char **argv)
         T(huge_pages_of_a_process_are_one_cut),
         T(a_memfd_of_a_process_is_one_cut),
         T(a_memfd_read_as_private_is_one_cut),
-        T(hugetlbfs_is_one_cut),
+        cmocka_unit_test_setup_teardown(hugetlbfs_is_one_cut, huge_setup,
+                                        huge_teardown),
         T(our_own_memory_is_one_cut),
         T(our_own_memfd_is_one_cut),
         T(an_old_kernel_reads_all_pages_first),
