@@ -176,7 +176,8 @@ ASAN := BUILD=$(BUILD)/asan SANITIZE=address,undefined \
         CFLAGS='$(CFLAGS) -fno-sanitize-recover=all'
 check-asan: deps ## unit and fuzz tests and a smoke test under the sanitizers
 	$(Q)$(MAKE) --no-print-directory -j$(JOBS) $(ASAN) all
-	$(Q)$(MAKE) --no-print-directory $(ASAN) check-unit check-fuzz
+	$(Q)ASAN_OPTIONS=allocator_may_return_null=1 \
+	    $(MAKE) --no-print-directory $(ASAN) check-unit check-fuzz
 	$(Q)python3 tests/integration/run.py --build $(BUILD)/asan \
 	    --cache $(BUILD) --qemu $(firstword $(subst $(comma), ,$(QEMU))) \
 	    -j $(JOBS) -k test_smoke

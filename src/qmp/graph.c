@@ -10,10 +10,11 @@
 /* ----------------------------------------------------------- building options
  */
 
-/* Each of these is true when it went well; NULL values are left out. */
+/* Each of these is true when it went well; NULL values are left out. Takes the
+ * value, into what may be no object. */
 static bool put(json_t *object, const char *key, json_t *value)
 {
-    return object && json_object_set_new(object, key, value) == 0;
+    return json_object_set_new(object, key, value) == 0;
 }
 
 static bool put_string(json_t *object, const char *key, const char *value)
