@@ -1,18 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 #include "session.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 
 #include "base/clock.h"
 #include "inplace.h"
 #include "livechain.h"
 #include "lock.h"
+#include "qmp/channel.h"
 #include "qstill-qmp.h"
 #include "recover.h"
 #include "stream_fifo.h"
@@ -96,27 +94,13 @@ int session_reload(struct session *s, struct qstill_error *err)
     return 0;
 }
 
-/* Nobody listens: no such file, or a socket that a dead QEMU left. */
-static bool socket_is_dead(const char *path)
-{
-    CLEANUP(closep) int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    struct sockaddr_un sun = {.sun_family = AF_UNIX};
-
-    if (fd < 0 || strlen(path) >= sizeof(sun.sun_path))
-        return false;
-    memcpy(sun.sun_path, path, strlen(path) + 1);
-    if (connect(fd, (struct sockaddr *)&sun, sizeof(sun)) == 0)
-        return false;
-    return errno == ENOENT || errno == ECONNREFUSED || errno == ENOTDIR;
-}
-
 /* Once more when somebody answers, but no QMP: an event of the client before
  * us has been seen in front of the greeting. */
 static int open_qmp(struct session *s, struct qstill_error *err)
 {
     if (qstill_qmp_open(&s->qmp, s->rec.qmp, NULL, err) == 0)
         return 0;
-    if (err->code != QSTILL_E_UNREACHABLE || socket_is_dead(s->rec.qmp))
+    if (err->code != QSTILL_E_UNREACHABLE || channel_is_dead(s->rec.qmp))
         return err->code;
     clock_sleep_ms(50);
     return qstill_qmp_open(&s->qmp, s->rec.qmp, NULL, err);
@@ -130,7 +114,7 @@ int session_connect(struct session *s, struct qstill_error *err)
     if (s->qmp)
         return 0;
     if (open_qmp(s, &why) < 0) {
-        if (why.code == QSTILL_E_UNREACHABLE && socket_is_dead(s->rec.qmp))
+        if (why.code == QSTILL_E_UNREACHABLE && channel_is_dead(s->rec.qmp))
             return 0;
         *err = why;
         return err->code;

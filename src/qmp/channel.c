@@ -99,6 +99,21 @@ int channel_connect(struct channel *c, const char *path, uint64_t deadline,
     return channel_adopt(c, take_fd(&fd), path, err);
 }
 
+bool channel_is_dead(const char *path)
+{
+    struct qstill_error why = {0};
+    CLEANUP(closep) int dir = -1;
+    CLEANUP(closep) int fd = -1;
+    struct sockaddr_un addr;
+
+    if (make_address(path, &addr, &dir, &why) < 0)
+        return why.code == QSTILL_E_NOT_FOUND;
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0 || connect(fd, (struct sockaddr *)&addr, sizeof(addr)) == 0)
+        return false;
+    return errno == ENOENT || errno == ECONNREFUSED || errno == ENOTDIR;
+}
+
 int channel_adopt(struct channel *c, int fd, const char *name,
                   struct qstill_error *err)
 {

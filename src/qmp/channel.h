@@ -25,6 +25,9 @@ struct channel {
  */
 int channel_connect(struct channel *c, const char *path, uint64_t deadline,
                     struct qstill_error *err);
+/* Whether nobody listens there: no such file, or a socket that a dead QEMU
+ * left. False when that cannot be told. Does not wait. */
+bool channel_is_dead(const char *path);
 /* Takes over a connected socket, on failure too. */
 int channel_adopt(struct channel *c, int fd, const char *name,
                   struct qstill_error *err);

@@ -125,6 +125,22 @@ class Verbs(Case):
             vm.serial.wait(r"disk %s had=%d\n" % (disk, tick), since)
         self.goes_on(vm)
 
+    def test_a_vm_that_is_off_may_have_a_socket_of_a_long_path(self):
+        """Longer than a socket's address; QEMU was told it by a short one."""
+        folder = "d" * 100
+        os.makedirs(os.path.join(self.tmp, "vm", folder))
+        vm = self.tiny_vm(attach=False, extra=[
+            "-qmp", "unix:%s/s,server=on,wait=off" % folder])
+        self.q("attach", "vm", "--qmp", os.path.join(vm.dir, folder, "s"))
+        self.q("create", "vm", "on", "--memory")
+        vm.end()
+        self.assertEqual("stopped", self.q("vms")["vms"][0]["state"])
+        self.q("create", "vm", "off")
+        self.q("start", "vm")
+        self.assertEqual("running", vm.state())
+        self.q("revert", "vm", "on", "--restore", "eager")
+        self.q("delete", "vm", "off")
+
     def test_a_dry_run_changes_nothing(self):
         vm = self.shared(self.running_vm)
         self.q("create", "vm", "one")

@@ -18,6 +18,7 @@
 #include "../lib/qmp_peer.h"
 #include "base/buf.h"
 #include "base/error.h"
+#include "qmp/channel.h"
 
 static struct qstill_error err;
 
@@ -134,6 +135,7 @@ static void a_full_queue_of_clients_is_busy(void **state)
                      0);
     open_at(addr.sun_path, QSTILL_E_BUSY, "(others wait for it)");
     assert_non_null(strstr(err.hint, "one client per socket"));
+    assert_false(channel_is_dead(addr.sun_path));
     close(fd);
     close(waiting);
     mem_tmpdir_remove(dir, dirfd);
@@ -156,9 +158,12 @@ static void a_path_longer_than_an_address_is_reached(void **state)
     assert_int_equal(qstill_qmp_open(&q, path, NULL, &err), 0);
     assert_string_equal(qstill_qmp_name(q), path);
     qmp_peer_close(p, q);
+    assert_true(channel_is_dead(path));
     unlinkat(deepfd, "s", 0);
+    assert_true(channel_is_dead(path));
     close(deepfd);
     unlinkat(dirfd, strrchr(deep, '/') + 1, AT_REMOVEDIR);
+    assert_true(channel_is_dead(path));
     mem_tmpdir_remove(dir, dirfd);
 }
 
