@@ -37,62 +37,29 @@ static bool is_stream(const struct memcap *m)
 
 /* ---------------------------------------------------------------- settings */
 
-static int set_caps(struct memcap *m, bool ours, struct qstill_error *err)
-{
-    struct qmp_capability caps[64];
-    size_t n = 0;
-    const char *mine = m->mode == MODE_BACKGROUND ? "background-snapshot"
-                                                  : "pause-before-switchover";
-
-    for (size_t i = 0; i < m->caps_were_on.count && n < 60; i++)
-        if (strcmp(m->caps_were_on.items[i], "events") != 0 &&
-            strcmp(m->caps_were_on.items[i], mine) != 0)
-            caps[n++] =
-                (struct qmp_capability){m->caps_were_on.items[i], !ours};
-    if (ours) {
-        caps[n++] = (struct qmp_capability){"events", true};
-        caps[n++] = (struct qmp_capability){mine, true};
-        return qmp_migrate_set_capabilities(m->s->qmp, caps, n, err);
-    }
-    /* Ours goes first: some of the user's exclude it. */
-    {
-        struct qmp_capability off = {mine, false};
-
-        if (qmp_migrate_set_capabilities(m->s->qmp, &off, 1, err) < 0)
-            return err->code;
-    }
-    return n ? qmp_migrate_set_capabilities(m->s->qmp, caps, n, err) : 0;
-}
-
 static int save_settings(struct memcap *m, uint64_t bwlimit,
                          struct qstill_error *err)
 {
     struct qmp_parameter p = {"max-bandwidth",
                               bwlimit ? (int64_t)bwlimit : UNLIMITED};
 
-    if (qmp_migrate_capabilities_on(m->s->qmp, &m->caps_were_on, err) < 0 ||
-        qmp_migrate_get_parameter(m->s->qmp, "max-bandwidth", &m->bandwidth_was,
-                                  err) < 0 ||
-        qmp_migrate_get_parameter(m->s->qmp, "downtime-limit", &m->downtime_was,
-                                  err) < 0)
+    if (settings_keep(m->s, &m->was, err) < 0)
         return err->code;
     m->settings_saved = true;
-    if (set_caps(m, true, err) < 0)
+    if (settings_enable(m->s, &m->was,
+                        m->mode == MODE_BACKGROUND ? "background-snapshot"
+                                                   : "pause-before-switchover",
+                        err) < 0)
         return err_wrap(err, "preparing QEMU's migration");
     return qmp_migrate_set_parameters(m->s->qmp, &p, 1, err);
 }
 
 void memcap_restore_settings(struct memcap *m)
 {
-    struct qmp_parameter p[] = {{"max-bandwidth", m->bandwidth_was},
-                                {"downtime-limit", m->downtime_was}};
-    struct qstill_error ignored = {0};
-
     if (!m->settings_saved || !m->s->qmp)
         return;
     m->settings_saved = false;
-    set_caps(m, false, &ignored);
-    qmp_migrate_set_parameters(m->s->qmp, p, ARRAY_LEN(p), &ignored);
+    settings_put_back(m->s, &m->was);
 }
 
 /* ----------------------------------------------------------------- prepare */
@@ -469,7 +436,7 @@ void memcap_fini(struct memcap *m)
     capture_close(m->cap);
     free(m->sources);
     qmp_ram_fini(&m->ram);
-    qmp_names_fini(&m->caps_were_on);
+    settings_fini(&m->was);
     closep(&m->devfd);
     closep(&m->pipefd);
     memset(m, 0, sizeof(*m));

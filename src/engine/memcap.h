@@ -9,6 +9,7 @@
 #include "memstate/capture.h"
 #include "modes.h"
 #include "qmp/migrate.h"
+#include "settings.h"
 
 struct session;
 
@@ -25,9 +26,7 @@ struct memcap {
     int pipefd;      /* write end until QEMU has it */
     bool migrating;
     bool settings_saved;
-    struct qmp_names caps_were_on;
-    int64_t bandwidth_was;
-    int64_t downtime_was;
+    struct settings was;
     uint64_t precopy_since_pass;
 };
 

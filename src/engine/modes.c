@@ -9,6 +9,7 @@
 #include "qmp/hazards.h"
 #include "qmp/migrate.h"
 #include "session.h"
+#include "settings.h"
 
 static const char *const names[MODE_COUNT] = {"cow", "background", "precopy",
                                               "paused"};
@@ -125,17 +126,22 @@ static int probe_devices(struct session *s, struct mode_report *r,
     return 0;
 }
 
-/* Whether QEMU and its kernel take the capability; it is switched off again. */
+/* Whether QEMU and its kernel take the capability; it is switched off again.
+ * That takes QEMU its time: we may die meanwhile. */
 static int probe_background(struct session *s, struct mode_report *r,
                             struct qstill_error *err)
 {
-    struct qmp_capability on = {"background-snapshot", true};
-    struct qmp_capability off = {"background-snapshot", false};
+    CLEANUP(settings_fini) struct settings was = SETTINGS_INIT;
     struct qstill_error why = {0};
     char text[256];
 
-    if (qmp_migrate_set_capabilities(s->qmp, &on, 1, &why) == 0)
-        return qmp_migrate_set_capabilities(s->qmp, &off, 1, err);
+    /* where it cannot be written down, the capture finds out */
+    if (settings_keep(s, &was, &why) < 0)
+        return 0;
+    settings_enable(s, &was, "background-snapshot", &why);
+    settings_put_back(s, &was);
+    if (why.code == 0)
+        return 0;
     if (why.code != QSTILL_E_FAILED && why.code != QSTILL_E_PRECONDITION) {
         *err = why;
         return err->code;

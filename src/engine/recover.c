@@ -32,6 +32,7 @@
 #include "recover_plan.h"
 #include "revert.h"
 #include "session.h"
+#include "settings.h"
 #include "stream_fifo.h"
 #include "trash.h"
 #include "undo.h"
@@ -152,13 +153,27 @@ static int recover_loaded(struct session *s, struct journal *j,
     return err->code;
 }
 
+/* A process that died while it looked what QEMU can do. No verb waits for a
+ * QEMU that does not answer because of that. */
+static void mend_settings(struct session *s)
+{
+    struct qstill_error ignored = {0};
+
+    if (!settings_are_kept(s->vmfd))
+        return;
+    session_connect(s, &ignored);
+    session_disconnect(s);
+}
+
 int recover_session(struct session *s, struct buf *text,
                     struct qstill_error *err)
 {
     struct journal j;
 
-    if (!journal_exists(s->vmfd))
+    if (!journal_exists(s->vmfd)) {
+        mend_settings(s);
         return 0;
+    }
     if (journal_load(s->vmfd, &j, err) < 0)
         return err->code;
     if (!*j.snapshot || name_check("snapshot id", j.snapshot, err) == 0)
@@ -192,6 +207,7 @@ static bool has_leftovers(int vmfd)
     for (size_t i = 0; i < count; i++)
         any = any || publish_is_aside(names[i]) ||
               strcmp(names[i], UNWIND_RESERVE_NAME) == 0 ||
+              strcmp(names[i], SETTINGS_FILE) == 0 ||
               strcmp(names[i], INPLACE_PAGES) == 0 ||
               strcmp(names[i], INPLACE_STATE) == 0;
     store_names_free(names, count);

@@ -8,11 +8,13 @@
 
 #include "base/clock.h"
 #include "inplace.h"
+#include "journal.h"
 #include "livechain.h"
 #include "lock.h"
 #include "qmp/channel.h"
 #include "qstill-qmp.h"
 #include "recover.h"
+#include "settings.h"
 #include "stream_fifo.h"
 #include "unwind.h"
 
@@ -114,8 +116,11 @@ int session_connect(struct session *s, struct qstill_error *err)
     if (s->qmp)
         return 0;
     if (open_qmp(s, &why) < 0) {
-        if (why.code == QSTILL_E_UNREACHABLE && channel_is_dead(s->rec.qmp))
+        if (why.code == QSTILL_E_UNREACHABLE && channel_is_dead(s->rec.qmp)) {
+            if (s->lockfd >= 0)
+                settings_mend(s); /* they went with QEMU */
             return 0;
+        }
         *err = why;
         return err->code;
     }
@@ -126,6 +131,9 @@ int session_connect(struct session *s, struct qstill_error *err)
         session_disconnect(s);
         return err->code;
     }
+    /* a migration that is under way is the journal's */
+    if (!journal_exists(s->vmfd))
+        settings_mend(s);
     return 0;
 }
 

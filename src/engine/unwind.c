@@ -17,6 +17,7 @@
 #include "qmp/monitor.h"
 #include "quiesce.h"
 #include "session.h"
+#include "settings.h"
 #include "stream_fifo.h"
 
 #define CANCEL_WAIT_MS 10000
@@ -69,6 +70,7 @@ static int end_migration(struct session *s, struct qstill_error *err)
     qmp_closefd(s->qmp, STREAM_FD_NAME, &ignored);
     for (size_t i = 0; i < ARRAY_LEN(off); i++)
         qmp_migrate_set_capabilities(s->qmp, &off[i], 1, &ignored);
+    settings_mend(s);
     return 0;
 }
 

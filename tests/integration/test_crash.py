@@ -282,3 +282,88 @@ class OurselvesKilled(Middle):
                 since = vm.serial.mark()
                 self.q("revert", "vm", "one")
                 self.goes_on_from(vm, tick, nonce, since)
+
+
+class Settings(Case):
+    """QEMU's migration settings are the user's: a later migration of his must
+    not become a background snapshot, nor stop the guest for long."""
+    cost = 10
+
+    def settings(self, vm):
+        params = vm.cmd("query-migrate-parameters")
+        on = {c["capability"] for c in vm.cmd("query-migrate-capabilities")
+              if c["state"]}
+        return on, params["max-bandwidth"], params["downtime-limit"]
+
+    def vm_with_settings(self):
+        vm = self.tiny_vm()
+        vm.cmd("migrate-set-parameters", **{"max-bandwidth": 5 << 20,
+                                            "downtime-limit": 77})
+        self.switch(vm, "auto-converge", True)
+        return vm, self.settings(vm)
+
+    def switch(self, vm, name, on):
+        vm.cmd("migrate-set-capabilities", capabilities=[
+            {"capability": name, "state": on}])
+
+    def kept(self):
+        return os.path.join(self.store, "vm", "settings.json")
+
+    def test_they_are_as_before_after_a_capture_that_was_killed(self):
+        vm, before = self.vm_with_settings()
+        for mode in ("background", "precopy"):
+            with self.subTest(mode):
+                process = self.q.start("create", "vm", mode, "--memory",
+                                       "--mode", mode, "--bwlimit", "64K")
+                deadline = time.monotonic() + 20
+                while self.settings(vm) == before:
+                    self.assertIsNone(process.poll(), "it is over")
+                    self.assertLess(time.monotonic(), deadline)
+                process.kill()
+                process.wait()
+                self.q("recover", "vm")
+                self.assertEqual(before, self.settings(vm))
+                self.assertFalse(os.path.exists(self.kept()))
+                vm.end()
+                self.q("start", "vm")
+                vm.cmd("migrate-set-parameters", **{
+                    "max-bandwidth": 5 << 20, "downtime-limit": 77})
+                self.switch(vm, "auto-converge", True)
+
+    def test_they_are_as_before_after_a_probe_that_was_killed(self):
+        """Whether QEMU takes a capability is known only when it has it."""
+        vm, before = self.vm_with_settings()
+        one = self.q("create", "vm", "one", "--memory", "--mode", "precopy")
+        self.assertEqual(before, self.settings(vm))
+        with open("/proc/%d/stat" % vm.pid()) as f:
+            start = int(f.read().rsplit(")", 1)[1].split()[19])
+        on, bandwidth, downtime = before
+        said = {"version": 1, "pid": vm.pid(), "pidStart": start,
+                "capabilities": sorted(on), "maxBandwidth": bandwidth,
+                "downtimeLimit": downtime}
+        for verb in (["rename", "vm", one["id"], "two"], ["vms"],
+                     ["recover", "vm"]):
+            with self.subTest(verb[0]):
+                self.switch(vm, "auto-converge", False)
+                self.switch(vm, "background-snapshot", True)
+                with open(self.kept(), "w") as f:
+                    json.dump(said, f)
+                self.q(*verb)
+                self.assertEqual(before, self.settings(vm))
+                self.assertFalse(os.path.exists(self.kept()))
+        with self.subTest("another QEMU"):
+            with open(self.kept(), "w") as f:
+                json.dump(dict(said, pidStart=start + 1, maxBandwidth=1), f)
+            self.q("recover", "vm")
+            self.assertEqual(before, self.settings(vm))
+            self.assertFalse(os.path.exists(self.kept()))
+
+    def test_what_the_user_has_on_stays_on(self):
+        vm = self.tiny_vm()
+        self.switch(vm, "background-snapshot", True)
+        before = self.settings(vm)
+        self.q("check", "vm", "--memory")
+        self.assertEqual(before, self.settings(vm))
+        for mode in ("cow", "precopy", "background"):
+            self.q("create", "vm", mode, "--memory", "--mode", mode)
+            self.assertEqual(before, self.settings(vm))
