@@ -26,7 +26,8 @@
 #include "hostinfo.h"
 
 #define LOCK_NAME "lock"
-/* A killed command's child holds the lock until it has become QEMU. */
+/* A killed command's child holds the lock until it has become QEMU; a new
+ * owner writes its line a moment after it has the lock. */
 #define HEIR_WAIT_MS 2000
 
 /* 20 (pid) + 20 (start) + 64 (host) + 36 (boot id) + 31 (verb) + 5 */
@@ -124,9 +125,11 @@ static int busy(int fd, const struct hostinfo *host, struct qstill_error *err)
 
     if (owner_read(fd, &o, &any, err) < 0)
         return err->code;
-    if (!any)
-        return err_set(err, QSTILL_E_BUSY,
-                       "VM is locked by another qstill that has just begun");
+    if (!any) {
+        err_set(err, QSTILL_E_BUSY,
+                "VM is locked by another qstill that does not say who it is");
+        return err_hint(err, "try again when it is done");
+    }
     describe_since(fd, since, sizeof(since));
     here = strcmp(o.host, host->hostname) == 0;
     err_set(err, QSTILL_E_BUSY,
@@ -170,17 +173,19 @@ static bool is_current(int vmdirfd, int fd)
            a.st_dev == b.st_dev && a.st_ino == b.st_ino;
 }
 
-/* Whether who is written there is a process of this boot that has ended. */
-static bool owner_has_ended(int fd, const struct hostinfo *host)
+/* Whether who is written there is a process of this boot that has ended, or
+ * nobody: the owner is about to write its line, or has just emptied it. */
+static bool owner_is_unknown(int fd, const struct hostinfo *host)
 {
     struct qstill_error ignored = {0};
     struct owner o;
     bool any;
 
-    return owner_read(fd, &o, &any, &ignored) == 0 && any &&
-           strcmp(o.boot, host->boot_id) == 0 &&
-           strcmp(o.host, host->hostname) == 0 &&
-           start_time((pid_t)o.pid) != o.start;
+    if (owner_read(fd, &o, &any, &ignored) < 0)
+        return false;
+    return !any || (strcmp(o.boot, host->boot_id) == 0 &&
+                    strcmp(o.host, host->hostname) == 0 &&
+                    start_time((pid_t)o.pid) != o.start);
 }
 
 static int try_lock(int fd, const struct hostinfo *host,
@@ -192,7 +197,7 @@ static int try_lock(int fd, const struct hostinfo *host,
 
     while ((rc = fcntl(fd, F_OFD_SETLK, &fl)) < 0 &&
            (errno == EAGAIN || errno == EACCES) && clock_ms() < deadline &&
-           owner_has_ended(fd, host))
+           owner_is_unknown(fd, host))
         clock_sleep_ms(5);
     if (rc == 0)
         return 0;

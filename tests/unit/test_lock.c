@@ -116,6 +116,33 @@ static void a_second_taker_is_told_who_holds_it(void **state)
     lock_release(&second);
 }
 
+/* Between the kernel's lock and the line that says who has it. */
+static void a_taker_waits_for_the_owners_line(void **state)
+{
+    struct fixture *f = *state;
+    char says[64], line[300];
+    int fd = -1, second = -1;
+    pid_t pid;
+
+    assert_int_equal(lock_take(f->dirfd, "revert", &fd, &f->err), 0);
+    get(f, line);
+    assert_int_equal(ftruncate(fd, 0), 0);
+    pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        usleep(50000);
+        _exit(pwrite(fd, line, strlen(line), 0) == (ssize_t)strlen(line) ? 0
+                                                                         : 1);
+    }
+    assert_int_equal(lock_take(f->dirfd, "create", &second, &f->err),
+                     QSTILL_E_BUSY);
+    snprintf(says, sizeof(says), "VM is locked by process %d (qstill revert",
+             (int)getpid());
+    assert_memory_equal(f->err.message, says, strlen(says));
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+    lock_release(&fd);
+}
+
 /* A child that takes the lock, says so, and waits to be killed. */
 static pid_t holder(struct fixture *f)
 {
@@ -273,6 +300,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_taken_lock_says_who_and_a_released_one_is_empty),
         T(a_second_taker_is_told_who_holds_it),
+        T(a_taker_waits_for_the_owners_line),
         T(a_lock_dies_with_its_owner_and_is_taken_over),
         T(a_lock_of_this_host_from_another_boot_is_taken_over),
         T(a_lock_of_this_boot_under_another_name_is_taken_over),
