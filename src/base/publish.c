@@ -62,12 +62,21 @@ int publish_rename(int dirfd, const char *from, const char *to,
     return publish_sync_dir(dirfd, err);
 }
 
+/* A read-only file system says EROFS before it looks for the name. */
+static bool is_absent(int dirfd, const char *name)
+{
+    return faccessat(dirfd, name, F_OK, AT_SYMLINK_NOFOLLOW) < 0 &&
+           errno == ENOENT;
+}
+
 int publish_unlink(int dirfd, const char *name, struct qstill_error *err)
 {
     if (unlinkat(dirfd, name, 0) < 0) {
-        if (errno == ENOENT)
+        int why = errno;
+
+        if (why == ENOENT || (why == EROFS && is_absent(dirfd, name)))
             return 0;
-        return err_errno(err, errno, "cannot remove %s", name);
+        return err_errno(err, why, "cannot remove %s", name);
     }
     return publish_sync_dir(dirfd, err);
 }

@@ -312,6 +312,27 @@ static int copy_labels(struct create *c, const struct qstill_create_options *o,
     return 0;
 }
 
+/* Before anything begins: what cannot be opened could not be undone either. */
+static int take_disk_dir(struct create *c, struct qstill_error *err)
+{
+    CLEANUP(freep) char *dir = NULL;
+    CLEANUP(closep) int fd = -1;
+
+    if (!c->o.disk_dir)
+        return 0;
+    fd = open(c->o.disk_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    dir = fd >= 0 ? realpath(c->o.disk_dir, NULL) : NULL;
+    if (!dir && (errno == ENOENT || errno == ENOTDIR))
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "there is no directory '%s' for the new disk files",
+                       c->o.disk_dir);
+    if (!dir)
+        return err_errno(err, errno, "cannot use directory '%s'",
+                         c->o.disk_dir);
+    c->disk_dir = arena_strdup(&c->arena, dir);
+    return c->disk_dir ? 0 : err_nomem(err);
+}
+
 static int take_options(struct create *c, const char *vm, const char *name,
                         const struct qstill_create_options *o,
                         struct qstill_error *err)
@@ -325,16 +346,13 @@ static int take_options(struct create *c, const char *vm, const char *name,
         return err->code;
     if (!c->o.memory && c->wanted != MODE_COUNT)
         return err_set(err, QSTILL_E_USAGE, "a mode is for --memory only");
-    if (copy_labels(c, &c->o, err) < 0)
+    if (copy_labels(c, &c->o, err) < 0 || take_disk_dir(c, err) < 0)
         return err->code;
     c->vm = arena_strdup(&c->arena, vm);
     c->name = arena_strdup(&c->arena, name);
     c->description =
         arena_strdup(&c->arena, c->o.description ? c->o.description : "");
-    if (c->o.disk_dir)
-        c->disk_dir = arena_strdup(&c->arena, c->o.disk_dir);
-    if (!c->vm || !c->name || !c->description ||
-        (c->o.disk_dir && !c->disk_dir))
+    if (!c->vm || !c->name || !c->description)
         return err_nomem(err);
     return 0;
 }

@@ -213,6 +213,9 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
             fold_back_live(s, j, &j->disks[i], text, &now);
         else
             fold_back_off(s, j, &j->disks[i], text, &now);
+        /* a folder that is not there, and no head that ever was in it */
+        if (now.code == QSTILL_E_NOT_FOUND && j->phase < JOURNAL_SWITCHING)
+            err_clear(&now);
         note_error(&first, &now);
     }
     if (s->rec.hidden_count > 0 && first.code == 0)

@@ -226,6 +226,41 @@ class Stores(Case):
             self.assertEqual([], os.listdir(folder))
 
 
+    def test_whose_disk_folder_cannot_be_used(self):
+        readonly = os.path.join(self.tmp, "readonly")
+        self.mount_tmpfs(readonly, "size=64k,ro")
+        text = os.path.join(self.tmp, "text")
+        with open(text, "w") as f:
+            f.write("no directory\n")
+        vm = self.tiny_vm()
+        with self.nothing_changes(vm):
+            for folder, code, words in (
+                    (os.path.join(self.tmp, "nosuch"), "precondition",
+                     "no directory"),
+                    ("nosuch", "precondition", "no directory"),
+                    (text, "precondition", "no directory"),
+                    ("", "precondition", "no directory"),
+                    (readonly, "permission", "[Rr]ead-only"),
+                    ("/proc", "not-found|permission|failed", "/proc/")):
+                with self.subTest(folder):
+                    self.q.fails(code, words, "create", "vm", "one",
+                                 "--disk-dir", folder)
+                    self.assertFalse(os.path.exists(self.q.journal_path("vm")))
+        with self.subTest("and one that has gone since"):
+            gone = os.path.join(self.tmp, "gone")
+            path = self.q.journal_path("vm")
+            with open(path, "w") as f:
+                json.dump({
+                    "version": 1, "op": "create", "phase": "begun",
+                    "snapshot": "aaaaaaaaaaaa", "ids": [], "wasRunning": True,
+                    "disks": [{"disk": self.disk_names(vm)[0],
+                               "oldPath": vm.disks[0].path,
+                               "oldFormat": "qcow2", "newFormat": "qcow2",
+                               "newPath": gone + "/disk0.qcow2"}]}, f)
+            self.q("recover", "vm")
+        self.q("create", "vm", "one")
+
+
 class Damage(Case):
     """Something in the store or a disk is not as we left it."""
     either = True
