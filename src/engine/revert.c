@@ -247,13 +247,28 @@ static int start_enter(void *ctx, struct qstill_error *err)
 
 /* ------------------------------------------------------------- commit, run */
 
+static void fill_result(struct revert *r)
+{
+    static const char *const states[] = {"", "running", "paused", "stopped"};
+
+    r->result.state = states[r->state];
+    r->result.restore = revert_way_name(r->way);
+    r->times[r->result.time_count].phase = "total";
+    r->times[r->result.time_count++].ms = clock_ms() - r->begun_ms;
+    r->result.times = r->times;
+}
+
+/* The last phase: a cancel that comes while it works finds the job done, and
+ * does not say of a VM that was reverted that it was not. */
 static int commit_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
     const struct manifest *m = tree_find(&r->s.tree, r->id);
 
-    if (r->o.dry_run)
+    if (r->o.dry_run) {
+        fill_result(r);
         return 0;
+    }
     r->j.phase = JOURNAL_COMMITTED;
     r->j.was_running = r->state == QSTILL_STATE_RUNNING;
     /* a process that lives on maps what it mapped */
@@ -274,20 +289,7 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     if (revert_finish(&r->s, &r->j, job_text(r->job), err) < 0)
         return err->code;
     revert_lap(r, "clean");
-    return 0;
-}
-
-static int result_enter(void *ctx, struct qstill_error *err)
-{
-    static const char *const states[] = {"", "running", "paused", "stopped"};
-    struct revert *r = ctx;
-
-    (void)err;
-    r->result.state = states[r->state];
-    r->result.restore = revert_way_name(r->way);
-    r->times[r->result.time_count].phase = "total";
-    r->times[r->result.time_count++].ms = clock_ms() - r->begun_ms;
-    r->result.times = r->times;
+    fill_result(r);
     return 0;
 }
 
@@ -316,7 +318,6 @@ static const struct job_phase revert_phases[] = {
     {"start", start_enter, NULL, NULL},
     {"memory", revert_load_enter, revert_load_step, NULL},
     {"commit", commit_enter, NULL, NULL},
-    {"result", result_enter, NULL, NULL},
     {NULL, NULL, NULL, NULL},
 };
 static const struct job_ops revert_ops = {revert_phases, revert_free};

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Two at once, cancelled, QEMU killed, ourselves killed: in the middle."""
 
+import contextlib
 import json
 import os
 import signal
@@ -97,6 +98,27 @@ class AtOnce(Middle):
                     self.q.failed("cancelled", "cancel", ["create"], status,
                                   out, err)
                     self.as_before(vm, [d.path for d in vm.disks])
+
+
+class Late(Case):
+    """A cancel that comes when there is nothing left to be cancelled."""
+    cost = 5
+
+    def test_a_revert_that_is_committed_is_not_called_cancelled(self):
+        vm = self.tiny_vm()
+        one = self.q("create", "vm", "one", "--memory")
+        path = self.q.journal_path("vm")
+        for i in range(4):
+            process = self.q.start("revert", "vm", "one")
+            committed = False
+            while process.poll() is None and not committed:
+                with contextlib.suppress(FileNotFoundError), open(path) as f:
+                    committed = '"committed"' in f.read()
+            process.send_signal(signal.SIGINT)
+            status, out, err = self.q.finish(process)
+            self.assertEqual(0, status, err + out)
+            self.assertEqual(one["id"], json.loads(out)["snapshot"])
+            self.assertEqual("running", vm.state())
 
 
 class QemuKilled(Middle):
