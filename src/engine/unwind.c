@@ -57,19 +57,18 @@ static int cancel_migration(struct session *s, struct qstill_error *err)
     return 0;
 }
 
-/* A migration that a process which died had started. */
+/* A migration that a process which died had started. Without kept settings
+ * there was none: what is under way is the user's. */
 static int end_migration(struct session *s, struct qstill_error *err)
 {
-    static const struct qmp_capability off[] = {
-        {"background-snapshot", false}, {"pause-before-switchover", false}};
     struct qstill_error ignored = {0};
 
+    if (!settings_are_kept(s->vmfd) && !stream_fifo_exists(s->vmfd))
+        return 0;
     if ((stream_fifo_exists(s->vmfd) ? stream_run_out(s, err)
                                      : cancel_migration(s, err)) < 0)
         return err->code;
     qmp_closefd(s->qmp, STREAM_FD_NAME, &ignored);
-    for (size_t i = 0; i < ARRAY_LEN(off); i++)
-        qmp_migrate_set_capabilities(s->qmp, &off[i], 1, &ignored);
     settings_mend(s);
     return 0;
 }

@@ -386,6 +386,9 @@ class Settings(Case):
         before = self.settings(vm)
         self.q("check", "vm", "--memory")
         self.assertEqual(before, self.settings(vm))
+        self.q.fails("not-found|permission|failed", "", "create", "vm", "one",
+                     "--disk-dir", "/proc")
+        self.assertEqual(before, self.settings(vm))
         for mode in ("cow", "precopy", "background"):
             self.q("create", "vm", mode, "--memory", "--mode", mode)
             self.assertEqual(before, self.settings(vm))
