@@ -226,19 +226,42 @@ static int check_others(struct qstill_store *store, const struct vm_record *rec,
     return err->code;
 }
 
+static bool has_record(int vmfd)
+{
+    return faccessat(vmfd, STORE_RECORD, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+}
+
+/* The folder of a VM that could not be written down. Only what is empty goes:
+ * on a full store another attach has come no further than we. */
+static void withdraw(struct qstill_store *store, const char *vm, int vmfd)
+{
+    struct qstill_error ignored = {0};
+    CLEANUP(closep) int top = -1;
+
+    if (has_record(vmfd) || store_open_dir(store, &top, &ignored) < 0 ||
+        unlinkat(vmfd, STORE_SNAPSHOTS, AT_REMOVEDIR) < 0)
+        return;
+    unlinkat(vmfd, STORE_LOCK, 0);
+    unlinkat(top, vm, AT_REMOVEDIR);
+}
+
 static int publish_vm(struct qstill_store *store, const char *vm,
                       const struct vm_record *rec, struct qstill_error *err)
 {
     CLEANUP(closep) int vmfd = -1;
     int lockfd = -1;
 
-    if (store_make_vm(store, vm, &vmfd, err) < 0 ||
-        lock_take(vmfd, "attach", &lockfd, err) < 0)
+    if (store_make_vm(store, vm, &vmfd, err) < 0)
         return err->code;
-    if (faccessat(vmfd, STORE_RECORD, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+    if (lock_take(vmfd, "attach", &lockfd, err) < 0) {
+        if (err->code == QSTILL_E_NO_SPACE)
+            withdraw(store, vm, vmfd);
+        return err->code;
+    }
+    if (has_record(vmfd))
         err_set(err, QSTILL_E_BUSY, "VM %s is attached already", vm);
-    else
-        vmrecord_save(vmfd, rec, err);
+    else if (vmrecord_save(vmfd, rec, err) < 0)
+        withdraw(store, vm, vmfd);
     lock_release(&lockfd);
     return err->code;
 }

@@ -24,8 +24,9 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "hostinfo.h"
+#include "store.h"
 
-#define LOCK_NAME "lock"
+#define LOCK_NAME STORE_LOCK
 /* A killed command's child holds the lock until it has become QEMU; a new
  * owner writes its line a moment after it has the lock. */
 #define HEIR_WAIT_MS 2000

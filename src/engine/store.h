@@ -20,6 +20,7 @@ struct qstill_store {
 #define STORE_SNAPSHOTS "snapshots"
 #define STORE_RECORD    "vm.json"
 #define STORE_JOURNAL   "journal.json"
+#define STORE_LOCK      "lock"
 #define STORE_MANIFEST  "manifest.json"
 #define STORE_MEMORY    "memory"
 #define STORE_QEMU_LOG  "qemu.log"

@@ -226,6 +226,23 @@ class Stores(Case):
             self.assertEqual([], os.listdir(folder))
 
 
+    def test_that_have_no_room_for_a_new_vm(self):
+        self.mount_tmpfs(self.store, "size=1m")
+        vm = self.tiny_vm(attach=False)
+        fill = os.path.join(self.store, "fill")
+        for room in (0, 4096):  # for the lock alone
+            with self.subTest(room=room):
+                with contextlib.suppress(OSError), open(fill, "wb", 0) as f:
+                    while True:
+                        f.write(b"x" * 4096)
+                os.truncate(fill, os.stat(fill).st_size // 4096 * 4096 - room)
+                self.q.fails("no-space", "[Nn]o space", "attach", "vm",
+                             "--qmp", vm.qmp)
+                self.assertEqual(["fill"], os.listdir(self.store))
+        os.unlink(fill)
+        self.attach(vm)
+        self.q("create", "vm", "one")
+
     def test_whose_disk_folder_cannot_be_used(self):
         readonly = os.path.join(self.tmp, "readonly")
         self.mount_tmpfs(readonly, "size=64k,ro")
