@@ -292,8 +292,10 @@ void memcap_resumed(struct memcap *m)
 
 int memcap_instant(struct memcap *m, struct qstill_error *err)
 {
-    if (m->mode == MODE_PRECOPY)
+    if (m->mode == MODE_PRECOPY) {
+        m->continued = true;
         return qmp_migrate_continue(m->s->qmp, err);
+    }
     if (m->mode == MODE_BACKGROUND) {
         if (qmp_migrate_start(m->s->qmp, STREAM_FD_NAME, err) < 0)
             return err->code;
@@ -398,8 +400,14 @@ static void cancel_migration(struct memcap *m)
         m->migrating = false;
         return;
     }
-    qmp_migrate_cancel(m->s->qmp, &ignored);
+    /* 7.2 inactivates the images at the end. Cancelled just before, it starts
+     * the guest on inactive images, and aborts at the guest's next write. But
+     * nobody reads any more: it ends by itself. */
+    if (!m->continued)
+        qmp_migrate_cancel(m->s->qmp, &ignored);
     while (m->migrating && clock_ms() < deadline) {
+        if (m->continued && clock_ms() > deadline - CANCEL_WAIT_MS / 2)
+            qmp_migrate_cancel(m->s->qmp, &ignored);
         ignored.code = 0;
         if (migration_over(m, &over, &ignored) < 0 || over)
             break;

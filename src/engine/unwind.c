@@ -50,7 +50,10 @@ static int cancel_migration(struct session *s, struct qstill_error *err)
             return err_set(err, QSTILL_E_BUSY,
                            "a migration of VM %s does not end", s->vm);
         if (busy) {
-            qmp_migrate_cancel(s->qmp, &ignored);
+            /* see memcap.c: at its end it is left to end by itself */
+            if (strcmp(m.status, "device") != 0 ||
+                clock_ms() > deadline - CANCEL_WAIT_MS / 2.0)
+                qmp_migrate_cancel(s->qmp, &ignored);
             clock_sleep_ms(20);
         }
     }
@@ -82,7 +85,9 @@ int unwind_resume(struct session *s, struct journal *j,
         return 0;
     if (end_migration(s, err) < 0 || session_refresh(s, err) < 0)
         return err->code;
-    if (!s->status.running && livechain_resume(s, j->was_running, err) < 0)
+    /* of a guest that runs too: `cont` gets images back that a migration had
+     * inactivated */
+    if (livechain_resume(s, j->was_running, err) < 0)
         return err->code;
     if (j->freezing && j->was_running && quiesce_thaw(s, &q, err) < 0)
         return err->code;

@@ -392,3 +392,25 @@ class Settings(Case):
         for mode in ("cow", "precopy", "background"):
             self.q("create", "vm", mode, "--memory", "--mode", mode)
             self.assertEqual(before, self.settings(vm))
+
+
+class Switchover(Case):
+    """QEMU 7.2 inactivates the images at a migration's end, and aborts when a
+    guest writes to one that is so."""
+    cost = 10
+
+    def test_a_precopy_that_is_given_up_at_its_end_leaves_the_disks_alive(
+            self):
+        vm = self.tiny_vm()
+        given_up = 0
+        for i in range(25):
+            p = self.q.start("create", "vm", "s%d" % i, "--memory", "--mode",
+                             "precopy", "--max-pause-ms", "1")
+            status, out, err = self.q.finish(p)
+            self.assertIn(status, (0, 6), err + out)
+            self.assertNotIn("undo of", err)
+            given_up += status == 6
+            vm.write(vm.disks[0], i % 8, i + 1)
+        self.assertLess(0, given_up)
+        self.assertEqual("running", vm.state())
+        self.assertEqual(25 - given_up, len(self.q.names("vm")))
