@@ -39,7 +39,7 @@ class Guest(Case):
         self.current = None
         self.count = 0
         self.route = ["seed %d" % SEED]
-        end = time.monotonic() + (SECONDS or 25)
+        end = time.monotonic() + (SECONDS or 12)
         try:
             while time.monotonic() < end:
                 self.step()
