@@ -17,6 +17,9 @@ import time
 from merge_lib import (CLUSTER, GIB, MIB, QSTILL, Row, drop_caches, sh,
                        sync_all)
 
+# What has the disk of a virtio-blk-pci is a device inside it.
+DEVICE = "/machine/peripheral/vda/virtio-backend"
+
 
 class Qmp:
     def __init__(self, path):
@@ -47,7 +50,7 @@ class Qmp:
 
     def io(self, command):
         out = self("human-monitor-command", **{
-            "command-line": 'qemu-io -d vda "%s"' % command})
+            "command-line": 'qemu-io -d %s "%s"' % (DEVICE, command)})
         if "rror" in out or "failed" in out:
             raise RuntimeError("%s: %s" % (command, out))
 
@@ -83,11 +86,11 @@ class Live(Row):
         self.qstill("attach", "vm", "--qmp", self.work + "/a")
         rng, slots = random.Random(5), list(range(self.size // CLUSTER))
         rng.shuffle(slots)
-        self.qstill("create", "vm", "s1")
+        self.qstill("create", "vm", "s1", "--no-protect")
         self.write(slots[-192:-128])
-        self.qstill("create", "vm", "s2")
+        self.qstill("create", "vm", "s2", "--no-protect")
         self.write(slots[:self.moved // CLUSTER])
-        self.qstill("create", "vm", "s3")
+        self.qstill("create", "vm", "s3", "--no-protect")
         self.write(slots[-64:])
         self.hot = slots[-128:-64]
         drop_caches()
