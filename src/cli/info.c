@@ -88,7 +88,8 @@ static void info_words(const struct qstill_snapshot_list *list,
     quiesced_line(s);
     line("size:", "%s", text_size(size, s->size_bytes));
     line("shared:", "%s", text_size(size, s->shared_bytes));
-    line("delete frees:", "at least %s", text_size(size, s->freed_bytes));
+    line("frees:", "at least %s, when it is deleted",
+         text_size(size, s->freed_bytes));
     for (size_t i = 0; i < s->disk_count; i++) {
         const struct qstill_disk_info *d = &s->disks[i];
 

@@ -9,7 +9,7 @@ import time
 
 from .guest import SLOW
 
-# The exit codes of docs/ARCHITECTURE.md, by their public names.
+# The exit codes of qstill(1), by their public names.
 CODES = {
     "failed": 1, "usage": 2, "corrupt": 3, "not-found": 4, "busy": 5,
     "precondition": 6, "no-space": 7, "permission": 8, "unreachable": 9,
