@@ -9,7 +9,7 @@ import subprocess
 import time
 
 from . import image
-from .guest import Serial
+from .guest import TICK, Serial, Tick
 from .qmp import QMP, Agent
 
 # What a boot under TCG can do without.
@@ -184,8 +184,15 @@ class VM:
         return self
 
     def wait_up(self, since=0):
-        self.serial.wait("GUEST-UP", since)
-        return self.serial.wait_ticks(2, since)
+        """The first two ticks of the guest that boots. Between `since` and a
+        reset the one before it may have ticked."""
+        nonce = self.serial.wait(r"GUEST-UP nonce=(\w+)", since).group(1)
+
+        def ticked(text):
+            found = [t for t in map(Tick, TICK.finditer(text))
+                     if t.nonce == nonce]
+            return found if len(found) >= 2 else None
+        return self.serial.wait(ticked, since)
 
     def monitor(self):
         return QMP(self.monitor_path)
