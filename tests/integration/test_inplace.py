@@ -132,10 +132,10 @@ class InPlace(Reverts):
 
     def test_disks_of_an_iothread(self):
         """Snapshots live, back in place, deletion of what lies between."""
-        for style in ("drive", "blockdev"):
+        for style in share(("drive", "blockdev")):
             with self.subTest(style=style):
                 vm = self.running_vm(
-                    name=style, style=style, append="SYNC=vda,vdb",
+                    name=style, style=style, append="SYNC=vda,vdb SYNCMS=2",
                     extra=["-object", "iothread,id=io0"],
                     disks=self.two_disks(style, front=",iothread=io0"))
                 ticks, nonce = self.snapshot(vm)
