@@ -239,17 +239,10 @@ QSTILL_PUBLIC void qstill_job_free(struct qstill_job *job)
     free(job);
 }
 
-QSTILL_PUBLIC int
-qstill_job_run(struct qstill_job *job,
-               void (*tick_fn)(void *user, const struct qstill_progress *p),
-               void *user, struct qstill_error *caller_err)
+static int run_to_end(struct qstill_job *job, struct qstill_error *err)
 {
-    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
     struct pollfd pfd = {.fd = job->epoll_fd, .events = POLLIN};
     bool done = false;
-
-    job->tick = tick_fn;
-    job->tick_user = user;
 
     while (!done) {
         if (poll(&pfd, 1, 200) < 0 && errno != EINTR)
@@ -259,6 +252,23 @@ qstill_job_run(struct qstill_job *job,
             return err->code;
     }
     return 0;
+}
+
+QSTILL_PUBLIC int
+qstill_job_run(struct qstill_job *job,
+               void (*tick_fn)(void *user, const struct qstill_progress *p),
+               void *user, struct qstill_error *caller_err)
+{
+    struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    int r;
+
+    job->tick = tick_fn;
+    job->tick_user = user;
+    r = run_to_end(job, err);
+    /* `user` is the caller's: what comes later, an undo, has none */
+    job->tick = NULL;
+    job->tick_user = NULL;
+    return r;
 }
 
 QSTILL_PUBLIC const char *qstill_job_text(const struct qstill_job *job)

@@ -196,6 +196,29 @@ static void freeing_an_unfinished_job_undoes_it(void **state)
     assert_string_equal(log_text, "a b undo-b undo-a free ");
 }
 
+static void count_tick(void *user, const struct qstill_progress *p)
+{
+    (void)p;
+    ++*(unsigned *)user;
+}
+
+static void a_tick_is_called_inside_a_run_and_never_after_it(void **state)
+{
+    struct ctx c = fresh();
+    struct qstill_error err = {0};
+    unsigned ticks = 0, then;
+
+    (void)state;
+    assert_int_equal(job_new(&c.job, &ops, &c, &err), 0);
+    assert_int_equal(qstill_job_run(c.job, count_tick, &ticks, &err), 0);
+    then = ticks;
+    assert_true(then > 0);
+    usleep(150 * 1000); /* longer than a pulse waits between two */
+    assert_int_equal(job_pulse(c.job, 1, 2, &err), 0);
+    assert_int_equal(ticks, then);
+    qstill_job_free(c.job);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -205,6 +228,7 @@ int main(void)
         cmocka_unit_test(cancel_wakes_a_waiting_job_and_undoes),
         cmocka_unit_test(a_waiting_job_wakes_when_its_fd_is_readable),
         cmocka_unit_test(freeing_an_unfinished_job_undoes_it),
+        cmocka_unit_test(a_tick_is_called_inside_a_run_and_never_after_it),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
