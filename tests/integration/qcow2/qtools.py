@@ -55,6 +55,20 @@ def missing(*tools):
     return None
 
 
+def as_nobody(*argv):
+    """The command as another user, who may not look into the folder of the
+    checkout (/root is closed to others): from a copy."""
+    d = tempfile.mkdtemp(prefix="qcow2-nobody-")
+    try:
+        os.chmod(d, 0o755)
+        program = shutil.copy(QSTILL, d)
+        return subprocess.run([program, *argv], user=65534, group=65534,
+                              extra_groups=[], capture_output=True, text=True,
+                              cwd=d)
+    finally:
+        shutil.rmtree(d, True)
+
+
 class Result:
     def __init__(self, argv, rc, out, err):
         self.argv, self.rc, self.out, self.err = argv, rc, out, err

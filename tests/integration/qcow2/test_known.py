@@ -623,9 +623,7 @@ class MergesAreRefused(MergeCase):
             os.chown(self.path(n), 65534, 65534)
         os.chown(kid, 0, 0)
         os.chmod(kid, 0o600)
-        p = subprocess.run([qtools.QSTILL, "image", "merge", top, "--drop",
-                            b1], user=65534, group=65534, extra_groups=[],
-                           capture_output=True, text=True)
+        p = qtools.as_nobody("image", "merge", top, "--drop", b1)
         self.assertEqual(p.returncode, 8, p.stderr)
         self.assertRegex(p.stderr, "kid")
         self.assertTrue(os.path.exists(b1))

@@ -219,9 +219,7 @@ class AsNobody(unittest.TestCase):
             os.chown(p, 65534, 65534)
         prepare(d, paths)
         m = qmerge.Merge(d, [File(p) for p in paths], paths, [paths[1]])
-        p = subprocess.run([qtools.QSTILL, "--json", "image", "merge",
-                            *m.argv("auto")], user=65534, group=65534,
-                           extra_groups=[], capture_output=True, text=True)
+        p = qtools.as_nobody("--json", "image", "merge", *m.argv("auto"))
         m.result = qtools.Result(p.args, p.returncode, p.stdout, p.stderr)
         return m
 
