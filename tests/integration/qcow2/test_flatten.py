@@ -232,17 +232,16 @@ class FlattenIsRight(FlattenCase):
     def test_a_qemu_that_writes_the_top_makes_it_busy(self):
         top = self.create("t", MIB)
         p = subprocess.Popen(["qemu-io", "-f", "qcow2", top],
-                             stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         try:
-            for _ in range(200):  # until it has opened the image
-                r = qtools.image("flatten", top, self.path("o"), "--dry-run")
-                if r.rc:
-                    break
-                time.sleep(0.05)
+            p.stdin.write(b"length\n")  # it answers when the image is open
+            p.stdin.flush()
+            self.assertIn(b"1 MiB", p.stdout.readline())
             r = self.flatten(top, "o", rc=5)
             self.assertIn("another process writes to it", r.err)
         finally:
             p.stdin.close()
+            p.stdout.close()
             p.wait()
         self.flatten(top, "o")
 
