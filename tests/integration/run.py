@@ -253,11 +253,15 @@ def environment(args, version, qemu, guest, share):
 
 
 def versions_of(cls, args, there):
-    """With --either, a class that says so runs with one of the versions that
-    are there: each class always with the same one, and about as many with
-    each."""
-    asked = [v for v in args.qemu.split(",") if v in cls.versions]
+    """A class runs with the versions that it names, or, when none of those is
+    there (Debian 13 has no 7.2), with one that is. With --either, a class that
+    says so runs with one of the versions that are there: each class always
+    with the same one, and about as many with each."""
+    versions = args.qemu.split(",")
+    asked = [v for v in versions if v in cls.versions]
     choice = [v for v in asked if v in there]
+    if not choice and there:
+        return list(there)[-1:]
     if not args.either or not cls.either or len(choice) < 2:
         return asked
     name = "%s.%s" % (cls.__module__, cls.__name__)
