@@ -10,6 +10,8 @@
  * - free, and of another host: BUSY. Either that host died, or the filesystem
  *   does not carry locks between hosts: a person has to look.
  * - the file was unlinked meanwhile (detach): again from the start.
+ * A file system without room for the line keeps nobody from deleting: the
+ * kernel's lock counts, and others are told that its owner is not known.
  */
 #include "lock.h"
 
@@ -102,8 +104,11 @@ static int owner_write(int fd, const struct hostinfo *host, const char *verb,
 
     if (ftruncate(fd, 0) < 0)
         return err_errno(err, errno, "cannot write the lock");
-    if (file_write_full(fd, text, (size_t)n, 0, err) < 0)
-        return err_wrap(err, "lock");
+    if (file_write_full(fd, text, (size_t)n, 0, err) < 0) {
+        if (err->code != QSTILL_E_NO_SPACE || ftruncate(fd, 0) < 0)
+            return err_wrap(err, "lock");
+        return err_clear(err);
+    }
     /* Other hosts of a network filesystem see it from now on. */
     return file_sync(fd, "the lock", err);
 }

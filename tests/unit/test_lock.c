@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
@@ -267,6 +268,36 @@ static void a_line_that_was_not_written_whole_is_nobodys(void **state)
     }
 }
 
+/* A file system without a byte to give: RLIMIT_FSIZE refuses as EFBIG does,
+ * which is counted as no room. */
+static void a_lock_needs_no_room_for_its_line(void **state)
+{
+    struct fixture *f = *state;
+    struct rlimit was, none;
+    struct lock_info info;
+    int fd = -1, second = -1;
+
+    put(f, "1 1 gone 00000000-0000-0000-0000-000000000001 crea");
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &was), 0);
+    none = (struct rlimit){0, was.rlim_max};
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &none), 0);
+    assert_int_equal(lock_take(f->dirfd, "delete", &fd, &f->err), 0);
+    assert_int_equal(f->err.code, 0);
+    assert_int_equal(lock_holder(f->dirfd, &info, &f->err), 0);
+    assert_true(info.held);
+    assert_int_equal(lock_take(f->dirfd, "create", &second, &f->err),
+                     QSTILL_E_BUSY);
+    assert_string_equal(
+        f->err.message,
+        "VM is locked by another qstill that does not say who it is");
+    lock_release(&fd);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &was), 0);
+    signal(SIGXFSZ, SIG_DFL);
+    assert_int_equal(lock_take(f->dirfd, "create", &fd, &f->err), 0);
+    lock_release(&fd);
+}
+
 static void a_symbolic_link_is_not_followed(void **state)
 {
     struct fixture *f = *state;
@@ -306,6 +337,7 @@ int main(void)
         T(a_lock_of_this_boot_under_another_name_is_taken_over),
         T(a_lock_that_another_host_left_is_refused),
         T(a_line_that_was_not_written_whole_is_nobodys),
+        T(a_lock_needs_no_room_for_its_line),
         T(a_symbolic_link_is_not_followed),
         T(nobody_holds_a_lock_that_was_never_made),
     };
