@@ -243,11 +243,11 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
         return err->code;
     if (s->qmp && revert_run(s, j, err) < 0)
         return err->code;
+    if (thaw(s, j, err) < 0)
+        return err->code;
     if (j->inplace)
         inplace_forget(s);
     if (j->inplace && same_process(s, j) && heads_sweep(s, j, err) < 0)
-        return err->code;
-    if (thaw(s, j, err) < 0)
         return err->code;
     if (trash_expire(s, err) < 0 || layers_collapse(s, j, text, err) < 0 ||
         delete_remove_gone(s, err) < 0)

@@ -46,9 +46,17 @@ static int cancel_migration(struct session *s, struct qstill_error *err)
         if (qmp_migration_read(s->qmp, &m, err) < 0)
             return err->code;
         busy = under_way(m.state);
-        if (busy && clock_ms() > deadline)
-            return err_set(err, QSTILL_E_BUSY,
-                           "a migration of VM %s does not end", s->vm);
+        if (busy && clock_ms() > deadline) {
+            err_set(err, QSTILL_E_BUSY,
+                    "a migration of VM %s (%s) does not end, though it was "
+                    "cancelled",
+                    s->vm, m.status);
+            return err_hint(err,
+                            "see what its destination waits for; once QEMU's "
+                            "query-migrate says that it is over: qstill "
+                            "recover %s",
+                            s->vm);
+        }
         if (busy) {
             /* see memcap.c: at its end it is left to end by itself */
             if (strcmp(m.status, "device") != 0 ||
@@ -76,23 +84,39 @@ static int end_migration(struct session *s, struct qstill_error *err)
     return 0;
 }
 
+/* Keeps the first error, and goes on. */
+static void note_error(struct qstill_error *first, struct qstill_error *now)
+{
+    if (now->code < 0 && first->code == 0)
+        *first = *now;
+    now->code = 0;
+}
+
+/* Each step is tried though one before it failed: a guest is not to stay
+ * frozen because a migration does not end. The first failure is told. */
 int unwind_resume(struct session *s, struct journal *j,
                   struct qstill_error *err)
 {
     struct quiesce q = {.frozen = true, .frozen_at_ms = clock_ms()};
+    struct qstill_error now = {0}, first = {0};
 
     if (!s->qmp)
         return 0;
-    if (end_migration(s, err) < 0 || session_refresh(s, err) < 0)
-        return err->code;
+    end_migration(s, &now);
+    note_error(&first, &now);
     /* of a guest that runs too: `cont` gets images back that a migration had
      * inactivated */
-    if (livechain_resume(s, j->was_running, err) < 0)
-        return err->code;
-    if (j->freezing && j->was_running && quiesce_thaw(s, &q, err) < 0)
-        return err->code;
-    j->freezing = false;
-    return 0;
+    if (session_refresh(s, &now) == 0)
+        livechain_resume(s, j->was_running, &now);
+    note_error(&first, &now);
+    /* with QEMU gone there is nothing to thaw */
+    if (j->freezing && j->was_running && first.code != QSTILL_E_UNREACHABLE &&
+        quiesce_thaw(s, &q, &now) == 0)
+        j->freezing = false;
+    note_error(&first, &now);
+    if (first.code < 0)
+        *err = first;
+    return first.code;
 }
 
 /* The new head cannot go: it stays, on its frozen layer, which nobody names. */
@@ -184,14 +208,6 @@ static int fold_back_off(struct session *s, struct journal *j,
     return layer_remove(jd->new_path, err);
 }
 
-/* Keeps the first error, and goes on. */
-static void note_error(struct qstill_error *first, struct qstill_error *now)
-{
-    if (now->code < 0 && first->code == 0)
-        *first = *now;
-    now->code = 0;
-}
-
 int unwind_create(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err)
 {
@@ -202,7 +218,8 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
     store_remove_tree(s->snapsfd, tmp, &now);
     note_error(&first, &now);
     unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
-    if (session_connect(s, &now) < 0) {
+    /* the connection may be what failed */
+    if (session_connect(s, &now) < 0 || session_look_again(s, &now) < 0) {
         *err = now;
         return err_wrap(err, "undoing a snapshot");
     }
