@@ -238,6 +238,7 @@ struct recover_job {
     char **vms;
     size_t count, next;
     bool dry_run;
+    struct qstill_error first; /* of several VMs: the others are looked at */
 };
 
 /* Snapshots whose parent is not there are roots from now on. */
@@ -318,11 +319,20 @@ static int recover_vm(struct recover_job *r, const char *vm,
 static int recover_step(void *ctx, bool *done, struct qstill_error *err)
 {
     struct recover_job *r = ctx;
+    const char *vm = r->next < r->count ? r->vms[r->next++] : NULL;
 
-    if (r->next < r->count && recover_vm(r, r->vms[r->next++], err) < 0)
-        return err->code;
+    if (vm && recover_vm(r, vm, err) < 0) {
+        if (r->count == 1 || err->code == QSTILL_E_CANCELLED)
+            return err->code;
+        buf_printf(job_text(r->job), "VM %s: %s\n", vm, err->message);
+        if (r->first.code == 0)
+            r->first = *err;
+        err_clear(err);
+    }
     *done = r->next >= r->count;
-    return 0;
+    if (*done && r->first.code < 0)
+        *err = r->first;
+    return err->code;
 }
 
 static void recover_free(void *ctx)

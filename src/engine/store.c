@@ -316,12 +316,17 @@ static int remove_one(int fd, const char *entry, void *user,
 
 int store_remove_tree(int dirfd, const char *name, struct qstill_error *err)
 {
-    if (faccessat(dirfd, name, F_OK, AT_SYMLINK_NOFOLLOW) < 0 &&
-        errno == ENOENT)
-        return 0;
-    if (each_below(dirfd, name, 1, remove_one, NULL, err) < 0)
+    struct stat st;
+    bool is_dir;
+
+    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return errno == ENOENT ? 0
+                               : err_errno(err, errno, "cannot stat %s", name);
+    is_dir = S_ISDIR(st.st_mode);
+    if (is_dir && each_below(dirfd, name, 1, remove_one, NULL, err) < 0)
         return err_wrap(err, "%s", name);
-    if (unlinkat(dirfd, name, AT_REMOVEDIR) < 0 && errno != ENOENT)
+    /* somebody else's link, which a damaged snapshot may be, goes itself */
+    if (unlinkat(dirfd, name, is_dir ? AT_REMOVEDIR : 0) < 0 && errno != ENOENT)
         return err_errno(err, errno, "cannot remove %s", name);
     return publish_sync_dir(dirfd, err);
 }

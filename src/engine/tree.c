@@ -5,10 +5,23 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "name.h"
 #include "store.h"
+
+/* A symbolic link, a fifo and the like in the place of what we made. */
+static bool is_strange(int snapsfd, int fd, const char *id)
+{
+    struct stat st;
+
+    if (fd < 0)
+        return fstatat(snapsfd, id, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+               !S_ISDIR(st.st_mode);
+    return fstatat(fd, STORE_MANIFEST, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           !S_ISREG(st.st_mode);
+}
 
 static int load_one(int snapsfd, const char *id, struct manifest *m,
                     struct qstill_error *err)
@@ -18,7 +31,7 @@ static int load_one(int snapsfd, const char *id, struct manifest *m,
     if (store_opendirat(snapsfd, id, &fd, err) < 0 ||
         manifest_load(fd, m, err) < 0) {
         /* A snapshot directory without a manifest is damage, not absence. */
-        if (err->code == QSTILL_E_NOT_FOUND)
+        if (err->code == QSTILL_E_NOT_FOUND || is_strange(snapsfd, fd, id))
             err->code = QSTILL_E_CORRUPT;
         return err_wrap(err, "snapshot %s", id);
     }

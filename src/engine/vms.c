@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Looking at VMs: the list of all, and the path of a disk. */
+#include <limits.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "lock.h"
@@ -62,13 +64,14 @@ static int fill(struct vms_obj *o, struct qstill_store *store, const char *name,
     return 0;
 }
 
+/* Also one behind a symbolic link, which no verb follows: it is named, as
+ * damaged, with the reason. */
 static bool is_vm(int top, const char *name)
 {
-    CLEANUP(closep) int fd = -1;
-    struct qstill_error scratch = {0};
+    char record[NAME_MAX + sizeof(STORE_RECORD) + 1];
 
-    return name[0] != '.' && store_opendirat(top, name, &fd, &scratch) == 0 &&
-           faccessat(fd, STORE_RECORD, F_OK, 0) == 0;
+    snprintf(record, sizeof(record), "%s/%s", name, STORE_RECORD);
+    return name[0] != '.' && faccessat(top, record, F_OK, 0) == 0;
 }
 
 static int fill_all(struct vms_obj *o, struct qstill_store *store,

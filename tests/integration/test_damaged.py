@@ -147,6 +147,43 @@ class Damaged(Tree):
         self.q("delete", "vm", "leaf")
         self.assertEqual(self.want["leaf"], self.heads())
 
+    def test_one_behind_a_symbolic_link_is_damaged_like_others(self):
+        """Nothing in the store is followed, and the others go on."""
+        folder = os.path.join(self.store, "vm", "snapshots", self.ids["twig"])
+        manifest = self.q.manifest_path("vm", self.ids["twig"])
+        self.damaged_on_purpose.add("vm")
+        for path in (manifest, folder):
+            with self.subTest(path=os.path.basename(path)):
+                aside = os.path.join(self.tmp, "aside")
+                os.rename(path, aside)
+                os.symlink(aside, path)
+                said = self.q("list", "vm")
+                self.assertEqual([self.ids["twig"]],
+                                 [d["id"] for d in said["damaged"]])
+                self.assertEqual(3, len(said["snapshots"]))
+                self.assertEqual(["damaged-snapshot"], [
+                    p["code"] for p in self.q.check("vm")["problems"]])
+                self.q("rename", "vm", "leaf", "leaf2")
+                self.q("rename", "vm", "leaf2", "leaf")
+                os.unlink(path)
+                os.rename(aside, path)
+        os.rename(folder, aside)
+        os.symlink(aside, folder)
+        self.q("delete", "vm", self.ids["twig"])
+        self.assertFalse(os.path.lexists(folder))
+        self.assertTrue(os.path.exists(os.path.join(aside, "manifest.json")))
+        self.is_whole("root", "middle", "leaf")
+
+    def test_a_vm_behind_a_symbolic_link_is_told(self):
+        os.rename(self.store + "/vm", self.tmp + "/elsewhere")
+        os.symlink(self.tmp + "/elsewhere", self.store + "/vm")
+        vms, = self.q("vms")["vms"]
+        self.assertEqual(("vm", "damaged"), (vms["name"], vms["state"]))
+        self.assertIn("symbolic links are not followed", self.q.stderr)
+        self.q.fails("precondition", "symbolic links", "recover")
+        os.unlink(self.store + "/vm")
+        os.rename(self.tmp + "/elsewhere", self.store + "/vm")
+
     def test_a_current_one(self):
         self.damage("leaf", "[]")
         self.q("delete", "vm", self.ids["leaf"])
