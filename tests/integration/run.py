@@ -4,7 +4,7 @@
 each in a process of its own, some at a time.
 
     run.py [--qemu 7.2,10.0] [--build DIR] [--cache DIR] [-j N]
-           [-k WORD] [--not WORD] [--quick] [--show] [--either] [--again]
+           [-k WORD,...] [--not WORD] [--quick] [--show] [--either] [--again]
 
 Prints a line per test, the text of what failed, what was skipped and why, and
 as its last line "N passed, N failed, N skipped". Exits 1 when a test failed or
@@ -284,6 +284,12 @@ def once_more(run, jobs):
     run.failures += failures
 
 
+def is_asked(name, words):
+    """-k: one of the words is in the name, or is its end: WORD/."""
+    return any(name.endswith(w[:-1]) if w.endswith("/") else w in name
+               for w in words.split(","))
+
+
 def collect(run, args):
     """The jobs, the long ones first."""
     status, guest, why = fixture("guest.sh", os.path.join(args.cache, "guest"))
@@ -303,8 +309,8 @@ def collect(run, args):
     for version in args.qemu.split(","):
         for m in modules():
             for cls, names in classes(m):
-                names = [n for n in names if not args.k or
-                         args.k in "%s.%s.%s" % (m, cls.__name__, n)]
+                names = [n for n in names if is_asked(
+                    "%s.%s.%s" % (m, cls.__name__, n), args.k)]
                 if args.skip and args.skip in m:
                     continue
                 if args.either and cls.dealt and version in there:
@@ -331,7 +337,9 @@ def main():
     parser.add_argument("--build", default=os.path.join(TOP, "build"))
     parser.add_argument("--cache", help="of the guest and the QEMUs: --build")
     parser.add_argument("-j", type=int, default=2)
-    parser.add_argument("-k", default="", help="only tests with this in them")
+    parser.add_argument("-k", default="", metavar="WORD,...",
+                        help="only tests with one of these in their name; "
+                        "WORD/: that end so")
     parser.add_argument("--not", dest="skip", default="",
                         help="no file with this in its name")
     parser.add_argument("--quick", action="store_true",

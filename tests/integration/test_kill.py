@@ -4,24 +4,53 @@ whole host; and each of these calls failing. Afterwards the VM runs or starts,
 each snapshot that is listed has its content and can be reverted to, nothing is
 frozen, and no file is left over.
 
-`make check` tries a few of the points, QSTILL_TEST_EVERY=1 (make check-crash)
-all of them, QSTILL_TEST_EVERY=K each K-th, K/P each K-th from the P-th on."""
+`make check` tries a few of the points, make check-crash all of them:
+    QSTILL_TEST_EVERY   1: all; K: each K-th; K/P: each K-th from the P-th on;
+                        K/P-L: and up to the L-th
+    QSTILL_TEST_POINTS  a file that gets a line for each point (lib/points.py);
+                        what stands in it is not tried again
+    QSTILL_TEST_UNTIL   in seconds since 1970: no point is begun after it
+    POINT               only that one
 
+Two kills between which nothing has changed that anybody else could see (only
+files were synced, or QEMU was asked) are one: the second is counted as "same".
+All snapshots are reverted to wherever the tree, as it is after the point, has
+not been seen before (shape()): a revert sees nothing else."""
+
+import contextlib
+import fcntl
+import itertools
+import json
 import os
 import random
 import re
 import shutil
+import struct
 import subprocess
+import time
 
 from lib.agent import FakeAgent
-from lib.case import BUILD, Case
-from lib.image import chain
-from lib.tiny import content
+from lib.case import BUILD, QEMU_VERSION, Case
+from lib.points import Points
+from lib.tiny import PART, PARTS
+from lib.vm import file_name
+from model.images import Reader
 
 EVERY, _, FROM = os.environ.get("QSTILL_TEST_EVERY", "0").partition("/")
-EVERY, FROM = int(EVERY), int(FROM or "1")
+FROM, _, TO = FROM.partition("-")
+EVERY, FROM, TO = int(EVERY), int(FROM or "1"), int(TO or "0")
+UNTIL = float(os.environ.get("QSTILL_TEST_UNTIL", "inf"))
 SAMPLE = 2  # points of each operation, without it
 FEW = ("create_with_memory", "revert_with_memory", "inner")
+
+FS_IOC_GETFLAGS = 0x80086601
+FS_IMMUTABLE_FL = 0x10
+
+# Calls that leave no trace for whoever comes after a process that died.
+TRACELESS = re.compile(
+    r'\d+ (fsync|fdatasync|sync_file_range|'
+    r'sendmsg [^"]*"execute": ?"(query-|qmp_capabilities|guest-ping|'
+    r'guest-sync|guest-info|guest-get-|guest-fsfreeze-status))')
 
 
 class Kill(Case):
@@ -44,6 +73,9 @@ class Kill(Case):
             self.agent.close()
             self.unprotect(old.dir)
             shutil.rmtree(old.dir)
+            shutil.rmtree(os.path.join(self.store, old.name))
+        self.reader = Reader()
+        self.verified = {}
         self.vm = self.tiny_vm(name, attach=False, disks=[
             self.disk("disk0", "qcow2", vm=name, size=2 << 20, pattern=False),
             self.disk("disk1", "raw", vm=name, size=2 << 20, pattern=False)])
@@ -58,27 +90,97 @@ class Kill(Case):
         self.snapshot("middle")
         self.snapshot("leaf", "--memory")
         self.write()
-        self.base = dict(self.model)
+        self.base = self.now = self.shape(self.q("list", name))
 
     def write(self):
         """Something new at the head of all disks, at random places."""
         self.byte = self.byte % 250 + 1
-        for d in self.vm.disks:
-            self.vm.write(d, 0, self.byte)
-            self.vm.write(d, random.randrange(1, 8), self.byte)
-        self.head = [self.content(p) for p in self.head_paths(self.vm)]
+        with self.vm.monitor() as m:
+            for d in self.vm.disks:
+                for part in (0, random.randrange(1, PARTS)):
+                    self.io(m, d, "write -q -P %d %d %d" % (
+                        self.byte, part * PART, PART))
+                self.io(m, d, "flush")
+        self.head = self.heads()
+
+    @staticmethod
+    def io(monitor, disk, command):
+        said = monitor.hmp(
+            'qemu-io -d /machine/peripheral/%s-dev/virtio-backend "%s"' % (
+                disk.id, command))
+        if said.strip():
+            raise AssertionError("qemu-io: " + said)
 
     def snapshot(self, name, *more):
         self.write()
         self.q("create", self.vm.name, name, *more)
         self.model[name] = self.head
 
-    @staticmethod
-    def content(path):
-        return content(path, "raw" if path.endswith(".img") else "qcow2")
+    def content(self, path, fmt):
+        """The byte of each part; every part must be of one byte."""
+        data = self.reader.content(path, fmt)
+        parts = [data[at:at + PART] for at in range(0, PARTS * PART, PART)]
+        for i, part in enumerate(parts):
+            if part != part[:1] * PART:
+                raise AssertionError("part %d of %s is torn" % (i, path))
+        return [part[0] for part in parts]
+
+    def record(self):
+        with open(os.path.join(self.store, self.vm.name, "vm.json")) as f:
+            return json.load(f)
 
     def heads(self):
-        return [self.content(p) for p in self.head_paths(self.vm)]
+        return [self.content(d["headPath"], d["headFormat"])
+                for d in self.record()["disks"]]
+
+    # ------------------------------------------------------- what there is
+
+    def shape(self, listed):
+        """The tree as it is, without ids, times and contents: which layer
+        stands on which, in the files and in QEMU, and who needs it."""
+        record = self.record()
+        names = {s["id"]: s["name"] for s in listed["snapshots"]}
+        label = {}
+        for s in listed["snapshots"]:
+            for d in s["disks"]:
+                label[d["path"]] = s["name"]
+        for what in ("hidden", "trash"):
+            for entry in record[what]:
+                for layer in entry.get("layers", [entry]):
+                    label.setdefault(layer["path"], what)
+
+        def chain(path, fmt):
+            return tuple((label.get(layer.path, "head"), self.protected(
+                layer.path)) for layer in self.reader.chain(path, fmt))
+        return (tuple(sorted(
+            (s["name"], names.get(s["parentId"]), s["memoryIncluded"],
+             s["quiesced"], tuple(chain(d["path"], d["format"])
+                                  for d in s["disks"]))
+            for s in listed["snapshots"])),
+            tuple(chain(d["headPath"], d["headFormat"])
+                  for d in record["disks"]),
+            names.get(listed["current"]), len(record["hidden"]),
+            len(record["trash"]), bool(record.get("mapped")),
+            self.in_qemu(label))
+
+    @staticmethod
+    def protected(path):
+        flags = bytearray(8)
+        with open(path, "rb") as f, contextlib.suppress(OSError):
+            fcntl.ioctl(f, FS_IOC_GETFLAGS, flags)
+        return bool(struct.unpack("Q", flags)[0] & FS_IMMUTABLE_FL)
+
+    def in_qemu(self, label):
+        """The nodes that QEMU has open, each with the kind of its name."""
+        with self.vm.monitor() as m:
+            nodes = m.cmd("query-named-block-nodes")
+            fds = m.cmd("query-fdsets")
+        found = []
+        for n in nodes:
+            kind = re.match(r"#block|qsm-|qs|", n["node-name"]).group(0)
+            path = file_name(n["file"])
+            found.append((n["drv"], kind, label.get(path, "head"), n["ro"]))
+        return tuple(sorted(found)), len(fds)
 
     # --------------------------------------------------------- one point
 
@@ -102,13 +204,13 @@ class Kill(Case):
                            stderr=subprocess.STDOUT, text=True)
         self.assertNotEqual(125, p.returncode, p.stdout)
         with open(said, errors="replace") as f:
-            calls = f.read().splitlines()
+            self.calls = f.read().splitlines()
         self.said = "exit %d, %s\n%s" % (p.returncode, p.stdout, "\n".join(
-            calls[max(0, n - 4):n + 1]) if n else "")
+            self.calls[max(0, n - 4):n + 1]) if n else "")
         self.status = p.returncode
         if not n:
             self.assertEqual(0, p.returncode, p.stdout)
-        return int(re.match(r"end (\d+)", calls[-1]).group(1))
+        return int(re.match(r"end (\d+)", self.calls[-1]).group(1))
 
     def reboot(self):
         """The host came up again: another boot, stale sockets and locks."""
@@ -138,38 +240,74 @@ class Kill(Case):
             self.agent.frozen = False  # the guest is gone
         self.assertFalse(os.path.exists(self.q.journal_path(name)))
         self.agent.wait_thawed(0.1)
-        if self.vm.state() == "off":
+        if not self.vm.alive():
             self.assertTrue(fault in ("qemu", "host") or
                             after[1] != before[1], "the VM is off")
             self.q("start", name)
-        self.assertEqual("running", self.vm.state())
-        found = {s["name"] for s in self.q.snapshots(name)}
+        listed = self.q("list", name)
+        found = {s["name"] for s in listed["snapshots"]}
         ways = [w for w in (before, after) if set(w[0]) == found]
         self.assertTrue(ways, found)
         head = self.heads()
         self.assertIn(head, [w[1] for w in ways])
-        self.assertEqual(sorted(self.head_paths(self.vm)),
-                         sorted(self.vm.heads().values()))
-        self.no_node_left()
         self.model, self.head = dict(ways[0][0]), head
-        for s in self.model:
-            self.assertEqual(self.model[s], [
-                self.content(p) for p, _ in self.frozen(self.vm, s).values()],
-                s)
-            self.q("verify", name, s)
+        for s in listed["snapshots"]:
+            self.assertEqual(self.model[s["name"]], [
+                self.content(d["path"], d["format"]) for d in s["disks"]],
+                s["name"])
+            self.verify(s)
+        self.nothing_left(listed)
         said = self.q.check(name)
         self.assertTrue(said["ok"], said)
-        self.check_nothing_left(self.vm)
+        self.now = self.shape(listed)
         return found
 
-    def no_node_left(self):
-        """QEMU has nothing open but the disks' chains."""
-        needed = set()
-        for head in self.head_paths(self.vm):
-            needed.update(chain(head))
-        nodes = [n["file"] for n in self.vm.cmd("query-named-block-nodes")]
-        self.assertEqual([], [n for n in nodes if n not in needed and
+    def verify(self, snapshot):
+        """Unless none of its files has changed since it was found good."""
+        folder = self.q.memory_dir(self.vm.name, snapshot["id"])
+        paths = [d["path"] for d in snapshot["disks"]]
+        if os.path.isdir(folder):
+            paths += [os.path.join(folder, f) for f in os.listdir(folder)]
+        state = [(p, st.st_ino, st.st_size, st.st_ctime_ns) for p, st in
+                 ((p, os.stat(p)) for p in sorted(paths))]
+        if self.verified.get(snapshot["id"]) != state:
+            self.q("verify", self.vm.name, snapshot["id"])
+            self.verified[snapshot["id"]] = state
+
+    def nothing_left(self, listed):
+        """In QEMU no node and no job, among the files no image, in the store
+        no file: but for what the disks, snapshots and the trash need."""
+        record = self.record()
+        tops = [(d["headPath"], d["headFormat"]) for d in record["disks"]]
+        live = {layer.path for top in tops for layer in
+                self.reader.chain(*top)}
+        with self.vm.monitor() as m:
+            self.assertEqual("running", m.cmd("query-status")["status"])
+            self.assertEqual([], m.cmd("query-jobs"), "a job is left")
+            self.assertEqual([], m.cmd("query-block-jobs"), "a job is left")
+            nodes = [n["file"] for n in m.cmd("query-named-block-nodes")]
+            devices = [file_name(b["inserted"]["image"]["filename"])
+                       for b in m.cmd("query-block") if "inserted" in b]
+        self.assertEqual(sorted(path for path, _ in tops), sorted(devices))
+        self.assertEqual([], [n for n in nodes if n not in live and
                               not n.startswith("json:")])
+        tops += [(d["path"], d["format"]) for s in listed["snapshots"]
+                 for d in s["disks"]]
+        tops += [(t["path"], t["format"]) for entry in record["trash"]
+                 for t in entry["layers"]]
+        needed = {d.path for d in self.vm.disks}
+        for top in tops:
+            needed.update(layer.path for layer in self.reader.chain(*top))
+        self.assertEqual(set(), self.disk_files(self.vm) - needed,
+                         "images that nobody needs")
+        self.assertEqual([], self.reader.problems())
+        folder = os.path.join(self.store, self.vm.name)
+        self.assertEqual(set(), set(os.listdir(folder)) - {
+            "vm.json", "lock", "snapshots", "qemu.log"}, "left in the store")
+        self.assertEqual(
+            {s["id"] for s in listed["snapshots"]} |
+            {".%s.trash" % i for t in record["trash"] for i in t["ids"]},
+            set(os.listdir(os.path.join(folder, "snapshots"))))
 
     def reverts(self, names):
         for s in names:
@@ -177,51 +315,86 @@ class Kill(Case):
             self.assertEqual("running", self.vm.state())
             self.head = self.heads()
             self.assertEqual(self.model[s], self.head, s)
-        self.check_nothing_left(self.vm)
+        listed = self.q("list", self.vm.name)
+        self.nothing_left(listed)
+        self.now = self.shape(listed)
+
+    # ------------------------------------------------------- all the points
 
     def points(self, total):
         if os.environ.get("POINT"):
             return [int(os.environ["POINT"])]
         if EVERY:
-            return range(FROM, total + 1, EVERY)
+            # until one is not reached: no two runs have just as many calls
+            return itertools.takewhile(lambda n: not TO or n <= TO,
+                                       itertools.count(FROM, EVERY))
         step = total / SAMPLE
         return sorted({1 + int(i * step + random.random() * step) for i in
                        range(SAMPLE)} | {total})
+
+    def is_same(self, n, fault, counted):
+        """Whether the one before it was of the same instant."""
+        return fault in ("kill", "host") and EVERY == 1 and \
+            1 < n <= len(counted) - 1 and \
+            TRACELESS.match(counted[n - 2]) is not None
+
+    def one(self, n, argv, fault, prepare, after):
+        """One point; whether the command had as many calls."""
+        if self.now != self.base:
+            self.build()
+        prepare()
+        before = (dict(self.model), self.head)
+        want = after()
+        seen = self.run_at(n, argv(), fault)
+        names = self.good(n, fault, before, want)
+        order = sorted(names)
+        if not EVERY:
+            self.reverts(order[n % (len(order) or 1):][:1])
+        elif self.now not in self.reverted:
+            was = self.now
+            self.reverts(order)
+            self.reverted.add(was)
+        self.write()
+        return seen >= n
 
     def operation(self, argv, fault, prepare, after):
         """At each point. `after` gives (snapshots, head) of a success."""
         seed = int(os.environ.get("SEED", "0")) or random.randrange(1, 1 << 30)
         random.seed(seed)
+        tried = Points("%s %s.%s" % (QEMU_VERSION, type(self).__name__,
+                                     self._testMethodName))
+        if tried.over or time.time() > UNTIL:
+            return
+        self.reverted = set()
         self.build()
         prepare()
         total = self.run_at(0, argv(), fault)
-        print("%s, %s: %d points" % (argv()[0], fault, total), flush=True)
-        self.build()
+        counted = self.calls
+        tried.begin(total)
+        self.now = None
         broken = []
-        for n in self.points(total + 3 if EVERY else total):
+        for n in self.points(total):
+            if tried.knows(n):
+                continue
+            if time.time() > UNTIL:
+                break
+            if self.is_same(n, fault, counted):
+                tried.add(n, "same")
+                continue
             try:
-                if set(self.model) != set(self.base) or self.fresh:
-                    self.build()
-                prepare()
-                before = (dict(self.model), self.head)
-                want = after()
-                seen = self.run_at(n, argv(), fault)
-                names = self.good(n, fault, before, want)
-                order = sorted(names)
-                self.reverts(order if EVERY == 1 else
-                             order[n % (len(order) or 1):][:1])
-                self.write()
-                if seen < n:
+                if not self.one(n, argv, fault, prepare, after):
+                    tried.end(n)
                     break
+                tried.add(n, "run")
             except (AssertionError, subprocess.SubprocessError) as e:
                 broken.append("point %d: %s\n%s" % (n, e, self.said))
+                tried.add(n, "broken", broken[-1])
                 print("BROKEN", broken[-1], flush=True)
                 if len(broken) > (20 if EVERY else 0):
                     break
-                self.build()
+                self.now = None
+        print(tried.text(), flush=True)
         self.assertEqual([], broken, "seed %d" % seed)
-
-    fresh = False
 
     # -------------------------------------------------------- the operations
 
@@ -244,7 +417,6 @@ class Kill(Case):
         def want():
             return {k: v for k, v in self.model.items()
                     if k not in gone}, self.head
-        self.fresh = True
         self.operation(lambda: ["delete", self.vm.name, *gone], fault,
                        self.ready, want)
 
@@ -257,7 +429,6 @@ class Kill(Case):
             self.head = self.heads()
             self.model = {k: v for k, v in self.model.items()
                           if k in self.q.names(self.vm.name)}
-        self.fresh = True
         self.operation(lambda: ["undo", self.vm.name], fault, prepare,
                        lambda: (kept["model"], kept["head"]))
 
