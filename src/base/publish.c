@@ -47,6 +47,8 @@ int publish_bytes(int dirfd, const char *name, const void *data, size_t len,
     if (write_aside(dirfd, aside, data, len, err) < 0 ||
         publish_rename(dirfd, aside, name, PUBLISH_REPLACE, err) < 0) {
         unlinkat(dirfd, aside, 0);
+        if (err->code == QSTILL_E_NO_SPACE)
+            err_hint(err, "make some room on its file system, then try again");
         return err_wrap(err, "writing %s", name);
     }
     return 0;

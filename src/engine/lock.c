@@ -10,8 +10,10 @@
  * - free, and of another host: BUSY. Either that host died, or the filesystem
  *   does not carry locks between hosts: a person has to look.
  * - the file was unlinked meanwhile (detach): again from the start.
- * A file system without room for the line keeps nobody from deleting: the
- * kernel's lock counts, and others are told that its owner is not known.
+ * A file system without room for the line keeps nobody from undoing what was
+ * begun there: the kernel's lock counts, others are told that its owner is not
+ * known, and another host that does not see the lock is not kept out. (What is
+ * new does not begin: its journal needs room.)
  */
 #include "lock.h"
 

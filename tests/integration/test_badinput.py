@@ -243,6 +243,35 @@ class Stores(Case):
         self.attach(vm)
         self.q("create", "vm", "one")
 
+    def test_that_have_no_room_at_all(self):
+        """What was begun is undone, nothing new begins, and it is said what to
+        do."""
+        self.mount_tmpfs(self.store, "size=1m")
+        vm = self.tiny_vm()
+        self.q("create", "vm", "one")
+        fill = os.path.join(self.store, "fill")
+        for journal in (False, True):
+            if journal:
+                with open(self.q.journal_path("vm"), "w") as f:
+                    json.dump({"version": 1, "op": "create", "phase": "begun",
+                               "snapshot": "aaaaaaaaaaaa", "ids": [],
+                               "disks": [], "wasRunning": True}, f)
+            with contextlib.suppress(OSError), open(fill, "wb", 0) as f:
+                while True:
+                    f.write(b"x" * 4096)
+            self.assertEqual(0, os.statvfs(self.store).f_bfree)
+            if journal:
+                self.q("recover", "vm")
+                self.assertFalse(os.path.exists(self.q.journal_path("vm")))
+            else:
+                with self.nothing_changes(vm):
+                    failure = self.q.fails("no-space", "[Nn]o space",
+                                           "delete", "vm", "one")
+                    self.assertIn("room", failure.hint)
+            os.unlink(fill)
+        self.q("delete", "vm", "one")
+        self.assertEqual([], self.q.names("vm"))
+
     def test_whose_disk_folder_cannot_be_used(self):
         readonly = os.path.join(self.tmp, "readonly")
         self.mount_tmpfs(readonly, "size=64k,ro")
