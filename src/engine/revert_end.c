@@ -222,6 +222,7 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err)
 {
     struct vm_trash *back = trash_find(s, j->undone);
+    struct qstill_error ran = {0};
 
     /* before it could expire: its files are the heads now */
     if (back)
@@ -241,10 +242,14 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
             0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
-    if (s->qmp && revert_run(s, j, err) < 0)
+    if (s->qmp)
+        revert_run(s, j, &ran);
+    /* the guest may run all the same, and is not to stay frozen then */
+    if (thaw(s, j, err) < 0 || ran.code < 0) {
+        if (ran.code < 0)
+            *err = ran;
         return err->code;
-    if (thaw(s, j, err) < 0)
-        return err->code;
+    }
     if (j->inplace)
         inplace_forget(s);
     if (j->inplace && same_process(s, j) && heads_sweep(s, j, err) < 0)

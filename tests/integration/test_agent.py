@@ -18,10 +18,7 @@ class BadAgent(Case):
 
     def setUp(self):
         super().setUp()
-        self.vm = self.tiny_vm(attach=False)
-        self.agent = FakeAgent(os.path.join(self.vm.dir, "ga.sock"))
-        self.addCleanup(self.agent.close)
-        self.attach(self.vm, "--agent", self.agent.path)
+        self.tiny_vm_with_agent()
 
     def once(self, command, what, times=1):
         """`what` for the first calls of `command`, good behaviour then."""

@@ -10,8 +10,7 @@ import subprocess
 import time
 
 from lib import image
-from lib.agent import FakeAgent
-from lib.case import BUILD, QUICK, Case, share
+from lib.case import QUICK, Case, share
 
 MODES = ("paused", "background", "precopy")
 
@@ -360,8 +359,7 @@ class Settings(Case):
         vm, before = self.vm_with_settings()
         one = self.q("create", "vm", "one", "--memory", "--mode", "precopy")
         self.assertEqual(before, self.settings(vm))
-        with open("/proc/%d/stat" % vm.pid()) as f:
-            start = int(f.read().rsplit(")", 1)[1].split()[19])
+        start = vm.pid_start()
         on, bandwidth, downtime = before
         said = {"version": 1, "pid": vm.pid(), "pidStart": start,
                 "capabilities": sorted(on), "maxBandwidth": bandwidth,
@@ -397,23 +395,17 @@ class Settings(Case):
             self.assertEqual(before, self.settings(vm))
 
 
+def commands(calls):
+    """What was sent to QEMU or the agent: (number of the call, command)."""
+    return [(int(n), c) for n, c in re.findall(
+        r'^(\d+) sendmsg [^"]*"execute": ?"([^"]+)"', "\n".join(calls), re.M)]
+
+
 class Switchover(Case):
     """QEMU 7.2 inactivates the images at a migration's end, and aborts when a
     guest writes to one that is so. Cancelled just before, once in some ten
     times, it lets the guest run on such images: so it is not cancelled."""
     cost = 10
-
-    def create(self, *more):
-        """Its exit status, stderr, and what it sent, in order."""
-        sent = os.path.join(self.tmp, "sent")
-        p = subprocess.run(
-            [os.path.join(BUILD, "crash", "syskill"), "--list", sent, "--",
-             *self.q.argv(["create", "vm", *more, "--memory", "--mode",
-                           "precopy"])], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        with open(sent, errors="replace") as f:
-            return p.returncode, p.stderr, re.findall(
-                r'sendmsg [^"]*"execute": ?"([^"]+)"', f.read())
 
     def test_a_precopy_that_is_given_up_at_its_end_leaves_the_disks_alive(
             self):
@@ -421,10 +413,13 @@ class Switchover(Case):
         given_up = 0
         rounds = share(range(16))
         for i in rounds:
-            status, err, sent = self.create("s%d" % i, "--max-pause-ms", "1")
-            self.assertIn(status, (0, 6), err)
-            self.assertNotIn("undo of", err)
-            given_up += status == 6
+            p, calls = self.traced(["create", "vm", "s%d" % i, "--memory",
+                                    "--mode", "precopy", "--max-pause-ms",
+                                    "1"])
+            self.assertIn(p.returncode, (0, 6), p.stdout)
+            self.assertNotIn("undo of", p.stdout)
+            given_up += p.returncode == 6
+            sent = [c for _, c in commands(calls)]
             at = sent.index("migrate-continue")
             self.assertNotIn("migrate_cancel", sent[at:])
             vm.write(vm.disks[0], i % 8, i + 1)
@@ -440,10 +435,7 @@ class Abandoned(Case):
 
     def setUp(self):
         super().setUp()
-        self.vm = self.tiny_vm(attach=False)
-        self.agent = FakeAgent(os.path.join(self.vm.dir, "ga.sock"))
-        self.addCleanup(self.agent.close)
-        self.attach(self.vm, "--agent", self.agent.path)
+        self.tiny_vm_with_agent()
 
     def kill_while_frozen(self):
         process = None
@@ -488,12 +480,10 @@ class Abandoned(Case):
     def test_the_guest_is_thawed_though_a_migration_does_not_end(self):
         self.kill_while_frozen()
         end = self.migrate()
-        with open("/proc/%d/stat" % self.vm.pid()) as f:
-            start = int(f.read().rsplit(")", 1)[1].split()[19])
         with open(os.path.join(self.store, "vm", "settings.json"), "w") as f:
-            json.dump({"version": 1, "pid": self.vm.pid(), "pidStart": start,
-                       "capabilities": [], "maxBandwidth": 1 << 20,
-                       "downtimeLimit": 300}, f)
+            json.dump({"version": 1, "pid": self.vm.pid(),
+                       "pidStart": self.vm.pid_start(), "capabilities": [],
+                       "maxBandwidth": 1 << 20, "downtimeLimit": 300}, f)
         failure = self.q.fails("busy", "does not end", "recover", "vm")
         self.assertIn("qstill recover vm", failure.hint)
         self.assertFalse(self.agent.frozen)
@@ -501,3 +491,58 @@ class Abandoned(Case):
         end()
         self.q("recover", "vm")
         self.assertEqual([], self.q.names("vm"))
+
+
+class ConnectionLost(Case):
+    """The connection to QEMU ends before one of our commands. (That it does so
+    at each of them is test_kill's; here it is what the user sees.)"""
+    either = True
+    cost = 10
+
+    def lose(self, argv, before):
+        """At the first command after which the list of commands, as an
+        undisturbed run has it, is what `before` says; what was printed."""
+        _, calls = self.traced(argv, "--errno", "EPIPE")
+        at = before(commands(calls))
+        self.q("revert", "vm", "base")
+        self.prepare()
+        p, _ = self.traced(argv, "--errno", "EPIPE", "--at", str(at))
+        return p
+
+    def prepare(self):
+        pass
+
+    def setUp(self):
+        super().setUp()
+        self.tiny_vm_with_agent()
+        self.q("create", "vm", "base", "--memory", "--quiesce")
+
+    def test_an_undo_connects_anew(self):
+        def transaction(sent):
+            return next(n for n, c in sent if c == "transaction")
+
+        def prepare():
+            self.q("delete", "vm", "new")
+        self.prepare = prepare
+        p = self.lose(["create", "vm", "new"], transaction)
+        self.assertNotEqual(0, p.returncode)
+        self.assertFalse(os.path.exists(self.q.journal_path("vm")))
+        self.assertEqual(["base"], self.q.names("vm"))
+        self.assertEqual("running", self.vm.state())
+
+    def test_a_guest_that_wakes_up_frozen_is_thawed_all_the_same(self):
+        def runs(sent):
+            cont = max(i for i, (_, c) in enumerate(sent) if c == "cont")
+            self.assertIn("guest-fsfreeze-thaw", [c for _, c in sent[cont:]])
+            return sent[cont + 1][0]
+
+        def prepare():
+            self.agent.frozen = True
+        prepare()
+        self.prepare = prepare
+        p = self.lose(["revert", "vm", "base", "--restore", "inplace"], runs)
+        self.assertNotEqual(0, p.returncode)
+        self.assertFalse(self.agent.frozen, p.stdout)
+        self.assertEqual("running", self.vm.state())
+        self.q("recover", "vm")
+        self.assertEqual("base", self.q("list", "vm")["snapshots"][0]["name"])

@@ -30,7 +30,7 @@ import subprocess
 import time
 
 from lib.agent import FakeAgent
-from lib.case import BUILD, QEMU_VERSION, Case
+from lib.case import QEMU_VERSION, Case
 from lib.points import Points
 from lib.tiny import PART, PARTS
 from lib.vm import file_name
@@ -187,24 +187,18 @@ class Kill(Case):
     def run_at(self, n, argv, fault):
         """Runs the command with its fault at the n-th call; whether it came
         to that."""
-        said = os.path.join(self.tmp, "calls")
-        pre = [os.path.join(BUILD, "crash", "syskill"), "--list", said]
+        how = []
         if fault.startswith("E"):
-            pre += ["--errno", fault]
+            how += ["--errno", fault]
         if fault == "EROFS":
-            pre += ["--stay"]
+            how += ["--stay"]
         if n:
-            pre += ["--at", str(n)]
+            how += ["--at", str(n)]
             if fault in ("qemu", "host"):
-                pre += ["--kill", str(self.vm.pid())]
+                how += ["--kill", str(self.vm.pid())]
             if fault == "qemu":
-                pre += ["--on"]
-        p = subprocess.run(pre + ["--"] + self.q.argv(argv), timeout=120,
-                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True)
-        self.assertNotEqual(125, p.returncode, p.stdout)
-        with open(said, errors="replace") as f:
-            self.calls = f.read().splitlines()
+                how += ["--on"]
+        p, self.calls = self.traced(argv, *how)
         self.said = "exit %d, %s\n%s" % (p.returncode, p.stdout, "\n".join(
             self.calls[max(0, n - 4):n + 1]) if n else "")
         self.status = p.returncode

@@ -19,6 +19,7 @@ import tempfile
 import time
 import unittest
 
+from .agent import FakeAgent
 from . import image
 from .cli import Qstill
 from .guest import TICK, SyncPage, Tick
@@ -259,6 +260,25 @@ class Case(unittest.TestCase):
         if attach:
             self.attach(vm)
         return vm
+
+    def tiny_vm_with_agent(self, **kw):
+        """self.vm, attached, and self.agent, a FakeAgent."""
+        self.vm = self.tiny_vm(attach=False, **kw)
+        self.agent = FakeAgent(os.path.join(self.vm.dir, "ga.sock"))
+        self.addCleanup(self.agent.close)
+        self.attach(self.vm, "--agent", self.agent.path)
+
+    def traced(self, argv, *options):
+        """The command under tests/crash/syskill: what subprocess.run() gives,
+        and its calls, a line each."""
+        said = os.path.join(self.tmp, "calls")
+        p = subprocess.run(
+            [os.path.join(BUILD, "crash", "syskill"), "--list", said, *options,
+             "--", *self.q.argv(argv)], timeout=120, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        self.assertNotEqual(125, p.returncode, p.stdout)
+        with open(said, errors="replace") as f:
+            return p, f.read().splitlines()
 
     def running_vm(self, name="vm", attach=True, wait=True, paused=False,
                    **kw):

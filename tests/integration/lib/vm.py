@@ -207,6 +207,11 @@ class VM:
     def guest_agent(self):
         return Agent(self.agent)
 
+    def pid_start(self):
+        """When it started, in ticks since boot, as proc(5) has it."""
+        with open("/proc/%d/stat" % self.pid()) as f:
+            return int(f.read().rsplit(")", 1)[1].split()[19])
+
     def pid(self):
         """Of the QEMU that is this VM now; None when it is off. (Connecting
         to find out fails when QEMU has not yet accepted the one before.)"""
