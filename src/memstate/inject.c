@@ -34,6 +34,8 @@
 /* How long one thread may take to stop: one that sleeps in the kernel without
  * listening (state D) is given up for another. */
 #define STOP_MS 200u
+/* How long a process that is killed may take until that can be seen. */
+#define DYING_MS 200u
 /* Between two rounds over all threads. */
 #define ROUND_NS 2000000
 
@@ -272,6 +274,23 @@ static bool process_ended(const struct injection *in)
            regions_read(in->pid, &maps, &scratch) == QSTILL_E_UNREACHABLE;
 }
 
+/* The first that is seen of a process's end may be one thread that is gone, or
+ * may not be traced: where a failure may mean that, a moment is waited. */
+static bool process_ends(const struct injection *in, int code)
+{
+    bool may = code == QSTILL_E_FAILED || code == QSTILL_E_PERMISSION;
+    uint64_t until = tracee_now_ns() + (may ? DYING_MS * 1000000u : 0);
+
+    while (!process_ended(in)) {
+        struct pollfd p = {in->pidfd, POLLIN, 0};
+
+        if (tracee_now_ns() >= until)
+            return false;
+        poll(&p, 1, 5);
+    }
+    return true;
+}
+
 static int one_round(struct injection *in, bool *moved,
                      struct qstill_error *err)
 {
@@ -363,7 +382,7 @@ int inject_fd(pid_t pid, const struct inject_call *call,
         tracee_now_ns() + (uint64_t)(ms ? ms : INJECT_TIMEOUT_MS) * 1000000u;
     if (run_thread(&in, err) < 0) {
         closep(&in.result.fd);
-        if (process_ended(&in))
+        if (process_ends(&in, err->code))
             return err_set(err, QSTILL_E_UNREACHABLE, "process %d has ended",
                            pid);
         return err_wrap(err, "%s in process %d", call->name, pid);
