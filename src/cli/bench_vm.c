@@ -13,7 +13,6 @@
 #include <unistd.h>
 
 #include "bench_spawn.h"
-#include "launch.h"
 #include "run.h"
 
 enum {
@@ -215,6 +214,23 @@ static int fill_ram(struct bench_vm *vm, struct qstill_error *err)
     return r;
 }
 
+/* The QEMU of a revert is a child of ours too: it ends with us, however that
+ * comes. (cli_launch() detaches it, as a VM that is to live on must be.) Its
+ * environment is ours, as that of the one before it was. */
+static int launch(void *user, const struct qstill_launch *l, int *pid,
+                  struct qstill_error *err)
+{
+    struct bench_vm *vm = user;
+
+    has_ended(vm);
+    if (vm->child)
+        return cli_fail(err, QSTILL_E_FAILED, "QEMU runs already");
+    if (bench_spawn(l->argv, l->cwd, l->log, &vm->child, err) < 0)
+        return err->code;
+    *pid = vm->pid = vm->child;
+    return 0;
+}
+
 static int attach(struct bench_vm *vm, struct qstill_error *err)
 {
     struct qstill_store_options so = QSTILL_STORE_OPTIONS_INIT;
@@ -227,7 +243,7 @@ static int attach(struct bench_vm *vm, struct qstill_error *err)
     ao.qmp = qmp;
     if (qstill_store_open(&vm->store, &so, err) < 0)
         return err->code;
-    qstill_store_set_launch(vm->store, cli_launch, NULL);
+    qstill_store_set_launch(vm->store, launch, vm);
     return qstill_vm_attach(vm->store, BENCH_VM, &ao, err);
 }
 
@@ -235,9 +251,6 @@ static void end_qemu(struct bench_vm *vm)
 {
     qstill_qmp_close(vm->qmp);
     vm->qmp = NULL;
-    /* One that a revert has started is not our child, and for others to reap */
-    if (vm->pid && vm->pid != vm->child)
-        kill(vm->pid, SIGKILL);
     if (vm->child) {
         kill(vm->child, SIGKILL);
         waitpid(vm->child, NULL, 0);

@@ -17,8 +17,8 @@ struct bench_vm {
     struct qstill_store *store; /* DIR/store; BENCH_VM is attached */
     struct qstill_qmp *qmp;     /* a monitor of our own */
     const char *accel;          /* "kvm" or "tcg" */
-    pid_t child;                /* that we started; 0 when it is reaped */
-    pid_t pid;                  /* the QEMU that the VM is now */
+    pid_t child;                /* the QEMU; 0 when it is reaped */
+    pid_t pid;                  /* the same, as its monitor tells it */
     uint64_t ram;               /* where its RAM begins in that process */
     uint64_t size;
     double hz; /* of the guest's clock */

@@ -131,6 +131,19 @@ class Once(Bench):
         p.wait()
         self.wait_for(lambda: not self.qemus_in(folder))
 
+    def test_nor_does_the_qemu_of_a_revert(self):
+        folder = os.path.join(self.tmp, "bench")
+        os.makedirs(folder)
+        # With --accel, so that the second one is no second try.
+        p = self.q.start("bench", "restore", "--size", "128M", "--reps", 1,
+                         "--dir", folder, "--qemu", case.QEMU, "--accel", "tcg")
+        self.wait_for(lambda: self.qemus_in(folder))
+        first = self.qemus_in(folder)
+        self.wait_for(lambda: set(self.qemus_in(folder)) - set(first))
+        p.kill()
+        p.wait()
+        self.wait_for(lambda: not self.qemus_in(folder))
+
     def wait_for(self, truth, seconds=20):
         deadline = time.monotonic() + seconds
         while not truth():
