@@ -8,7 +8,8 @@
  *   prepare   journal, new empty heads on the snapshot's frozen layers
  *   inplace   only there: the running QEMU becomes the snapshot's; the next
  *             three are left out
- *   end       the running QEMU is stopped and ended
+ *   end       what can soon be told of the memory's files is checked, then the
+ *             running QEMU is stopped and ended
  *   start     a new one on the new heads, waiting for its state
  *   load      the stream: device state, and RAM unless it is mapped
  *   commit    vm.json and journal say that the new heads count
@@ -220,6 +221,10 @@ static int end_enter(void *ctx, struct qstill_error *err)
 
     if (r->o.dry_run || !r->s.qmp || r->in_process)
         return 0;
+    /* While there still is something to lose. */
+    if (r->way != WAY_DISK && r->state != QSTILL_STATE_STOPPED &&
+        revert_check_files(r, err) < 0)
+        return err->code;
     if (qmp_stop(r->s.qmp, 0, err) < 0 || start_quit(&r->s, err) < 0)
         return err->code;
     revert_lap(r, "end");

@@ -64,6 +64,10 @@ int revert_fill_start(struct revert *r, const struct manifest *m,
 const char *revert_way_name(enum way way);
 
 int revert_open_set(struct revert *r, struct qstill_error *err);
+/* What can soon be told of the memory's files: all is there in its length, and
+ * device state and small blocks are good. The pages of the main RAM, which
+ * `mapped` never checks and `eager` as it sends them, are not read. */
+int revert_check_files(struct revert *r, struct qstill_error *err);
 
 /* The phase "inplace": the running process becomes the snapshot's, stopped. */
 int revert_inplace_enter(void *ctx, struct qstill_error *err);

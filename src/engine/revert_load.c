@@ -26,44 +26,59 @@ int revert_open_set(struct revert *r, struct qstill_error *err)
     return ramset_open(&r->set, memfd, err);
 }
 
-static int open_restore(struct revert *r, const struct manifest *m, int fd,
+/* The blocks that the snapshot's guest calls its RAM: in `mapped`, those are
+ * mapped instead of sent. */
+static int fill_restore(struct revert *r, const struct manifest *m,
+                        bool without_main, struct restore_options *o,
                         struct qstill_error *err)
 {
     const char **mapped =
         arena_array(&r->arena, m->block_count + 1, sizeof(*mapped));
-    struct restore_options o = {
+
+    if (!mapped)
+        return err_nomem(err);
+    *o = (struct restore_options){
         .set = r->set,
         .machine = m->machine,
-        .pages = r->way == WAY_MAPPED ? RESTORE_UNMAPPED : RESTORE_ALL,
+        .pages = without_main ? RESTORE_UNMAPPED : RESTORE_ALL,
         .zeros = RESTORE_SKIP_ZEROS,
+        .mapped = mapped,
     };
-
-    if (!mapped) {
-        close(fd);
-        return err_nomem(err);
-    }
     for (size_t i = 0; i < m->block_count; i++) {
         const struct manifest_block *b = &m->blocks[i];
 
-        if (b->main && r->way == WAY_MAPPED)
-            mapped[o.mapped_count++] = b->id;
+        if (b->main && without_main)
+            mapped[o->mapped_count++] = b->id;
         /* A file or shared memory may hold what an earlier VM left there. */
         if (b->main && b->origin && !strstr(b->origin, "backend-ram"))
-            o.zeros = RESTORE_SEND_ZEROS;
+            o->zeros = RESTORE_SEND_ZEROS;
     }
-    o.mapped = mapped;
-    return restore_open(&r->restore, fd, &o, err);
+    return 0;
+}
+
+int revert_check_files(struct revert *r, struct qstill_error *err)
+{
+    const struct manifest *m = tree_find(&r->s.tree, r->id);
+    struct restore_options o;
+
+    if (revert_open_set(r, err) < 0 ||
+        fill_restore(r, m, true, &o, err) < 0 || restore_check(&o, err) < 0)
+        return err_wrap(err, "the memory of snapshot %s", m->name);
+    return 0;
 }
 
 int revert_load_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
     CLEANUP(closep) int rfd = -1;
+    struct restore_options o;
     int fds[2];
 
     if (r->o.dry_run || !r->started || r->way == WAY_DISK)
         return 0;
-    if (revert_open_set(r, err) < 0)
+    if (revert_open_set(r, err) < 0 ||
+        fill_restore(r, tree_find(&r->s.tree, r->id), r->way == WAY_MAPPED, &o,
+                     err) < 0)
         return err->code;
     if (pipe2(fds, O_CLOEXEC) < 0)
         return err_errno(err, errno, "no pipe");
@@ -73,7 +88,7 @@ int revert_load_enter(void *ctx, struct qstill_error *err)
         close(fds[1]);
         return err->code;
     }
-    return open_restore(r, tree_find(&r->s.tree, r->id), fds[1], err);
+    return restore_open(&r->restore, fds[1], &o, err);
 }
 
 static int load_failed(struct revert *r, const char *why,

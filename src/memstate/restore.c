@@ -46,7 +46,8 @@ struct restore {
     uint64_t bwlimit;
     enum ramset_cache cache;
     int fd;           /* the sink: a pipe, */
-    struct buf *sink; /* or a buffer */
+    struct buf *sink; /* or a buffer, */
+    bool nowhere;     /* or none */
     bool footers;
     struct buf device;
     struct buf text; /* records and frames of a chunk */
@@ -175,6 +176,8 @@ static int sink_buf(struct restore *r, const struct iovec *iov, unsigned count,
 static int sink_iov(struct restore *r, struct iovec *iov, unsigned count,
                     struct qstill_error *err)
 {
+    if (r->nowhere)
+        return 0;
     if (r->sink)
         return sink_buf(r, iov, count, err);
     while (count > 0) {
@@ -446,6 +449,17 @@ int restore_build(struct buf *out, const struct restore_options *options,
     if (buf_append(out, b.data, b.len) < 0)
         return err_nomem(err);
     return 0;
+}
+
+int restore_check(const struct restore_options *options,
+                  struct qstill_error *err)
+{
+    CLEANUP(restore_closep) struct restore *r = NULL;
+
+    if (restore_new(&r, options, err) < 0)
+        return err->code;
+    r->nowhere = true;
+    return send_all(r, err);
 }
 
 int restore_fd(const struct restore *r)

@@ -96,4 +96,9 @@ void restore_closep(struct restore **r);
 int restore_build(struct buf *out, const struct restore_options *options,
                   struct qstill_error *err);
 
+/* Whether a restore would find its files good: reads and checks all that would
+ * travel, and sends it nowhere. */
+int restore_check(const struct restore_options *options,
+                  struct qstill_error *err);
+
 #endif

@@ -348,6 +348,17 @@ class Damage(Case):
                 f.truncate()
             os.unlink(kept)
 
+    @contextlib.contextmanager
+    def lives_on(self):
+        """The running QEMU is not given up for files that cannot take its
+        place: same process, and a guest that has not booted."""
+        since, pid = self.vm.serial.mark(), self.vm.pid()
+        yield
+        self.assertEqual(pid, self.vm.pid())
+        self.goes_on(self.vm)
+        self.assertEqual(1, len({t.nonce for t in
+                                 self.vm.serial.ticks(since)}))
+
     @staticmethod
     def flip(offset):
         def change(path):
@@ -447,13 +458,15 @@ class Damage(Case):
         )
         for what, path, change in cases:
             name = os.path.basename(path)
-            with self.subTest(what), self.damaged(path, change):
+            with self.subTest(what), self.damaged(path, change), \
+                    self.lives_on():
                 self.all_fail("corrupt", plain(name),
                               ["verify", "vm", "one"],
                               ["revert", "vm", "one", "--restore", "eager"])
         for what in ("RAM: short", "device state: short"):
             path, change = next((p, c) for w, p, c in cases if w == what)
-            with self.subTest(what + ", mapped"), self.damaged(path, change):
+            with self.subTest(what + ", mapped"), \
+                    self.damaged(path, change), self.lives_on():
                 self.all_fail("corrupt", plain(os.path.basename(path)),
                               ["revert", "vm", "one", "--restore", "mapped"])
         with self.subTest("RAM: a bit"), \

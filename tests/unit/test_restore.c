@@ -250,6 +250,34 @@ static void restore_of_damaged_memory_never_reaches_the_devices(void **state)
     mem_tmpdir_remove(path, dirfd);
 }
 
+/* What would travel is read; what would not is not asked about. */
+static void check_finds_damage_in_what_would_travel(void **state)
+{
+    static const char *const mapped[] = {"pc.ram"};
+    struct fixture *f = *state;
+
+    f->options.pages = RESTORE_UNMAPPED;
+    f->options.mapped = mapped;
+    f->options.mapped_count = 1;
+    damage(f, "pc.ram.ram", MAIN_SIZE - 1);
+    assert_int_equal(restore_check(&f->options, &f->err), 0);
+    f->options.mapped_count = 0;
+    assert_int_equal(restore_check(&f->options, &f->err), QSTILL_E_CORRUPT);
+    damage(f, "pc.ram.ram", MAIN_SIZE - 1);
+    assert_int_equal(restore_check(&f->options, &f->err), 0);
+    f->options.mapped_count = 1;
+    damage(f, "rom.ram", 3);
+    assert_int_equal(restore_check(&f->options, &f->err), QSTILL_E_CORRUPT);
+    assert_string_equal(
+        f->err.message,
+        "rom.ram, 16384 bytes at offset 0: does not match its checksum");
+    damage(f, "rom.ram", 3);
+    damage(f, "device.state", 25);
+    assert_int_equal(restore_check(&f->options, &f->err), QSTILL_E_CORRUPT);
+    assert_string_equal(f->err.message,
+                        "device.state does not match its checksum");
+}
+
 static void restore_to_one_who_hangs_up_is_unreachable(void **state)
 {
     struct fixture *f = *state;
@@ -365,6 +393,7 @@ int main(void)
         T(restore_of_listed_ranges_sends_just_these_pages),
         T(restore_refuses_ranges_and_names_that_are_not_there),
         T(restore_of_damaged_memory_never_reaches_the_devices),
+        T(check_finds_damage_in_what_would_travel),
         T(restore_to_one_who_hangs_up_is_unreachable),
         T(restore_cancelled_stops_while_nobody_reads),
         T(verify_finds_each_kind_of_damage),
