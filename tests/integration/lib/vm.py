@@ -186,7 +186,7 @@ class VM:
     def wait_up(self, since=0):
         """The first two ticks of the guest that boots. Between `since` and a
         reset the one before it may have ticked."""
-        nonce = self.serial.wait(r"GUEST-UP nonce=(\w+)", since).group(1)
+        nonce = self.serial.wait(r"GUEST-UP nonce=(\w{16})", since).group(1)
 
         def ticked(text):
             found = [t for t in map(Tick, TICK.finditer(text))
