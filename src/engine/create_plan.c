@@ -11,6 +11,7 @@
 
 #include "job.h"
 #include "layer_file.h"
+#include "preflight.h"
 #include "unwind.h"
 
 /* -------------------------------------------------------------------- plan */
@@ -64,7 +65,7 @@ static int plan_live(struct create *c, struct qstill_error *err)
     return 0;
 }
 
-static void describe(struct create *c)
+static int describe(struct create *c, struct qstill_error *err)
 {
     struct buf *text = job_text(c->job);
 
@@ -73,11 +74,14 @@ static void describe(struct create *c)
                    c->why[0] ? " because " : "", c->why);
     for (size_t i = 0; i < c->s.rec.disk_count; i++) {
         const struct vm_disk *d = &c->s.rec.disks[i];
-        const char *path = layer_new_path(&c->s, d, c->disk_dir, c->id);
+        const char *path = NULL;
 
+        if (layer_new_path(&c->s, d, c->disk_dir, c->id, &path, err) < 0)
+            return err->code;
         buf_printf(text, "disk %s: %s is frozen, new head %s\n", d->name,
-                   d->head_path, path ? path : "?");
+                   d->head_path, path);
     }
+    return 0;
 }
 
 int create_plan_enter(void *ctx, struct qstill_error *err)
@@ -87,7 +91,8 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
     if (session_open(&c->s, c->store, c->vm, "create", err) < 0)
         return err->code;
     c->session_open = true;
-    if (check_name_free(c, err) < 0 || session_connect(&c->s, err) < 0)
+    if (check_name_free(c, err) < 0 || preflight_below(&c->s, err) < 0 ||
+        session_connect(&c->s, err) < 0)
         return err->code;
     if (c->s.qmp && plan_live(c, err) < 0)
         return err->code;
@@ -104,8 +109,7 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
     if (id_new(c->id, err) < 0)
         return err->code;
     clock_stamp(c->stamp, &c->stamp_ns);
-    describe(c);
-    return 0;
+    return describe(c, err);
 }
 
 /* ----------------------------------------------------------------- prepare */
@@ -126,10 +130,10 @@ static int fill_journal(struct create *c, struct qstill_error *err)
         return err_nomem(err);
     for (size_t i = 0; i < s->rec.disk_count; i++) {
         const struct vm_disk *d = &s->rec.disks[i];
-        const char *path = layer_new_path(s, d, c->disk_dir, c->id);
+        const char *path = NULL;
 
-        if (!path)
-            return err_nomem(err);
+        if (layer_new_path(s, d, c->disk_dir, c->id, &path, err) < 0)
+            return err->code;
         c->j.disks[i] = (struct journal_disk){
             d->name, d->head_path, d->head_format,
             arena_strdup(&c->arena, path), OVERLAY_FORMAT};

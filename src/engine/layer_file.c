@@ -128,24 +128,37 @@ static char *stem_of(struct arena *a, const char *path)
     return arena_printf(a, "%.*s", (int)len, name);
 }
 
-const char *layer_new_path(struct session *s, const struct vm_disk *d,
-                           const char *disk_dir, const char *tag)
+/* Of an absolute path; "/" of "/image". */
+static const char *dir_of(struct arena *a, const char *path)
+{
+    size_t len = (size_t)(strrchr(path, '/') - path);
+
+    return arena_printf(a, "%.*s", len ? (int)len : 1, path);
+}
+
+int layer_new_path(struct session *s, const struct vm_disk *d,
+                   const char *disk_dir, const char *tag, const char **path,
+                   struct qstill_error *err)
 {
     struct arena *a = &s->rec.arena;
     char *base = session_resolve(a, &s->rec.launch, d->attach_path);
     char *stem = base ? stem_of(a, base) : NULL;
-    const char *slash = base ? strrchr(base, '/') : NULL;
     CLEANUP(freep) char *dir = NULL;
 
-    if (!stem || !slash)
-        return NULL;
-    if (disk_dir) {
-        dir = realpath(disk_dir, NULL);
-        return arena_printf(a, "%s/%s.%s." LAYER_FORMAT, dir ? dir : disk_dir,
-                            stem, tag);
-    }
-    return arena_printf(a, "%.*s/%s.%s." LAYER_FORMAT, (int)(slash - base),
-                        base, stem, tag);
+    if (!stem)
+        return err_nomem(err);
+    if (!disk_dir) /* QEMU's working directory may not be known */
+        disk_dir = dir_of(a, base[0] == '/' ? base : d->head_path);
+    if (!disk_dir)
+        return err_nomem(err);
+    /* The real name: a link on the way may point elsewhere later. */
+    dir = realpath(disk_dir, NULL);
+    if (!dir)
+        return err_errno(err, errno, "directory %s of disk %s", disk_dir,
+                         d->name);
+    *path = arena_printf(a, "%s/%s.%s." LAYER_FORMAT,
+                         strcmp(dir, "/") == 0 ? "" : dir, stem, tag);
+    return *path ? 0 : err_nomem(err);
 }
 
 int layer_create(struct session *s, const struct vm_disk *d,
@@ -154,11 +167,11 @@ int layer_create(struct session *s, const struct vm_disk *d,
                  struct qstill_error *err)
 {
     struct qcow2_create_options o = QCOW2_CREATE_OPTIONS_INIT;
-    const char *new_path = layer_new_path(s, d, disk_dir, tag);
+    const char *new_path = NULL;
     struct stat st;
 
-    if (!new_path)
-        return err_nomem(err);
+    if (layer_new_path(s, d, disk_dir, tag, &new_path, err) < 0)
+        return err->code;
     if (stat(backing, &st) < 0)
         return err_errno(err, errno, "cannot find %s", backing);
     o.virtual_size = d->virtual_size;

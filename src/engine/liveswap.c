@@ -222,16 +222,15 @@ static int finish(struct session *s, struct journal *j,
 
 /* "/vm/root.OLD.qcow2" becomes "/vm/root.NEW.qcow2": beside it, so that every
  * name that is relative stays right. */
-static const char *new_path(struct session *s, const struct vm_disk *d,
-                            const char *old, const char *tag)
+static int new_path(struct session *s, const struct vm_disk *d, const char *old,
+                    const char *tag, const char **path,
+                    struct qstill_error *err)
 {
     const char *slash = strrchr(old, '/');
-    CLEANUP(freep) char *dir = NULL;
+    CLEANUP(freep) char *dir =
+        strndup(old, slash == old ? 1 : (size_t)(slash - old));
 
-    if (!slash)
-        return NULL;
-    dir = strndup(old, slash == old ? 1 : (size_t)(slash - old));
-    return dir ? layer_new_path(s, d, dir, tag) : NULL;
+    return dir ? layer_new_path(s, d, dir, tag, path, err) : err_nomem(err);
 }
 
 static int merge_into_new(struct collapse *c, const struct step *st,
@@ -277,13 +276,13 @@ int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
     struct session *s = c->s;
     struct qstill_error second = {0};
     char tag[ID_LEN + 1];
-    const char *path, *node;
+    const char *path = NULL, *node;
 
-    if (id_new(tag, err) < 0)
+    if (id_new(tag, err) < 0 ||
+        new_path(s, d, st->child->path, tag, &path, err) < 0)
         return err->code;
-    path = new_path(s, d, st->child->path, tag);
     node = arena_printf(&s->rec.arena, NEW_NODES "%s", tag);
-    if (!path || !node)
+    if (!node)
         return err_nomem(err);
     c->j->swap_disk = d->name;
     c->j->swap_from = st->child->path;

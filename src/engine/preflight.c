@@ -108,6 +108,29 @@ static int check_hidden(struct session *s, const struct manifest *m, bool force,
     return 0;
 }
 
+static int check_below(struct session *s, const struct manifest *m,
+                       struct qstill_error *err)
+{
+    for (size_t i = 0; i < m->disk_count; i++)
+        if (vmrecord_disk(&s->rec, m->disks[i].name) &&
+            layer_check(&m->disks[i], err) < 0)
+            return err_wrap(err, "snapshot %s", m->name);
+    if (check_ancestors(s, m, false, err) < 0)
+        return err->code;
+    return check_hidden(s, m, false, err);
+}
+
+int preflight_below(struct session *s, struct qstill_error *err)
+{
+    const struct manifest *m =
+        s->rec.current ? tree_find(&s->tree, s->rec.current) : NULL;
+
+    if (!m || check_below(s, m, err) == 0)
+        return 0;
+    return err_hint(err, "bring the original file back: a new snapshot would "
+                         "stand on it");
+}
+
 static int check_disks(struct session *s, const struct manifest *m, bool force,
                        struct qstill_error *err)
 {
@@ -128,8 +151,8 @@ static int check_disks(struct session *s, const struct manifest *m, bool force,
     return check_hidden(s, m, force, err);
 }
 
-static int check_files(struct session *s, const struct manifest *m,
-                       struct qstill_error *err)
+int preflight_memory(struct session *s, const struct manifest *m,
+                     struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1, memfd = -1;
     CLEANUP(ramset_closep) struct ramset *set = NULL;
@@ -236,7 +259,7 @@ int preflight(struct session *s, const struct manifest *m, bool memory,
         return err_wrap(err, "snapshot %s", m->name);
     if (!memory)
         return 0;
-    if (check_files(s, m, err) < 0)
+    if (preflight_memory(s, m, err) < 0)
         return err->code;
     if (s->qmp && preflight_process(s, m, force, err) < 0)
         return err->code;

@@ -18,7 +18,15 @@ struct session;
 int preflight(struct session *s, const struct manifest *m, bool memory,
               bool force, struct qstill_error *err);
 
-/* The same of a QEMU that answers: what its device state must fit. A new one
+/* Whether its memory's files are there, in their lengths (CORRUPT else). Their
+ * sums are not made. */
+int preflight_memory(struct session *s, const struct manifest *m,
+                     struct qstill_error *err);
+
+/* Whether the frozen layers that the VM's heads stand on are what they were. */
+int preflight_below(struct session *s, struct qstill_error *err);
+
+/* The same as preflight() of a QEMU that answers: what its device state must fit. A new one
  * is asked before anything is loaded into it. */
 int preflight_process(struct session *s, const struct manifest *m, bool force,
                       struct qstill_error *err);

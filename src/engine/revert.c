@@ -146,10 +146,10 @@ static int fill_journal(struct revert *r, const struct manifest *m,
         return err_nomem(err);
     for (size_t i = 0; i < m->disk_count; i++) {
         const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
-        const char *path = layer_new_path(&r->s, d, NULL, r->tag);
+        const char *path = NULL;
 
-        if (!path)
-            return err_nomem(err);
+        if (layer_new_path(&r->s, d, NULL, r->tag, &path, err) < 0)
+            return err->code;
         r->j.disks[i] = (struct journal_disk){
             d->name, d->head_path, d->head_format, path, OVERLAY_FORMAT};
     }

@@ -60,7 +60,8 @@ int revert_fill_start(struct revert *r, const struct manifest *m,
         const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
 
         heads[i].disk = d->name;
-        heads[i].path = layer_new_path(&r->s, d, NULL, r->tag);
+        if (layer_new_path(&r->s, d, NULL, r->tag, &heads[i].path, err) < 0)
+            return err->code;
         heads[i].format = OVERLAY_FORMAT;
     }
     o->tag = r->tag;

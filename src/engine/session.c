@@ -11,6 +11,7 @@
 #include "journal.h"
 #include "livechain.h"
 #include "lock.h"
+#include "opened.h"
 #include "qmp/channel.h"
 #include "qstill-qmp.h"
 #include "recover.h"
@@ -237,8 +238,29 @@ static int wrong_head(struct session *s, const struct vm_disk *d,
                          "start it with qstill start, or detach and attach it");
 }
 
+/* A name says nothing about the file that QEMU has open: what another file put
+ * in its place would become of the guest's disk at the next reopen. */
+static int check_is_open(struct session *s, const struct opened *opened,
+                         const struct vm_disk *d, struct qstill_error *err)
+{
+    if (!opened->known || opened_has(opened, d->head_path))
+        return 0;
+    err_set(err, QSTILL_E_CORRUPT,
+            "disk %s of VM %s: %s is not the file that QEMU has open", d->name,
+            s->vm, d->head_path);
+    return err_hint(err,
+                    "bring the original file back; if it was removed, QEMU "
+                    "still has it, among /proc/%d/fd: copy it before the VM "
+                    "ends",
+                    s->pid);
+}
+
 int session_check_heads(struct session *s, struct qstill_error *err)
 {
+    CLEANUP(opened_fini) struct opened opened = {0};
+
+    if (opened_read(&opened, s->pid, err) < 0)
+        return err->code;
     for (size_t i = 0; i < s->rec.disk_count; i++) {
         const struct vm_disk *d = &s->rec.disks[i];
         const char *live = session_live_path(s, d);
@@ -251,6 +273,8 @@ int session_check_heads(struct session *s, struct qstill_error *err)
         }
         if (!session_same_file(live, d->head_path))
             return wrong_head(s, d, live, err);
+        if (check_is_open(s, &opened, d, err) < 0)
+            return err->code;
     }
     return 0;
 }

@@ -59,8 +59,8 @@ const struct qmp_disk *session_live_disk(const struct session *s,
 /* The absolute path of QEMU's present image of it. In arena of the record. */
 const char *session_live_path(struct session *s, const struct vm_disk *d);
 
-/* Each disk of a running VM must be on its recorded head: PRECONDITION else,
- * with what to do. */
+/* Each disk of a running VM must be on its recorded head (PRECONDITION else),
+ * and that file the one that QEMU has open (CORRUPT else), with what to do. */
 int session_check_heads(struct session *s, struct qstill_error *err);
 
 /* QEMU must find a raw image by the name it knows: becoming a frozen layer, it

@@ -3,9 +3,11 @@
 
 import datetime
 import os
+import shutil
+import subprocess
 import unittest.mock
 
-from lib import image
+from lib import image, tiny
 from lib.case import Case
 
 MODES = {"cow", "background", "precopy", "paused"}
@@ -152,6 +154,22 @@ class Verbs(Case):
                 self.assertTrue(self.q.text(*argv).strip(),
                                 "%s says nothing" % argv)
 
+    def test_what_could_not_be_printed_is_a_failure(self):
+        vm = self.tiny_vm()
+        for n, (where, status, words) in enumerate((
+                (">&-", 1, "Bad file descriptor"),
+                (">/dev/full", 7, "No space"))):
+            for argv in (["vms"], ["create", vm.name, "s%d" % n], ["help"]):
+                with self.subTest(where, argv=argv):
+                    p = subprocess.run(
+                        ["sh", "-c", '"$@" ' + where, "sh",
+                         *self.q.argv(argv)], stderr=subprocess.PIPE,
+                        stdin=subprocess.DEVNULL, text=True, timeout=30)
+                    self.assertEqual(status, p.returncode, p.stderr)
+                    self.assertIn(words, p.stderr)
+                    self.assertIn("the command itself was done", p.stderr)
+        self.assertEqual(["s0", "s1"], self.q.names(vm.name))
+
 
 class Names(Case):
     """Image names that QEMU knows and can use no more."""
@@ -213,3 +231,111 @@ class Names(Case):
         self.q("delete", "vm", "one")
         self.assertEqual("running", vm.state())
         self.end(vm, folder)
+
+    def through(self, style, *parts, link=None):
+        """A VM whose disk's folder is named in a roundabout way."""
+        folder = os.path.join(self.tmp, "images")
+        os.makedirs(folder)
+        os.makedirs(os.path.join(self.tmp, "way"))
+        disk = self.disk("data", "qcow2", size=2 << 20, pattern=False)
+        name = os.path.basename(disk.path)
+        os.rename(disk.path, os.path.join(folder, name))
+        if link:
+            os.symlink("images", os.path.join(self.tmp, link))
+        disk.path = os.path.join(self.tmp, *parts, name)
+        return self.tiny_vm(disks=[disk], style=style), folder
+
+    def is_whole_round(self, vm, folder):
+        """Whatever the name was, the new layers have real ones."""
+        self.q("create", "vm", "one", "--memory")
+        vm.write(vm.disks[0], 0, 7)
+        self.q("create", "vm", "two")
+        for verb in ("list", "info"):
+            self.q(verb, "vm", *(["two"] if verb == "info" else []))
+        for head in vm.heads().values():
+            self.assertEqual(folder, os.path.dirname(head))
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.q("revert", "vm", "one")
+        self.assertEqual([0] * tiny.PARTS, self.head_content(vm))
+        self.q("revert", "vm", "two")
+        self.assertEqual([7] + [0] * (tiny.PARTS - 1), self.head_content(vm))
+        self.q("delete", "vm", "one", "two")
+        self.assertEqual([7] + [0] * (tiny.PARTS - 1), self.head_content(vm))
+
+    def head_content(self, vm):
+        head, = vm.heads().values()
+        return tiny.content(head, "qcow2")
+
+    def test_a_drive_with_dots_in_its_name(self):
+        self.is_whole_round(*self.through("drive", "way", "..", "images"))
+
+    def test_a_blockdev_with_dots_in_its_name(self):
+        self.is_whole_round(*self.through("blockdev", "way", "..", "images"))
+
+    def test_a_folder_behind_a_link_that_moves(self):
+        vm, folder = self.through("blockdev", "link", link="link")
+        self.is_whole_round(vm, folder)
+        self.q("create", "vm", "three")
+        os.unlink(os.path.join(self.tmp, "link"))
+        os.symlink("way", os.path.join(self.tmp, "link"))
+        self.assertEqual([], [p for p in self.q.check("vm")["problems"]
+                              if p["code"] != "not-startable"])
+        self.q("create", "vm", "four")
+
+    def test_a_head_replaced_behind_the_back_of_qemu(self):
+        """By a file of the same name: QEMU still has the old one, and would
+        open the new one at the next chance."""
+        vm = self.tiny_vm()
+        disk = vm.disks[0]
+        self.q("create", "vm", "one")
+        head, = vm.heads().values()
+        shutil.copy(head, head + ".copy")
+        vm.write(disk, 0, 7)
+        os.rename(head, head + ".aside")
+        os.rename(head + ".copy", head)
+        words = "is not the file that QEMU has open"
+        problem, = self.q.check("vm")["problems"]
+        self.assertEqual("wrong-head", problem["code"])
+        self.assertRegex(problem["message"], words)
+        files = os.listdir(os.path.dirname(head))
+        for argv in (["create", "vm", "two"],
+                     ["create", "vm", "two", "--memory"],
+                     ["revert", "vm", "one"], ["delete", "vm", "one"]):
+            self.q.fails("corrupt", words, *argv)
+        self.assertEqual("running", vm.state())
+        self.assertEqual(files, os.listdir(os.path.dirname(head)))
+        vm.io(disk, "read -P 7 0 64k")
+        os.rename(head + ".aside", head)
+        self.q("create", "vm", "two")
+        vm.io(disk, "read -P 7 0 64k")
+
+    def test_no_snapshot_stands_on_a_layer_that_was_replaced(self):
+        vm = self.tiny_vm()
+        self.q("create", "vm", "one")
+        self.q("create", "vm", "two")
+        for name in ("one", "two"):
+            path = self.q("info", "vm", name)["disks"][0]["path"]
+            self.unprotect(path)
+            shutil.copy(path, path + ".copy")
+            os.rename(path, path + ".aside")
+            os.rename(path + ".copy", path)
+            with self.subTest(name):
+                failure = self.q.fails("corrupt", "another file", "create",
+                                       "vm", "three")
+                self.assertNotIn("--force", failure.hint)
+                self.assertEqual(["one", "two"], self.q.names("vm"))
+            os.rename(path + ".aside", path)
+        self.q("create", "vm", "three")
+
+    def test_a_store_behind_a_link(self):
+        vm = self.tiny_vm(attach=False)
+        os.makedirs(os.path.join(self.tmp, "big"))
+        link = os.path.join(self.tmp, "link")
+        os.symlink("big", link)
+        self.q("--store", link, "attach", "vm", "--qmp", vm.qmp)
+        self.q("--store", link, "create", "vm", "one", "--memory")
+        self.q("--store", link, "revert", "vm", "one")
+        self.q("--store", link, "delete", "vm", "one")
+        os.unlink(link)
+        os.symlink("nowhere", link)
+        self.q.fails("not-found", "link", "--store", link, "vms")

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT */
+#include "opened.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+static int add(struct opened *o, size_t *room, const struct stat *st,
+               struct qstill_error *err)
+{
+    struct opened_file *more;
+
+    if (o->count == *room) {
+        *room = *room ? 2 * *room : 64;
+        more = reallocarray(o->files, *room, sizeof(*more));
+        if (!more)
+            return err_nomem(err);
+        o->files = more;
+    }
+    o->files[o->count++] = (struct opened_file){st->st_dev, st->st_ino};
+    return 0;
+}
+
+int opened_read(struct opened *o, int pid, struct qstill_error *err)
+{
+    char path[64];
+    struct dirent *e;
+    struct stat st;
+    size_t room = 0;
+    DIR *dir;
+    int r = 0;
+
+    *o = (struct opened){0};
+    snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+    dir = pid > 0 ? opendir(path) : NULL;
+    if (!dir)
+        return 0;
+    o->known = true;
+    while (r == 0 && (e = readdir(dir)) != NULL)
+        if (fstatat(dirfd(dir), e->d_name, &st, 0) == 0 && S_ISREG(st.st_mode))
+            r = add(o, &room, &st, err);
+    closedir(dir);
+    return r;
+}
+
+void opened_fini(struct opened *o)
+{
+    free(o->files);
+    *o = (struct opened){0};
+}
+
+bool opened_has(const struct opened *o, const char *path)
+{
+    struct stat st;
+
+    if (stat(path, &st) < 0)
+        return false;
+    for (size_t i = 0; i < o->count; i++)
+        if (o->files[i].dev == st.st_dev && o->files[i].ino == st.st_ino)
+            return true;
+    return false;
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The files that a process has open, whatever their names are by now.
+ */
+#ifndef QSTILL_ENGINE_OPENED_H
+#define QSTILL_ENGINE_OPENED_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+struct opened {
+    struct opened_file {
+        dev_t dev;
+        ino_t ino;
+    } *files; /* regular ones */
+    size_t count;
+    bool known; /* false: the process is gone, or not ours to look into */
+};
+
+int opened_read(struct opened *o, int pid, struct qstill_error *err);
+void opened_fini(struct opened *o);
+/* Whether one of them is the file that has that name now. */
+bool opened_has(const struct opened *o, const char *path);
+
+#endif
