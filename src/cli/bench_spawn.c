@@ -19,7 +19,7 @@
 static void become(const char *const *argv, const char *cwd, const char *log,
                    pid_t parent)
 {
-    static const int usual[] = {SIGTSTP, SIGTTIN, SIGTTOU};
+    static const int usual[] = {SIGTSTP, SIGTTIN, SIGTTOU, SIGXFSZ};
     int in, out;
 
     /* Whatever ends us ends it: a SIGKILL leaves nobody else to do it. */

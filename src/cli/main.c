@@ -57,7 +57,9 @@ static int flush_output(const struct cli *cli, int status)
 
         quiet.json = false;
         cli_fail(&err, errno == ENOSPC ? QSTILL_E_NO_SPACE : QSTILL_E_FAILED,
-                 "writing to standard output: %s", strerror(errno));
+                 "writing to standard output: %s (the command itself was "
+                 "done)",
+                 strerror(errno));
         print_error(&quiet, &err);
         return -err.code;
     }
@@ -65,13 +67,14 @@ static int flush_output(const struct cli *cli, int status)
 }
 
 /* Descriptors 0 to 2 must exist, or the store's files would get their numbers
- * and be printed into. */
+ * and be printed into. Who writes to one that was closed gets an error, as if
+ * it still were. */
 static int open_standard_fds(void)
 {
     int fd;
 
     do
-        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+        fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
     while (fd >= 0 && fd <= 2);
     if (fd < 0)
         return -1;
@@ -113,6 +116,8 @@ int main(int argc, char **argv)
     setvbuf(stderr, NULL, _IOLBF, BUFSIZ);
     /* a snapshot must not be left half-way because a reader went away */
     signal(SIGPIPE, SIG_IGN);
+    /* a file size limit is an error of a write (EFBIG), with its way back */
+    signal(SIGXFSZ, SIG_IGN);
     if (run(&cli, argc, argv, &err) < 0) {
         print_error(&cli, &err);
         status = err.code < 0 ? -err.code : -QSTILL_E_FAILED;

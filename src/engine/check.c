@@ -13,6 +13,7 @@
 #include "journal.h"
 #include "layer_file.h"
 #include "modes.h"
+#include "preflight.h"
 #include "qmp/machine.h"
 #include "quiesce.h"
 #include "session.h"
@@ -109,6 +110,19 @@ static void check_layers(struct report_obj *o, struct session *s)
     for (size_t i = 0; i < s->rec.hidden_count; i++)
         if (layer_check_hidden(s, &s->rec.hidden[i], &e) < 0)
             problem_of(o, "layer-changed", &e);
+}
+
+static void check_memory(struct report_obj *o, struct session *s)
+{
+    struct qstill_error e = {0};
+
+    for (size_t i = 0; i < s->tree.count; i++)
+        if (s->tree.nodes[i].memory_included &&
+            preflight_memory(s, &s->tree.nodes[i], &e) < 0) {
+            err_hint(&e, "bring its files back from a backup; its disks can "
+                         "be reverted to with --stopped");
+            problem_of(o, "memory-changed", &e);
+        }
 }
 
 /* The way round invtsc for whoever has no right to capture from outside. */
@@ -225,6 +239,7 @@ static int check_all(struct report_obj *o, struct session *s,
                 "qstill recover finishes or undoes it");
     check_disks(o, s);
     check_layers(o, s);
+    check_memory(o, s);
     check_start(o, s);
     name_tpm(s);
     if (session_connect(s, err) < 0)

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -34,6 +35,22 @@ static char *default_dir(void)
     return buf_take_string(&b);
 }
 
+/* The store may be elsewhere; what is inside it may not. */
+static int follow(struct qstill_store *store, struct qstill_error *err)
+{
+    struct stat st;
+    char *real;
+
+    if (lstat(store->dir, &st) < 0 || !S_ISLNK(st.st_mode))
+        return 0;
+    real = realpath(store->dir, NULL);
+    if (!real)
+        return err_errno(err, errno, "store %s, a symbolic link", store->dir);
+    free(store->dir);
+    store->dir = real;
+    return 0;
+}
+
 QSTILL_PUBLIC int qstill_store_open(struct qstill_store **out,
                                     const struct qstill_store_options *options,
                                     struct qstill_error *caller_err)
@@ -55,6 +72,10 @@ QSTILL_PUBLIC int qstill_store_open(struct qstill_store **out,
     if (!store || !store->dir) {
         free(store);
         return err_nomem(err);
+    }
+    if (follow(store, err) < 0) {
+        qstill_store_close(store);
+        return err->code;
     }
     if (lstat(store->dir, &st) == 0 && !S_ISDIR(st.st_mode)) {
         err_set(err, QSTILL_E_PRECONDITION, "store %s is no directory",

@@ -176,7 +176,9 @@ static int held_by_another(const char *name, const char *why,
     err_set(err, QSTILL_E_BUSY, "another client holds the QMP socket '%s' (%s)",
             name, why);
     return err_hint(err, "QEMU serves one client per socket: close the other,"
-                         " or give QEMU one more -qmp socket for qstill");
+                         " or give QEMU one more -qmp socket for qstill; a "
+                         "QEMU that is stopped (SIGSTOP) or hangs does not "
+                         "greet either");
 }
 
 static int take_greeting(struct qstill_qmp *q, uint64_t deadline,

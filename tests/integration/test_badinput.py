@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 import threading
 import time
 
@@ -198,6 +199,21 @@ class Stores(Case):
                 self.assertEqual([], vm.serial.wrong(since))
         with self.subTest("what fits still works"):
             self.q("create", "vm", "disks")
+
+    def test_a_limit_of_the_size_of_files(self):
+        """The kernel ends who writes beyond it, unless that is told not to."""
+        vm = self.tiny_vm(paused=False)
+        for mode in ("paused", "cow"):
+            argv = ["create", "vm", "one", "--memory", "--mode", mode]
+            p = subprocess.run(["prlimit", "--fsize=1000000",
+                                *self.q.argv(argv)], timeout=60,
+                               stdin=subprocess.DEVNULL, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            with self.subTest(mode):
+                self.q.failed("no-space", "File too large", argv,
+                              p.returncode, p.stdout, p.stderr)
+                self.assertEqual([], self.q.snapshots("vm"))
+                self.assertEqual("running", vm.state())
 
     def test_that_are_read_only(self):
         self.mount_tmpfs(self.store, "size=200m")
@@ -463,6 +479,10 @@ class Damage(Case):
                 self.all_fail("corrupt", plain(name),
                               ["verify", "vm", "one"],
                               ["revert", "vm", "one", "--restore", "eager"])
+                if what.endswith(("short", "empty")):
+                    problem, = self.q.check("vm")["problems"]
+                    self.assertEqual("memory-changed", problem["code"])
+                    self.assertRegex(problem["message"], plain(name))
         for what in ("RAM: short", "device state: short"):
             path, change = next((p, c) for w, p, c in cases if w == what)
             with self.subTest(what + ", mapped"), \
