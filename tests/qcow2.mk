@@ -15,9 +15,11 @@ check-qcow2-sample: all ## a part of check-qcow2, in less than a minute
 check-qcow2: all ## the qcow2 engine against qemu-img, few images (SEED COUNT)
 	$(Q)$(QCOW2_RUN) -j $(JOBS) --seed $(or $(SEED),1) --count $(or $(COUNT),8)
 
-check-deep: all ## the same with many (SEED=1 COUNT=1500), hours
+# Bit by bit: what has passed stands in $(BUILD)/deep.state, with its figures.
+check-deep: all ## the same with many, hours (SEED=1 COUNT=1500; SECONDS_EACH=300: so long, and then on from there)
 	$(Q)$(QCOW2_RUN) -j $(JOBS) --seed $(or $(SEED),1) \
-	    --count $(or $(COUNT),1500) --deep
+	    --count $(or $(COUNT),1500) --deep --state $(abspath $(BUILD))/deep.state \
+	    $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH)) $(TESTS)
 
 .PHONY: bench-merge
 bench-merge: all ## merges against qemu-img and fio (SCALE=8 for a quick look)
