@@ -72,7 +72,8 @@ static struct step nothing(const char *why)
 
 static struct step live_step(struct collapse *c, struct step st)
 {
-    if (st.child->head &&
+    /* QEMU would write to a torn one, and not open it the next time */
+    if (st.child->head && !st.last->torn &&
         (st.last->first_image ||
          (st.first->children == 1 && !liveswap_made(st.last) &&
           st.child->allocated <= run_bytes(&st)))) {

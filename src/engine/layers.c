@@ -9,6 +9,7 @@
 #include "base/sum.h"
 #include "layer_file.h"
 #include "qcow2/info.h"
+#include "qcow2/torn.h"
 #include "session.h"
 
 /* ------------------------------------------------------------------ finding */
@@ -187,6 +188,7 @@ static int read_layer(struct session *s, const struct layers *old,
         was->changed.tv_sec == one->changed.tv_sec &&
         was->changed.tv_nsec == one->changed.tv_nsec) {
         one->backing = was->backing;
+        one->torn = was->torn;
         return 0;
     }
     if (!layer_is_qcow2(one->format))
@@ -195,6 +197,7 @@ static int read_layer(struct session *s, const struct layers *old,
         one->missing = true;
         return 0;
     }
+    one->torn = torn_is(&info.header);
     if (!info.header.has_backing)
         return 0;
     one->backing =

@@ -38,6 +38,7 @@ struct layer {
     struct timespec changed; /* its ctime */
     bool first_image;        /* where the disk came from: its path stays */
     bool stuck;              /* cannot be merged now */
+    bool torn;               /* see qcow2/torn.h: no QEMU may write to it */
     /* of a running VM, see livechain_mark() */
     const char *node;    /* QEMU has it open in the live chain of its disk */
     struct layer *above; /* the layer that reads it there; NULL for the head */

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "torn.h"
 
 /* ------------------------------------------------------------------- names */
 
@@ -129,6 +130,8 @@ int chain_open(struct chain **out, const struct io *io, const char *path,
                              : err_wrap(err, "backing file of %s",
                                         c->layers[c->n - 1]->path);
         free(take_ptr(&next));
+        if (torn_is(&c->layers[0]->info.header))
+            return torn_refuse(c->layers[0]->path, err);
         if (chain_backing_of(c->layers[c->n - 1], &next, &format, err) < 0)
             return err->code;
     }

@@ -24,6 +24,7 @@
 #include "mover.h"
 #include "pack.h"
 #include "rewrite_impl.h"
+#include "torn.h"
 
 #define DEFAULT_CLUSTER_BITS 16u
 #define RAW_BLOCK            4096u /* the holes of a raw file */
@@ -202,6 +203,7 @@ int flatten_describe(const struct flatten *f, struct buf *out,
         const struct image *img = f->chain->layers[i];
 
         if ((img->info.header.incompatible & QCOW2_INCOMPAT_CORRUPT) &&
+            !torn_is(&img->info.header) &&
             buf_printf(out,
                        "note: %s is marked as corrupt: what is read "
                        "from it may be wrong\n",

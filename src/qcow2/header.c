@@ -279,6 +279,8 @@ static int put_fields(const struct qcow2_header *h, struct buf *out)
            buf_append_be64(out, h->snapshots_offset);
 }
 
+#define AUTOCLEAR_KEPT (QCOW2_AUTOCLEAR_BITMAPS | QCOW2_AUTOCLEAR_TORN)
+
 /* Autoclear bits that we do not know are cleared by whoever writes. */
 static int put_v3_fields(const struct qcow2_header *h, struct buf *out)
 {
@@ -287,7 +289,7 @@ static int put_v3_fields(const struct qcow2_header *h, struct buf *out)
 
     return buf_append_be64(out, h->incompatible) ||
            buf_append_be64(out, h->compatible) ||
-           buf_append_be64(out, h->autoclear & QCOW2_AUTOCLEAR_BITMAPS) ||
+           buf_append_be64(out, h->autoclear & AUTOCLEAR_KEPT) ||
            buf_append_be32(out, h->refcount_order) ||
            buf_append_be32(out, length) ||
            buf_append_u8(out, h->compression_type) ||

@@ -55,6 +55,8 @@ enum qcow2_field {
 #define QCOW2_COMPAT_LAZY          (1ull << 0)
 #define QCOW2_AUTOCLEAR_BITMAPS    (1ull << 0)
 #define QCOW2_AUTOCLEAR_RAW_DATA   (1ull << 1)
+/* Ours, beside the corrupt bit: see torn.h. */
+#define QCOW2_AUTOCLEAR_TORN (1ull << 63)
 
 #define QCOW2_EXT_END            0x00000000u
 #define QCOW2_EXT_BACKING_FORMAT 0xe2792acau

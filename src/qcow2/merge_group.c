@@ -13,10 +13,11 @@
  * one. After it the journal stays until the rest is done.
  *
  * A target whose clusters are written over (MERGE_OVERWRITE, and raw ones) has
- * no way back once data moves: then the journal stays from there on, and the
- * recovery begins anew. That is safe because only places are written that the
- * layers above mask, which stay whole until the end: what they show is right
- * at every moment, and only the target alone is neither old nor new.
+ * no way back once data moves. It is marked before (torn.h), so that nobody
+ * takes it for an image of its own; then the journal stays from there on, and
+ * the recovery begins anew. That is safe because only places are written that
+ * the layers above mask, which stay whole until the end: what they show is
+ * right at every moment, and only the target alone is neither old nor new.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -31,6 +32,7 @@
 #include "create.h"
 #include "merge_impl.h"
 #include "repoint.h"
+#include "torn.h"
 
 /* -------------------------------------------------------------------- begin */
 
@@ -143,6 +145,12 @@ static int begin(struct merge_group *g, struct qstill_error *err)
     if (mover_open(&g->mover, &o, err) < 0 || reserve(g, err) < 0)
         return err->code;
     g->phase = PHASE_MOVE;
+    if (g->kind == MERGE_OVERWRITE) {
+        g->marked = true;
+        if (torn_mark(g->m->io, g->target->wfd, g->target->path,
+                      &g->target->info.header, err) < 0)
+            return err->code;
+    }
     return 0;
 }
 
@@ -338,6 +346,9 @@ static int undo_in_place(struct merge_group *g, struct qstill_error *err)
     if (!t || t->wfd < 0) /* merge_open() has failed: not begun */
         return 0;
     for (size_t i = 0; i < rw->moves.n; i++)
+    if (g->marked &&
+        torn_unmark(t->io, t->wfd, t->path, &t->info.header, err) < 0)
+        return err->code;
         if (rw->moves.v[i].dst < rw->old_end && !rw->moves.v[i].over)
             io_punch(t->io, t->wfd, rw->moves.v[i].dst, rw->moves.v[i].len);
     if (fstat(t->wfd, &st) == 0 && (uint64_t)st.st_size <= rw->old_end)

@@ -50,7 +50,7 @@ struct merge_group {
 
     enum merge_phase phase;
     struct mover *mover;
-    bool renamed;
+    bool marked; /* the target, as torn */
 };
 
 struct merge {

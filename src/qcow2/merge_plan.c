@@ -20,6 +20,7 @@
 #include "create.h"
 #include "merge_impl.h"
 #include "repoint.h"
+#include "torn.h"
 
 void group_fini(struct merge_group *g)
 {
@@ -59,7 +60,11 @@ static int lock_and_load(struct merge_group *g, struct qstill_error *err)
             if (image_lock(img->fd, img->path, lock, err) < 0)
                 return err->code;
         }
-        if (img->info.header.incompatible & QCOW2_INCOMPAT_CORRUPT) {
+        /* below the one that masks it, it may be read and written */
+        if (torn_is(&img->info.header)) {
+            if (i == g->upper)
+                return torn_refuse(img->path, err);
+        } else if (img->info.header.incompatible & QCOW2_INCOMPAT_CORRUPT) {
             err_set(err, QSTILL_E_PRECONDITION, "%s is marked as corrupt",
                     img->path);
             return err_hint(err, "qemu-img check -r all may repair it");
@@ -340,11 +345,19 @@ static bool shares_blocks(const struct image *t)
     return t->io->ops->clone_range(t->io, t->fd, 0, 1, t->wfd, 1) == -EINVAL;
 }
 
+/* Only what can be marked as torn meanwhile: version 2 has no bit for it. */
+static bool may_overwrite(const struct merge_group *g)
+{
+    bool below =
+        g->main && !g->m->output && g->t != MERGE_NO_TARGET && g->t != g->upper;
+
+    return below && g->target->info.header.version >= 3 &&
+           !shares_blocks(g->target);
+}
+
 static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
 {
     const struct chain *c = g->chain;
-    bool below =
-        g->main && !g->m->output && g->t != MERGE_NO_TARGET && g->t != g->upper;
 
     rewrite_fini(&g->rw);
     g->rw = (struct rewrite){
@@ -356,7 +369,7 @@ static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
         .size = layer(g, g->upper)->size,
         .has_backing = g->last + 1 < c->n,
         .join = &g->join,
-        .overwrite = below && !shares_blocks(g->target),
+        .overwrite = may_overwrite(g),
     };
     if (g->rw.has_backing)
         g->rw.backing_size = layer(g, g->last + 1)->size;

@@ -13,6 +13,7 @@
 #include "l2.h"
 #include "rewrite_impl.h"
 #include "snaps.h"
+#include "torn.h"
 
 /* ---------------------------------------------------------------- one slot */
 
@@ -332,7 +333,7 @@ static int check_target(struct rewrite *rw, struct qstill_error *err)
     struct image *t = rw->target;
     const struct qcow2_header *h = &t->info.header;
 
-    if (h->incompatible & QCOW2_INCOMPAT_CORRUPT) {
+    if ((h->incompatible & QCOW2_INCOMPAT_CORRUPT) && !torn_is(h)) {
         err_set(err, QSTILL_E_PRECONDITION, "%s is marked as corrupt", t->path);
         return err_hint(err, "qemu-img check -r all may repair it");
     }
@@ -377,8 +378,8 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
         place_packed(&w, err) < 0 || rewrite_place_bitmaps(rw, err) < 0)
         return err->code;
     /* by its place of the L1 table the new state is told from the old */
-    rw->tables |=
-        (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0 || rw->over > 0;
+    rw->tables |= (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0 ||
+                  rw->over > 0 || torn_is(w.h);
     moves_sort(&rw->moves);
     rw->end = rw->old_end;
     return rw->tables ? place_tables(&w, err) : 0;
@@ -395,4 +396,5 @@ void rewrite_header(const struct rewrite *rw, struct qcow2_header *h)
     h->reftable_offset = rw->reftable_offset;
     h->reftable_clusters = rw->reftable_clusters;
     h->incompatible &= ~QCOW2_INCOMPAT_DIRTY;
+    torn_clear(h);
 }

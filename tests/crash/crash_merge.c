@@ -18,8 +18,9 @@
  * 5. a cancel after the n-th step.
  *
  * Judged, by the naive reader (and by qemu-img every EVERY states): before the
- * recovery every file that survives the merge reads as ever; after it every
- * file that is there does, refcounts are right, nothing is left behind, and
+ * recovery every file that survives the merge reads as ever, and one that goes
+ * reads as one of them did or is marked as torn; after it every file that is
+ * there reads as ever, refcounts are right, nothing is left behind, and
  * the same merge can be done again. The directory is spoilt afterwards; after
  * a failure it holds the state that failed. Ends with a line of counts.
  */
@@ -66,7 +67,7 @@ struct proof {
     struct record *record;
     /* counts */
     unsigned long states, recovered, rolled_back, leaky, nested, faults,
-        cancels, qemu, torn;
+        cancels, qemu, torn, marked;
     char what[256]; /* the state under judgement */
 };
 
@@ -161,6 +162,38 @@ static void check_counts(struct proof *p, const struct file *f)
     p->leaky += e == 1;
 }
 
+/* The corrupt bit and our autoclear bit. */
+static bool is_marked(const struct proof *p, const struct file *f)
+{
+    size_t len;
+    uint8_t *data = memio_get(memio_path(p->dir, f->name), &len);
+    bool marked =
+        data && len > 96 && data[7] == 3 && data[79] & 2 && data[88] & 0x80;
+
+    free(data);
+    return marked;
+}
+
+/* What goes reads as one of the images did, or says that it is torn. Once names
+ * change, what it names may be gone before it. */
+static void judge_dropped(struct proof *p, const struct file *f)
+{
+    uint64_t h;
+
+    for (size_t i = 0; i < p->n; i++)
+        if (!is_there(p, &p->files[i]))
+            return;
+    if (!f->qcow2)
+        return;
+    h = hash_of(p, f);
+    for (size_t i = 0; i < p->n; i++)
+        if (h == p->files[i].hash)
+            return;
+    if (!is_marked(p, f))
+        fail(p, memio_path("half written over and not marked", f->name));
+    p->marked++;
+}
+
 /* What stands before any recovery: survivors read as ever. */
 static void judge_before(struct proof *p)
 {
@@ -170,6 +203,8 @@ static void judge_before(struct proof *p)
         /* what takes the lower name may be half written over */
         if (!p->raw && !f->other && !f->may_go && !reads_right(p, f))
             fail(p, memio_path("before recovery reads differently", f->name));
+        if (!p->raw && (f->other || f->may_go))
+            judge_dropped(p, f);
     }
 }
 
@@ -507,9 +542,11 @@ static void prove(struct proof *p)
     record_replay(p->record, record_count(p->record), RECORD_KEEP_ALL, 0);
     printf("states: %lu (%zu operations, %lu recoveries, %lu rolled back, "
            "%lu nested, %lu faults, %lu cancels, %lu by qemu-img, %lu with "
-           "leaks, %lu with clusters written over)\n",
+           "leaks, %lu with clusters written over, %lu with an image that "
+           "is marked as torn)\n",
            p->states, record_count(p->record), p->recovered, p->rolled_back,
-           p->nested, p->faults, p->cancels, p->qemu, p->leaky, p->torn);
+           p->nested, p->faults, p->cancels, p->qemu, p->leaky, p->torn,
+           p->marked);
     record_free(p->record);
 }
 

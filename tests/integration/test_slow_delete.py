@@ -15,27 +15,27 @@ DATA = 24  # MiB that a merge has to move
 LIMIT = 4  # MiB a second
 
 
-class Slow(Case):
-    either = True
-    cost = 30
+class Deletes(Case):
+    """What the tests share: a disk with three snapshots."""
 
-    def setUp(self):
-        super().setUp()
+    def make(self, root, middle, leaf, head):
+        """Each is the place and the size of a write, in MiB."""
         self.vm = self.tiny_vm(disks=[
             self.disk("disk0", "qcow2", size=64 * MIB, pattern=False)])
         self.want = {}
-        for i, name in enumerate(("root", "middle", "leaf")):
-            self.write(i, 1 + i)
+        for i, (name, part) in enumerate((("root", root), ("middle", middle),
+                                          ("leaf", leaf))):
+            self.write(part[0], 1 + i, part[1])
             self.q("create", "vm", name)
             self.want[name] = self.digest(name)
-        self.write(3, 9)
+        self.write(head[0], 9, head[1])
         self.head = self.head_digest()
 
-    def write(self, at, byte):
+    def write(self, at, byte, size=DATA):
         """A part of its own, and one over the others'."""
         disk, = self.vm.disks
         self.vm.io(disk, "write -q -P %d %d %d" % (
-            byte, at * MIB, DATA * MIB))
+            byte, at * MIB, size * MIB))
         self.vm.io(disk, "flush")
 
     def digest(self, name):
@@ -60,6 +60,15 @@ class Slow(Case):
         time.sleep(1.2)
         self.assertIsNone(process.poll(), "it was too fast")
         return process
+
+
+class Slow(Deletes):
+    either = True
+    cost = 30
+
+    def setUp(self):
+        super().setUp()
+        self.make((0, DATA), (1, DATA), (2, DATA), (3, DATA))
 
     def cancelled(self, *argv, stay):
         begun = time.monotonic()
@@ -136,3 +145,41 @@ class Slow(Case):
         status, out, err = self.q.finish(process, 60)
         self.q.failed("corrupt", "root|leaf", ["delete"], status, out, err)
         self.damaged_on_purpose.add("vm")
+
+
+class BrokenFold(Deletes):
+    """Of a layer into the disk's first image, which is much larger."""
+    either = True
+    cost = 15
+
+    def setUp(self):
+        super().setUp()
+        self.make((0, 48), (40, DATA), (36, 8), (34, 4))
+
+    def test_it_stands_below_a_vm_that_runs(self):
+        """The disk's first image is torn: QEMU reads what the layers above
+        mask, never writes to it, and it is whole when the VM was off."""
+        first = self.vm.disks[0].path
+        self.vm.quit()
+        process = self.in_the_middle("root")
+        process.send_signal(signal.SIGINT)
+        self.q.finish(process, 20)
+        self.is_whole("middle", "leaf")
+        info = image.info(first, "qcow2")["format-specific"]["data"]
+        if not info["corrupt"]:
+            self.skipTest("blocks are shared here")
+        self.q("start", "vm")
+        self.is_whole("middle", "leaf")
+        self.q("delete", "vm", "leaf")
+        self.q("delete", "vm", "middle")
+        self.is_whole()
+        self.assertNotIn(first, self.vm.heads().values())
+        self.write(2, 7)
+        self.head = self.head_digest()
+        self.vm.quit()
+        self.q("recover", "vm")
+        self.is_whole()
+        self.assertEqual([first], self.head_paths(self.vm))
+        self.q("start", "vm")
+        self.write(1, 8)
+        self.check_nothing_left(self.vm)

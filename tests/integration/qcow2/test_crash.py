@@ -183,7 +183,7 @@ class NoCrashLosesAnything(unittest.TestCase):
 
     def test_folds_that_write_over_what_is_there(self):
         print("%s: seeds %d..%d" % (self.id(), SEED, SEED + COUNT - 1))
-        states = torn = 0
+        states = torn = marked = 0
         for seed in range(SEED, SEED + (COUNT if DEEP else (COUNT + 1) // 2)):
             rng = random.Random("over %d" % seed)
             root = qtools.scratch("crash-")
@@ -196,7 +196,9 @@ class NoCrashLosesAnything(unittest.TestCase):
                 out = prove(self, root, seed, top, "down", drop, more)
                 states += int(out.split()[1])
                 torn += int(re.search(r"(\d+) with clusters", out).group(1))
+                marked += int(re.search(r"(\d+) with an image", out).group(1))
         self.assertGreater(torn, states / 8)
+        self.assertGreater(marked, 0)
         print("states: %d, %d of them with a journal that only goes forward" %
               (states, torn))
 
