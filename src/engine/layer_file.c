@@ -10,6 +10,7 @@
 
 #include "base/bytes.h"
 #include "base/file.h"
+#include "base/giveback.h"
 #include "base/publish.h"
 #include "protect.h"
 #include "qcow2/compare.h"
@@ -51,12 +52,17 @@ int layer_remove(const char *path, struct qstill_error *err)
 {
     CLEANUP(closep) int dirfd = -1;
     const char *name = NULL;
+    int fd;
 
     if (protect_clear(path, err) < 0 ||
         open_parent(path, &name, &dirfd, err) < 0)
         return err->code;
-    if (publish_unlink(dirfd, name, err) < 0)
+    fd = giveback_open(dirfd, name);
+    if (publish_unlink(dirfd, name, err) < 0) {
+        closep(&fd);
         return err_wrap(err, "%s", path);
+    }
+    giveback_close(fd);
     return 0;
 }
 
