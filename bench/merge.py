@@ -255,6 +255,7 @@ def main():
     ap.add_argument("--json", default=os.path.join(TOP,
                                                    "build/bench-merge.json"))
     args = ap.parse_args()
+    args.dir = [os.path.abspath(d) for d in args.dir or ()]
     if args.priority:
         merge_lib.PRIORITY = -20
     out = {"scale": args.scale, "reps": args.reps, "rows": [],
