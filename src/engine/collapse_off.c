@@ -115,6 +115,7 @@ int collapse_request(struct collapse *c, const struct step *st,
     r->keep_dropped = st->kind == STEP_TAKE;
     r->lower_name = st->kind == STEP_LOWER || st->kind == STEP_FOLD;
     r->bwlimit = c->s->bwlimit;
+    r->gentle = c->s->qmp != NULL;
     r->journal_dir = c->s->vmfd;
     r->journal_name = LAYERS_MERGE_JOURNAL;
     return 0;

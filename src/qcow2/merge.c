@@ -323,6 +323,7 @@ int merge_open(struct merge **out, const struct io *io,
     m->lower_name = q->lower_name;
     m->keep_dropped = q->keep_dropped;
     m->bwlimit = q->bwlimit;
+    m->gentle = q->gentle;
     m->journal_dir = -1;
     m->journal = (struct merge_journal)MERGE_JOURNAL_INIT;
     if (q->output && !(m->output = strdup(q->output)))

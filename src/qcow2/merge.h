@@ -56,6 +56,9 @@ struct merge_request {
      * failure or a crash. */
     const char *output;
     uint64_t bwlimit; /* bytes per second; 0: none */
+    /* A VM runs on the same disk: its requests are not to wait behind many of
+     * ours. */
+    bool gentle;
     /* Where the journal stands: a directory (its fd is the caller's), or -1
      * for the directory of top; and its name, or NULL for MERGE_JOURNAL and a
      * number made from top's name. */

@@ -133,6 +133,7 @@ static int begin(struct merge_group *g, struct qstill_error *err)
                               .target = g->target,
                               .moves = &g->rw.moves,
                               .bwlimit = m->bwlimit,
+                              .gentle = m->gentle,
                               .share = g->kind != MERGE_OVERWRITE};
 
     if (!m->output) {
@@ -144,13 +145,13 @@ static int begin(struct merge_group *g, struct qstill_error *err)
         return err->code;
     if (mover_open(&g->mover, &o, err) < 0 || reserve(g, err) < 0)
         return err->code;
-    g->phase = PHASE_MOVE;
     if (g->kind == MERGE_OVERWRITE) {
         g->marked = true;
         if (torn_mark(g->m->io, g->target->wfd, g->target->path,
                       &g->target->info.header, err) < 0)
             return err->code;
     }
+    g->phase = PHASE_MOVE;
     return 0;
 }
 
@@ -345,10 +346,10 @@ static int undo_in_place(struct merge_group *g, struct qstill_error *err)
 
     if (!t || t->wfd < 0) /* merge_open() has failed: not begun */
         return 0;
-    for (size_t i = 0; i < rw->moves.n; i++)
     if (g->marked &&
         torn_unmark(t->io, t->wfd, t->path, &t->info.header, err) < 0)
         return err->code;
+    for (size_t i = 0; i < rw->moves.n; i++)
         if (rw->moves.v[i].dst < rw->old_end && !rw->moves.v[i].over)
             io_punch(t->io, t->wfd, rw->moves.v[i].dst, rw->moves.v[i].len);
     if (fstat(t->wfd, &st) == 0 && (uint64_t)st.st_size <= rw->old_end)

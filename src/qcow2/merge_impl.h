@@ -60,6 +60,7 @@ struct merge {
     bool keep_dropped;
     char *output;
     uint64_t bwlimit;
+    bool gentle;
     struct chain *chain;
     bool *drop; /* by layer */
     struct children children;

@@ -17,6 +17,10 @@
 #define MEMORY_BYTES ((size_t)48 << 20)
 /* Compressed clusters are read into memory of their own. */
 #define STEP_MS 100
+/* Where a guest waits for the same disk: its request finds little before it,
+ * and the disk has most of its speed all the same. */
+#define GENTLE_BYTES ((size_t)128 << 10)
+#define GENTLE_UNITS 2u
 /* Where the page cache is all there is (tmpfs), a copy is made by a few
  * threads, in pieces that stay in a CPU's cache; io_uring would hand each write
  * to a thread of the kernel. */
@@ -61,6 +65,8 @@ static int make_units(struct mover *m, struct qstill_error *err)
 {
     size_t count = max_u64(MEMORY_BYTES / m->buffer, 4);
 
+    if (m->o.gentle)
+        count = GENTLE_UNITS;
     if (m->threads)
         count = THREADED_UNITS;
     if (aio_pool_open(&m->pool, m->threads ? NULL : m->aio, m->buffer,
@@ -87,8 +93,8 @@ int mover_open(struct mover **out, const struct mover_options *o,
     if (!m)
         return err_nomem(err);
     m->o = *o;
-    m->buffer =
-        max_u64(BUFFER_BYTES, max_u64(o->target->cluster_size, o->zero_block));
+    m->buffer = max_u64(o->gentle ? GENTLE_BYTES : BUFFER_BYTES,
+                        max_u64(o->target->cluster_size, o->zero_block));
     m->unshareable = calloc(o->chain->n, sizeof(bool));
     if (!m->unshareable)
         return err_nomem(err);

@@ -19,6 +19,7 @@ struct mover_options {
     const struct moves *moves;  /* in order of dst; outlives the mover */
     uint64_t bwlimit;           /* bytes per second, 0: none */
     bool share;                 /* try to share blocks first */
+    bool gentle; /* others wait for the same disk: little in flight at once */
     /* Aligned blocks of so many bytes that turn out to hold zeros only are not
      * written but told, by their place in the target. 0: all are written. */
     size_t zero_block;
