@@ -9,10 +9,10 @@
 
 #include "clock.h"
 
-#define STEP_MIN ((off_t)4 << 20)
+#define STEP_MIN ((off_t)1 << 20)
 #define STEP_MAX ((off_t)1 << 40)
 /* A step that takes longer is too long for who waits behind it. */
-#define STEP_MS 1.0
+#define STEP_MS 0.4
 
 int giveback_open(int dirfd, const char *name)
 {

@@ -19,8 +19,8 @@
 #define STEP_MS 100
 /* Where a guest waits for the same disk: its request finds little before it,
  * and the disk has most of its speed all the same. */
-#define GENTLE_BYTES ((size_t)128 << 10)
-#define GENTLE_UNITS 2u
+#define GENTLE_BYTES ((size_t)256 << 10)
+#define GENTLE_UNITS 1u
 /* Where the page cache is all there is (tmpfs), a copy is made by a few
  * threads, in pieces that stay in a CPU's cache; io_uring would hand each write
  * to a thread of the kernel. */
