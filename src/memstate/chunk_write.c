@@ -5,7 +5,10 @@
  */
 #include "chunk_write.h"
 
+#include <linux/magic.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 
 #include "base/aio.h"
 #include "base/checked.h"
@@ -28,12 +31,30 @@ struct chunk_writer {
     struct slot *slots;
     unsigned slot_count;
     struct slot *free;
+    bool at_once; /* what is put is written when that returns */
     int failed; /* errno of the first write that failed */
     unsigned failed_index;
 };
 
 /* One ring for all of it: small runs may be many. */
 #define RING_DEPTH 256u
+
+/* A tmpfs of huge pages, which gives their size as that of its blocks: a write
+ * is over sooner than the ring could hand it to a thread, as it does with each
+ * write to a tmpfs. (One of small pages spends so long on each page that the
+ * other thread pays.) */
+static bool takes_at_once(const struct ramset_writer *set)
+{
+    struct statfs fs;
+    struct stat st;
+    int fd;
+
+    if (ramset_writer_blocks(set) == 0)
+        return false;
+    fd = ramset_writer_fd(set, 0);
+    return fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC &&
+           fstat(fd, &st) == 0 && st.st_blksize >= (blksize_t)RAMSET_CHUNK;
+}
 
 int chunk_writer_open(struct chunk_writer **out, struct ramset_writer *set,
                       const struct io *io, unsigned buffers,
@@ -50,6 +71,9 @@ int chunk_writer_open(struct chunk_writer **out, struct ramset_writer *set,
     if (!w)
         return err_nomem(err);
     w->set = set;
+    w->at_once = takes_at_once(set);
+    if (w->at_once)
+        options.backend = AIO_SYNC;
     if (aio_open(&w->aio, io, &options, err) < 0 ||
         aio_pool_open(&w->pool, w->aio, RAMSET_CHUNK, buffers, err) < 0)
         return err->code;
@@ -200,7 +224,7 @@ int chunk_writer_put(struct chunk_writer *w, struct chunk *c,
     submit_runs(w, slot);
     if (slot->flying == 0)
         release(slot);
-    return aio_poll(w->aio, err);
+    return w->at_once ? aio_drain(w->aio, err) : aio_poll(w->aio, err);
 }
 
 int chunk_writer_drain(struct chunk_writer *w, struct qstill_error *err)
