@@ -155,22 +155,61 @@ class InPlace(Reverts):
                 self.reset_boots(vm, nonce)
                 vm.end()
 
+    def lost_interrupt(self, vm):
+        """What QEMU 10.0 does to a disk with an iothread now and then, at
+        stop and cont alone: it has used all requests of the guest, told it of
+        each in the ring, and the interrupt never came. None when the guest
+        stands still for another reason."""
+        def rings():
+            return [(vm.cmd("x-query-virtio-queue-status", path=d["path"],
+                            queue=0),
+                     vm.cmd("x-query-virtio-queue-element", path=d["path"],
+                            queue=0))
+                    for d in vm.cmd("x-query-virtio")
+                    if d["name"] == "virtio-blk"]
+        if not vm.cmd("query-version")["qemu"]["major"] == 10 or \
+                vm.state() != "running":
+            return None
+        since, before = vm.serial.mark(), rings()
+        time.sleep(2)
+        if vm.serial.ticks(since) or rings() != before:
+            return None
+        for queue, element in before:
+            told = {queue["used-idx"], queue["last-avail-idx"],
+                    element["avail"]["idx"], element["used"]["idx"]}
+            if queue["inuse"] != 0 or len(told) != 1:
+                return None
+        return "QEMU lost the interrupt of a virtio-blk disk with an " \
+            "iothread: request %d is used, and the guest waits for it" % \
+            before[0][0]["used-idx"]
+
+    @contextlib.contextmanager
+    def may_lose_an_interrupt(self, vm):
+        try:
+            yield
+        except AssertionError as e:
+            why = "the guest never said" in str(e) and self.lost_interrupt(vm)
+            if why:
+                self.skipTest(why)
+            raise
+
     def test_an_iothread_and_branches_that_share_nothing(self):
         """A chain of which QEMU has nothing open comes into the thread."""
         vm = self.running_vm(append="SYNC=vda",
                              extra=["-object", "iothread,id=io0"],
                              disks=[self.disk(front=",iothread=io0")])
-        ticks, nonce = self.snapshot(vm)
-        self.goes_on(vm)
-        self.q("create", "vm", "two", "--memory")
-        self.goes_on(vm)
-        self.back(vm, "one", ticks[0], nonce)
-        self.goes_on(vm)
-        self.q("create", "vm", "three", "--memory")
-        self.q("delete", "vm", "one")
-        for name in ("two", "three"):
+        with self.may_lose_an_interrupt(vm):
+            ticks, nonce = self.snapshot(vm)
             self.goes_on(vm)
-            self.back(vm, name, self.snapshot_ticks(vm, name)[0], nonce)
+            self.q("create", "vm", "two", "--memory")
+            self.goes_on(vm)
+            self.back(vm, "one", ticks[0], nonce)
+            self.goes_on(vm)
+            self.q("create", "vm", "three", "--memory")
+            self.q("delete", "vm", "one")
+            for name in ("two", "three"):
+                self.goes_on(vm)
+                self.back(vm, name, self.snapshot_ticks(vm, name)[0], nonce)
 
     def test_new_heads_have_the_options_of_the_disk(self):
         options = ",cache=none,aio=native,discard=unmap,detect-zeroes=unmap"
