@@ -25,6 +25,7 @@
 /* The buffers of a unit. */
 struct unit_copy {
     struct chunk *parts[PARTS];
+    bool blank; /* zero throughout, which the parts do not show yet */
 };
 
 /* The first one counts: when all protection is lifted after it, others fail
@@ -40,6 +41,9 @@ static void place_saved(void *user, uint32_t page, const uint8_t *data)
     struct unit_copy *c = user;
     uint8_t *to = c->parts[page / RAMSET_CHUNK_PAGES]->data;
 
+    for (size_t i = 0; c->blank && i < PARTS; i++)
+        memset(c->parts[i]->data, 0, RAMSET_CHUNK);
+    c->blank = false;
     memcpy(to + page % RAMSET_CHUNK_PAGES * (size_t)RAMSET_PAGE, data,
            RAMSET_PAGE);
 }
@@ -104,26 +108,23 @@ static void kick(struct cow *cow)
 
 /* From COPYING to DONE: the guest has the unit back, its bytes are ours. */
 static int take_unit(struct cow *cow, uint32_t unit, const struct cow_unit *u,
-                     struct unit_copy *c, bool *hole, struct qstill_error *err)
+                     struct unit_copy *c, struct qstill_error *err)
 {
     struct iovec iov[PARTS];
     size_t count = 0;
 
-    *hole = is_hole(cow, u);
+    c->blank = is_hole(cow, u);
     for (uint64_t off = 0; off < u->len; off += RAMSET_CHUNK, count++) {
         iov[count].iov_base = c->parts[count]->data;
         iov[count].iov_len = (size_t)min_u64(RAMSET_CHUNK, u->len - off);
-        if (*hole)
-            memset(iov[count].iov_base, 0, iov[count].iov_len);
     }
-    if (!*hole && read_unit(cow, u, iov, count, err) < 0)
+    if (!c->blank && read_unit(cow, u, iov, count, err) < 0)
         return err->code;
     cow_map_set_copied(&cow->map, unit);
     if (unprotect(cow, u, err) < 0)
         return err->code;
     cow_map_move(&cow->map, unit, COW_COPYING, COW_DONE);
-    if (cow_pool_empty(&cow->pool, unit, place_saved, c) > 0)
-        *hole = false;
+    cow_pool_empty(&cow->pool, unit, place_saved, c);
     if (__atomic_load_n(&cow->waiting, __ATOMIC_SEQ_CST))
         kick(cow);
     return 0;
@@ -145,9 +146,8 @@ static int copy_unit(struct cow_copier *k, struct chunk_writer *w,
                      struct qstill_error *err)
 {
     struct cow_unit u = cow_map_unit(&k->cow->map, unit);
-    bool hole;
 
-    if (take_unit(k->cow, unit, &u, c, &hole, err) < 0)
+    if (take_unit(k->cow, unit, &u, c, err) < 0)
         return err->code;
     for (size_t i = 0; i < PARTS; i++) {
         uint64_t off = u.offset + i * RAMSET_CHUNK;
@@ -159,7 +159,7 @@ static int copy_unit(struct cow_copier *k, struct chunk_writer *w,
                           ? (size_t)min_u64(RAMSET_CHUNK, u.block->size - off) /
                                 RAMSET_PAGE
                           : 0;
-        if (!hole && part->pages > 0)
+        if (!c->blank && part->pages > 0)
             scan_part(k, part);
         c->parts[i] = NULL;
         if (chunk_writer_put(w, part, err) < 0)
@@ -213,7 +213,7 @@ static int write_smalls(struct cow_copier *k, struct chunk_writer *w,
 static int copy_all(struct cow_copier *k, struct chunk_writer *w,
                     struct qstill_error *err)
 {
-    struct unit_copy c = {{NULL}};
+    struct unit_copy c = {{NULL}, false};
     uint32_t unit;
 
     if (k->number == 0 && write_smalls(k, w, err) < 0)
