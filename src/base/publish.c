@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "file.h"
 
@@ -52,6 +53,32 @@ int publish_bytes(int dirfd, const char *name, const void *data, size_t len,
         return err_wrap(err, "writing %s", name);
     }
     return 0;
+}
+
+/* Cut at the end: what is written has the room that is there already. */
+static int write_into(int dirfd, const char *file, const void *data, size_t len,
+                      struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+
+    if (file_openat(dirfd, file, O_WRONLY, 0, &fd, err) < 0 ||
+        file_write_full(fd, data, len, 0, err) < 0)
+        return err->code;
+    if (ftruncate(fd, (off_t)len) < 0)
+        return err_errno(err, errno, "cannot cut %s", file);
+    if (file_sync(fd, file, err) < 0)
+        return err->code;
+    return file_close_checked(&fd, file, err);
+}
+
+int publish_with(int fromfd, const char *from, int dirfd, const char *name,
+                 const void *data, size_t len, struct qstill_error *err)
+{
+    if (write_into(fromfd, from, data, len, err) < 0)
+        return err_wrap(err, "writing %s", name);
+    if (renameat(fromfd, from, dirfd, name) < 0)
+        return err_errno(err, errno, "cannot rename %s to %s", from, name);
+    return publish_sync_dir(dirfd, err);
 }
 
 int publish_rename(int dirfd, const char *from, const char *to,

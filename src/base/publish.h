@@ -15,6 +15,12 @@
 int publish_bytes(int dirfd, const char *name, const void *data, size_t len,
                   struct qstill_error *err);
 
+/* The same, with the room of the file fromfd/from, which takes the name: for
+ * when there is no other room. On the same file system; it may be left with
+ * other content, or shorter, when that fails. */
+int publish_with(int fromfd, const char *from, int dirfd, const char *name,
+                 const void *data, size_t len, struct qstill_error *err);
+
 /* A name that publish_bytes() writes to before its rename: a leftover, when
  * nobody is writing. */
 bool publish_is_aside(const char *name);

@@ -13,6 +13,7 @@
 #include "qmp/machine.h"
 #include "qstill-qmp.h"
 #include "session.h"
+#include "spare.h"
 #include "trash.h"
 
 /* A disk that takes part: writable, with a medium, a file underneath. */
@@ -262,6 +263,8 @@ static int publish_vm(struct qstill_store *store, const char *vm,
         err_set(err, QSTILL_E_BUSY, "VM %s is attached already", vm);
     else if (vmrecord_save(vmfd, rec, err) < 0)
         withdraw(store, vm, vmfd);
+    else
+        spare_make(vmfd, rec->disk_count);
     lock_release(&lockfd);
     return err->code;
 }

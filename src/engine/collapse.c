@@ -12,6 +12,7 @@
 #include "livechain.h"
 #include "liveswap.h"
 #include "protect.h"
+#include "spare.h"
 
 /* A layer that cannot be merged now is left alone: in use, of a format that
  * only QEMU writes, no room for its data. It reads as before. When it is the
@@ -196,6 +197,7 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
             continue;
         *more = true;
         c->no_room = false;
+        c->wanted = UINT64_MAX;
         if (expect_changes(c, &st, &why) == 0 && take_step(c, &st, &why) == 0) {
             leave_disk(c, st.first->disk);
             continue;
@@ -204,12 +206,20 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
             *err = why;
             return err->code;
         }
+        leave_disk(c, st.first->disk);
+        /* once more: the least that a merge needs is a journal */
+        if (c->no_room && spare_give_up(c->s->vmfd, c->wanted))
+            continue;
         if (c->text)
             buf_printf(c->text, "%s stays hidden: %s\n", st.first->path,
                        why.message);
+        if (c->no_room)
+            store_note(c->s->store,
+                       "%s is still there, for there is no room to merge it: "
+                       "make some, then run qstill recover %s",
+                       st.first->path, c->s->vm);
         if (stuck_add(stuck, st.first->path, err) < 0)
             return err->code;
-        leave_disk(c, st.first->disk);
     }
     return 0;
 }

@@ -41,6 +41,7 @@ struct collapse {
     bool simulated; /* a plan: nothing is asked of the files */
     bool no_room;   /* the step at hand had no room for data, and all is as it
                        was before it */
+    uint64_t wanted; /* what it needs, if that is known; bytes */
 };
 
 /* collapse_plan.c: what can be done about one layer. */

@@ -27,8 +27,12 @@ static int fold_head(struct collapse *c, struct vm_disk *d,
     struct session *s = c->s;
 
     if (livechain_commit_head(s, d, st->last->path, st->last->format, c->j,
-                              err) < 0 ||
-        session_refresh(s, err) < 0 ||
+                              err) < 0) {
+        /* what QEMU has written by then, the head masks */
+        c->no_room = err->code == QSTILL_E_NO_SPACE && !c->j->pivot_disk;
+        return err->code;
+    }
+    if (session_refresh(s, err) < 0 ||
         livechain_release(s, st->child->path, err) < 0)
         return err->code;
     if (c->text)
@@ -37,14 +41,30 @@ static int fold_head(struct collapse *c, struct vm_disk *d,
     return 0;
 }
 
+/* What has been pulled stays: the layer reads the same with it. */
+static int leave_pull(struct collapse *c, const struct step *st,
+                      struct qstill_error *err)
+{
+    struct qstill_error second = {0};
+
+    if (err->code != QSTILL_E_NO_SPACE ||
+        livechain_settle_pull(c->s, c->j, &second) < 0 ||
+        collapse_reidentify(c->s, st->child->path, &second) < 0)
+        return err->code;
+    c->j->rewriting = NULL;
+    c->no_room = true;
+    return err->code;
+}
+
 static int pull(struct collapse *c, struct vm_disk *d, const struct step *st,
                 struct qstill_error *err)
 {
     struct session *s = c->s;
 
     c->j->rewriting = st->child->path;
-    if (livechain_pull(s, d, st->child, st->first, st->last, c->j, err) < 0 ||
-        collapse_reidentify(s, st->child->path, err) < 0)
+    if (livechain_pull(s, d, st->child, st->first, st->last, c->j, err) < 0)
+        return leave_pull(c, st, err);
+    if (collapse_reidentify(s, st->child->path, err) < 0)
         return err->code;
     c->j->rewriting = NULL;
     if (collapse_release(s, st, err) < 0)

@@ -38,7 +38,7 @@ int collapse_reidentify(struct session *s, const char *path,
             return err->code;
     if (store_opendirat(s->snapsfd, m->id, &fd, err) < 0)
         return err->code;
-    return manifest_save(fd, m, err);
+    return manifest_save(fd, m, s->vmfd, err);
 }
 
 int collapse_move_layer(struct session *s, const char *from, const char *to,
@@ -135,6 +135,7 @@ int collapse_run(struct collapse *c, const struct merge_request *request,
 
     if (merge_open(&m, io_real(), request, err) < 0)
         return run_failed(c, err);
+    c->wanted = merge_estimate(m)->bytes + merge_estimate(m)->needed;
     while (!done) {
         struct pollfd p = {.events = POLLIN};
 
@@ -239,6 +240,35 @@ static void forget_step(struct journal *j)
     j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
 }
 
+static bool all_there(const struct merge_request *r)
+{
+    for (size_t i = 0; i < r->drop_count; i++)
+        if (access(r->drop[i], F_OK) < 0)
+            return false;
+    return access(r->top, F_OK) == 0;
+}
+
+/* What a merge could not undo, it leaves to this. A fold that was cancelled, or
+ * has no room, need not go on: nobody sees a hidden layer by itself. Without
+ * room all is as it was before the step, or the next command goes on. */
+static void settle_failed(struct collapse *c, const struct merge_request *r,
+                          int why)
+{
+    bool did, leave = why == QSTILL_E_CANCELLED || why == QSTILL_E_NO_SPACE;
+    struct qstill_error second = {0};
+
+    if ((leave ? merge_abandon : merge_recover)(
+            io_real(), c->s->vmfd, LAYERS_MERGE_JOURNAL, &did, &second) < 0) {
+        c->no_room = false;
+        return;
+    }
+    if (c->no_room &&
+        (!all_there(r) || follow_rewrites(c->s, c->j, &second) < 0))
+        c->no_room = false;
+    else if (c->no_room || !did)
+        forget_step(c->j);
+}
+
 int collapse_off(struct collapse *c, const struct step *st,
                  struct qstill_error *err)
 {
@@ -249,16 +279,7 @@ int collapse_off(struct collapse *c, const struct step *st,
         return err->code;
     note_step(c, st);
     if (journal_save(s->vmfd, c->j, err) < 0 || collapse_run(c, &r, err) < 0) {
-        struct qstill_error ignored = {0};
-        bool did, go_on = err->code != QSTILL_E_CANCELLED;
-
-        /* what a merge could not undo, it leaves to this; a fold that was
-         * cancelled need not go on: nobody sees a hidden layer by itself */
-        if ((go_on ? merge_recover : merge_abandon)(
-                io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did, &ignored) < 0)
-            c->no_room = false;
-        else if (!did)
-            forget_step(c->j);
+        settle_failed(c, &r, err->code);
         return err->code;
     }
     if ((st->kind == STEP_FOLD && follow_fold(c, st, err) < 0) ||
@@ -276,12 +297,22 @@ int collapse_off(struct collapse *c, const struct step *st,
     return vmrecord_save(s->vmfd, &s->rec, err);
 }
 
-int collapse_settle_off(struct session *s, struct journal *j,
-                        struct qstill_error *err)
+int layers_settle_merge(int vmfd, struct qstill_error *err)
 {
     bool did;
 
-    if (merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did, err) < 0)
+    if (merge_recover(io_real(), vmfd, LAYERS_MERGE_JOURNAL, &did, err) == 0 ||
+        err->code != QSTILL_E_NO_SPACE)
+        return err->code;
+    /* a full disk is not to stop every later command, too */
+    err_clear(err);
+    return merge_abandon(io_real(), vmfd, LAYERS_MERGE_JOURNAL, &did, err);
+}
+
+int collapse_settle_off(struct session *s, struct journal *j,
+                        struct qstill_error *err)
+{
+    if (layers_settle_merge(s->vmfd, err) < 0)
         return err->code;
     if (follow_lowering(s, j, err) < 0)
         return err->code;

@@ -221,7 +221,7 @@ static int publish_snapshot(struct create *c, const struct manifest *m,
 
     unwind_tmp_name(c->id, tmp);
     if (store_opendirat(c->s.snapsfd, tmp, &tmpfd, err) < 0 ||
-        manifest_save(tmpfd, m, err) < 0 || publish_sync_dir(tmpfd, err) < 0)
+        manifest_save(tmpfd, m, -1, err) < 0 || publish_sync_dir(tmpfd, err) < 0)
         return err->code;
     /* This one rename is the snapshot. */
     if (renameat2(c->s.snapsfd, tmp, c->s.snapsfd, c->id, RENAME_NOREPLACE) < 0)

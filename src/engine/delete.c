@@ -7,8 +7,8 @@
  *   commit    journal with all ids: from then on it only goes forward
  *   finish    children get the next living parent; the layers are noted as
  *             hidden; each directory gets the name .ID.gone and the snapshot
- *             is not listed any more; hidden layers are merged or removed;
- *             memory files are removed; journal away
+ *             is not listed any more; memory files are removed; hidden layers
+ *             are merged or removed; journal away
  * Failures: before the commit nothing has changed. After it the next command
  * goes on; a layer that cannot be merged now stays hidden and nothing is lost.
  */
@@ -100,7 +100,7 @@ static int lift_children(struct session *s, const struct journal *j,
             continue;
         m->parent_id = living(s, j, m->parent_id);
         if (store_opendirat(s->snapsfd, m->id, &fd, err) < 0 ||
-            manifest_save(fd, m, err) < 0)
+            manifest_save(fd, m, s->vmfd, err) < 0)
             return err->code;
     }
     return 0;
@@ -216,8 +216,7 @@ static void leave_merges(struct session *s, struct journal *j,
     struct qstill_error second = {0};
 
     s->job = NULL;
-    if (layers_settle(s, j, &second) < 0 || j->pivot_disk ||
-        each_gone(s, remove_gone, &second) < 0)
+    if (layers_settle(s, j, &second) < 0 || j->pivot_disk)
         return;
     protect_all(s);
     if (journal_remove(s->vmfd, &second) == 0)
@@ -237,11 +236,12 @@ int delete_finish(struct session *s, struct journal *j, struct buf *text,
     if (trash_expire(s, err) < 0 || each_gone(s, hide_of_gone, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
-    if (session_connect(s, err) < 0)
+    /* the record has their layers now; the merges may need their room */
+    if (each_gone(s, remove_gone, err) < 0 || session_connect(s, err) < 0)
         return err->code;
     if (layers_collapse(s, j, text, err) == QSTILL_E_CANCELLED)
         leave_merges(s, j, err);
-    if (err->code < 0 || each_gone(s, remove_gone, err) < 0)
+    if (err->code < 0)
         return err->code;
     return journal_remove(s->vmfd, err);
 }

@@ -181,7 +181,9 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
         work_json(j), "keepHidden", j->keep_hidden, "rewrites",
         json_out_strings(j->rewrites, j->rewrite_count));
 
-    return json_file_write(vmfd, STORE_JOURNAL, root, err);
+    /* what needs room for more than that is not to begin */
+    return json_file_write(vmfd, STORE_JOURNAL, root,
+                           j->phase == JOURNAL_BEGUN ? -1 : vmfd, err);
 }
 
 int journal_remove(int vmfd, struct qstill_error *err)

@@ -5,6 +5,7 @@
 
 #include "base/file.h"
 #include "base/publish.h"
+#include "spare.h"
 
 /* U+F8FF (private use): a string that starts with it holds bytes, not text. */
 #define BYTES_MARK     "\xef\xa3\xbf"
@@ -56,7 +57,7 @@ int json_file_read(int dirfd, const char *name, int version,
 }
 
 int json_file_write(int dirfd, const char *name, const json_t *root,
-                    struct qstill_error *err)
+                    int sparefd, struct qstill_error *err)
 {
     char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     int r;
@@ -64,6 +65,8 @@ int json_file_write(int dirfd, const char *name, const json_t *root,
     if (!text)
         return err_nomem(err);
     r = publish_bytes(dirfd, name, text, strlen(text), err);
+    if (r == QSTILL_E_NO_SPACE && sparefd >= 0)
+        r = spare_publish(sparefd, dirfd, name, text, strlen(text), err);
     free(text);
     return r;
 }

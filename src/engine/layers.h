@@ -67,6 +67,10 @@ struct layer *layers_child(const struct layers *l, const struct layer *of,
 /* The journal of one of our own merges, in the VM's directory. */
 #define LAYERS_MERGE_JOURNAL ".merge"
 
+/* Finishes or undoes that merge; one that can be left where it stands is left
+ * when there is no room for it. */
+int layers_settle_merge(int vmfd, struct qstill_error *err);
+
 /* Tells in words what layers_collapse() would do if the snapshots that `gone`
  * says were deleted, and what that costs. Changes nothing. */
 int layers_describe(struct session *s, const struct journal *j,

@@ -208,7 +208,7 @@ static json_t *host_json(const struct manifest *m)
         json_out_string(h->hostname));
 }
 
-int manifest_save(int snapdirfd, const struct manifest *m,
+int manifest_save(int snapdirfd, const struct manifest *m, int sparefd,
                   struct qstill_error *err)
 {
     CLEANUP(json_decrefp)
@@ -231,7 +231,7 @@ int manifest_save(int snapdirfd, const struct manifest *m,
         json_out_string(m->qemu_sum), "disks", disks_json(m), "memory",
         memory_json(m), "host", host_json(m));
 
-    return json_file_write(snapdirfd, STORE_MANIFEST, root, err);
+    return json_file_write(snapdirfd, STORE_MANIFEST, root, sparefd, err);
 }
 
 void manifest_fini(struct manifest *m)

@@ -88,7 +88,8 @@ struct manifest {
 
 int manifest_load(int snapdirfd, struct manifest *out,
                   struct qstill_error *err);
-int manifest_save(int snapdirfd, const struct manifest *m,
+/* sparefd: as json_file_write(). */
+int manifest_save(int snapdirfd, const struct manifest *m, int sparefd,
                   struct qstill_error *err);
 void manifest_fini(struct manifest *m);
 

@@ -28,7 +28,6 @@
 #include "lock.h"
 #include "name.h"
 #include "protect.h"
-#include "qcow2/merge.h"
 #include "recover_plan.h"
 #include "revert.h"
 #include "session.h"
@@ -48,9 +47,7 @@ static void say(struct buf *text, const char *what, const char *which)
 static int settle_off(struct session *s, struct vm_disk *d, struct journal *j,
                       struct qstill_error *err)
 {
-    bool did;
-
-    if (merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did, err) < 0)
+    if (layers_settle_merge(s->vmfd, err) < 0)
         return err->code;
     if (j->pivot_from && access(j->pivot_from, F_OK) < 0 &&
         access(j->pivot_to, F_OK) == 0 &&
@@ -255,7 +252,7 @@ static int settle_roots(struct session *s, bool dry_run, struct buf *text,
                    s->vm, m->name,
                    dry_run ? "will be a root" : "is a root now");
         if (!dry_run && (store_opendirat(s->snapsfd, m->id, &fd, err) < 0 ||
-                         manifest_save(fd, m, err) < 0))
+                         manifest_save(fd, m, s->vmfd, err) < 0))
             return err->code;
     }
     return 0;

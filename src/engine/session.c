@@ -16,6 +16,7 @@
 #include "qstill-qmp.h"
 #include "recover.h"
 #include "settings.h"
+#include "spare.h"
 #include "stream_fifo.h"
 #include "unwind.h"
 
@@ -68,10 +69,12 @@ int session_open(struct session *s, struct qstill_store *store, const char *vm,
 void session_close(struct session *s)
 {
     session_disconnect(s);
+    if (s->lockfd >= 0) {
+        spare_keep(s);
+        lock_release(&s->lockfd);
+    }
     tree_fini(&s->tree);
     vmrecord_fini(&s->rec);
-    if (s->lockfd >= 0)
-        lock_release(&s->lockfd);
     closep(&s->snapsfd);
     closep(&s->vmfd);
     s->lockfd = s->snapsfd = s->vmfd = -1;

@@ -36,7 +36,7 @@ static int settings_write(struct session *s, const struct settings *t,
         json_out_strings(t->on.items, t->on.count), "maxBandwidth",
         (json_int_t)t->bandwidth, "downtimeLimit", (json_int_t)t->downtime);
 
-    return json_file_write(s->vmfd, SETTINGS_FILE, root, err);
+    return json_file_write(s->vmfd, SETTINGS_FILE, root, -1, err);
 }
 
 int settings_keep(struct session *s, struct settings *out,

@@ -276,7 +276,7 @@ static int rename_locked(int vmfd, const char *snap, const char *new_name,
     if (store_open_snapshots(vmfd, &snapsfd, err) < 0 ||
         store_opendirat(snapsfd, m->id, &fd, err) < 0)
         return err->code;
-    return manifest_save(fd, m, err);
+    return manifest_save(fd, m, vmfd, err);
 }
 
 QSTILL_PUBLIC int qstill_snapshot_rename(struct qstill_store *store,

@@ -314,7 +314,7 @@ static int put_back(struct session *s, const struct vm_trash *t,
     for (size_t i = 0; i < m.disk_count; i++)
         if (layer_identify(&m, &m.disks[i], err) < 0)
             return err->code;
-    if (manifest_save(fd, &m, err) < 0)
+    if (manifest_save(fd, &m, s->vmfd, err) < 0)
         return err->code;
     return publish_rename(s->snapsfd, name, id, PUBLISH_NEW, err);
 }
@@ -330,7 +330,7 @@ static int relink(struct session *s, const struct vm_trash *t,
             continue;
         m->parent_id = t->links[i].parent;
         if (store_opendirat(s->snapsfd, m->id, &fd, err) < 0 ||
-            manifest_save(fd, m, err) < 0)
+            manifest_save(fd, m, s->vmfd, err) < 0)
             return err->code;
     }
     return 0;

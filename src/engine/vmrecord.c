@@ -271,7 +271,7 @@ int vmrecord_save(int vmfd, const struct vm_record *rec,
         layers_json(rec->hidden, rec->hidden_count), "trash", trash_json(rec),
         "aged", json_out_string(rec->aged), "launch", launch_json(rec));
 
-    return json_file_write(vmfd, STORE_RECORD, root, err);
+    return json_file_write(vmfd, STORE_RECORD, root, vmfd, err);
 }
 
 void vmrecord_fini(struct vm_record *rec)

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "job.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "client.h"
@@ -204,7 +205,9 @@ int qmp_job_finish(struct qstill_qmp *q, const char *job, uint32_t timeout_ms,
         qmp_job_dismiss(q, job, err) < 0)
         return err->code;
     if (end.error[0])
-        return err_set(err, QSTILL_E_FAILED, "QEMU's job '%s' failed: %s", job,
-                       end.error);
+        return err_set(err,
+                       strstr(end.error, strerror(ENOSPC)) ? QSTILL_E_NO_SPACE
+                                                           : QSTILL_E_FAILED,
+                       "QEMU's job '%s' failed: %s", job, end.error);
     return 0;
 }

@@ -260,8 +260,8 @@ class Stores(Case):
         self.q("create", "vm", "one")
 
     def test_that_have_no_room_at_all(self):
-        """What was begun is undone, nothing new begins, and it is said what to
-        do."""
+        """What was begun is undone, nothing new begins but a delete, and it
+        is said what to do."""
         self.mount_tmpfs(self.store, "size=1m")
         vm = self.tiny_vm()
         self.q("create", "vm", "one")
@@ -282,11 +282,15 @@ class Stores(Case):
             else:
                 with self.nothing_changes(vm):
                     failure = self.q.fails("no-space", "[Nn]o space",
-                                           "delete", "vm", "one")
+                                           "create", "vm", "two")
                     self.assertIn("room", failure.hint)
+                    failure = self.q.fails("no-space", "[Nn]o space",
+                                           "revert", "vm", "one")
+                    self.assertIn("room", failure.hint)
+            if journal:
+                self.q("delete", "vm", "one")
+                self.assertEqual([], self.q.names("vm"))
             os.unlink(fill)
-        self.q("delete", "vm", "one")
-        self.assertEqual([], self.q.names("vm"))
 
     def test_whose_disk_folder_cannot_be_used(self):
         readonly = os.path.join(self.tmp, "readonly")

@@ -30,7 +30,7 @@ import subprocess
 import time
 
 from lib.agent import FakeAgent
-from lib.case import QEMU_VERSION, Case
+from lib.case import QEMU_VERSION, SPARE, Case
 from lib.points import Points
 from lib.tiny import PART, PARTS
 from lib.vm import file_name
@@ -297,7 +297,8 @@ class Kill(Case):
         self.assertEqual([], self.reader.problems())
         folder = os.path.join(self.store, self.vm.name)
         self.assertEqual(set(), set(os.listdir(folder)) - {
-            "vm.json", "lock", "snapshots", "qemu.log"}, "left in the store")
+            "vm.json", "lock", "snapshots", "qemu.log", *SPARE},
+            "left in the store")
         self.assertEqual(
             {s["id"] for s in listed["snapshots"]} |
             {".%s.trash" % i for t in record["trash"] for i in t["ids"]},

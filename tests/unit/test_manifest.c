@@ -130,7 +130,7 @@ static void a_manifest_is_read_back_as_it_was_written(void **state)
     struct fixture *f = *state;
     struct manifest m = full(), r;
 
-    assert_int_equal(manifest_save(f->fd, &m, &f->err), 0);
+    assert_int_equal(manifest_save(f->fd, &m, -1, &f->err), 0);
     assert_int_equal(manifest_load(f->fd, &r, &f->err), 0);
     assert_text(r.id, m.id);
     assert_text(r.name, m.name);
@@ -166,7 +166,7 @@ static void its_disks_and_blocks_are_read_back_too(void **state)
     struct fixture *f = *state;
     struct manifest m = full(), r;
 
-    assert_int_equal(manifest_save(f->fd, &m, &f->err), 0);
+    assert_int_equal(manifest_save(f->fd, &m, -1, &f->err), 0);
     assert_int_equal(manifest_load(f->fd, &r, &f->err), 0);
     assert_int_equal(r.disk_count, 2);
     for (size_t i = 0; i < 2; i++) {

@@ -116,7 +116,7 @@ static void a_failed_job_gives_its_own_error(void **state)
     json_t *event = NULL;
 
     (void)state;
-    qmp_peer_error(&err, qmp_job_finish(q, "j", 5000, &err), QSTILL_E_FAILED,
+    qmp_peer_error(&err, qmp_job_finish(q, "j", 5000, &err), QSTILL_E_NO_SPACE,
                    "QEMU's job 'j' failed: No space left on device");
     /* an event that is no job's is still there */
     assert_int_equal(qstill_qmp_next_event(q, QSTILL_QMP_NO_WAIT, &event, &err),

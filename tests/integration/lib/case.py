@@ -35,6 +35,7 @@ QUICK = os.environ.get("QSTILL_TEST_QUICK", "") == "1"
 SHARE, SHARES = (int(n) for n in
                  os.environ.get("QSTILL_TEST_SHARE", "0/1").split("/"))
 PR_SET_CHILD_SUBREAPER = 36
+SPARE = (".spare.0", ".spare.1")  # room for a full file system's journal
 
 
 def share(items):
@@ -220,6 +221,23 @@ class Case(unittest.TestCase):
                           p.stderr.strip())
         self.addCleanup(subprocess.run, ["umount", "-l", path])
 
+    def mount_ext4(self, path, size):
+        """The same with an ext4 of `size`, none of it kept for root."""
+        os.makedirs(path, exist_ok=True)
+        made = os.path.join(self.tmp, "ext4")
+        subprocess.run(["truncate", "-s", size, made], check=True)
+        for argv in (["mkfs.ext4", "-q", "-m", "0", "-b", "4096", made],
+                     ["mount", "-o", "loop", made, path]):
+            try:
+                p = subprocess.run(argv, stdout=subprocess.PIPE,
+                                   stderr=subprocess.STDOUT, text=True)
+            except FileNotFoundError as e:
+                self.skipTest(str(e))
+            if p.returncode != 0:
+                self.skipTest("an ext4 is not to be had here: " +
+                              p.stdout.strip())
+        self.addCleanup(subprocess.run, ["umount", "-l", path])
+
     def _end_processes(self):
         """Ends what this test started, and waits until it is gone."""
         deadline = time.monotonic() + 10
@@ -360,7 +378,7 @@ class Case(unittest.TestCase):
         for folder, dirs, files in os.walk(self.store):
             for f in files:
                 path = os.path.join(folder, f)
-                if f not in ("lock", "qemu.log"):
+                if f not in ("lock", "qemu.log", *SPARE):
                     found[path] = os.stat(path).st_size
             for d in dirs:
                 found[os.path.join(folder, d)] = None
@@ -427,7 +445,7 @@ class Case(unittest.TestCase):
                 needed.update(image.chain(layer["path"]))
         self.assertEqual(set(), self.disk_files(vm) - needed,
                          "images that nobody needs")
-        want = {"vm.json", "lock", "snapshots", "qemu.log"}
+        want = {"vm.json", "lock", "snapshots", "qemu.log", *SPARE}
         self.assertEqual(set(), set(os.listdir(folder)) - want,
                          "the store's folder of the VM")
         self.assertEqual({s["id"] for s in listed["snapshots"]} |

@@ -12,6 +12,7 @@ import random
 import time
 
 from lib import image
+from lib.case import SPARE
 from lib.vm import file_name
 
 from .images import Reader
@@ -405,7 +406,8 @@ class Walk:
         case.assertEqual([], self.reader.problems())
         store = os.path.join(case.store, "vm")
         case.assertEqual(set(), set(os.listdir(store)) - {
-            "vm.json", "lock", "snapshots", "qemu.log"}, "left in the store")
+            "vm.json", "lock", "snapshots", "qemu.log", *SPARE},
+            "left in the store")
         case.assertEqual(
             {s["id"] for s in self.q.snapshots("vm")},
             set(os.listdir(os.path.join(store, "snapshots"))))
