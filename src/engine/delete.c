@@ -23,6 +23,7 @@
 #include "delete_impl.h"
 #include "job.h"
 #include "layers.h"
+#include "lost.h"
 #include "protect.h"
 #include "trash.h"
 
@@ -168,9 +169,11 @@ static int hide_of_gone(struct session *s, const char *gone,
     CLEANUP(manifest_fini) struct manifest m = {.arena = ARENA_INIT};
     struct qstill_error why = {0};
 
-    if (store_opendirat(s->snapsfd, gone, &fd, &why) < 0 ||
-        manifest_load(fd, &m, &why) < 0)
-        return 0; /* removed in part already: its layers are hidden then */
+    if (store_opendirat(s->snapsfd, gone, &fd, &why) < 0)
+        return 0;
+    /* removed in part already, its layers hidden; or a damaged one */
+    if (manifest_load(fd, &m, &why) < 0)
+        return why.code == QSTILL_E_NOT_FOUND ? 0 : lost_hide(s, fd, err);
     /* who takes it in may be a living one's by now */
     for (size_t k = 0; k < m.disk_count; k++)
         if (!tree_owner(&s->tree, m.disks[k].path) &&
@@ -262,6 +265,8 @@ static int finish_enter(void *ctx, struct qstill_error *err)
                  "the snapshot is gone; the next command, or qstill "
                  "recover %s, merges its layers",
                  c->vm);
+    if (err->code == 0 && c->any_damaged && c->s.tree.damaged_count == 0)
+        lost_tell(&c->s, err);
     if (err->code == 0 && c->o.paranoid)
         return paranoid_check(&c->before, &c->s, err);
     return err->code;

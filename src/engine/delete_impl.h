@@ -20,6 +20,7 @@ struct del {
     struct qstill_delete_options o;
     bool *doomed;         /* by index in the tree; while planning */
     bool *doomed_damaged; /* the same of its damaged ones */
+    bool any_damaged;
     char tag[ID_LEN + 1];
     struct journal j;
     struct paranoid before;

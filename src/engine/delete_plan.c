@@ -111,7 +111,7 @@ static int find_doomed(struct del *c, struct qstill_error *err)
         struct manifest *m = NULL;
 
         if (d) {
-            c->doomed_damaged[d - t->damaged] = true;
+            c->any_damaged = c->doomed_damaged[d - t->damaged] = true;
             continue;
         }
         if (tree_resolve(t, c->snaps[i], &m, err) < 0)
@@ -121,7 +121,6 @@ static int find_doomed(struct del *c, struct qstill_error *err)
     return 0;
 }
 
-/* Its name for its layers is lost with its manifest. */
 static void describe_damaged(struct del *c)
 {
     const struct tree *t = &c->s.tree;
@@ -129,8 +128,8 @@ static void describe_damaged(struct del *c)
     for (size_t i = 0; i < t->damaged_count; i++)
         if (c->doomed_damaged[i])
             buf_printf(job_text(c->job),
-                       "delete %s, which is damaged: its layers are not known "
-                       "and stay where they are\n",
+                       "delete %s, which is damaged: of its layers those go "
+                       "that its manifest still names\n",
                        t->damaged[i].id);
 }
 

@@ -6,6 +6,7 @@ on another host, is named."""
 import fcntl
 import json
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -146,6 +147,81 @@ class Damaged(Tree):
         self.vm.quit()
         self.q("delete", "vm", "leaf")
         self.assertEqual(self.want["leaf"], self.heads())
+
+    def cut(self, name, at):
+        """The manifest's end is lost."""
+        with open(self.q.manifest_path("vm", self.ids[name])) as f:
+            text = f.read()
+        at = text.index(at)
+        self.damage(name, text[:at])
+
+    def test_what_its_manifest_still_names_goes_with_it(self):
+        for name in ("twig", "middle"):
+            with self.subTest(name):
+                layers = self.layers(name)
+                files = self.disk_files(self.vm)
+                self.cut(name, '"memory"')
+                self.q("delete", "vm", self.ids[name])
+                self.damaged_on_purpose.clear()
+                self.assertNotIn("stays", self.q.stderr)
+                self.assertEqual(len(files) - 2,
+                                 len(self.disk_files(self.vm)))
+                if name == "twig":  # nobody's child; the other is merged
+                    self.assertFalse(any(map(os.path.exists, layers)))
+                del self.want[name]
+                self.is_whole(*self.want)
+                self.check_nothing_left(self.vm)
+
+    def test_what_is_not_named_stays_and_is_told(self):
+        layers = self.layers("twig")
+        self.damage("twig", "")
+        self.q("delete", "vm", self.ids["twig"])
+        for path in layers:
+            self.assertTrue(os.path.exists(path))
+            self.assertRegex(self.q.stderr, re.escape(path) +
+                             " stays: .*chattr -i FILE; rm FILE")
+        for path in self.disk_files(self.vm) - set(layers):
+            self.assertNotIn(path + " stays", self.q.stderr)
+        self.unprotect(self.vm.dir)
+        for path in layers:
+            os.unlink(path)
+        self.damaged_on_purpose.clear()
+        self.is_whole("root", "middle", "leaf")
+        self.check_nothing_left(self.vm)
+        self.q("delete", "vm", "root", "middle", "leaf")
+        self.check_nothing_left(self.vm)
+
+    def test_a_manifest_that_names_what_is_not_its_own_takes_nothing(self):
+        """Files of others, named as ours or not, and layers that are needed."""
+        name = self.layers("twig")[0]
+        mine = os.path.join(self.vm.dir, "disk0.aaaaaaaaaaaa.qcow2")
+        over = os.path.join(self.vm.dir, "backup.qcow2")
+        image.create(mine, "qcow2", 2 << 20, pattern=False)
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",
+                  "-b", name, over)
+        other = os.path.join(self.tmp, "text")
+        with open(other, "w") as f:
+            f.write("text\n")
+        link = os.path.join(self.vm.dir, "disk0.bbbbbbbbbbbb.qcow2")
+        os.symlink(name, link)
+        named = [mine, over, other, link, *self.layers("leaf"),
+                 *self.head_paths(self.vm)]
+        self.damage("twig", "".join('{"path": "%s", ' % p for p in named))
+        self.q("delete", "vm", self.ids["twig"])
+        for path in named:
+            self.assertTrue(os.path.exists(path), path)
+        self.is_whole("root", "middle", "leaf")
+
+    def test_all_are_damaged_and_go(self):
+        """Back to the first images."""
+        for name in self.want:
+            self.cut(name, '"memory"')
+        self.q("delete", "vm", *self.ids.values())
+        self.damaged_on_purpose.clear()
+        self.is_whole()
+        self.assertEqual({d.path for d in self.vm.disks},
+                         self.disk_files(self.vm))
+        self.check_nothing_left(self.vm)
 
     def test_one_behind_a_symbolic_link_is_damaged_like_others(self):
         """Nothing in the store is followed, and the others go on."""
