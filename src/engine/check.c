@@ -119,8 +119,9 @@ static void check_memory(struct report_obj *o, struct session *s)
     for (size_t i = 0; i < s->tree.count; i++)
         if (s->tree.nodes[i].memory_included &&
             preflight_memory(s, &s->tree.nodes[i], &e) < 0) {
-            err_hint(&e, "bring its files back from a backup; its disks can "
-                         "be reverted to with --stopped");
+            if (e.code == QSTILL_E_CORRUPT || e.code == QSTILL_E_NOT_FOUND)
+                err_hint(&e, "bring its files back from a backup; its disks "
+                             "can be reverted to with --stopped");
             problem_of(o, "memory-changed", &e);
         }
 }

@@ -256,6 +256,16 @@ int layer_identify(struct manifest *m, struct manifest_disk *d,
     return 0;
 }
 
+/* The number of a device may be another after each mount: it counts only where
+ * there is nothing better. */
+static bool is_same_inode(const struct manifest_disk *then,
+                          const struct manifest_disk *now)
+{
+    if (now->ino != then->ino)
+        return false;
+    return now->dev == then->dev || then->mtime_ns;
+}
+
 int layer_check(const struct manifest_disk *d, struct qstill_error *err)
 {
     struct manifest scratch = {.arena = ARENA_INIT};
@@ -272,7 +282,7 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
     }
     r = layer_identify(&scratch, &now, err);
 
-    if (r == 0 && d->ino && (now.dev != d->dev || now.ino != d->ino))
+    if (r == 0 && d->ino && !is_same_inode(d, &now))
         what = "is another file than the one that was frozen";
     else if (r == 0 && d->header_hash && now.header_hash &&
              strcmp(now.header_hash, d->header_hash) != 0)

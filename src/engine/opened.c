@@ -2,6 +2,7 @@
 #include "opened.h"
 
 #include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,9 +39,12 @@ int opened_read(struct opened *o, int pid, struct qstill_error *err)
     if (!dir)
         return 0;
     o->known = true;
-    while (r == 0 && (e = readdir(dir)) != NULL)
-        if (fstatat(dirfd(dir), e->d_name, &st, 0) == 0 && S_ISREG(st.st_mode))
-            r = add(o, &room, &st, err);
+    while (r == 0 && (e = readdir(dir)) != NULL) {
+        if (fstatat(dirfd(dir), e->d_name, &st, 0) == 0)
+            r = S_ISREG(st.st_mode) ? add(o, &room, &st, err) : 0;
+        else if (errno != ENOENT) /* the list can be had, but not the files */
+            o->known = false;
+    }
     closedir(dir);
     return r;
 }

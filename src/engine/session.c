@@ -243,9 +243,15 @@ static int wrong_head(struct session *s, const struct vm_disk *d,
 
 /* A name says nothing about the file that QEMU has open: what another file put
  * in its place would become of the guest's disk at the next reopen. */
-static int check_is_open(struct session *s, const struct opened *opened,
+static int check_is_open(struct session *s, struct opened *opened,
                          const struct vm_disk *d, struct qstill_error *err)
 {
+    if (!opened->known || opened_has(opened, d->head_path))
+        return 0;
+    /* it may just have been opened anew while the list was read */
+    opened_fini(opened);
+    if (opened_read(opened, s->pid, err) < 0)
+        return err->code;
     if (!opened->known || opened_has(opened, d->head_path))
         return 0;
     err_set(err, QSTILL_E_CORRUPT,

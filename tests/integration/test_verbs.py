@@ -2,6 +2,7 @@
 """attach, vms, check, list, info, rename, path, start, detach."""
 
 import datetime
+import json
 import os
 import shutil
 import subprocess
@@ -326,6 +327,25 @@ class Names(Case):
                 self.assertEqual(["one", "two"], self.q.names("vm"))
             os.rename(path + ".aside", path)
         self.q("create", "vm", "three")
+
+    def test_a_device_may_get_another_number(self):
+        """As loop and NVMe devices do at the next boot: that is no change of a
+        file that has the same inode, length, time and header."""
+        vm = self.tiny_vm(disks=[self.disk(size=2 << 20, pattern=False),
+                                 self.disk("disk1", "raw", size=2 << 20,
+                                           pattern=False)])
+        self.q("create", "vm", "one")
+        path = self.q.manifest_path("vm", self.q("info", "vm", "one")["id"])
+        with open(path) as f:
+            manifest = json.load(f)
+        for disk in manifest["disks"]:
+            disk["dev"] += 1
+        with open(path, "w") as f:
+            json.dump(manifest, f)
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.q("create", "vm", "two")
+        self.q("revert", "vm", "one")
+        self.q("delete", "vm", "one", "two")
 
     def test_a_store_behind_a_link(self):
         vm = self.tiny_vm(attach=False)
