@@ -83,7 +83,8 @@ static bool is_first(struct session *s, const struct vm_disk *d,
     const char *first =
         session_resolve(&s->rec.arena, &s->rec.launch, d->attach_path);
 
-    return first && strcmp(first, path) == 0;
+    /* QEMU's name may lead there by a link or ".." */
+    return first && session_same_file(first, path);
 }
 
 /* An overlay of the disk's first image or of a layer that somebody needs, or of

@@ -60,7 +60,9 @@ void spare_make(int vmfd, size_t layers)
     for (size_t i = 0; i < ARRAY_LEN(names); i++) {
         struct qstill_error ignored = {0};
 
-        if (make_one(vmfd, names[i], size, &ignored) < 0)
+        /* one that is too small is better than none */
+        if (make_one(vmfd, names[i], size, &ignored) < 0 &&
+            size_of(vmfd, names[i]) == 0)
             unlinkat(vmfd, names[i], 0);
     }
 }

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "job.h"
 
-#include <errno.h>
 #include <string.h>
 
 #include "client.h"
@@ -196,6 +195,20 @@ int qmp_job_set_speed(struct qstill_qmp *q, const char *job, uint64_t speed,
         NULL, err);
 }
 
+/* QEMU tells an errno by its words only, and is never translated; strerror()
+ * may be. */
+static bool says_no_space(const char *error)
+{
+    static const char *const words[] = {"No space left on device",
+                                        "Disk quota exceeded",
+                                        "File too large"};
+
+    for (size_t i = 0; i < ARRAY_LEN(words); i++)
+        if (strstr(error, words[i]))
+            return true;
+    return false;
+}
+
 int qmp_job_finish(struct qstill_qmp *q, const char *job, uint32_t timeout_ms,
                    struct qstill_error *err)
 {
@@ -206,8 +219,8 @@ int qmp_job_finish(struct qstill_qmp *q, const char *job, uint32_t timeout_ms,
         return err->code;
     if (end.error[0])
         return err_set(err,
-                       strstr(end.error, strerror(ENOSPC)) ? QSTILL_E_NO_SPACE
-                                                           : QSTILL_E_FAILED,
+                       says_no_space(end.error) ? QSTILL_E_NO_SPACE
+                                                : QSTILL_E_FAILED,
                        "QEMU's job '%s' failed: %s", job, end.error);
     return 0;
 }

@@ -386,3 +386,32 @@ class Clock(Tree):
 
 
 del Tree
+
+
+class AnotherName(Case):
+    """QEMU's name of the first image is not its real one."""
+
+    either = True
+
+    def test_all_are_damaged_and_go(self):
+        disk = self.disk("disk0", "qcow2", size=2 << 20, pattern=False)
+        folder, name = os.path.split(disk.path)
+        disk.path = os.path.join(folder, "..", os.path.basename(folder), name)
+        vm = self.tiny_vm(disks=[disk])
+        vm.write(disk, 0, 3)
+        for snap in ("one", "two"):
+            self.q("create", "vm", snap)
+            vm.write(disk, 1, 4)
+        ids = [self.q("info", "vm", snap)["id"] for snap in ("one", "two")]
+        for each in ids:
+            path = self.q.manifest_path("vm", each)
+            with open(path) as f:
+                text = f.read()
+            with open(path, "w") as f:
+                f.write(text[:text.index('"memory"')])
+        self.q("delete", "vm", *ids)
+        self.assertEqual([name], [n for n in os.listdir(folder)
+                                  if n.endswith(".qcow2")])
+        self.assertEqual([3, 4, 0], content(
+            os.path.join(folder, name), "qcow2")[:3])
+        self.assertTrue(self.q.check("vm")["ok"])
