@@ -174,6 +174,19 @@ static int verify_header(const struct journal *j, struct qstill_error *err)
     return 0;
 }
 
+/* Those that a process which died here has given the new file already. */
+static int follow_others(struct session *s, const struct journal *j,
+                         const struct layers *all, struct qstill_error *err)
+{
+    const struct layer *made = layers_find(all, j->swap_to);
+
+    for (const struct layer *l = made ? layers_child(all, made, NULL) : NULL; l;
+         l = layers_child(all, made, l))
+        if (!l->trash && collapse_reidentify(s, l->path, err) < 0)
+            return err->code;
+    return 0;
+}
+
 /* Other overlays of the old file, which no QEMU has open. One that cannot be
  * changed now keeps the old file, which stays hidden for it. */
 static int repoint_others(struct session *s, const struct journal *j,
@@ -182,7 +195,7 @@ static int repoint_others(struct session *s, const struct journal *j,
     CLEANUP(layers_fini) struct layers all = {0};
     const struct layer *old;
 
-    if (layers_load(s, &all, err) < 0)
+    if (layers_load(s, &all, err) < 0 || follow_others(s, j, &all, err) < 0)
         return err->code;
     old = layers_find(&all, j->swap_from);
     for (struct layer *l = old ? layers_child(&all, old, NULL) : NULL; l;

@@ -352,8 +352,9 @@ class Kill(Case):
         self.write()
         return seen >= n
 
-    def operation(self, argv, fault, prepare, after):
-        """At each point. `after` gives (snapshots, head) of a success."""
+    def operation(self, argv, fault, prepare, after, points=None):
+        """At each point. `after` gives (snapshots, head) of a success, and
+        points() others than the usual ones, from the calls counted."""
         seed = int(os.environ.get("SEED", "0")) or random.randrange(1, 1 << 30)
         random.seed(seed)
         tried = Points("%s %s.%s" % (QEMU_VERSION, type(self).__name__,
@@ -368,7 +369,7 @@ class Kill(Case):
         tried.begin(total)
         self.now = None
         broken = []
-        for n in self.points(total):
+        for n in points(counted) if points else self.points(total):
             if tried.knows(n):
                 continue
             if time.time() > UNTIL:
@@ -408,6 +409,32 @@ class Kill(Case):
         self.operation(lambda: ["revert", self.vm.name, to, *more], fault,
                        self.ready, want)
 
+    def revert_expiring(self, fault):
+        """With merges of what was deleted before, at its end."""
+        def prepare():
+            self.q("delete", self.vm.name, "middle", "--keep-trash", "1")
+            self.model = {k: v for k, v in self.model.items()
+                          if k != "middle"}
+        self.operation(lambda: ["revert", self.vm.name, "leaf"], fault,
+                       prepare, lambda: (dict(self.model),
+                                         self.model["leaf"]))
+
+    def delete_below_a_fork(self, fault, points=None):
+        """The layer that takes the deleted one in has another overlay, which
+        QEMU does not have open."""
+        def prepare():
+            self.q("revert", self.vm.name, "leaf", "--keep-trash", "0")
+            self.head = self.model["leaf"]
+            self.snapshot("bough")
+            self.q("revert", self.vm.name, "leaf", "--keep-trash", "0")
+            self.head = self.model["leaf"]
+
+        def want():
+            return {k: v for k, v in self.model.items()
+                    if k != "middle"}, self.head
+        self.operation(lambda: ["delete", self.vm.name, "middle"], fault,
+                       prepare, want, points)
+
     def delete(self, fault, *gone):
         def want():
             return {k: v for k, v in self.model.items()
@@ -446,6 +473,8 @@ def add(cls, fault, few=()):
         "an_undo_of_a_revert": lambda s: s.undo(fault, "revert", "root"),
         "an_undo_of_a_delete": lambda s: s.undo(
             fault, "delete", "middle", "root", "--keep-trash", "1"),
+        "a_delete_below_a_fork": lambda s: s.delete_below_a_fork(fault),
+        "a_revert_when_trash_expires": lambda s: s.revert_expiring(fault),
     }
     for name, run in ops.items():
         if few and not EVERY and not any(w in name for w in few):
@@ -457,6 +486,24 @@ def add(cls, fault, few=()):
 
 class OurselvesKilled(Kill):
     """SIGKILL."""
+
+    def test_when_an_overlay_has_got_its_new_backing_file(self):
+        """But its manifest does not know of it yet."""
+        def points(calls):
+            self.assertTrue(self.fork)
+            found = [int(c.split()[0]) for c in calls
+                     if any(f in c for f in self.fork)]
+            self.assertTrue(found, "\n".join(calls))
+            return sorted({n + 1 for n in found})[-4:]
+        self.fork = []
+        taken = self.run_at
+
+        def run_at(n, *more):
+            self.fork = [os.path.basename(p) for p, _ in self.frozen(
+                self.vm, "bough").values()]
+            return taken(n, *more)
+        self.run_at = run_at
+        self.delete_below_a_fork("kill", points)
 
 
 class QemuKilled(Kill):
