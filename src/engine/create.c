@@ -221,7 +221,8 @@ static int publish_snapshot(struct create *c, const struct manifest *m,
 
     unwind_tmp_name(c->id, tmp);
     if (store_opendirat(c->s.snapsfd, tmp, &tmpfd, err) < 0 ||
-        manifest_save(tmpfd, m, -1, err) < 0 || publish_sync_dir(tmpfd, err) < 0)
+        manifest_save(tmpfd, m, -1, err) < 0 ||
+        publish_sync_dir(tmpfd, err) < 0)
         return err->code;
     /* This one rename is the snapshot. */
     if (renameat2(c->s.snapsfd, tmp, c->s.snapsfd, c->id, RENAME_NOREPLACE) < 0)
@@ -252,6 +253,7 @@ static int publish_enter(void *ctx, struct qstill_error *err)
     unlinkat(c->s.vmfd, UNWIND_RESERVE_NAME, 0);
     for (size_t i = 0; !c->o.no_protect && i < c->j.disk_count; i++)
         protect_set(c->j.disks[i].old_path);
+    c->s.rest_job = c->job;
     if (trash_end(&c->s, job_text(c->job), err) < 0)
         return err_hint(err,
                         "the snapshot exists; qstill recover %s takes "

@@ -213,20 +213,33 @@ static int remove_gone(struct session *s, const char *gone,
 
 /* Cancelled: what is not merged stays hidden, for recover or the next delete.
  * A merge that cannot be left in the middle is the next command's. */
-static void leave_merges(struct session *s, struct journal *j,
-                         struct qstill_error *err)
+static bool leave_merges(struct session *s, struct journal *j)
 {
     struct qstill_error second = {0};
 
     s->job = NULL;
     if (layers_settle(s, j, &second) < 0 || j->pivot_disk)
-        return;
+        return false;
     protect_all(s);
-    if (journal_remove(s->vmfd, &second) == 0)
-        err_hint(err,
-                 "what was deleted is gone; qstill recover %s merges the rest "
-                 "of its layers",
-                 s->vm);
+    return journal_remove(s->vmfd, &second) == 0;
+}
+
+int delete_rest(struct session *s, struct journal *j, struct buf *text,
+                struct qstill_error *err)
+{
+    s->job = s->rest_job;
+    layers_collapse(s, j, text, err);
+    s->job = NULL;
+    if (err->code == QSTILL_E_CANCELLED) {
+        err_clear(err);
+        leave_merges(s, j);
+        store_note(s->store,
+                   "cancelled when only merges were left to be done: qstill "
+                   "recover %s goes on with them",
+                   s->vm);
+        return 0;
+    }
+    return err->code < 0 ? err->code : journal_remove(s->vmfd, err);
 }
 
 int delete_finish(struct session *s, struct journal *j, struct buf *text,
@@ -242,8 +255,14 @@ int delete_finish(struct session *s, struct journal *j, struct buf *text,
     /* the record has their layers now; the merges may need their room */
     if (each_gone(s, remove_gone, err) < 0 || session_connect(s, err) < 0)
         return err->code;
-    if (layers_collapse(s, j, text, err) == QSTILL_E_CANCELLED)
-        leave_merges(s, j, err);
+    if (!s->job)
+        return delete_rest(s, j, text, err);
+    if (layers_collapse(s, j, text, err) == QSTILL_E_CANCELLED &&
+        leave_merges(s, j))
+        err_hint(err,
+                 "what was deleted is gone; qstill recover %s merges the rest "
+                 "of its layers",
+                 s->vm);
     if (err->code < 0)
         return err->code;
     return journal_remove(s->vmfd, err);

@@ -20,4 +20,10 @@ int delete_remove_gone(struct session *s, struct qstill_error *err);
 int delete_finish(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err);
 
+/* The merges behind another operation, which is done: a cancel (of the
+ * session's rest_job) leaves them for recover, and is no failure. The journal
+ * goes. */
+int delete_rest(struct session *s, struct journal *j, struct buf *text,
+                struct qstill_error *err);
+
 #endif

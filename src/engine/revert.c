@@ -284,6 +284,7 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     if (journal_save(r->s.vmfd, &r->j, err) < 0)
         return err->code;
     r->committed = true;
+    r->s.rest_job = r->job;
     if ((r->started || r->in_process) && revert_run(&r->s, &r->j, err) < 0)
         return err->code;
     revert_lap(r, "run");

@@ -254,10 +254,9 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
         inplace_forget(s);
     if (j->inplace && same_process(s, j) && heads_sweep(s, j, err) < 0)
         return err->code;
-    if (trash_expire(s, err) < 0 || layers_collapse(s, j, text, err) < 0 ||
-        delete_remove_gone(s, err) < 0)
+    if (trash_expire(s, err) < 0 || delete_remove_gone(s, err) < 0)
         return err->code;
-    return journal_remove(s->vmfd, err);
+    return delete_rest(s, j, text, err);
 }
 
 static void say(struct buf *out, const char *what, const struct journal *j)

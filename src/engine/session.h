@@ -30,6 +30,8 @@ struct session {
     uint64_t bwlimit;       /* of merges, bytes per second; 0: none */
     struct qstill_job *job; /* that a merge tells how far it is, or NULL: then
                                it cannot be cancelled */
+    struct qstill_job *rest_job; /* the same of the merges that come behind an
+                                    operation that is done: delete.h */
     bool paranoid; /* compare what a guest sees before and after a merge */
 };
 

@@ -275,6 +275,7 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     if (journal_save(u->s.vmfd, &u->j, err) < 0)
         return err->code;
     u->committed = true;
+    u->s.rest_job = u->job;
     return undo_recover(&u->s, &u->j, NULL, err);
 }
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * syskill [--at N [--errno E [--stay] | --kill PID [--on]]] [--list FILE] --
- *         CMD ARG...
+ * syskill [--at N [--errno E [--stay] | --kill PID [--on] | --cancel]]
+ *         [--list FILE] -- CMD ARG...
  *
  * Runs CMD and counts its system calls that change something anywhere: files,
  * directories, sockets and pipes, other processes. Just before the N-th one
@@ -14,6 +14,7 @@
  *   --stay         and so do all such calls that follow;
  *   --kill PID     that process is killed, and waited for until it is gone;
  *                  then CMD is killed too, or goes on (--on).
+ *   --cancel       CMD gets a SIGINT, and goes on.
  * Without --at nothing happens to it: the count says how many points there
  * are. FILE gets a line per call: "N name what", and at last "end N".
  *
@@ -119,6 +120,7 @@ static struct {
     pid_t kill;
     bool on;
     bool stay;
+    bool cancel;
     FILE *list;
     long seen;
     pid_t child;
@@ -279,7 +281,7 @@ static void point(pid_t tid, const struct call *c)
             return;
     }
     if (!run.error) {
-        kill(run.child, SIGKILL);
+        kill(run.child, run.cancel ? SIGINT : SIGKILL);
         return;
     }
     if (ptrace(PTRACE_GETREGS, tid, NULL, &regs) < 0)
@@ -399,6 +401,8 @@ int main(int argc, char **argv)
             run.on = true;
         else if (strcmp(argv[i], "--stay") == 0)
             run.stay = true;
+        else if (strcmp(argv[i], "--cancel") == 0)
+            run.cancel = true;
         else if (i + 1 == argc)
             break;
         else if (strcmp(argv[i], "--at") == 0)
@@ -414,7 +418,7 @@ int main(int argc, char **argv)
     }
     if (i + 1 >= argc || strcmp(argv[i], "--") != 0) {
         fprintf(stderr, "usage: syskill [--at N] [--errno E [--stay]] [--kill "
-                        "PID [--on]] [--list FILE] -- CMD...\n");
+                        "PID [--on]] [--cancel] [--list FILE] -- CMD...\n");
         return 125;
     }
     start(argv + i + 1);

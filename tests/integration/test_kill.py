@@ -190,6 +190,8 @@ class Kill(Case):
         how = []
         if fault.startswith("E"):
             how += ["--errno", fault]
+        if fault == "cancel":
+            how += ["--cancel"]
         if fault == "EROFS":
             how += ["--stay"]
         if n:
@@ -232,6 +234,8 @@ class Kill(Case):
             self.recover(n)
         if fault in ("qemu", "host"):
             self.agent.frozen = False  # the guest is gone
+        if fault == "cancel" and self.record()["hidden"]:
+            self.q("recover", name)  # what was not merged any more
         self.assertFalse(os.path.exists(self.q.journal_path(name)))
         self.agent.wait_thawed(0.1)
         if not self.vm.alive():
@@ -244,6 +248,11 @@ class Kill(Case):
         self.assertTrue(ways, found)
         head = self.heads()
         self.assertIn(head, [w[1] for w in ways])
+        if fault == "cancel":
+            self.assertIn(self.status, (0, 10))
+        if fault == "cancel" and "delete" not in self._testMethodName:
+            self.assertIn(after if self.status == 0 else before,
+                          [(w[0], head) for w in ways])
         self.model, self.head = dict(ways[0][0]), head
         for s in listed["snapshots"]:
             self.assertEqual(self.model[s["name"]], [
@@ -539,13 +548,19 @@ class AnswerLost(Kill):
     """It ends after a command: QEMU has done what nobody knows of."""
 
 
+class Cancelled(Kill):
+    """SIGINT: done, or undone, and the exit code says which. A delete goes on
+    to its point of return, and leaves merges for later."""
+
+
 add(OurselvesKilled, "kill")
 for each, fault, few in (
         (QemuKilled, "qemu", FEW), (HostDown, "host", FEW),
         (DiskFull, "ENOSPC", FEW), (DiskBroken, "EIO", FEW),
         (ReadOnly, "EROFS", ("revert_with_memory",)),
         (SendBroken, "EPIPE", ("revert_with_memory",)),
-        (AnswerLost, "ECONNRESET", ("inner",))):
+        (AnswerLost, "ECONNRESET", ("inner",)),
+        (Cancelled, "cancel", ("expires",))):
     add(each, fault, few)
     if not EVERY:
         each.versions = ("7.2",)
