@@ -12,6 +12,7 @@
 #include "livechain.h"
 #include "liveswap.h"
 #include "protect.h"
+#include "qcow2/children.h"
 #include "spare.h"
 
 /* A layer that cannot be merged now is left alone: in use, of a format that
@@ -284,6 +285,7 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
     /* a damaged snapshot may need any of them */
     if (s->tree.damaged_count > 0)
         return wait_for_mending(s, text);
+    c.seen = children_seen_new();
     while (more && one_pass(&c, &stuck, &more, err) == 0)
         ;
     /* what a process that died here had closed in part */
@@ -292,6 +294,7 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
     if (err->code == 0)
         identify_rest(&c, err);
     layers_fini(&c.all);
+    children_seen_free(c.seen);
     stuck_fini(&stuck);
     if (err->code == 0)
         protect_all(s); /* not after a failure: it goes on where it stopped */

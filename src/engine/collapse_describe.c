@@ -219,7 +219,8 @@ int layers_describe(struct session *s, const struct journal *j,
                     struct buf *text, struct qstill_error *err)
 {
     struct journal copy = *j;
-    struct collapse c = {.s = s, .j = &copy, .text = text};
+    struct collapse c = {
+        .s = s, .j = &copy, .text = text, .seen = children_seen_new()};
 
     if (layers_load(s, &c.all, err) == 0 &&
         livechain_mark(s, &c.all, err) == 0) {
@@ -240,5 +241,6 @@ int layers_describe(struct session *s, const struct journal *j,
                        s->tree.damaged[0].id);
     }
     layers_fini(&c.all);
+    children_seen_free(c.seen);
     return err->code;
 }

@@ -38,9 +38,9 @@ struct collapse {
     struct journal *j;
     struct buf *text; /* may be NULL */
     struct layers all;
-    bool simulated; /* a plan: nothing is asked of the files */
-    bool no_room;   /* the step at hand had no room for data, and all is as it
-                       was before it */
+    struct children_seen *seen; /* of the files that may stand on these */
+    bool no_room;    /* the step at hand had no room for data, and all is as it
+                        was before it */
     uint64_t wanted; /* what it needs, if that is known; bytes */
 };
 

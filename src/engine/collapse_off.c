@@ -116,6 +116,7 @@ int collapse_request(struct collapse *c, const struct step *st,
     r->lower_name = st->kind == STEP_LOWER || st->kind == STEP_FOLD;
     r->bwlimit = c->s->bwlimit;
     r->gentle = c->s->qmp != NULL;
+    r->seen = c->seen;
     r->journal_dir = c->s->vmfd;
     r->journal_name = LAYERS_MERGE_JOURNAL;
     return 0;

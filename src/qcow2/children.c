@@ -8,15 +8,36 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "base/bytes.h"
+#include "base/sum.h"
 
 /* A directory with more entries is no place of images. */
 #define MAX_ENTRIES 1000000u
+#define SETTLED_S   2
+
+/* A file of a directory, as long as it is as `st` says. */
+struct entry {
+    char *path;
+    struct stat st;
+    bool settled; /* what changes it from now on changes its times, too */
+    char *name;   /* of its backing file; NULL: none */
+    bool qed;
+};
+
+/* Open addressing by path; 0 is free, else an index plus one. */
+struct children_seen {
+    struct entry *v;
+    size_t n, cap;
+    uint32_t *slots;
+    size_t slot_count; /* a power of two */
+};
 
 struct search {
     const struct chain *c;
     size_t first, last;
+    struct children_seen *seen; /* may be NULL */
     struct children *out;
 };
 
@@ -27,6 +48,118 @@ void children_fini(struct children *ch)
     free(ch->v);
     *ch = (struct children){0};
 }
+
+/* ---------------------------------------------------------- what was seen */
+
+struct children_seen *children_seen_new(void)
+{
+    return calloc(1, sizeof(struct children_seen));
+}
+
+static void entry_fini(struct entry *e)
+{
+    free(e->path);
+    free(e->name);
+    *e = (struct entry){0};
+}
+
+void children_seen_free(struct children_seen *seen)
+{
+    if (!seen)
+        return;
+    for (size_t i = 0; i < seen->n; i++)
+        entry_fini(&seen->v[i]);
+    free(seen->v);
+    free(seen->slots);
+    free(seen);
+}
+
+static size_t slot_of(const struct children_seen *seen, const char *path)
+{
+    size_t at = (size_t)sum_bytes(path, strlen(path), 0);
+
+    for (at &= seen->slot_count - 1; seen->slots[at] != 0;
+         at = (at + 1) & (seen->slot_count - 1))
+        if (strcmp(seen->v[seen->slots[at] - 1].path, path) == 0)
+            break;
+    return at;
+}
+
+static struct entry *seen_find(const struct children_seen *seen,
+                               const char *path)
+{
+    size_t at;
+
+    if (!seen || seen->slot_count == 0)
+        return NULL;
+    at = slot_of(seen, path);
+    return seen->slots[at] ? &seen->v[seen->slots[at] - 1] : NULL;
+}
+
+/* A change within the clock's tick of another does not show in its time. */
+static bool is_settled(const struct stat *st)
+{
+    return time(NULL) - st->st_ctim.tv_sec > SETTLED_S;
+}
+
+static bool is_as_seen(const struct entry *e, int dirfd, const char *name)
+{
+    struct stat st;
+
+    return e->settled && fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           st.st_dev == e->st.st_dev && st.st_ino == e->st.st_ino &&
+           st.st_size == e->st.st_size &&
+           st.st_mtim.tv_sec == e->st.st_mtim.tv_sec &&
+           st.st_mtim.tv_nsec == e->st.st_mtim.tv_nsec &&
+           st.st_ctim.tv_sec == e->st.st_ctim.tv_sec &&
+           st.st_ctim.tv_nsec == e->st.st_ctim.tv_nsec;
+}
+
+static bool seen_grow(struct children_seen *seen)
+{
+    size_t cap = seen->cap ? 2 * seen->cap : 256;
+    struct entry *v;
+    uint32_t *slots;
+
+    if (seen->n < seen->cap)
+        return true;
+    v = realloc(seen->v, cap * sizeof(*v));
+    if (v)
+        seen->v = v;
+    slots = calloc(2 * cap, sizeof(*slots));
+    if (!v || !slots) {
+        free(slots);
+        return false;
+    }
+    free(seen->slots);
+    seen->slots = slots;
+    seen->slot_count = 2 * cap;
+    seen->cap = cap;
+    for (size_t i = 0; i < seen->n; i++)
+        slots[slot_of(seen, seen->v[i].path)] = (uint32_t)i + 1;
+    return true;
+}
+
+/* Takes over what is in *e. */
+static int seen_put(struct children_seen *seen, struct entry *e,
+                    struct qstill_error *err)
+{
+    struct entry *old = seen_find(seen, e->path);
+
+    if (old) {
+        entry_fini(old);
+        *old = *e;
+    } else if (seen_grow(seen)) {
+        seen->v[seen->n] = *e;
+        seen->slots[slot_of(seen, e->path)] = (uint32_t)++seen->n;
+    } else {
+        return err_nomem(err);
+    }
+    *e = (struct entry){0};
+    return 0;
+}
+
+/* ------------------------------------------------------------ the overlays */
 
 static bool is_layer(const struct chain *c, const struct stat *st, size_t first,
                      size_t last, size_t *which)
@@ -166,40 +299,64 @@ static int take_child(struct search *s, const char *path, int fd, size_t which,
     return add(s, path, which, err);
 }
 
-static int look_at(struct search *s, const char *path, int fd,
-                   struct qstill_error *err)
+/* What a file is, without a word on whether it concerns us. */
+static int read_entry(const struct search *s, int fd, struct entry *e,
+                      struct qstill_error *err)
 {
-    CLEANUP(closep) int mine = fd;
-    CLEANUP(freep) char *name = NULL;
-    struct stat st;
-    size_t which;
-    bool yes, qed;
+    if (fstat(fd, &e->st) < 0)
+        return err_errno(err, errno, "cannot stat %s", e->path);
+    e->settled = is_settled(&e->st);
+    if (stored_name(s->c->io, fd, &e->name, &e->qed, err) < 0)
+        return err_wrap(err, "%s", e->path);
+    return 0;
+}
 
-    if (fstat(fd, &st) < 0)
-        return err_errno(err, errno, "cannot stat %s", path);
-    if (is_layer(s->c, &st, 0, s->c->n - 1, &which) || known(s, &st))
+static int judge(struct search *s, const struct entry *e,
+                 struct qstill_error *err)
+{
+    size_t which = 0;
+    bool yes;
+    int fd;
+
+    if (is_layer(s->c, &e->st, 0, s->c->n - 1, &which) || !e->name)
         return 0;
-    if (stored_name(s->c->io, fd, &name, &qed, err) < 0)
-        return err_wrap(err, "%s", path);
-    if (!name)
-        return 0;
-    if (names_layer(s, path, name, &yes, &which, err) < 0)
+    if (names_layer(s, e->path, e->name, &yes, &which, err) < 0)
         return err->code;
-    if (yes && qed)
+    if (!yes || known(s, &e->st))
+        return 0;
+    if (e->qed)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "%s, a qed image, stands on %s: only qcow2 overlays can "
                        "be dealt with",
-                       path, s->c->layers[which]->path);
-    return yes ? take_child(s, path, take_fd(&mine), which, err) : 0;
+                       e->path, s->c->layers[which]->path);
+    if (io_openat(s->c->io, AT_FDCWD, e->path, O_RDONLY, 0, &fd, err) < 0)
+        return err->code;
+    return take_child(s, e->path, fd, which, err);
 }
 
-/* A file of a directory. One that cannot be looked into may be an overlay:
- * then nothing is merged. */
-static int look_at_entry(struct search *s, int dirfd, const char *dir,
-                         const char *name, struct qstill_error *err)
+static int look_at(struct search *s, const char *path, struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
-    CLEANUP(freep) char *path = NULL;
+    struct entry e = {.path = strdup(path)};
+    int r;
+
+    if (!e.path)
+        return err_nomem(err);
+    r = io_openat(s->c->io, AT_FDCWD, path, O_RDONLY, 0, &fd, err);
+    if (r == 0)
+        r = read_entry(s, fd, &e, err);
+    if (r == 0)
+        r = judge(s, &e, err);
+    entry_fini(&e);
+    return r;
+}
+
+/* A file of a directory; `e` has its path. One that cannot be looked into may
+ * be an overlay: then nothing is merged. */
+static int look_at_new(struct search *s, int dirfd, const char *name,
+                       struct entry *e, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
 
     if (io_openat(s->c->io, dirfd, name, O_RDONLY, 0, &fd, err) < 0) {
         if (err->code == QSTILL_E_NOT_FOUND ||
@@ -208,14 +365,31 @@ static int look_at_entry(struct search *s, int dirfd, const char *dir,
             *err = (struct qstill_error){0};
             return 0;
         }
-        err_wrap(err, "it may stand on a layer that goes: %s%s", dir, name);
+        err_wrap(err, "it may stand on a layer that goes: %s", e->path);
         return err_hint(err, "make it readable, or move it elsewhere");
     }
-    if (asprintf(&path, "%s%s", dir, name) < 0) {
-        path = NULL;
+    if (read_entry(s, fd, e, err) < 0 || judge(s, e, err) < 0)
+        return err->code;
+    return s->seen ? seen_put(s->seen, e, err) : 0;
+}
+
+static int look_at_entry(struct search *s, int dirfd, const char *dir,
+                         const char *name, struct qstill_error *err)
+{
+    struct entry e = {0};
+    const struct entry *old;
+    int r;
+
+    if (asprintf(&e.path, "%s%s", dir, name) < 0) {
+        e.path = NULL;
         return err_nomem(err);
     }
-    return look_at(s, path, take_fd(&fd), err);
+    old = seen_find(s->seen, e.path);
+    r = old && is_as_seen(old, dirfd, name)
+            ? judge(s, old, err)
+            : look_at_new(s, dirfd, name, &e, err);
+    entry_fini(&e);
+    return r;
 }
 
 static void closedirp(DIR **d)
@@ -279,16 +453,14 @@ static int look_into_all(struct search *s, struct qstill_error *err)
 
 int children_find(const struct chain *c, size_t first, size_t last,
                   const char *const *named, size_t named_count,
-                  struct children *out, struct qstill_error *err)
+                  struct children_seen *seen, struct children *out,
+                  struct qstill_error *err)
 {
-    struct search s = {.c = c, .first = first, .last = last, .out = out};
+    struct search s = {
+        .c = c, .first = first, .last = last, .seen = seen, .out = out};
 
-    for (size_t i = 0; i < named_count; i++) {
-        CLEANUP(closep) int fd = -1;
-
-        if (io_openat(c->io, AT_FDCWD, named[i], O_RDONLY, 0, &fd, err) < 0 ||
-            look_at(&s, named[i], take_fd(&fd), err) < 0)
+    for (size_t i = 0; i < named_count; i++)
+        if (look_at(&s, named[i], err) < 0)
             return err_wrap(err, "child");
-    }
     return look_into_all(&s, err);
 }

@@ -24,14 +24,24 @@ struct children {
 };
 
 /*
+ * What one operation, which does many merges, has seen of the files of their
+ * directories: each of them has every name and every file's times looked at,
+ * but only what is new or has changed is opened.
+ */
+struct children_seen;
+struct children_seen *children_seen_new(void); /* NULL: out of memory */
+void children_seen_free(struct children_seen *seen);
+
+/*
  * Overlays of layers [first, last] of the chain that are no layers of it.
  * `named` are looked at, too. What cannot be opened, and an overlay that we
  * cannot deal with (unknown features, damage, no format named), is an error:
- * a merge would orphan it. `out` must be zeroed.
+ * a merge would orphan it. `out` must be zeroed; `seen` may be NULL.
  */
 int children_find(const struct chain *c, size_t first, size_t last,
                   const char *const *named, size_t named_count,
-                  struct children *out, struct qstill_error *err);
+                  struct children_seen *seen, struct children *out,
+                  struct qstill_error *err);
 void children_fini(struct children *ch);
 
 #endif

@@ -120,7 +120,7 @@ static int add_children(struct merge *m, const struct merge_request *q,
     if (m->output)
         return 0;
     if (children_find(m->chain, first, last, q->children, q->child_count,
-                      &m->children, err) < 0)
+                      q->seen, &m->children, err) < 0)
         return err->code;
     for (size_t i = from; i < m->children.n; i++) {
         const struct child *ch = &m->children.v[i];
@@ -143,7 +143,7 @@ static int find_heirs(struct merge *m, const struct merge_request *q,
         return err_set(err, QSTILL_E_USAGE,
                        "only the top of a chain can take a lower name");
     return children_find(m->chain, upper, upper, q->children, q->child_count,
-                         &m->heirs, err);
+                         q->seen, &m->heirs, err);
 }
 
 /* The top alone, like an overlay that is found outside. */

@@ -31,6 +31,7 @@
 
 #include "base/buf.h"
 #include "chain.h"
+#include "children.h"
 
 enum merge_direction { MERGE_AUTO, MERGE_UP, MERGE_DOWN, MERGE_NEW };
 
@@ -41,6 +42,7 @@ struct merge_request {
     size_t drop_count;
     const char *const *children; /* overlays outside of the directories */
     size_t child_count;
+    struct children_seen *seen; /* children.h; may be NULL */
     enum merge_direction direction;
     /* R gets the name of the lowest dropped layer instead of U's, and U's
      * overlays are made to name it. For the case that the last snapshot goes
