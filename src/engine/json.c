@@ -56,6 +56,18 @@ int json_file_read(int dirfd, const char *name, int version,
     return 0;
 }
 
+/* Who wrote it may have died before its name was durable. */
+static bool is_there(int dirfd, const char *name, const char *text)
+{
+    CLEANUP(buf_fini) struct buf old = BUF_INIT;
+    struct qstill_error ignored = {0};
+    size_t len = strlen(text);
+
+    return file_slurpat(dirfd, name, len, &old, &ignored) == 0 &&
+           old.len == len && memcmp(old.data, text, len) == 0 &&
+           publish_sync_dir(dirfd, &ignored) == 0;
+}
+
 int json_file_write(int dirfd, const char *name, const json_t *root,
                     int sparefd, struct qstill_error *err)
 {
@@ -64,6 +76,10 @@ int json_file_write(int dirfd, const char *name, const json_t *root,
 
     if (!text)
         return err_nomem(err);
+    if (is_there(dirfd, name, text)) {
+        free(text);
+        return 0;
+    }
     r = publish_bytes(dirfd, name, text, strlen(text), err);
     if (r == QSTILL_E_NO_SPACE && sparefd >= 0)
         r = spare_publish(sparefd, dirfd, name, text, strlen(text), err);

@@ -293,6 +293,52 @@ class Damaged(Tree):
         self.assertEqual(3, len(said["snapshots"]))
 
 
+class Several(Case):
+    """Recovery of all VMs of a store."""
+
+    either = True
+
+    def journal(self, name, text):
+        with open(self.q.journal_path(name), "w") as f:
+            f.write(text)
+
+    def test_one_that_fails_does_not_keep_the_next_from_it(self):
+        good = json.dumps({
+            "version": 1, "op": "create", "phase": "begun",
+            "snapshot": "aaaaaaaaaaaa", "ids": [], "disks": [],
+            "wasRunning": True})
+        for name in ("a", "b", "c", "d"):
+            self.tiny_vm(name)
+        self.journal("a", good)
+        self.journal("b", "{")
+        self.journal("c", good.replace("create", "nonsense"))
+        self.journal("d", good)
+        failure = self.q.fails("corrupt", "journal.json is damaged",
+                               "recover")
+        self.assertNotIn("nonsense", failure.message)  # the first is told
+        left = {n for n in "abcd" if os.path.exists(self.q.journal_path(n))}
+        self.assertEqual({"b", "c"}, left)
+        for name in left:
+            os.unlink(self.q.journal_path(name))
+
+    def test_what_needs_nothing_is_not_written(self):
+        """A layer that has to wait, for an undo that may need what reads it."""
+        vm = self.tiny_vm()
+        for name in ("one", "two"):
+            self.q("create", "vm", name)
+        self.q("delete", "vm", "two", "--keep-trash", "9")
+        self.q("delete", "vm", "one")
+        path = os.path.join(self.store, "vm", "vm.json")
+        with open(path) as f:
+            self.assertEqual(1, len(json.load(f)["hidden"]))
+        before = os.stat(path)
+        self.q("recover", "vm")
+        after = os.stat(path)
+        self.assertEqual((before.st_ino, before.st_mtime_ns),
+                         (after.st_ino, after.st_mtime_ns))
+        self.check_nothing_left(vm)
+
+
 class Locked(Tree):
     def test_a_busy_vm_is_no_unreachable_one(self):
         with open(os.path.join(self.store, "vm", "lock"), "r+") as f:

@@ -2,7 +2,9 @@
 """The testbed itself: what the other tests believe must be so."""
 
 import os
+import types
 
+import run
 from lib import image
 from lib.case import QEMU_VERSION, Case
 from lib.guest import SyncPage
@@ -61,6 +63,27 @@ class Testbed(Case):
             self.stands_still(vm)
             self.assertEqual(1, agent.cmd("guest-fsfreeze-thaw"))
         self.goes_on(vm)
+
+    def test_each_class_finds_a_qemu_to_run_with(self):
+        class Old:
+            versions, either = ("7.2",), False
+
+        class Any:
+            versions, either = ("7.2", "10.0"), True
+        args = types.SimpleNamespace(qemu="7.2,10.0", either=False)
+        both, new = {"7.2": "", "10.0": ""}, {"10.0": ""}
+        for cls, there, want in (
+                (Old, both, ["7.2"]), (Old, new, ["10.0"]),
+                (Any, both, ["7.2", "10.0"]), (Any, {}, ["7.2", "10.0"]),
+                # what is missing is told as skipped
+                (Any, new, ["7.2", "10.0"]), (Old, {}, ["7.2"])):
+            self.assertEqual(want, run.versions_of(cls, args, there),
+                             (cls, there))
+        args.either = True
+        for there in (both, new):
+            chosen = [v for v in run.versions_of(Any, args, there)
+                      if v in there]
+            self.assertEqual(1, len(chosen), there)
 
     def test_processes_are_found_and_ended(self):
         vm = self.running_vm(attach=False, wait=False)
