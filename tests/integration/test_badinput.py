@@ -162,11 +162,11 @@ class Names(Case):
         os.mkdir(os.path.join(self.tmp, "real"))
         link = os.path.join(self.tmp, "link")
         os.symlink("real", link)
-        for path in (text, link):
+        for path, code, words in ((text, "precondition", plain(text)),
+                                  (link, "unreachable", "/nosuch")):
             with self.subTest(path=path):
                 self.q.store = path
-                self.q.fails("precondition", plain(path), "attach", "vm",
-                             "--qmp", "/nosuch")
+                self.q.fails(code, words, "attach", "vm", "--qmp", "/nosuch")
         self.assertEqual([], os.listdir(os.path.join(self.tmp, "real")))
 
 
