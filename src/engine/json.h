@@ -43,8 +43,9 @@ void json_file_fini(struct json_file *f);
  * initialised, and fini()ed whatever comes back. */
 int json_file_read(int dirfd, const char *name, int version,
                    struct json_file *f, struct qstill_error *err);
-/* Publishes `root` durably as dirfd/name, unless just that stands there; where there is no room for it, with
- * the spare room (spare.h) of the VM's directory sparefd, unless that is -1. */
+/* Publishes `root` durably as dirfd/name, unless just that stands there; where
+ * there is no room for it, with the spare room (spare.h) of the VM's directory
+ * sparefd, unless that is -1. */
 int json_file_write(int dirfd, const char *name, const json_t *root,
                     int sparefd, struct qstill_error *err);
 

@@ -22,8 +22,8 @@ int layer_create(struct session *s, const struct vm_disk *d,
                  const char *backing, const char *backing_format,
                  const char *disk_dir, const char *tag, const char **path,
                  struct qstill_error *err);
-/* The path it would get, without a link or ".." in its directory; NOT_FOUND when
- * there is no such directory. */
+/* The path it would get, without a link or ".." in its directory; NOT_FOUND
+ * when there is no such directory. */
 int layer_new_path(struct session *s, const struct vm_disk *d,
                    const char *disk_dir, const char *tag, const char **path,
                    struct qstill_error *err);

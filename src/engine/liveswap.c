@@ -240,8 +240,8 @@ static int new_path(struct session *s, const struct vm_disk *d, const char *old,
                     struct qstill_error *err)
 {
     const char *slash = strrchr(old, '/');
-    CLEANUP(freep) char *dir =
-        strndup(old, slash == old ? 1 : (size_t)(slash - old));
+    CLEANUP(freep)
+    char *dir = strndup(old, slash == old ? 1 : (size_t)(slash - old));
 
     return dir ? layer_new_path(s, d, dir, tag, path, err) : err_nomem(err);
 }

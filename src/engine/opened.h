@@ -15,7 +15,7 @@ struct opened {
     struct opened_file {
         dev_t dev;
         ino_t ino;
-    } *files; /* regular ones */
+    } * files; /* regular ones */
     size_t count;
     bool known; /* false: the process is gone, or not ours to look into */
 };

@@ -26,8 +26,8 @@ int preflight_memory(struct session *s, const struct manifest *m,
 /* Whether the frozen layers that the VM's heads stand on are what they were. */
 int preflight_below(struct session *s, struct qstill_error *err);
 
-/* The same as preflight() of a QEMU that answers: what its device state must fit. A new one
- * is asked before anything is loaded into it. */
+/* The same as preflight() of a QEMU that answers: what its device state must
+ * fit. A new one is asked before anything is loaded into it. */
 int preflight_process(struct session *s, const struct manifest *m, bool force,
                       struct qstill_error *err);
 /* Whether the QEMU that would be started is the one that runs now, or the

@@ -61,8 +61,8 @@ int revert_check_files(struct revert *r, struct qstill_error *err)
     const struct manifest *m = tree_find(&r->s.tree, r->id);
     struct restore_options o;
 
-    if (revert_open_set(r, err) < 0 ||
-        fill_restore(r, m, true, &o, err) < 0 || restore_check(&o, err) < 0)
+    if (revert_open_set(r, err) < 0 || fill_restore(r, m, true, &o, err) < 0 ||
+        restore_check(&o, err) < 0)
         return err_wrap(err, "the memory of snapshot %s", m->name);
     return 0;
 }

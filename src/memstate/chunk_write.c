@@ -32,7 +32,7 @@ struct chunk_writer {
     unsigned slot_count;
     struct slot *free;
     bool at_once; /* what is put is written when that returns */
-    int failed; /* errno of the first write that failed */
+    int failed;   /* errno of the first write that failed */
     unsigned failed_index;
 };
 

@@ -14,10 +14,11 @@
  *
  * A target whose clusters are written over (MERGE_OVERWRITE, and raw ones) has
  * no way back once data moves. A qcow2 one is marked before (torn.h), so that
- * nobody takes it for an image of its own (raw has no place for that); then the journal stays from there on, and
- * the recovery begins anew. That is safe because only places are written that
- * the layers above mask, which stay whole until the end: what they show is
- * right at every moment, and only the target alone is neither old nor new.
+ * nobody takes it for an image of its own (raw has no place for that); then the
+ * journal stays from there on, and the recovery begins anew. That is safe
+ * because only places are written that the layers above mask, which stay whole
+ * until the end: what they show is right at every moment, and only the target
+ * alone is neither old nor new.
  */
 #include <errno.h>
 #include <fcntl.h>

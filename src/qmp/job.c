@@ -199,9 +199,8 @@ int qmp_job_set_speed(struct qstill_qmp *q, const char *job, uint64_t speed,
  * may be. */
 static bool says_no_space(const char *error)
 {
-    static const char *const words[] = {"No space left on device",
-                                        "Disk quota exceeded",
-                                        "File too large"};
+    static const char *const words[] = {
+        "No space left on device", "Disk quota exceeded", "File too large"};
 
     for (size_t i = 0; i < ARRAY_LEN(words); i++)
         if (strstr(error, words[i]))
@@ -218,9 +217,8 @@ int qmp_job_finish(struct qstill_qmp *q, const char *job, uint32_t timeout_ms,
         qmp_job_dismiss(q, job, err) < 0)
         return err->code;
     if (end.error[0])
-        return err_set(err,
-                       says_no_space(end.error) ? QSTILL_E_NO_SPACE
-                                                : QSTILL_E_FAILED,
-                       "QEMU's job '%s' failed: %s", job, end.error);
+        return err_set(
+            err, says_no_space(end.error) ? QSTILL_E_NO_SPACE : QSTILL_E_FAILED,
+            "QEMU's job '%s' failed: %s", job, end.error);
     return 0;
 }
