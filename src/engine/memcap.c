@@ -24,9 +24,9 @@
 #include "session.h"
 #include "stream_fifo.h"
 
-#define UNLIMITED      INT64_MAX / 4 /* bytes per second */
-#define LONG_DOWNTIME  2000000       /* ms; QEMU's own maximum */
-#define PRECOPY_PASSES 6             /* then the guest has to wait */
+#define UNLIMITED      (INT64_MAX / 4) /* bytes per second */
+#define LONG_DOWNTIME  2000000         /* ms; QEMU's own maximum */
+#define PRECOPY_PASSES 6               /* then the guest has to wait */
 #define CANCEL_WAIT_MS 10000
 #define CAPTURE_END_MS 3000
 
@@ -406,7 +406,7 @@ static void cancel_migration(struct memcap *m)
     if (!m->continued)
         qmp_migrate_cancel(m->s->qmp, &ignored);
     while (m->migrating && clock_ms() < deadline) {
-        if (m->continued && clock_ms() > deadline - CANCEL_WAIT_MS / 2)
+        if (m->continued && clock_ms() > deadline - CANCEL_WAIT_MS / 2.0)
             qmp_migrate_cancel(m->s->qmp, &ignored);
         ignored.code = 0;
         if (migration_over(m, &over, &ignored) < 0 || over)
