@@ -131,6 +131,19 @@ class Full(Case):
         self.remain()
         self.whole()
 
+    def test_spare_room_that_cannot_grow_is_kept(self):
+        """With each snapshot more is wanted of it; a full disk has no more."""
+        for name in SPARE:
+            os.truncate(os.path.join(self.store, "vm", name), 8192)
+        self.fill()
+        self.q.fails("no-space", None, "create", "vm", "four")
+        for name in SPARE:
+            self.assertEqual(8192, os.stat(os.path.join(
+                self.store, "vm", name)).st_size)
+        self.q("delete", "vm", "three")
+        self.remain("one", "two")
+        self.whole()
+
     def hidden(self):
         with open(os.path.join(self.store, "vm", "vm.json")) as f:
             return json.load(f)["hidden"]
