@@ -159,6 +159,19 @@ $(PROBES): $(BUILD)/%: $(BUILD)/obj/tests/integration/%.o $(BUILD)/libqstill.a
 check-qemu: all $(PROBES) ## integration tests (QEMU=7.2,10.0 JOBS=n TESTS=word)
 	$(Q)$(INTEGRATION) --qemu $(QEMU) $(RUN_FLAGS)
 
+# A long series that can be done in parts: what was tried stands in POINTS (or
+# in the file $(1)), and is counted at the end. $(2): more of the environment.
+#   SECONDS_EACH=250   nothing is begun after that time
+#   GO_ON=1            goes on where the run before it ended
+define in_parts
+$(Q)$(if $(GO_ON),,rm -f $(or $(POINTS),$(1)))
+$(Q)QSTILL_TEST_POINTS=$(abspath $(or $(POINTS),$(1))) $(2) \
+    $(if $(SECONDS_EACH),QSTILL_TEST_UNTIL=$$(($$(date +%s) + $(SECONDS_EACH)))) \
+    $(INTEGRATION) --qemu $(QEMU); status=$$?; \
+    python3 tests/integration/lib/points.py $(or $(POINTS),$(1)) || status=1; \
+    exit $$status
+endef
+
 # Random operations against a model: SEED=n SECONDS_EACH=n bring a failure back
 # or make it long; the seeds are printed.
 .PHONY: check-model

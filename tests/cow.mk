@@ -4,9 +4,9 @@
 
 .PHONY: check-cow-deep check-cow-stress check-tsan
 
-check-cow-deep: all $(PROBES) check-cow-stress ## cow against real guests of all shapes, 200 rounds each
-	$(Q)QSTILL_TEST_DEEP=1 COW_ROUNDS=$(or $(COW_ROUNDS),200) \
-	    $(INTEGRATION) --qemu $(QEMU) -k $(or $(TESTS),test_cow)
+check-cow-deep: TESTS := $(or $(TESTS),test_cow.Reference,test_cow.Shapes,test_cow.Killed)
+check-cow-deep: all $(PROBES) $(if $(GO_ON),,check-cow-stress) ## cow against real guests of all shapes, 200 rounds each (QEMU= SECONDS_EACH= GO_ON=1)
+	$(call in_parts,$(BUILD)/cow.points,QSTILL_TEST_DEEP=1 COW_ROUNDS=$(or $(COW_ROUNDS),200))
 
 # 8 threads that write the next number of one sequence anywhere in 1 GiB.
 COW_STRESS = QSTILL_TEST_MIB=$(or $(MIB),1024) QSTILL_TEST_ROUNDS=$(or $(ROUNDS),10)

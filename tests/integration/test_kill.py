@@ -31,7 +31,7 @@ import time
 
 from lib.agent import FakeAgent
 from lib.case import QEMU_VERSION, SPARE, Case
-from lib.points import Points
+from lib.points import Points, time_is_up
 from lib.tiny import PART, PARTS
 from lib.vm import file_name
 from model.images import Reader
@@ -39,7 +39,6 @@ from model.images import Reader
 EVERY, _, FROM = os.environ.get("QSTILL_TEST_EVERY", "0").partition("/")
 FROM, _, TO = FROM.partition("-")
 EVERY, FROM, TO = int(EVERY), int(FROM or "1"), int(TO or "0")
-UNTIL = float(os.environ.get("QSTILL_TEST_UNTIL", "inf"))
 SAMPLE = 2  # points of each operation, without it
 FEW = ("create_with_memory", "revert_with_memory", "inner")
 
@@ -368,7 +367,7 @@ class Kill(Case):
         random.seed(seed)
         tried = Points("%s %s.%s" % (QEMU_VERSION, type(self).__name__,
                                      self._testMethodName))
-        if tried.over or time.time() > UNTIL:
+        if tried.over or time_is_up():
             return
         self.reverted = set()
         self.build()
@@ -378,11 +377,8 @@ class Kill(Case):
         tried.begin(total)
         self.now = None
         broken = []
-        for n in points(counted) if points else self.points(total):
-            if tried.knows(n):
-                continue
-            if time.time() > UNTIL:
-                break
+        for n in tried.todo(points(counted) if points
+                            else self.points(total)):
             if self.is_same(n, fault, counted):
                 tried.add(n, "same")
                 continue

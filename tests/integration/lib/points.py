@@ -12,8 +12,15 @@ import collections
 import json
 import os
 import sys
+import time
 
 FILE = os.environ.get("QSTILL_TEST_POINTS")
+# In seconds since 1970: no point is begun after it.
+UNTIL = float(os.environ.get("QSTILL_TEST_UNTIL", "inf"))
+
+
+def time_is_up():
+    return time.time() > UNTIL
 
 
 def read(path):
@@ -51,6 +58,25 @@ class Points:
 
     def knows(self, point):
         return self.points.get(point) in ("run", "same")
+
+    def todo(self, points):
+        """Those that are not known, while there is time."""
+        for n in points:
+            if self.knows(n):
+                continue
+            if time_is_up():
+                return
+            yield n
+
+    def rounds(self, total):
+        """1 to total: one that was gone on from is done, and not tried again
+        by who goes on with the file."""
+        self.begin(total)
+        for n in self.todo(range(1, total + 1)):
+            yield n
+            self.add(n, "run")
+        if all(self.knows(n) for n in range(1, total + 1)):
+            self.end(total)
 
     def add(self, point, how, text=""):
         self.points[point] = how
