@@ -377,9 +377,11 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
     if (new_l1(&w, err) < 0 || plan_slots(&w, err) < 0 ||
         place_packed(&w, err) < 0 || rewrite_place_bitmaps(rw, err) < 0)
         return err->code;
-    /* by its place of the L1 table the new state is told from the old */
+    /* by its place of the L1 table the new state is told from the old: all
+     * that changes the header, the size too, comes with new tables */
     rw->tables |= (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0 ||
-                  rw->over > 0 || torn_is(w.h);
+                  rw->over > 0 || torn_is(w.h) ||
+                  rw->size != rw->target->size;
     moves_sort(&rw->moves);
     rw->end = rw->old_end;
     return rw->tables ? place_tables(&w, err) : 0;

@@ -181,6 +181,27 @@ class NoCrashLosesAnything(unittest.TestCase):
                                   for n in os.listdir(d)})
         shutil.rmtree(root)
 
+    def test_an_empty_layer_of_another_size_takes_over_the_lower_file(self):
+        """Nothing but the size changes in the lower image's header: until it
+        has, the lower image must not be taken for the result."""
+        for sizes in ((40, 40, 24, 40), (24, 40), (40, 24)):
+            with self.subTest(sizes=sizes):
+                rng, root = random.Random(1), qtools.scratch("crash-")
+                d = os.path.join(root, "images")
+                os.makedirs(d)
+                upper = len(sizes) - 2 if len(sizes) > 2 else 1
+                for i, kib in enumerate(sizes):
+                    b = qbuild.Builder(
+                        rng, kib * 1024, 12,
+                        backing="l%d" % (i - 1) if i else None,
+                        backing_format="qcow2" if i else None)
+                    for c in range(kib // 4 if i < upper else 0):
+                        b.data(c, rng.randbytes(4096))
+                    b.write(os.path.join(d, "l%d" % i))
+                out = prove(self, root, 1, "l%d" % (len(sizes) - 1), "down",
+                            ["l%d" % (upper - 1)])
+                self.assertTrue(out.startswith("states: "), out)
+
     def test_folds_that_write_over_what_is_there(self):
         print("%s: seeds %d..%d" % (self.id(), SEED, SEED + COUNT - 1))
         states = torn = marked = 0
