@@ -41,8 +41,13 @@ struct qstill_region {
 struct qstill_vmm {
     size_t size;
     void *user; /* first argument of all of these */
-    /* When it returns 0, nobody writes to the regions or to the device state
-     * until resume(): no vCPU, no device thread. When it fails, the VM runs. */
+    /* Each returns 0, or a negative code and need not fill `err` then.
+     *
+     * When it returns 0, nobody writes to the regions or to the device state
+     * until resume(): no vCPU, no device thread. When it fails, the VM runs.
+     * After resume(), until the capture is complete, no page of shared RAM may
+     * be given back through its file (a hole punched into the memfd by a
+     * balloon): that is no write fault, and the page would be zero. */
     int (*pause)(void *user, struct qstill_error *err);
     /* Called once for each pause() that returned 0. */
     int (*resume)(void *user, struct qstill_error *err);

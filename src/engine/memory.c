@@ -40,12 +40,34 @@ int memory_take_regions(struct arena *arena, const struct qstill_region *from,
             return err_set(err, QSTILL_E_USAGE,
                            "region '%.100s' is not a number of whole pages",
                            from[i].id);
+        for (size_t k = 0; k < i; k++) {
+            if (strcmp(from[k].id, from[i].id) == 0)
+                return err_set(err, QSTILL_E_USAGE,
+                               "two regions have the id '%.100s'", from[i].id);
+            if ((char *)from[k].address <
+                    (char *)from[i].address + from[i].length &&
+                (char *)from[i].address <
+                    (char *)from[k].address + from[k].length)
+                return err_set(err, QSTILL_E_USAGE,
+                               "the regions '%.100s' and '%.100s' overlap",
+                               from[k].id, from[i].id);
+        }
         list[i].id = arena_strdup(arena, from[i].id);
         if (!list[i].id)
             return err_nomem(err);
     }
     *out = list;
     return 0;
+}
+
+int memory_called(int result, const char *what, struct qstill_error *err)
+{
+    if (result == 0)
+        return 0;
+    if (err->code == 0)
+        return err_set(err, result < 0 ? result : QSTILL_E_FAILED,
+                       "%s: the VMM's callback returned %d", what, result);
+    return err_wrap(err, "%s", what);
 }
 
 int memory_open_dir(const char *dir, int *fd, struct qstill_error *err)
@@ -77,7 +99,8 @@ static int load_step(void *ctx, bool *done, struct qstill_error *err)
         return err->code;
     if (!r->vmm.load)
         return 0;
-    return r->vmm.load(r->vmm.user, state.data, state.len, err);
+    return memory_called(r->vmm.load(r->vmm.user, state.data, state.len, err),
+                         "loading the device state", err);
 }
 
 static void load_undo(void *ctx, struct qstill_error *err)

@@ -185,8 +185,9 @@ static int save_state(struct capturing *c, struct qstill_error *err)
 
     if (fd < 0)
         return err_errno(err, errno, "no memfd");
-    if (c->vmm.save && c->vmm.save(c->vmm.user, fd, err) < 0)
-        return err_wrap(err, "saving the device state");
+    if (c->vmm.save && memory_called(c->vmm.save(c->vmm.user, fd, err),
+                                     "saving the device state", err) < 0)
+        return err->code;
     return capture_device_state(c->cap, fd, err);
 }
 
@@ -195,8 +196,9 @@ static int switch_enter(void *ctx, struct qstill_error *err)
     struct capturing *c = ctx;
 
     c->since_ms = clock_ms();
-    if (c->vmm.pause(c->vmm.user, err) < 0)
-        return err_wrap(err, "pausing the VM");
+    if (memory_called(c->vmm.pause(c->vmm.user, err), "pausing the VM", err) <
+        0)
+        return err->code;
     c->paused = true;
     if (save_state(c, err) < 0)
         return err->code;
@@ -218,9 +220,8 @@ static int resume(struct capturing *c, struct qstill_error *err)
     if (!c->paused)
         return 0;
     c->paused = false;
-    if (c->vmm.resume(c->vmm.user, err) < 0)
-        return err_wrap(err, "resuming the VM");
-    return 0;
+    return memory_called(c->vmm.resume(c->vmm.user, err), "resuming the VM",
+                         err);
 }
 
 static int switch_step(void *ctx, bool *done, struct qstill_error *err)

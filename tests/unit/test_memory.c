@@ -360,6 +360,87 @@ static void callbacks_that_fail_leave_it_running_and_no_files(void **state)
     cow_stress_stop(&t->stress);
 }
 
+/* Bare codes, as an embedder may well return them: `err` stays empty. */
+static int mute(void *user, struct qstill_error *err)
+{
+    (void)user;
+    (void)err;
+    return QSTILL_E_FAILED;
+}
+
+static int mute_save(void *user, int fd, struct qstill_error *err)
+{
+    (void)fd;
+    return mute(user, err);
+}
+
+static int mute_load(void *user, const void *state, size_t length,
+                     struct qstill_error *err)
+{
+    (void)state;
+    (void)length;
+    mute(user, err);
+    return QSTILL_E_CORRUPT;
+}
+
+static void callbacks_may_fail_without_a_word(void **state)
+{
+    struct qstill_job *job = NULL;
+    struct toy *t = *state;
+
+    begin(t);
+    t->vmm.pause = mute;
+    assert_int_equal(capture(t, &job), QSTILL_E_FAILED);
+    assert_non_null(strstr(t->err.message, "pausing the VM"));
+    expect_nothing(t);
+    t->vmm.pause = toy_pause;
+    t->vmm.save = mute_save;
+    assert_int_equal(capture(t, &job), QSTILL_E_FAILED);
+    assert_non_null(strstr(t->err.message, "saving the device state"));
+    assert_int_equal(t->resumed, 1);
+    expect_nothing(t);
+    t->vmm.save = toy_save;
+    t->vmm.resume = mute;
+    assert_int_equal(capture(t, &job), QSTILL_E_FAILED);
+    assert_non_null(strstr(t->err.message, "resuming the VM"));
+    toy_resume(t, &t->err);
+    expect_nothing(t);
+    t->vmm.resume = toy_resume;
+    good_capture(t, "cow");
+    t->vmm.load = mute_load;
+    assert_int_equal(
+        qstill_memory_restore(t->dir, t->regions, 2, &t->vmm, &job, &t->err),
+        0);
+    assert_int_equal(qstill_job_run(job, NULL, NULL, &t->err),
+                     QSTILL_E_CORRUPT);
+    assert_non_null(strstr(t->err.message, "loading the device state"));
+    qstill_job_free(job);
+    cow_stress_stop(&t->stress);
+}
+
+static void regions_are_apart_and_have_names_of_their_own(void **state)
+{
+    struct qstill_job *job = NULL;
+    struct toy *t = *state;
+
+    begin(t);
+    t->regions[1].id = "main";
+    assert_int_equal(capture(t, &job), QSTILL_E_USAGE);
+    assert_int_equal(
+        qstill_memory_restore(t->path, t->regions, 2, &t->vmm, &job, &t->err),
+        QSTILL_E_USAGE);
+    assert_non_null(strstr(t->err.message, "two regions have the id 'main'"));
+    t->regions[1] = t->regions[0];
+    t->regions[1].id = "again";
+    t->regions[1].address = (uint8_t *)t->regions[0].address + 4096;
+    t->regions[1].length -= 4096;
+    assert_int_equal(capture(t, &job), QSTILL_E_USAGE);
+    assert_non_null(strstr(t->err.message, "overlap"));
+    assert_int_equal(t->paused, 0);
+    expect_nothing(t);
+    cow_stress_stop(&t->stress);
+}
+
 static void a_pause_that_is_too_long_is_no_capture(void **state)
 {
     struct qstill_job *job = NULL;
@@ -463,8 +544,9 @@ static void damage_is_found_and_what_does_not_fit_is_refused(void **state)
     begin(t);
     good_capture(t, "cow");
     cow_stress_stop(&t->stress);
-    ram = calloc(1, t->stress.size);
-    t->regions[0].address = (void *)(((uintptr_t)t->rom));
+    ram = aligned_alloc(4096, t->stress.size);
+    memset(ram, 0, t->stress.size);
+    t->regions[0].address = ram;
     t->regions[0].length = 65536;
     assert_int_equal(
         qstill_memory_restore(t->dir, t->regions, 2, &t->vmm, &job, &t->err),
@@ -545,6 +627,8 @@ int main(int argc, char **argv)
         T(a_vm_without_device_state_needs_no_callbacks_for_it),
         T(mode_paused_holds_it_for_the_whole_copy),
         T(auto_takes_paused_where_cow_cannot_be_and_says_why),
+        T(callbacks_may_fail_without_a_word),
+        T(regions_are_apart_and_have_names_of_their_own),
         T(callbacks_that_fail_leave_it_running_and_no_files),
         T(a_pause_that_is_too_long_is_no_capture),
         T(cancelled_while_it_copies_it_leaves_nothing),
