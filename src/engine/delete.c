@@ -47,6 +47,7 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     c->j.phase = JOURNAL_COMMITTED;
     c->j.tag = c->tag;
     c->j.was_running = c->s.qmp && c->s.status.running;
+    c->j.tell_lost = c->any_damaged;
     c->j.ids =
         arena_array(&c->arena, t->count + t->damaged_count + 1, sizeof(char *));
     if (!c->j.ids)
@@ -211,6 +212,15 @@ static int remove_gone(struct session *s, const char *gone,
     return store_remove_tree(s->snapsfd, gone, err);
 }
 
+/* Before the journal goes: whoever is killed here leaves it to the next. */
+static int end(struct session *s, const struct journal *j,
+               struct qstill_error *err)
+{
+    if (j->tell_lost && s->tree.damaged_count == 0 && lost_tell(s, err) < 0)
+        return err->code;
+    return journal_remove(s->vmfd, err);
+}
+
 /* Cancelled: what is not merged stays hidden, for recover or the next delete.
  * A merge that cannot be left in the middle is the next command's. */
 static bool leave_merges(struct session *s, struct journal *j)
@@ -221,7 +231,7 @@ static bool leave_merges(struct session *s, struct journal *j)
     if (layers_settle(s, j, &second) < 0 || j->pivot_disk)
         return false;
     protect_all(s);
-    return journal_remove(s->vmfd, &second) == 0;
+    return end(s, j, &second) == 0;
 }
 
 int delete_rest(struct session *s, struct journal *j, struct buf *text,
@@ -239,7 +249,7 @@ int delete_rest(struct session *s, struct journal *j, struct buf *text,
                    s->vm);
         return 0;
     }
-    return err->code < 0 ? err->code : journal_remove(s->vmfd, err);
+    return err->code < 0 ? err->code : end(s, j, err);
 }
 
 int delete_finish(struct session *s, struct journal *j, struct buf *text,
@@ -263,9 +273,7 @@ int delete_finish(struct session *s, struct journal *j, struct buf *text,
                  "what was deleted is gone; qstill recover %s merges the rest "
                  "of its layers",
                  s->vm);
-    if (err->code < 0)
-        return err->code;
-    return journal_remove(s->vmfd, err);
+    return err->code < 0 ? err->code : end(s, j, err);
 }
 
 int delete_remove_gone(struct session *s, struct qstill_error *err)
@@ -284,8 +292,6 @@ static int finish_enter(void *ctx, struct qstill_error *err)
                  "the snapshot is gone; the next command, or qstill "
                  "recover %s, merges its layers",
                  c->vm);
-    if (err->code == 0 && c->any_damaged && c->s.tree.damaged_count == 0)
-        lost_tell(&c->s, err);
     if (err->code == 0 && c->o.paranoid)
         return paranoid_check(&c->before, &c->s, err);
     return err->code;

@@ -128,6 +128,7 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
         json_in_string(&in, root, "pivotToFormat", JSON_OPTIONAL);
     j.rewriting = json_in_string(&in, root, "rewriting", JSON_OPTIONAL);
     j.keep_hidden = json_in_bool(&in, root, "keepHidden");
+    j.tell_lost = json_in_bool(&in, root, "tellLost");
     read_work(&in, root, &j);
     j.rewrites = json_in_strings(&in, root, "rewrites", STORE_NAMES_MAX,
                                  &j.rewrite_count);
@@ -164,7 +165,7 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
         "{si ss ss so so sI so so so so sb sb sb sI sI sb so so so so so so so "
-        "sb so}",
+        "sb so sb}",
         "version", JOURNAL_VERSION, "op", op_names[j->op], "phase",
         phase_names[j->phase], "snapshot", json_out_string(j->snapshot), "tag",
         json_out_string(j->tag), "keepTrash", (json_int_t)j->keep_trash,
@@ -179,7 +180,8 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
         "pivotToFormat", json_out_string(j->pivot_to_format), "rewriting",
         json_out_string(j->rewriting), "disks", disks_json(j), "work",
         work_json(j), "keepHidden", j->keep_hidden, "rewrites",
-        json_out_strings(j->rewrites, j->rewrite_count));
+        json_out_strings(j->rewrites, j->rewrite_count), "tellLost",
+        j->tell_lost);
 
     /* what needs room for more than that is not to begin */
     return json_file_write(vmfd, STORE_JOURNAL, root,

@@ -78,6 +78,7 @@ struct journal {
     const char *swap_to;
     const char *swap_above;
     bool keep_hidden; /* layers that several share stay, if that is cheaper */
+    bool tell_lost;   /* a damaged one goes: say which files stay (lost.h) */
 };
 
 /* NOT_FOUND when there is none. */

@@ -191,6 +191,41 @@ class Damaged(Tree):
         self.q("delete", "vm", "root", "middle", "leaf")
         self.check_nothing_left(self.vm)
 
+    def test_what_stays_is_told_by_whoever_ends_the_delete(self):
+        """Killed at its last step, the next command says it."""
+        argv = ["delete", "vm", self.ids["twig"]]
+        self.damage("twig", "")
+        _, calls = self.traced(argv)
+        # the journal goes
+        at = max(n for n, call in enumerate(calls, 1) if "unlinkat" in call)
+        self.unprotect(self.vm.dir)
+        for path in self.layers_left():
+            os.unlink(path)
+        # the same tree once more
+        self.q("revert", "vm", "root", "--keep-trash", "0")
+        self.snapshot("twig", 2)
+        layers = self.layers("twig")
+        self.q("revert", "vm", "leaf", "--keep-trash", "0")
+        self.head = self.heads()
+        self.damage("twig", "")
+        argv[2] = self.ids["twig"]
+        p, calls = self.traced(argv, "--at", str(at))
+        self.assertEqual(137, p.returncode, p.stdout)
+        self.assertTrue(os.path.exists(self.q.journal_path("vm")), calls[-3:])
+        self.q("list", "vm")
+        for path in layers:
+            self.assertIn(path + " stays: ", self.q.stderr)
+        self.is_whole("root", "middle", "leaf")
+        self.q("list", "vm")
+        self.assertNotIn(" stays: ", self.q.stderr)
+
+    def layers_left(self):
+        """Files that no chain of a snapshot or head has."""
+        tops = self.head_paths(self.vm) + sum(
+            map(self.layers, self.q.names("vm")), [])
+        used = set().union(*map(image.chain, tops))
+        return self.disk_files(self.vm) - used
+
     def test_a_manifest_that_names_what_is_not_its_own_takes_nothing(self):
         """Files of others, named as ours or not, and layers that are needed."""
         name = self.layers("twig")[0]
