@@ -231,6 +231,13 @@ int layer_is_empty(const char *path, const char *format, bool *empty,
     return 0;
 }
 
+/* As a JSON integer can hold it: a time before 1970 or after 2262, and an inode
+ * number of 64 bits, differ from others without the highest bit as well. */
+static uint64_t as_size(uint64_t value)
+{
+    return value & INT64_MAX;
+}
+
 int layer_identify(struct manifest *m, struct manifest_disk *d,
                    struct qstill_error *err)
 {
@@ -238,11 +245,11 @@ int layer_identify(struct manifest *m, struct manifest_disk *d,
 
     if (stat(d->path, &st) < 0)
         return err_errno(err, errno, "cannot find %s", d->path);
-    d->dev = st.st_dev;
-    d->ino = st.st_ino;
+    d->dev = as_size(st.st_dev);
+    d->ino = as_size(st.st_ino);
     d->file_size = (uint64_t)st.st_size;
-    d->mtime_ns = (uint64_t)st.st_mtim.tv_sec * 1000000000u +
-                  (uint64_t)st.st_mtim.tv_nsec;
+    d->mtime_ns = as_size((uint64_t)st.st_mtim.tv_sec * 1000000000u +
+                          (uint64_t)st.st_mtim.tv_nsec);
     if (layer_is_qcow2(d->format)) {
         CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
 

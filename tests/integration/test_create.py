@@ -176,3 +176,27 @@ class RoundTrip(Case):
         self.assertEqual(folder, os.path.dirname(head))
         self.assertEqual([head], list(vm.heads().values()))
         self.goes_on(vm)
+
+
+class OldFiles(Case):
+    either = True
+    cost = 3
+
+    def test_an_image_from_before_1970(self):
+        """What create writes down of it is read again, and still compared."""
+        old = -86400 * 10 ** 9
+        vm = self.tiny_vm(disks=[
+            self.disk(fmt="raw", size=2 << 20, pattern=False)])
+        vm.quit()
+        path = vm.disks[0].path
+        os.utime(path, ns=(old, old))
+        self.q("create", "vm", "one")
+        self.assertEqual(["one"], self.q.names("vm"))
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.unprotect(vm.dir)
+        os.utime(path, ns=(old + 1, old + 1))
+        self.q.fails("corrupt", "was written to", "revert", "vm", "one")
+        os.utime(path, ns=(old, old))
+        self.q("revert", "vm", "one")
+        self.q("delete", "vm", "one")
+        self.assertEqual({path}, self.disk_files(vm))
