@@ -98,6 +98,23 @@ int image_open_write(struct image *img, struct qstill_error *err)
     return 0;
 }
 
+int image_check_same(const struct image *img, struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info now = {0};
+    const struct qcow2_info *was = &img->info;
+    struct stat st;
+
+    if (qcow2_info_read_fd(img->io, img->fd, was->format, &now, err) < 0)
+        return err_wrap(err, "%s", img->path);
+    if (now.file_size == was->file_size &&
+        now.cluster_sum == was->cluster_sum && stat(img->path, &st) == 0 &&
+        st.st_dev == was->dev && st.st_ino == was->ino)
+        return 0;
+    err_set(err, QSTILL_E_BUSY, "%s was changed by another process meanwhile",
+            img->path);
+    return err_hint(err, "nothing was done yet: try again");
+}
+
 /* Smaller clusters are not worth the trouble: every block of the filesystem
  * would be read and written several times. */
 int image_open_direct(struct image *img, struct qstill_error *err)

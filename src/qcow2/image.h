@@ -46,6 +46,11 @@ void image_closep(struct image **img);
 /* Opens img->wfd. BUSY when the path leads to another file by now. */
 int image_open_write(struct image *img, struct qstill_error *err);
 
+/* BUSY when the file, its length or its header is no longer what was opened:
+ * asked under a lock about what was opened without one. What the header refers
+ * to must not have been read before. */
+int image_check_same(const struct image *img, struct qstill_error *err);
+
 /* Opens the O_DIRECT twin when the cluster size and the file allow it. */
 int image_open_direct(struct image *img, struct qstill_error *err);
 

@@ -56,6 +56,7 @@ static int read_header(const struct io *io, int fd, struct qcow2_info *info,
     if (io_read_upto(io, fd, raw, (size_t)1 << bits, 0, &n, err) < 0)
         return err->code;
     info->header_sum = sum_bytes(start, sizeof(start), 0);
+    info->cluster_sum = sum_bytes(raw, n, 0);
     return qcow2_header_parse(&info->header, raw, n, err);
 }
 

@@ -27,8 +27,9 @@ struct qcow2_info {
     uint64_t allocated; /* bytes of disk blocks */
     dev_t dev;
     ino_t ino;
-    uint64_t header_sum; /* of the first 512 bytes (raw: 0): the one sector
-                            in which a qcow2 file changes for good */
+    uint64_t header_sum;  /* of the first 512 bytes (raw: 0): the one sector
+                             in which a qcow2 file changes for good */
+    uint64_t cluster_sum; /* of the header cluster, whole (raw: 0) */
     struct qcow2_header header; /* of qcow2 only, else zeros */
 };
 

@@ -48,6 +48,34 @@ static struct image *layer(const struct merge_group *g, size_t i)
 
 /* ------------------------------------------------------------------ locking */
 
+/* Opened without a lock: what was decided since holds for what it was then. */
+static int lock_layer(const struct image *img, enum image_lock lock,
+                      struct qstill_error *err)
+{
+    if (image_lock(img->fd, img->path, lock, err) < 0)
+        return err->code;
+    return image_check_same(img, err);
+}
+
+/* An overlay outside was found by its name before it was opened here. */
+static int check_child(const struct merge_group *g, struct qstill_error *err)
+{
+    const struct image *img = layer(g, g->upper);
+    const struct qcow2_info *below = &layer(g, g->upper + 1)->info;
+    CLEANUP(freep) char *path = NULL;
+    enum qcow2_format format;
+    struct stat st;
+
+    if (chain_backing_of(img, &path, &format, err) < 0)
+        return err->code;
+    if (path && stat(path, &st) == 0 && st.st_dev == below->dev &&
+        st.st_ino == below->ino)
+        return 0;
+    err_set(err, QSTILL_E_BUSY, "%s was given another backing file meanwhile",
+            img->path);
+    return err_hint(err, "nothing was done yet: try again");
+}
+
 static int lock_and_load(struct merge_group *g, struct qstill_error *err)
 {
     for (size_t i = g->upper; i <= g->last; i++) {
@@ -56,10 +84,9 @@ static int lock_and_load(struct merge_group *g, struct qstill_error *err)
 
         if (g->m->output || (g->m->keep_dropped && i > g->upper))
             lock = IMAGE_LOCK_READ;
-        if (g->main || i == g->upper || g->m->keep_dropped) {
-            if (image_lock(img->fd, img->path, lock, err) < 0)
-                return err->code;
-        }
+        /* before they are loaded, for overlays outside first, too */
+        if (lock_layer(img, lock, err) < 0)
+            return err->code;
         /* below the one that masks it, it may be read and written */
         if (torn_is(&img->info.header)) {
             if (i == g->upper)
@@ -70,6 +97,8 @@ static int lock_and_load(struct merge_group *g, struct qstill_error *err)
             return err_hint(err, "qemu-img check -r all may repair it");
         }
     }
+    if (!g->main && check_child(g, err) < 0)
+        return err->code;
     return chain_load(g->chain, g->upper, g->last, err);
 }
 
@@ -79,8 +108,7 @@ static int load_below(struct merge_group *g, struct qstill_error *err)
     struct chain *c = g->chain;
 
     for (size_t i = g->last + 1; i < c->n; i++)
-        if (image_lock(c->layers[i]->fd, c->layers[i]->path, IMAGE_LOCK_READ,
-                       err) < 0)
+        if (lock_layer(c->layers[i], IMAGE_LOCK_READ, err) < 0)
             return err->code;
     if (chain_load(c, g->last + 1, c->n - 1, err) < 0)
         return err->code;

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Merges in special places: filesystems with reflinks (loop-mounted), locks
-seen by QEMU while a merge runs, a user who owns nothing."""
+seen by QEMU while a merge runs, images that change before they are locked, a
+user who owns nothing."""
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -205,6 +207,132 @@ class WhileAMergeRuns(unittest.TestCase):
             r = qtools.image(verb, self.paths[2])
             self.assertEqual(r.rc, 0, str(r))
         self.stop(p)
+
+
+@unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "strace"),
+                 qtools.missing("qemu-img", "qemu-io", "strace"))
+class BeforeTheLocks(unittest.TestCase):
+    """A merge reads the headers, looks for overlays, and takes the locks:
+    stopped while it looks, it must see what others did until it locks."""
+
+    FOUND, ALL_OPEN = 4, 5  # the overlay of the first group
+
+    def setUp(self):
+        self.dir = qtools.scratch()
+        self.addCleanup(shutil.rmtree, self.dir, True)
+        self.log = self.dir + ".log"
+        self.addCleanup(lambda: os.path.exists(self.log) and
+                        os.unlink(self.log))
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def make(self):
+        for n in os.listdir(self.dir):
+            os.unlink(self.path(n))
+        for name, backing, fill in (("low", None, 9), ("base", "low", 1),
+                                    ("other", "low", 5), ("mid", "base", 2),
+                                    ("top", "mid", 3), ("kid", "mid", 4)):
+            argv = ["qemu-img", "create", "-q", "-f", "qcow2"]
+            if backing:
+                argv += ["-b", backing, "-F", "qcow2"]
+            qtools.must(*argv, self.path(name), str(4 * MIB))
+            qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -P %d %d %d"
+                        % (fill, fill * 65536, 65536), self.path(name))
+
+    def files(self):
+        return {n: qtools.file_hash(self.path(n))
+                for n in os.listdir(self.dir)}
+
+    def stopped(self, when):
+        """strace's Popen, and the pid of the merge, stopped when it has read
+        from a directory for the nth time: each look reads twice, the first is
+        for journals, then there is one for each group."""
+        p = subprocess.Popen(
+            ["strace", "-f", "-o", self.log, "-e", "trace=getdents64", "-e",
+             "inject=getdents64:signal=STOP:when=%d" % when, qtools.QSTILL,
+             "--json", "image", "merge", self.path("top"), "--drop",
+             self.path("mid"), "--drop", self.path("low"), "--direction",
+             "up"], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            if os.path.exists(self.log):
+                with open(self.log) as f:
+                    m = re.search(r"^(\d+) .*stopped by SIGSTOP", f.read(),
+                                  re.M)
+                if m:
+                    return p, int(m[1])
+            time.sleep(0.02)
+        p.kill()
+        self.fail("the merge did not come to its look for overlays")
+
+    def race(self, change, when=ALL_OPEN):
+        """The merge's result, and the files as `change` left them."""
+        self.make()
+        if os.path.exists(self.log):
+            os.unlink(self.log)
+        p, pid = self.stopped(when)
+        try:
+            change()
+            after = self.files()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+            out, err = p.communicate(timeout=60)
+        return qtools.Result(p.args, p.returncode, out, err), after
+
+    def qemu_img(self, *argv):
+        return lambda: qtools.must("qemu-img", *argv[:-1],
+                                   self.path(argv[-1]))
+
+    def replace(self, name):
+        def change():
+            shutil.copy(self.path(name), self.path("copy"))
+            os.rename(self.path("copy"), self.path(name))
+        return change
+
+    def test_what_was_changed_meanwhile_is_not_merged(self):
+        rebase = ("rebase", "-u", "-F", "qcow2", "-b")
+        write = "write -q -P 7 %d 64k" % (2 * MIB)
+        for what, change in {
+                "a snapshot of the top": self.qemu_img("snapshot", "-c", "s",
+                                                       "top"),
+                "a snapshot of the layer": self.qemu_img("snapshot", "-c", "s",
+                                                         "mid"),
+                "a snapshot of an overlay": self.qemu_img("snapshot", "-c",
+                                                          "s", "kid"),
+                "a longer top": lambda: qtools.must(
+                    "qemu-img", "resize", "-q", self.path("top"), "8M"),
+                "a longer overlay": lambda: qtools.must(
+                    "qemu-img", "resize", "-q", self.path("kid"), "8M"),
+                "a longer layer": lambda: qtools.must(
+                    "qemu-img", "resize", "-q", self.path("mid"), "8M"),
+                # a name of the same length, behind the first sector
+                "a layer elsewhere": self.qemu_img(*rebase, "some", "mid"),
+                "an overlay elsewhere": self.qemu_img(*rebase, "base", "kid"),
+                "a write": lambda: qtools.must("qemu-io", "-f", "qcow2", "-c",
+                                               write, self.path("top")),
+                "another file": self.replace("top"),
+                "another layer": self.replace("mid"),
+                "another overlay": self.replace("kid"),
+        }.items():
+            with self.subTest(what):
+                r, after = self.race(change)
+                self.assertEqual(r.rc, 5, str(r))
+                self.assertRegex(r.err, "meanwhile")
+                self.assertRegex(r.err, "try again")
+                self.assertEqual(self.files(), after)
+
+    def test_an_overlay_that_stands_elsewhere_when_it_is_opened(self):
+        r, after = self.race(self.qemu_img("rebase", "-u", "-F", "qcow2", "-b",
+                                           "base", "kid"), self.FOUND)
+        self.assertEqual(r.rc, 5, str(r))
+        self.assertRegex(r.err, "another backing file")
+        self.assertEqual(self.files(), after)
+
+    def test_nothing_changed(self):
+        r, _ = self.race(lambda: None)
+        self.assertEqual(r.rc, 0, str(r))
 
 
 @unittest.skipUnless(os.geteuid() == 0, "needs root to become another user")
