@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/sum.h"
 
@@ -374,15 +375,51 @@ int merge_journal_create(struct merge_journal *j, const struct io *io,
     return 0;
 }
 
+static int foreign(struct qstill_error *err)
+{
+    return err_hint(err,
+                    "run the merge as the user it belongs to; or look into it, "
+                    "then remove it, or make it a file of yours alone (chown, "
+                    "chmod 600)");
+}
+
+static bool is_ours(const struct stat *st)
+{
+    return (st->st_uid == geteuid() || st->st_uid == 0) &&
+           !(st->st_mode & (S_IWGRP | S_IWOTH));
+}
+
+/* A journal says which files to rename and to remove, anywhere; the directory
+ * may be another user's. So it must be our own or root's; and have one name
+ * where others give names, for they could give one to some file of root's. (In
+ * a directory of our own it may be part of a copy by links.) */
+static int check_origin(const struct merge_journal *j, struct qstill_error *err)
+{
+    struct stat st, dir;
+
+    if (fstat(j->fd, &st) < 0 || fstat(j->dirfd, &dir) < 0)
+        return err_errno(err, errno, "cannot stat %s", j->name);
+    if (st.st_nlink == 0) /* recovered by another process just now */
+        return err_set(err, QSTILL_E_NOT_FOUND, "%s is gone", j->name);
+    if (is_ours(&st) && (st.st_nlink == 1 || is_ours(&dir)))
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%s, the journal of an unfinished merge, may be another user's "
+            "work (owner %u, mode %03o, %u names)",
+            j->name, st.st_uid, st.st_mode & 07777, (unsigned)st.st_nlink);
+    return foreign(err);
+}
+
 int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
                        const char *name, struct qstill_error *err)
 {
-    if (take(j, io, dirfd, name, err) < 0 ||
-        io_openat(io, dirfd, name, O_RDWR, 0, &j->fd, err) < 0)
+    if (take(j, io, dirfd, name, err) < 0)
         return err->code;
+    if (io_openat(io, dirfd, name, O_RDWR, 0, &j->fd, err) < 0)
+        return err->code == QSTILL_E_PRECONDITION ? foreign(err) : err->code;
     if (!lock(j->fd))
         return err_set(err, QSTILL_E_BUSY, "a merge is under way (%s)", name);
-    return 0;
+    return check_origin(j, err);
 }
 
 int merge_journal_read(struct merge_journal *j, struct merge_record *r,

@@ -85,7 +85,8 @@ struct merge_journal {
 /* Makes the file, empty and locked. BUSY when there is one. */
 int merge_journal_create(struct merge_journal *j, const struct io *io,
                          int dirfd, const char *name, struct qstill_error *err);
-/* Opens and locks what a dead process left. NOT_FOUND; BUSY: it lives. */
+/* Opens and locks what a dead process left. NOT_FOUND; BUSY: it lives;
+ * PRECONDITION: another user may have written it. */
 int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
                        const char *name, struct qstill_error *err);
 int merge_journal_read(struct merge_journal *j, struct merge_record *r,

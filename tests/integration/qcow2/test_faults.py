@@ -222,6 +222,48 @@ class MergesSurviveFaults(unittest.TestCase):
                         self.judge(t, what, r)
         self.each_merge(body)
 
+    @unittest.skipUnless(os.geteuid() == 0, "needs root for another's file")
+    @unittest.skipIf(PART, "done by part 0")
+    def test_a_journal_that_another_may_have_written_is_refused(self):
+        """It says what to remove and what to rename: nothing is done for it,
+        until whoever runs the command has made it theirs."""
+        t = Template(self.root, [1], "down")
+        self.strace(t, "-e", "trace=fdatasync", "-e",
+                    "inject=fdatasync:signal=KILL:when=1")
+        journal, = (os.path.join(t.work, n) for n in os.listdir(t.work)
+                    if n.startswith(".qstill-merge-"))
+        other = os.path.join(self.root, "other")
+
+        def second_name():
+            os.link(journal, other)
+            os.chmod(t.work, 0o777)
+
+        def linked():
+            os.rename(journal, other)
+            os.symlink(other, journal)
+        for spoil, undo in (
+                (lambda: os.chown(journal, 65534, 65534),
+                 lambda: os.chown(journal, 0, 0)),
+                (lambda: os.chmod(journal, 0o620),
+                 lambda: os.chmod(journal, 0o600)),
+                (lambda: os.chmod(journal, 0o602),
+                 lambda: os.chmod(journal, 0o600)),
+                (second_name, lambda: (os.unlink(other),
+                                       os.chmod(t.work, 0o755))),
+                (linked, lambda: os.replace(other, journal))):
+            spoil()
+            before = {p: qtools.file_hash(p) for p in qmerge.tree(t.work)}
+            r = t.recover()
+            self.assertEqual(r.rc, qmerge.REFUSED, str(r))
+            self.assertIn(os.path.basename(journal), r.err)
+            self.assertIn("chown", r.err)
+            self.assertEqual(before, {p: qtools.file_hash(p)
+                                      for p in qmerge.tree(t.work)}, str(r))
+            undo()
+        r = t.recover()
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertEqual(t.whole(True), [], str(r))
+
     @unittest.skipUnless(os.path.exists(FAILALLOC), "failalloc.so: make it")
     def test_every_allocation_fails(self):
         def body(t):
