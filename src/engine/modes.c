@@ -7,6 +7,7 @@
 #include "memstate/cow.h"
 #include "memstate/procmem.h"
 #include "qmp/hazards.h"
+#include "qmp/machine.h"
 #include "qmp/migrate.h"
 #include "session.h"
 #include "settings.h"
@@ -75,6 +76,46 @@ static int probe_blockers(struct session *s, struct mode_report *r,
         m.state == QMP_MIGRATION_PRE_SWITCHOVER)
         refuse(r, "migrating", "a migration of this VM is under way",
                "wait until it is over");
+    return 0;
+}
+
+/* Whether the migration streams of this QEMU have a configuration section:
+ * not so those of machine types before 2.4 (pc-q35-2.3), nor where
+ * "-global migration.send-configuration=off" says so. */
+static bool sends_configuration(const struct session *s, const char *type)
+{
+    char *const *argv = s->rec.has_launch ? s->rec.launch.argv : NULL;
+    const char *version = strrchr(type, '-');
+    unsigned major, minor;
+
+    for (; argv && *argv; argv++) {
+        const char *value = strstr(*argv, "send-configuration");
+
+        value = value ? strrchr(value, '=') : NULL;
+        if (value)
+            return strcmp(value, "=off") != 0 && strcmp(value, "=no") != 0 &&
+                   strcmp(value, "=false") != 0 && strcmp(value, "=n") != 0;
+    }
+    if (!version || sscanf(version, "-%2u.%2u", &major, &minor) != 2)
+        return true;
+    return major > 2 || (major == 2 && minor >= 4);
+}
+
+/* Our streams begin with that section, and a QEMU that sends none takes none:
+ * neither a snapshot nor the way back from a failed load could be read. */
+static int probe_stream(struct session *s, struct mode_report *r,
+                        struct qstill_error *err)
+{
+    CLEANUP(qmp_machine_fini) struct qmp_machine m = QMP_MACHINE_INIT;
+
+    if (qmp_machine_read(s->qmp, &m, err) < 0)
+        return err->code;
+    if (!sends_configuration(s, m.type))
+        refuse(r, "no-configuration-section",
+               "QEMU's migration streams have no configuration section with "
+               "this machine type or -global: it could not load the memory",
+               "start it with -global migration.send-configuration=on, or take "
+               "a snapshot without --memory");
     return 0;
 }
 
@@ -200,7 +241,8 @@ int modes_probe_cow_first(struct session *s, struct mode_report *r,
     char text[256];
 
     memset(r, 0, sizeof(*r));
-    if (probe_blockers(s, r, err) < 0 || probe_devices(s, r, err) < 0)
+    if (probe_blockers(s, r, err) < 0 || probe_devices(s, r, err) < 0 ||
+        probe_stream(s, r, err) < 0)
         return err->code;
     if (r->refused[0])
         for (unsigned m = 0; m < MODE_COUNT; m++)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""VMs that QEMU refuses to migrate."""
+"""VMs that QEMU refuses to migrate, or whose streams it could not load."""
 
 import os
 
@@ -82,3 +82,28 @@ class NonMigratable(Case):
         with self.subTest("without memory it works"):
             self.q("create", "vm", "disks")
             self.goes_on(vm)
+
+
+class NoConfiguration(Case):
+    """A QEMU without configuration sections can load no stream of ours."""
+    cost = 5
+
+    def test_it_is_refused_before_anything_is_stopped(self):
+        off = ["-global", "migration.send-configuration=off"]
+        vm = self.tiny_vm(extra=off)
+        said = self.q.check("vm", "--memory")
+        self.assertIn("no-configuration-section",
+                      [p["code"] for p in said["problems"]])
+        for mode in ("auto", "cow", "paused", "precopy"):
+            with self.subTest(mode=mode), self.nothing_changes(vm):
+                self.q.fails("precondition", "no configuration section",
+                             "create", "vm", "one", "--memory", "--mode", mode)
+        self.q("create", "vm", "one")
+
+    def test_an_argument_brings_it_back(self):
+        on = ["-global", "migration.send-configuration=on"]
+        vm = self.tiny_vm(extra=on)
+        pid = vm.pid()
+        self.q("create", "vm", "one", "--memory")
+        self.q("revert", "vm", "one")
+        self.assertEqual(pid, vm.pid())
