@@ -281,20 +281,38 @@ static void drop_option(struct launch_args *args, const char *opt)
             i++;
 }
 
-static int map_default(struct launch_args *args, const char *id,
-                       const struct launch_ram *ram, bool readonly,
-                       struct qstill_error *err)
+static bool is_default_block(const char *id)
 {
     size_t i;
 
     for (i = 0; i < ARRAY_LEN(default_blocks); i++)
         if (strcmp(id, default_blocks[i]) == 0)
-            break;
-    if (i == ARRAY_LEN(default_blocks) || !has_default_ram(args))
-        return err_set(err, QSTILL_E_PRECONDITION,
-                       "RAM block %s is no memory backend of the command line "
-                       "of QEMU",
-                       ram->id);
+            return true;
+    return false;
+}
+
+static int not_made(const char *id, struct qstill_error *err)
+{
+    return err_set(err, QSTILL_E_PRECONDITION,
+                   "RAM block %s is no memory backend of the command line of "
+                   "QEMU",
+                   id);
+}
+
+/* The id of the backend that makes the block. */
+static const char *backend_of(const char *block)
+{
+    size_t n = strlen(OBJECTS);
+
+    return strncmp(block, OBJECTS, n) == 0 ? block + n : block;
+}
+
+static int map_default(struct launch_args *args, const char *id,
+                       const struct launch_ram *ram, bool readonly,
+                       struct qstill_error *err)
+{
+    if (!is_default_block(id) || !has_default_ram(args))
+        return not_made(ram->id, err);
     drop_option(args, "mem-path");
     return add_backend(args, id, ram, readonly, err);
 }
@@ -302,11 +320,9 @@ static int map_default(struct launch_args *args, const char *id,
 static int map_one(struct launch_args *args, const struct launch_ram *ram,
                    bool readonly, struct qstill_error *err)
 {
-    const char *id = ram->id;
+    const char *id = backend_of(ram->id);
     size_t arg;
 
-    if (strncmp(id, OBJECTS, strlen(OBJECTS)) == 0)
-        id += strlen(OBJECTS);
     if (find_object(args, id, &arg, err) < 0)
         return err->code;
     if (arg == args->count)
@@ -327,5 +343,43 @@ int launch_ram_map(struct launch_args *args, const struct launch_change *change,
     for (i = 0; i < change->mapped_count; i++)
         if (map_one(args, &change->mapped[i], change->mapped_readonly, err) < 0)
             return err->code;
+    return 0;
+}
+
+static bool has_option(const struct launch_args *args, const char *opt)
+{
+    size_t i;
+
+    for (i = 0; i < args->count; i++)
+        if (launch_arg_is(&args->v[i], opt))
+            return true;
+    return false;
+}
+
+int launch_check_ram(const struct launch_record *rec, const char *const *ids,
+                     size_t count, struct qstill_error *err)
+{
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
+    bool has_default, known = false;
+    size_t i, arg;
+
+    if (launch_args_parse(&args, rec->argv, err) < 0)
+        return err->code;
+    if (has_option(&args, "readconfig"))
+        return 0;
+    has_default = has_default_ram(&args);
+    for (i = 0; i < count; i++)
+        known = known || is_default_block(backend_of(ids[i]));
+    /* The default RAM of a machine that we do not know may be any of them. */
+    if (has_default && !known)
+        return 0;
+    for (i = 0; i < count; i++) {
+        const char *id = backend_of(ids[i]);
+
+        if (find_object(&args, id, &arg, err) < 0)
+            return err->code;
+        if (arg == args.count && !(has_default && is_default_block(id)))
+            return not_made(ids[i], err);
+    }
     return 0;
 }

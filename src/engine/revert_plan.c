@@ -83,6 +83,29 @@ int revert_fill_start(struct revert *r, const struct manifest *m,
     return 0;
 }
 
+/* A new process takes no memory that was plugged into the old one. */
+static int check_ram(struct revert *r, const struct manifest *m,
+                     struct qstill_error *err)
+{
+    const char **ids = arena_array(&r->arena, m->block_count + 1, sizeof(*ids));
+    const char *inplace = "";
+    size_t n = 0;
+
+    if (!ids)
+        return err_nomem(err);
+    for (size_t i = 0; i < m->block_count; i++)
+        if (m->blocks[i].main)
+            ids[n++] = m->blocks[i].id;
+    if (launch_check_ram(&r->s.rec.launch, ids, n, err) == 0)
+        return 0;
+    if (r->was_on && r->wanted != WAY_AUTO)
+        inplace = "use --restore inplace, or ";
+    return err_hint(err,
+                    "%sattach the VM with a --launcher CMD that starts it "
+                    "with this memory, or start it so",
+                    inplace);
+}
+
 /* `auto` falls back to eager when the command line allows no mapping. */
 static int check_start(struct revert *r, const struct manifest *m,
                        struct qstill_error *err)
@@ -92,6 +115,9 @@ static int check_start(struct revert *r, const struct manifest *m,
     if (r->state == QSTILL_STATE_STOPPED)
         return 0;
     if (revert_fill_start(r, m, &o, err) < 0)
+        return err->code;
+    if (o.incoming && r->s.rec.has_launch && !r->s.rec.launcher &&
+        check_ram(r, m, err) < 0)
         return err->code;
     if (start_check(&r->s, &o, err) == 0)
         return 0;

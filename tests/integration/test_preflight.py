@@ -3,6 +3,7 @@
 with both values, and only what a guest can survive can be forced."""
 
 import json
+import os
 
 from lib.case import Case
 
@@ -111,3 +112,48 @@ class Preflight(Case):
         self.q("revert", "vm", "one", "--force")
         self.goes_on_from(vm, tick, nonce, since)
         back()
+
+    def test_a_plugged_dimm_needs_the_process_that_has_it(self):
+        """No command line makes it, so that a new QEMU cannot take it."""
+        vm = self.tiny_vm(extra=["-m", "8M,slots=4,maxmem=1G"])
+        self.q("create", "vm", "bare", "--memory")
+        self.plug(vm, "0")
+        self.q("create", "vm", "one", "--memory")
+        says = "RAM block d0 is no memory backend of the command line"
+        pid = vm.pid()
+        for way in ("eager", "mapped"):
+            with self.subTest(way=way), self.nothing_changes(vm):
+                failure = self.q.fails("precondition", says, "revert", "vm",
+                                       "one", "--restore", way)
+                self.assertIn("--restore inplace", failure.hint)
+        self.q("revert", "vm", "one", "--restore", "inplace")
+        self.assertEqual(pid, vm.pid())
+        self.plug(vm, "1")
+        with self.nothing_changes(vm):
+            failure = self.q.fails("precondition", says, "revert", "vm", "one")
+            self.assertIn("--launcher", failure.hint)
+        self.assertEqual(pid, vm.pid())
+        self.q("revert", "vm", "bare", "--restore", "eager")
+        self.assertNotEqual(pid, vm.pid())
+
+    def test_a_launcher_may_plug_the_dimm(self):
+        vm = self.tiny_vm(attach=False, extra=["-m", "8M,slots=4,maxmem=1G"])
+        plug = ["-object", "memory-backend-ram,id=d0,size=128M",
+                "-device", "pc-dimm,id=dimm0,memdev=d0"]
+        script = os.path.join(self.tmp, "run")
+        self.write(script, "import json, os, subprocess\n"
+                   "argv = json.loads(os.environ['QSTILL_ARGV_JSON'])\n"
+                   "subprocess.Popen(argv + %r, stdin=subprocess.DEVNULL,\n"
+                   "                 start_new_session=True)\n" % plug)
+        self.attach(vm, "--launcher", "exec python3 " + script)
+        self.plug(vm, "0")
+        self.q("create", "vm", "one", "--memory")
+        pid = vm.pid()
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertNotEqual(pid, vm.pid())
+
+    @staticmethod
+    def plug(vm, n):
+        vm.cmd("object-add", **{"qom-type": "memory-backend-ram",
+                                "id": "d" + n, "size": 128 << 20})
+        vm.cmd("device_add", driver="pc-dimm", id="dimm" + n, memdev="d" + n)

@@ -4,6 +4,8 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 
 #include <cmocka.h>
 
@@ -220,6 +222,66 @@ static void ram_mapped_from_a_snapshot_becomes_ordinary_again(void **state)
     launch_argv_free(argv);
 }
 
+/* .out: the block that the command line does not make; none: it passes */
+static const struct ram_case made_cases[] = {
+    {"the default RAM", {"pc.ram"}, {"q", "-m", "64"}, {NULL}},
+    {"plugged beside it", {"pc.ram", "d0"}, {"q", "-m", "64"}, {"d0"}},
+    {"on the command line",
+     {"d0", "pc.ram"},
+     {"q", "-object", "memory-backend-ram,id=d0,size=64M", "-device",
+      "pc-dimm,memdev=d0"},
+     {NULL}},
+    {"by its path, in JSON",
+     {"/objects/m0"},
+     {"q", "-object",
+      "{\"qom-type\":\"memory-backend-ram\",\"id\":\"m0\",\"size\":1}",
+      "-machine", "memory-backend=m0"},
+     {NULL}},
+    {"plugged beside RAM of a backend",
+     {"m0", "/objects/d0"},
+     {"q", "-object", "memory-backend-ram,id=m0,size=64M", "-numa",
+      "node,memdev=m0"},
+     {"/objects/d0"}},
+    {"the default RAM, where there is none now",
+     {"pc.ram"},
+     {"q", "-object", "memory-backend-ram,id=m0,size=64M", "-machine",
+      "memory-backend=m0"},
+     {"pc.ram"}},
+    {"an object that is no memory",
+     {"pc.ram", "d0"},
+     {"q", "-object", "iothread,id=d0"},
+     {"d0"}},
+    {"the default RAM of a machine that is not known",
+     {"board.ram"},
+     {"q", "-m", "64"},
+     {NULL}},
+    {"a file of options may make it",
+     {"pc.ram", "d0"},
+     {"q", "-readconfig", "/etc/vm.cfg"},
+     {NULL}},
+};
+
+static void ram_that_no_start_makes_is_named(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(made_cases); i++) {
+        const struct ram_case *c = &made_cases[i];
+        struct launch_record rec = launch_case_record(c->in);
+        struct qstill_error err = {0};
+        char says[64];
+        int r = launch_check_ram(&rec, c->id, c->id[1] ? 2 : 1, &err);
+
+        if (!c->out[0]) {
+            if (r != 0)
+                fail_msg("%s: %s", c->why, err.message);
+            continue;
+        }
+        snprintf(says, sizeof(says), "RAM block %s is no ", c->out[0]);
+        if (r != QSTILL_E_PRECONDITION || !strstr(err.message, says))
+            fail_msg("%s: %d, %s", c->why, r, err.message);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -227,6 +289,7 @@ int main(void)
         cmocka_unit_test(ram_that_cannot_be_mapped_is_refused),
         cmocka_unit_test(read_only_files_allow_a_balloon),
         cmocka_unit_test(ram_mapped_from_a_snapshot_becomes_ordinary_again),
+        cmocka_unit_test(ram_that_no_start_makes_is_named),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
