@@ -157,11 +157,32 @@ static int check_ram(struct session *s, const struct manifest *m,
     return 0;
 }
 
+/* With these on, the load of our stream fails or ends QEMU, and so does the way
+ * back from it. */
+static int check_capabilities(struct session *s, struct qstill_error *err)
+{
+    static const char *const in_the_way[] = {"x-ignore-shared", "mapped-ram",
+                                             "multifd"};
+    CLEANUP(qmp_names_fini) struct qmp_names on = QMP_NAMES_INIT;
+
+    if (qmp_migrate_capabilities_on(s->qmp, &on, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < on.count; i++)
+        for (size_t k = 0; k < ARRAY_LEN(in_the_way); k++)
+            if (strcmp(on.items[i], in_the_way[k]) == 0)
+                return NOT(err,
+                           "QEMU's migration capability %s is on; switch it "
+                           "off with migrate-set-capabilities",
+                           in_the_way[k]);
+    return 0;
+}
+
 int inplace_fits(struct session *s, const struct manifest *m,
                  struct qstill_error *err)
 {
     if (check_state(s, err) < 0 || check_rights(s, err) < 0 ||
-        check_devices(s, m, err) < 0 || check_cpus(s, m, err) < 0)
+        check_capabilities(s, err) < 0 || check_devices(s, m, err) < 0 ||
+        check_cpus(s, m, err) < 0)
         return err->code;
     return check_ram(s, m, err);
 }

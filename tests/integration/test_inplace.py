@@ -430,3 +430,26 @@ class Failures(Reverts):
                 vm.serial.wait(r"sync count=\d+ bad=0", vm.serial.mark())
                 self.check_nothing_left(vm)
         self.back(vm, "one", ticks[0], nonce)
+
+
+class Capabilities(Case):
+    """What a user has switched on, and a load in the process dies of."""
+    cost = 5
+
+    def test_one_in_the_way_is_named_and_another_way_is_taken(self):
+        vm = self.tiny_vm()
+        known = {c["capability"] for c in vm.cmd("query-migrate-capabilities")}
+        self.q("create", "vm", "one", "--memory")
+        for name in sorted(known & {"x-ignore-shared", "mapped-ram",
+                                    "multifd"}):
+            with self.subTest(capability=name):
+                pid = vm.pid()
+                vm.cmd("migrate-set-capabilities", capabilities=[
+                    {"capability": name, "state": True}])
+                with self.nothing_changes(vm):
+                    self.q.fails("precondition", "capability %s is on" % name,
+                                 "revert", "vm", "one", "--restore", "inplace")
+                self.assertEqual(pid, vm.pid())
+                said = self.q("revert", "vm", "one")
+                self.assertEqual("mapped", said["restore"])
+                self.assertNotEqual(pid, vm.pid())
