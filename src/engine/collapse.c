@@ -11,6 +11,7 @@
 #include "layer_file.h"
 #include "livechain.h"
 #include "liveswap.h"
+#include "lost.h"
 #include "protect.h"
 #include "qcow2/children.h"
 #include "spare.h"
@@ -25,9 +26,23 @@ static bool can_wait(const struct collapse *c, const struct qstill_error *err)
            (err->code == QSTILL_E_NO_SPACE && c->no_room);
 }
 
+/* That a manifest names a file does not make it ours. */
+static int leave_file(struct collapse *c, const struct layer *l,
+                      struct qstill_error *err)
+{
+    store_note(c->s->store,
+               "%s stays: a snapshot of disk %s named it, but it is no layer "
+               "that qstill has made of that disk; if nobody needs it: "
+               "chattr -i FILE; rm FILE",
+               l->path, l->disk);
+    return collapse_forget(c->s, l->path, err);
+}
+
 static int drop_file(struct collapse *c, const struct layer *l,
                      struct qstill_error *err)
 {
+    if (!lost_is_ours(c->s, &c->all, l->disk, l->path))
+        return leave_file(c, l, err);
     if (livechain_release(c->s, l->path, err) < 0 ||
         layer_remove(l->path, err) < 0 ||
         collapse_forget(c->s, l->path, err) < 0)

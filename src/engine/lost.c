@@ -104,6 +104,14 @@ static bool leads_to(struct session *s, const struct layers *all,
     return false;
 }
 
+bool lost_is_ours(struct session *s, const struct layers *all, const char *disk,
+                  const char *path)
+{
+    const struct vm_disk *d = vmrecord_disk(&s->rec, disk);
+
+    return d && is_named_so(s, d, path) && leads_to(s, all, d, path);
+}
+
 /* The disk whose lost layer it is, or NULL. */
 static const struct vm_disk *lost_of(struct session *s,
                                      const struct layers *all, const char *path)

@@ -8,9 +8,17 @@
 #ifndef QSTILL_ENGINE_LOST_H
 #define QSTILL_ENGINE_LOST_H
 
+#include <stdbool.h>
+
 #include "base/error.h"
 
+struct layers;
 struct session;
+
+/* Whether a file that is about to be removed is a layer of ours, by what the
+ * file itself says: its name, and that it stands on the disk's chain. */
+bool lost_is_ours(struct session *s, const struct layers *all, const char *disk,
+                  const char *path);
 
 /* Hides what the damaged manifest in the directory snapfd still names. */
 int lost_hide(struct session *s, int snapfd, struct qstill_error *err);

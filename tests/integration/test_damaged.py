@@ -247,6 +247,43 @@ class Damaged(Tree):
             self.assertTrue(os.path.exists(path), path)
         self.is_whole("root", "middle", "leaf")
 
+    def test_a_whole_manifest_that_names_a_file_of_others(self):
+        """It is believed in all but this: what goes must be ours."""
+        text = os.path.join(self.tmp, "text")
+        with open(text, "w") as f:
+            f.write("text\n" * 1000)
+        like = os.path.join(self.tmp, "disk0.aaaaaaaaaaaa.qcow2")
+        image.create(like, "qcow2", 2 << 20, pattern=False)
+        over = os.path.join(self.vm.dir, "backup.qcow2")
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",
+                  "-b", self.layers("root")[0], over)
+        for n, (path, fmt) in enumerate(
+                ((text, "raw"), (like, "qcow2"), (over, "qcow2"))):
+            with self.subTest(path=os.path.basename(path)):
+                name = "bad%d" % n
+                self.snapshot(name, 10 + n)
+                self.q("revert", "vm", "leaf", "--keep-trash", "0")
+                lost = self.layers(name)[0]
+                manifest = self.q.manifest_path("vm", self.ids[name])
+                with open(manifest) as f:
+                    said = json.load(f)
+                said["disks"][0].update(path=path, format=fmt, ino=0,
+                                        mtimeNs=0, fileSize=0,
+                                        headerHash=None)
+                with open(manifest, "w") as f:
+                    json.dump(said, f)
+                self.q("delete", "vm", name)
+                self.assertTrue(os.path.exists(path))
+                self.assertIn(path + " stays", self.q.stderr)
+                del self.want[name]
+                self.head = self.want["leaf"]
+                self.is_whole("root", "twig", "middle", "leaf")
+                self.q("recover", "vm")
+                self.assertTrue(os.path.exists(path))
+                self.unprotect(self.vm.dir)
+                os.unlink(lost)  # no manifest names it any more
+        os.unlink(over)
+
     def test_all_are_damaged_and_go(self):
         """Back to the first images."""
         for name in self.want:
