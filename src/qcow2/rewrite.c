@@ -380,8 +380,7 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
     /* by its place of the L1 table the new state is told from the old: all
      * that changes the header, the size too, comes with new tables */
     rw->tables |= (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0 ||
-                  rw->over > 0 || torn_is(w.h) ||
-                  rw->size != rw->target->size;
+                  rw->over > 0 || torn_is(w.h) || rw->size != rw->target->size;
     moves_sort(&rw->moves);
     rw->end = rw->old_end;
     return rw->tables ? place_tables(&w, err) : 0;
