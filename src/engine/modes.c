@@ -85,7 +85,7 @@ static int probe_blockers(struct session *s, struct mode_report *r,
 static bool sends_configuration(const struct session *s, const char *type)
 {
     char *const *argv = s->rec.has_launch ? s->rec.launch.argv : NULL;
-    const char *version = strrchr(type, '-');
+    const char *version = strrchr(type, '-'), *said = NULL;
     unsigned major, minor;
 
     for (; argv && *argv; argv++) {
@@ -93,9 +93,11 @@ static bool sends_configuration(const struct session *s, const char *type)
 
         value = value ? strrchr(value, '=') : NULL;
         if (value)
-            return strcmp(value, "=off") != 0 && strcmp(value, "=no") != 0 &&
-                   strcmp(value, "=false") != 0 && strcmp(value, "=n") != 0;
+            said = value; /* of several the last one counts */
     }
+    if (said)
+        return strcmp(said, "=off") != 0 && strcmp(said, "=no") != 0 &&
+               strcmp(said, "=false") != 0 && strcmp(said, "=n") != 0;
     if (!version || sscanf(version, "-%2u.%2u", &major, &minor) != 2)
         return true;
     return major > 2 || (major == 2 && minor >= 4);

@@ -100,10 +100,34 @@ class NoConfiguration(Case):
                              "create", "vm", "one", "--memory", "--mode", mode)
         self.q("create", "vm", "one")
 
+    def test_the_last_argument_counts(self):
+        last = []
+        for value in ("on", "false"):
+            last += ["-global", "migration.send-configuration=" + value]
+        self.tiny_vm(extra=last)
+        self.q.fails("precondition", "no configuration section",
+                     "create", "vm", "one", "--memory")
+
+    def test_an_old_machine_type(self):
+        """Its compatibility switches it off; the argument is stronger."""
+        old = "pc-i440fx-2.3"
+        asks = self.tiny_vm("asks", attach=False)
+        if old not in [m["name"] for m in asks.cmd("query-machines")]:
+            self.skipTest("this QEMU has no machine type before 2.4")
+        vm = self.tiny_vm(extra=["-machine", old])
+        with self.nothing_changes(vm):
+            self.q.fails("precondition", "no configuration section",
+                         "create", "vm", "one", "--memory")
+        vm = self.tiny_vm("on", extra=[
+            "-machine", old, "-global", "migration.send-configuration=on"])
+        self.goes_back(vm)
+
+    def goes_back(self, vm):
+        pid = vm.pid()
+        self.q("create", vm.name, "one", "--memory")
+        self.q("revert", vm.name, "one")
+        self.assertEqual(pid, vm.pid())
+
     def test_an_argument_brings_it_back(self):
         on = ["-global", "migration.send-configuration=on"]
-        vm = self.tiny_vm(extra=on)
-        pid = vm.pid()
-        self.q("create", "vm", "one", "--memory")
-        self.q("revert", "vm", "one")
-        self.assertEqual(pid, vm.pid())
+        self.goes_back(self.tiny_vm(extra=on))
