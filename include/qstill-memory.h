@@ -27,7 +27,7 @@
 extern "C" {
 #endif
 
-/* A piece of guest RAM. */
+/* A piece of guest RAM; no two overlap. */
 struct qstill_region {
     const char *id;     /* 1 to 255 bytes, unique; names its file */
     void *address;      /* page aligned; in the process that is captured */

@@ -41,13 +41,13 @@ int memory_take_regions(struct arena *arena, const struct qstill_region *from,
                            "region '%.100s' is not a number of whole pages",
                            from[i].id);
         for (size_t k = 0; k < i; k++) {
+            uintptr_t other = (uintptr_t)from[k].address;
+
             if (strcmp(from[k].id, from[i].id) == 0)
                 return err_set(err, QSTILL_E_USAGE,
                                "two regions have the id '%.100s'", from[i].id);
-            if ((char *)from[k].address <
-                    (char *)from[i].address + from[i].length &&
-                (char *)from[i].address <
-                    (char *)from[k].address + from[k].length)
+            if (other < end &&
+                (uintptr_t)from[i].address < other + from[k].length)
                 return err_set(err, QSTILL_E_USAGE,
                                "the regions '%.100s' and '%.100s' overlap",
                                from[k].id, from[i].id);
