@@ -293,6 +293,9 @@ void memcap_resumed(struct memcap *m)
 int memcap_instant(struct memcap *m, struct qstill_error *err)
 {
     if (m->mode == MODE_PRECOPY) {
+        /* No device is plugged in while a migration is under way. */
+        if (m->source_count > 0 && modes_check_ram(m->s, &m->ram, err) < 0)
+            return err->code;
         m->continued = true;
         return qmp_migrate_continue(m->s->qmp, err);
     }
@@ -304,7 +307,12 @@ int memcap_instant(struct memcap *m, struct qstill_error *err)
     }
     if (save_devices(m, err) < 0)
         return err_wrap(err, "saving the device state");
-    return capture_instant(m->cap, err);
+    /* Memory that was plugged in since we looked would be missing. It is asked
+     * when the device state is saved, and while the capture takes its instant:
+     * it knows by then which it is, and the pause is no longer. */
+    if (capture_instant(m->cap, err) < 0)
+        return err->code;
+    return modes_check_ram(m->s, &m->ram, err);
 }
 
 /* QEMU says that a migration is over a little after the stream ended. */

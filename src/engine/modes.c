@@ -400,3 +400,42 @@ int modes_find_ram(struct session *s, struct qmp_ram *ram,
     *count = n;
     return 0;
 }
+
+/* Addresses only where QEMU tells them in its list (7.2 does not). */
+static bool is_as_it_was(const struct qmp_ram_block *then,
+                         const struct qmp_ram_block *now)
+{
+    return then->used == now->used && then->total == now->total &&
+           (!now->hva || then->hva == now->hva);
+}
+
+static int changed(const char *id, const char *how, struct qstill_error *err)
+{
+    err_set(err, QSTILL_E_BUSY,
+            "RAM block %s was %s while the snapshot was prepared", id, how);
+    return err_hint(err, "take the snapshot again");
+}
+
+int modes_check_ram(struct session *s, const struct qmp_ram *then,
+                    struct qstill_error *err)
+{
+    CLEANUP(qmp_ram_fini) struct qmp_ram now = QMP_RAM_INIT;
+
+    if (qmp_ram_read(s->qmp, &now, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < now.count; i++) {
+        const struct qmp_ram_block *b = &now.blocks[i], *was;
+
+        if (!b->name[0])
+            continue;
+        was = qmp_ram_find(then, b->name);
+        if (!was)
+            return changed(b->name, "plugged in", err);
+        if (!is_as_it_was(was, b))
+            return changed(b->name, "changed", err);
+    }
+    for (size_t i = 0; i < then->count; i++)
+        if (!qmp_ram_find(&now, then->blocks[i].name))
+            return changed(then->blocks[i].name, "taken out", err);
+    return 0;
+}

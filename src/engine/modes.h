@@ -58,5 +58,9 @@ int modes_choose(const struct mode_report *report, enum mode wanted,
 int modes_find_ram(struct session *s, struct qmp_ram *ram,
                    struct capture_source **out, size_t *count,
                    struct qstill_error *err);
+/* Whether the RAM is what `then` says: BUSY names a block that was plugged in,
+ * taken out or changed since. One command of QEMU's. */
+int modes_check_ram(struct session *s, const struct qmp_ram *then,
+                    struct qstill_error *err);
 
 #endif
