@@ -28,6 +28,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
@@ -255,6 +256,8 @@ def main():
     ap.add_argument("--json", default=os.path.join(TOP,
                                                    "build/bench-merge.json"))
     args = ap.parse_args()
+    # mounts, loop devices and VMs go in `finally` and `with`: let these run
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     args.dir = [os.path.abspath(d) for d in args.dir or ()]
     if args.priority:
         merge_lib.PRIORITY = -20

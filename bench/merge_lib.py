@@ -66,9 +66,15 @@ def timed(*commands, cwd, limit=None):
                                 p.kill) if limit else None
         if timer:
             timer.start()
-        text = p.stdout.read()
-        if timer:
-            timer.cancel()
+        try:
+            text = p.stdout.read()
+        except BaseException:
+            p.kill()  # what is unmounted now must not be in use
+            p.wait()
+            raise
+        finally:
+            if timer:
+                timer.cancel()
         _, status, usage = os.wait4(p.pid, 0)
         p.returncode = os.waitstatus_to_exitcode(status)
         if limit and time.monotonic() - start >= limit:
