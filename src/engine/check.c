@@ -9,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "base/options.h"
+#include "headlock.h"
 #include "hostinfo.h"
 #include "journal.h"
 #include "layer_file.h"
@@ -219,15 +220,18 @@ static int check_live(struct report_obj *o, struct session *s,
 static void check_off(struct report_obj *o, struct session *s,
                       const struct qstill_check_options *options)
 {
+    struct qstill_error e = {0};
+
     for (unsigned m = 0; m < MODE_COUNT; m++) {
         o->modes[m].mode = mode_name((enum mode)m);
         o->modes[m].reason = "the VM does not run";
     }
     o->report.mode_count = MODE_COUNT;
-    if (options->memory || options->quiesce)
+    if (headlock_look(s, &e) < 0)
+        problem_of(o, "head-in-use", &e);
+    else if (options->memory || options->quiesce)
         problem(o, "not-running", "the VM does not run",
                 "start it with qstill start");
-    (void)s;
 }
 
 static int check_all(struct report_obj *o, struct session *s,
@@ -243,7 +247,7 @@ static int check_all(struct report_obj *o, struct session *s,
     check_memory(o, s);
     check_start(o, s);
     name_tpm(s);
-    if (session_connect(s, err) < 0)
+    if (session_try(s, err) < 0)
         return err->code;
     if (!s->qmp) {
         check_off(o, s, options);

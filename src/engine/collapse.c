@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "collapse_impl.h"
+#include "headlock.h"
 #include "heads.h"
 #include "layer_file.h"
 #include "livechain.h"
@@ -295,6 +296,7 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
     struct stuck stuck = {0};
     bool more = true;
 
+    headlock_release(s); /* what a merge writes to, it locks itself */
     if (open_protected(s, err) < 0 || layers_settle(s, j, err) < 0)
         return err->code;
     /* a damaged snapshot may need any of them */

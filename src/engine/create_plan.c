@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "headlock.h"
 #include "job.h"
 #include "layer_file.h"
 #include "preflight.h"
@@ -95,6 +96,8 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
         session_connect(&c->s, err) < 0)
         return err->code;
     if (c->s.qmp && plan_live(c, err) < 0)
+        return err->code;
+    if (!c->s.qmp && headlock_take(&c->s, err) < 0)
         return err->code;
     if (!c->s.qmp && c->o.quiesce)
         return err_set(err, QSTILL_E_UNREACHABLE,

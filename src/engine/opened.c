@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static int add(struct opened *o, size_t *room, const struct stat *st,
                struct qstill_error *err)
@@ -65,4 +66,24 @@ bool opened_has(const struct opened *o, const char *path)
         if (o->files[i].dev == st.st_dev && o->files[i].ino == st.st_ino)
             return true;
     return false;
+}
+
+int opened_by(const char *path)
+{
+    const struct dirent *e;
+    DIR *proc = opendir("/proc");
+    int found = 0;
+
+    while (proc && !found && (e = readdir(proc)) != NULL) {
+        CLEANUP(opened_fini) struct opened o = {0};
+        struct qstill_error ignored = {0};
+        int pid = atoi(e->d_name);
+
+        if (pid > 0 && pid != getpid() && opened_read(&o, pid, &ignored) == 0 &&
+            opened_has(&o, path))
+            found = pid;
+    }
+    if (proc)
+        closedir(proc);
+    return found;
 }

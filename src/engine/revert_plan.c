@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "headlock.h"
 #include "heads.h"
 #include "layer_file.h"
 #include "preflight.h"
@@ -250,6 +251,8 @@ int revert_plan(struct revert *r, struct qstill_error *err)
         session_connect(&r->s, err) < 0)
         return err->code;
     r->was_on = r->s.qmp != NULL;
+    if (!r->was_on && headlock_take(&r->s, err) < 0)
+        return err->code;
     r->was_running = r->was_on && r->s.status.running;
     snprintf(r->id, sizeof(r->id), "%s", m->id);
     choose_state(r, m);

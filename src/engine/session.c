@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "base/clock.h"
+#include "headlock.h"
 #include "inplace.h"
 #include "journal.h"
 #include "livechain.h"
@@ -112,7 +113,7 @@ static int open_qmp(struct session *s, struct qstill_error *err)
     return qstill_qmp_open(&s->qmp, s->rec.qmp, NULL, err);
 }
 
-int session_connect(struct session *s, struct qstill_error *err)
+int session_try(struct session *s, struct qstill_error *err)
 {
     struct qstill_error why = {0};
     pid_t pid = 0;
@@ -141,8 +142,16 @@ int session_connect(struct session *s, struct qstill_error *err)
     return 0;
 }
 
+int session_connect(struct session *s, struct qstill_error *err)
+{
+    if (session_try(s, err) < 0 || s->qmp)
+        return err->code;
+    return headlock_look(s, err);
+}
+
 void session_disconnect(struct session *s)
 {
+    headlock_release(s);
     qmp_disks_fini(&s->live);
     memset(&s->live, 0, sizeof(s->live));
     qstill_qmp_close(s->qmp);

@@ -25,6 +25,8 @@ struct session {
     struct tree tree;
     struct qstill_qmp *qmp; /* NULL: the VM is off (or not asked yet) */
     int pid;                /* QEMU's; 0 when not known */
+    int *held;              /* fds with locks on the heads: headlock.h */
+    size_t held_count;
     struct qmp_status status;
     struct qmp_disks live;
     uint64_t bwlimit;       /* of merges, bytes per second; 0: none */
@@ -44,9 +46,13 @@ void session_close(struct session *s);
 /* Loads record and tree again. */
 int session_reload(struct session *s, struct qstill_error *err);
 
-/* Connects to QEMU and reads status and disks. A VM that is off (no socket,
- * or nobody listens) is no error: s->qmp stays NULL. */
+/* Connects to QEMU and reads status and disks. A VM that is off (no socket, or
+ * nobody listens) is no error: s->qmp stays NULL. BUSY when somebody writes to
+ * its heads all the same. */
 int session_connect(struct session *s, struct qstill_error *err);
+/* Does not look at the heads: a QEMU may just be starting on them. */
+int session_try(struct session *s, struct qstill_error *err);
+/* Gives up held heads, too. */
 void session_disconnect(struct session *s);
 /* Reads status and disks again. */
 int session_refresh(struct session *s, struct qstill_error *err);

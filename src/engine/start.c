@@ -274,7 +274,7 @@ static int wait_monitor(struct session *s, int pid, struct qstill_error *err)
 
     for (;;) {
         err->code = 0;
-        if (session_connect(s, err) == 0 && s->qmp)
+        if (session_try(s, err) == 0 && s->qmp)
             return 0;
         if (err->code < 0 && err->code != QSTILL_E_UNREACHABLE)
             return err->code;

@@ -49,19 +49,11 @@ static int busy(const char *path, const char *what, struct qstill_error *err)
                          "works on it");
 }
 
-int image_lock(int fd, const char *path, enum image_lock lock,
-               struct qstill_error *err)
+int image_lock_look(int fd, const char *path, enum image_lock lock,
+                    struct qstill_error *err)
 {
     unsigned use = wants[lock].use, deny = wants[lock].deny;
 
-    for (int i = 0; i < BITS; i++) {
-        if (((use & 1u << i) && lock_byte(fd, USE + i) < 0) ||
-            ((deny & 1u << i) && lock_byte(fd, DENY + i) < 0)) {
-            if (errno == EAGAIN || errno == EACCES)
-                return busy(path, "holds a lock that is not QEMU's", err);
-            return 0; /* no OFD locks here */
-        }
-    }
     for (int i = 0; i < BITS; i++) {
         if ((use & 1u << i) && held_by_others(fd, DENY + i))
             return busy(path,
@@ -75,4 +67,20 @@ int image_lock(int fd, const char *path, enum image_lock lock,
                         err);
     }
     return 0;
+}
+
+int image_lock(int fd, const char *path, enum image_lock lock,
+               struct qstill_error *err)
+{
+    unsigned use = wants[lock].use, deny = wants[lock].deny;
+
+    for (int i = 0; i < BITS; i++) {
+        if (((use & 1u << i) && lock_byte(fd, USE + i) < 0) ||
+            ((deny & 1u << i) && lock_byte(fd, DENY + i) < 0)) {
+            if (errno == EAGAIN || errno == EACCES)
+                return busy(path, "holds a lock that is not QEMU's", err);
+            return 0; /* no OFD locks here */
+        }
+    }
+    return image_lock_look(fd, path, lock, err);
 }

@@ -24,5 +24,9 @@ enum image_lock {
  * weaker one on the same fd. */
 int image_lock(int fd, const char *path, enum image_lock lock,
                struct qstill_error *err);
+/* Only looks whether it could be had, so that nobody who is just opening the
+ * image is in the way of it. A lock of our own on another fd counts. */
+int image_lock_look(int fd, const char *path, enum image_lock lock,
+                    struct qstill_error *err);
 
 #endif

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: MIT */
+#include "headlock.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/file.h"
+#include "opened.h"
+#include "qcow2/lock.h"
+#include "session.h"
+
+#define END_WAIT_MS 2000
+
+/* "qemu-system-x86"; "?" when it is gone. */
+static void name_of(int pid, char *out, size_t size)
+{
+    CLEANUP(closep) int fd = -1;
+    char path[64];
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    n = fd >= 0 ? read(fd, out, size - 1) : 0;
+    out[n > 0 ? n - 1 : 0] = '\0';
+    if (n <= 0)
+        snprintf(out, size, "?");
+}
+
+/* Whether some disk is said to have locking=off (or "auto": no harm). */
+static bool may_be_unlocked(const struct session *s)
+{
+    char **argv = s->rec.has_launch ? s->rec.launch.argv : NULL;
+
+    while (argv && *argv && !strstr(*argv, "locking"))
+        argv++;
+    return argv && *argv;
+}
+
+static int explain(const struct session *s, const struct vm_disk *d, int pid,
+                   struct qstill_error *err)
+{
+    char who[64] = "what has it open", name[32];
+
+    if (pid > 0) {
+        name_of(pid, name, sizeof(name));
+        snprintf(who, sizeof(who), "process %d (%s)", pid, name);
+    }
+    err_wrap(err, "disk %s", d->name);
+    return err_hint(err,
+                    "end %s; if that is VM %s itself, its QMP socket %s is "
+                    "gone, and nobody can reach it: shut its guest down from "
+                    "inside, then qstill start %s",
+                    who, s->vm, s->rec.qmp, s->vm);
+}
+
+/* -1 for one that cannot be opened: others have more to say about that. */
+static int open_head(const struct vm_disk *d)
+{
+    return open(d->head_path,
+                O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
+}
+
+static int look(const struct session *s, const struct vm_disk **which,
+                struct qstill_error *err)
+{
+    bool unlocked = may_be_unlocked(s);
+
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const struct vm_disk *d = &s->rec.disks[i];
+        CLEANUP(closep) int fd = open_head(d);
+
+        *which = d;
+        if (fd >= 0 &&
+            image_lock_look(fd, d->head_path, IMAGE_LOCK_READ, err) < 0)
+            return err->code;
+        if (unlocked && opened_by(d->head_path) > 0)
+            return err_set(err, QSTILL_E_BUSY,
+                           "%s is in use: another process has it open",
+                           d->head_path);
+    }
+    return 0;
+}
+
+int headlock_look(const struct session *s, struct qstill_error *err)
+{
+    double deadline = clock_ms() + (s->lockfd >= 0 ? END_WAIT_MS : 0);
+    const struct vm_disk *which = NULL;
+
+    while (look(s, &which, err) < 0) {
+        if (clock_ms() >= deadline)
+            return explain(s, which, opened_by(which->head_path), err);
+        err_clear(err);
+        clock_sleep_ms(5);
+    }
+    return 0;
+}
+
+int headlock_take(struct session *s, struct qstill_error *err)
+{
+    headlock_release(s);
+    s->held = calloc(s->rec.disk_count + 1, sizeof(*s->held));
+    if (!s->held)
+        return err_nomem(err);
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const struct vm_disk *d = &s->rec.disks[i];
+        int fd = open_head(d);
+
+        if (fd < 0)
+            continue;
+        s->held[s->held_count++] = fd;
+        if (image_lock(fd, d->head_path, IMAGE_LOCK_READ, err) < 0)
+            return explain(s, d, opened_by(d->head_path), err);
+    }
+    return 0;
+}
+
+void headlock_release(struct session *s)
+{
+    while (s->held_count > 0)
+        closep(&s->held[--s->held_count]);
+    free(s->held);
+    s->held = NULL;
+}
