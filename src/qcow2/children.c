@@ -392,14 +392,58 @@ static int look_at_entry(struct search *s, int dirfd, const char *dir,
     return r;
 }
 
+/* QEMU opens an image by a link, too, and takes the name of its backing file
+ * from where the link stands: no merge could give it a name that is right there
+ * and where the image is. Asked last, when the overlays are known. */
+static int look_at_link(struct search *s, int dirfd, const char *dir,
+                        const char *name, struct qstill_error *err)
+{
+    CLEANUP(freep) char *path = NULL, *real = NULL, *backing = NULL;
+    CLEANUP(closep) int fd = -1;
+    struct stat st;
+    size_t which = 0;
+    bool yes, qed;
+
+    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+        !S_ISLNK(st.st_mode))
+        return 0;
+    if (asprintf(&path, "%s%s", dir, name) < 0) {
+        path = NULL;
+        return err_nomem(err);
+    }
+    if (fstatat(dirfd, name, &st, 0) < 0 ||
+        (S_ISREG(st.st_mode) && !(real = realpath(path, NULL)))) {
+        if (errno == ENOENT || errno == ENOTDIR || errno == ELOOP)
+            return 0; /* it leads nowhere */
+        return err_errno(err, errno, "it may stand on a layer that goes: %s",
+                         path);
+    }
+    if (!real || is_layer(s->c, &st, 0, s->c->n - 1, &which) || known(s, &st))
+        return 0;
+    if (io_openat(s->c->io, AT_FDCWD, real, O_RDONLY, 0, &fd, err) < 0 ||
+        stored_name(s->c->io, fd, &backing, &qed, err) < 0)
+        return err_wrap(err, "it may stand on a layer that goes: %s", path);
+    if (!backing)
+        return 0;
+    if (names_layer(s, path, backing, &yes, &which, err) < 0)
+        return err->code;
+    if (!yes)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%s, a symbolic link to %s, stands on %s", path, real,
+            s->c->layers[which]->path);
+    return err_hint(err, "put the image itself there, or remove the link");
+}
+
 static void closedirp(DIR **d)
 {
     if (*d)
         closedir(*d);
 }
 
-/* `dir` ends with a slash, or is empty. */
-static int look_into(struct search *s, const char *dir,
+/* The files, or the links, of a directory; `dir` ends with a slash, or is
+ * empty. */
+static int look_into(struct search *s, const char *dir, bool links,
                      struct qstill_error *err)
 {
     CLEANUP(closedirp) DIR *d = opendir(dir[0] ? dir : ".");
@@ -413,9 +457,10 @@ static int look_into(struct search *s, const char *dir,
         if (++n > MAX_ENTRIES)
             return err_set(err, QSTILL_E_PRECONDITION,
                            "%s has too many entries to look for overlays", dir);
-        if (e->d_type != DT_REG && e->d_type != DT_UNKNOWN)
+        if (e->d_type != (links ? DT_LNK : DT_REG) && e->d_type != DT_UNKNOWN)
             continue;
-        if (look_at_entry(s, dirfd(d), dir, e->d_name, err) < 0)
+        if ((links ? look_at_link : look_at_entry)(s, dirfd(d), dir, e->d_name,
+                                                   err) < 0)
             return err->code;
     }
     return errno ? err_errno(err, errno, "cannot look for overlays in %s",
@@ -430,7 +475,7 @@ static char *dir_part(const char *path)
     return strndup(path, slash ? (size_t)(slash - path) + 1 : 0);
 }
 
-static int look_into_all(struct search *s, struct qstill_error *err)
+static int look_into_all(struct search *s, bool links, struct qstill_error *err)
 {
     const struct chain *c = s->c;
 
@@ -445,7 +490,7 @@ static int look_into_all(struct search *s, struct qstill_error *err)
 
             seen = other && strcmp(dir, other) == 0;
         }
-        if (!seen && look_into(s, dir, err) < 0)
+        if (!seen && look_into(s, dir, links, err) < 0)
             return err->code;
     }
     return 0;
@@ -462,5 +507,6 @@ int children_find(const struct chain *c, size_t first, size_t last,
     for (size_t i = 0; i < named_count; i++)
         if (look_at(&s, named[i], err) < 0)
             return err_wrap(err, "child");
-    return look_into_all(&s, err);
+    return look_into_all(&s, false, err) < 0 ? err->code
+                                             : look_into_all(&s, true, err);
 }

@@ -35,8 +35,9 @@ void children_seen_free(struct children_seen *seen);
 /*
  * Overlays of layers [first, last] of the chain that are no layers of it.
  * `named` are looked at, too. What cannot be opened, and an overlay that we
- * cannot deal with (unknown features, damage, no format named), is an error:
- * a merge would orphan it. `out` must be zeroed; `seen` may be NULL.
+ * cannot deal with (unknown features, damage, no format named, seen through a
+ * symbolic link), is an error: a merge would orphan it. `out` must be zeroed;
+ * `seen` may be NULL.
  */
 int children_find(const struct chain *c, size_t first, size_t last,
                   const char *const *named, size_t named_count,

@@ -8,6 +8,8 @@
  *   D    must be a qcow2 image on the same filesystem as U's name, whose
  *        attributes we may set
  *   any  but U: U's internal snapshots would be lost with its file
+ *
+ * A layer with hard links is left alone as check_links() says.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -191,9 +193,39 @@ static int check_format(const struct merge_group *g, enum qcow2_format format,
                              : "merge down");
 }
 
+/* A file has the same bytes under each of its names. By another one U may take
+ * in what is below it, and the lowest layer may stay as it is; whatever else is
+ * done to a layer changes what is seen there, or takes its backing file away.
+ */
+static int check_links(const struct merge_group *g, size_t t,
+                       struct qstill_error *err)
+{
+    bool last_goes = t == g->upper || t == MERGE_NO_TARGET;
+    struct stat st;
+
+    if (!g->main || g->m->output)
+        return 0;
+    for (size_t i = g->upper; i <= g->last; i++) {
+        if ((i == g->upper && t == g->upper) || (i == g->last && last_goes))
+            continue;
+        if (fstat(layer(g, i)->fd, &st) < 0)
+            return err_errno(err, errno, "cannot stat %s", layer(g, i)->path);
+        if (st.st_nlink <= 1)
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION,
+                "%s has other names (hard links), which would lose what they "
+                "show",
+                layer(g, i)->path);
+        return err_hint(err, "find -samefile finds them: give each a copy of "
+                             "its own");
+    }
+    return 0;
+}
+
 static int check_up(const struct merge_group *g, struct qstill_error *err)
 {
-    if (check_format(g, layer(g, g->upper)->info.format, err) < 0 ||
+    if (check_links(g, g->upper, err) < 0 ||
+        check_format(g, layer(g, g->upper)->info.format, err) < 0 ||
         check_snapshots(g, g->upper, err) < 0)
         return err->code;
     return check_kept_snapshots(g, g->upper, err);
@@ -203,7 +235,8 @@ static int check_new(const struct merge_group *g, struct qstill_error *err)
 {
     const struct image *u = layer(g, g->upper);
 
-    if (check_format(g, QCOW2_FORMAT_QCOW2, err) < 0)
+    if (check_links(g, MERGE_NO_TARGET, err) < 0 ||
+        check_format(g, QCOW2_FORMAT_QCOW2, err) < 0)
         return err->code;
     if (!g->m->output && !attrs_can_make(u->fd))
         return err_set(err, QSTILL_E_PERMISSION,
@@ -243,7 +276,8 @@ static int check_down(const struct merge_group *g, size_t t,
         return err_set(err, QSTILL_E_PRECONDITION,
                        "%s has other overlays than %s", img->path,
                        layer(g, g->upper)->path);
-    if (check_format(g, img->info.format, err) < 0 ||
+    if (check_links(g, t, err) < 0 ||
+        check_format(g, img->info.format, err) < 0 ||
         check_snapshots(g, t, err) < 0 || check_kept_snapshots(g, t, err) < 0 ||
         check_rename(g, t, err) < 0)
         return err->code;

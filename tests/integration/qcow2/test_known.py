@@ -511,6 +511,81 @@ class MergesAreRefused(MergeCase):
         if r.rc == 6:
             self.assertTrue(os.path.islink(b1))
 
+    def linked_child(self, backing):
+        """kid, a link beside the chain to an overlay of b1 elsewhere, whose
+        name of it QEMU takes from where the link stands."""
+        b0, b1, top = self.chain3()
+        elsewhere = qtools.scratch()
+        self.addCleanup(shutil.rmtree, elsewhere, True)
+        real, link = os.path.join(elsewhere, "real"), self.path("kid")
+        os.rename(self.create("kid", MIB, "b1"), real)
+        qtools.must("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2",
+                    "-b", backing or b1, real)
+        os.symlink(real, link)
+        return top, b1, real, link
+
+    def test_a_child_behind_a_symbolic_link(self):
+        for backing in ("b1", None):
+            with self.subTest(backing=backing):
+                top, b1, real, link = self.linked_child(backing)
+                self.refused(6, "kid.*symbolic link.*b1", top, "--drop", b1)
+                os.unlink(link)
+
+    def test_a_child_behind_a_link_that_is_named_itself(self):
+        top, b1, real, link = self.linked_child(None)
+        r = qtools.image("merge", top, "--drop", b1, "--child", real)
+        self.assertEqual(r.rc, 0, str(r))
+        self.io(link, "read -P 2 0 64k", "read -P 1 64k 960k")
+
+    def test_links_that_are_nobodys_overlay(self):
+        b0, b1, top = self.chain3()
+        kid = self.create("z", MIB, "b1")
+        for name, to in (("a", "z"), ("b", "b1"), ("c", "top"), ("d", "."),
+                         ("e", "nothere"), ("f", "f"), ("g", "/dev/null"),
+                         ("h", "b0")):
+            os.symlink(to, self.path(name))
+        r = qtools.image("merge", top, "--drop", b1)
+        self.assertEqual(r.rc, 0, str(r))
+        self.io(kid, "read -P 2 0 64k", "read -P 1 64k 960k")
+
+    def hard_linked(self, name, direction, words=None):
+        """A merge of b2 and b1 into top, one of which has a second name;
+        refused with `words`, or the second name shows what it did."""
+        with self.subTest(name=name, direction=direction):
+            for n in os.listdir(self.dir):
+                os.unlink(self.path(n))
+            self.create("b0", MIB, writes=["write -q -P 1 0 1M"])
+            b1 = self.create("b1", MIB, "b0", writes=["write -q -P 2 0 512k"])
+            b2 = self.create("b2", MIB, "b1", writes=["write -q -P 3 0 64k"])
+            top = self.create("top", MIB, "b2", writes=["write -q -P 4 0 4k"])
+            other = self.path("other")
+            os.link(self.path(name), other)
+            want = {p: self.view(p) for p in (top, other)}
+            argv = (top, "--drop", b1, "--drop", b2, "--direction", direction)
+            if words:
+                r = self.refused(6, words, *argv)
+                self.assertRegex(r.err, "samefile")
+                return
+            r = qtools.image("merge", *argv)
+            self.assertEqual(r.rc, 0, str(r))
+            self.assertEqual(want, {p: self.view(p) for p in (top, other)})
+
+    def test_hard_links(self):
+        """What has another name is not written over, and keeps its backing
+        file."""
+        for name, refused in (("top", ("down", "new")), ("b2", DIRECTIONS),
+                              ("b1", ("down",)), ("b0", ())):
+            for direction in qtools.sample(DIRECTIONS, self.id() + name):
+                self.hard_linked(name, direction, direction in refused and
+                                 name + ".*hard link")
+
+    def test_a_hard_link_to_the_top_with_snapshots(self):
+        """Neither may its file be rewritten nor its name be taken."""
+        b0, b1, top = self.chain3()
+        qtools.must("qemu-img", "snapshot", "-c", "s", top)
+        os.link(top, self.path("other"))
+        self.refused(6, "top", top, "--drop", b1)
+
     def odd_child(self, change):
         """A child that we may be unable to handle must not be orphaned."""
         b0, b1, top = self.chain3()
