@@ -238,7 +238,9 @@ static void recover(struct proof *p, const struct io *io)
     if (merge_recover_dir(io, p->dir, &did, &err) < 0)
         fail_with(p, "the recovery failed", &err);
     p->recovered += did;
-    if (merge_recover_dir(io_real(), p->dir, &did, &err) < 0 || did)
+    if (merge_recover_dir(record_keeping_io(p->record), p->dir, &did, &err) <
+            0 ||
+        did)
         fail_with(p, "a second recovery found something to do", &err);
 }
 
@@ -261,7 +263,7 @@ static void judge(struct proof *p)
     p->states++;
     memio_each(p->dir, count_torn, p);
     judge_before(p);
-    recover(p, io_real());
+    recover(p, record_keeping_io(p->record));
     judge_after(p);
 }
 
@@ -306,7 +308,7 @@ static void merge_again(struct proof *p)
         }
     }
     p->drop_count = left;
-    if (left > 0 && run_merge(p, io_real(), -1, &err) < 0)
+    if (left > 0 && run_merge(p, record_keeping_io(p->record), -1, &err) < 0)
         fail_with(p, "the merge cannot be done again", &err);
     p->drop_count = all;
     judge_after(p);
@@ -330,7 +332,7 @@ static void cut(struct proof *p, size_t count, enum record_loss loss,
 /* The recovery of the present state, cut at every point of its own. */
 static void nested(struct proof *p)
 {
-    struct record *inner = record_new(p->dir), *outer = p->record;
+    struct record *outer = p->record, *inner = record_nested(outer);
     char what[200];
 
     snprintf(what, sizeof(what), "%.150s", p->what);
@@ -406,7 +408,7 @@ static void every_fault(struct proof *p)
             struct fault_io f;
             int e;
 
-            fault_io_init(&f, io_real());
+            fault_io_init(&f, record_keeping_io(p->record));
             f.kinds = kinds[k / 4];
             f.error = k & 1 ? other_error(f.kinds) : EIO;
             f.onwards = k & 2;
@@ -436,7 +438,7 @@ static void every_cancel(struct proof *p)
         record_replay(p->record, 0, RECORD_KEEP_ALL, 0);
         snprintf(p->what, sizeof(p->what), "cancelled after %ld steps", n);
         recovered = p->recovered;
-        e = run_merge(p, io_real(), n, &err);
+        e = run_merge(p, record_keeping_io(p->record), n, &err);
         judge(p);
         /* what is half written over goes forward, by recovery */
         if (e < 0 && p->recovered == recovered)

@@ -48,7 +48,10 @@ struct record_name {
 struct record {
     struct io io;
     char *dir;       /* absolute, no symbolic links */
-    char *nodes_dir; /* node N is the file N here */
+    char *nodes_dir; /* see record_node_path() */
+    const struct record *outer;
+    struct io keeping;
+    struct io_ops keeping_ops;
     struct record_op *ops;
     size_t op_count;
     struct record_node *nodes;
@@ -57,7 +60,9 @@ struct record {
     size_t name_count;
 };
 
-/* DIR.nodes-XXX/N */
+/* DIR.nodes-XXX/INODE: where a node is while it has no name. */
 const char *record_node_path(const struct record *r, int node);
+/* The youngest of that inode number: numbers are used again. -1: none. */
+int record_find_node(const struct record *r, const struct stat *st);
 
 #endif

@@ -42,32 +42,35 @@ const char *record_node_path(const struct record *r, int node)
 {
     char name[32];
 
-    snprintf(name, sizeof(name), "%d", node);
+    snprintf(name, sizeof(name), "%llu",
+             (unsigned long long)r->nodes[node].ino);
     return memio_path(r->nodes_dir, name);
 }
 
-/* `path` leads to the file, perhaps through /proc. */
-static int node_new(struct record *r, const char *path)
+int record_find_node(const struct record *r, const struct stat *st)
 {
-    int node = (int)r->node_count;
-    struct stat st;
+    for (size_t i = r->node_count; i-- > 0;) {
+        if (r->nodes[i].dev == st->st_dev && r->nodes[i].ino == st->st_ino)
+            return (int)i;
+    }
+    return -1;
+}
 
-    if (stat(path, &st) < 0 ||
-        linkat(AT_FDCWD, path, AT_FDCWD, record_node_path(r, node),
-               AT_SYMLINK_FOLLOW) < 0)
-        memio_die("recorder: cannot link %s: %s", path, strerror(errno));
+static int node_new(struct record *r, const struct stat *st)
+{
     r->nodes = grow(r->nodes, r->node_count, sizeof(*r->nodes));
-    r->nodes[r->node_count++] = (struct record_node){
-        .dev = st.st_dev, .ino = st.st_ino, .mtime = st.st_mtim};
-    return node;
+    r->nodes[r->node_count] = (struct record_node){
+        .dev = st->st_dev, .ino = st->st_ino, .mtime = st->st_mtim};
+    return (int)r->node_count++;
 }
 
 static int node_of_fd(struct record *r, int fd)
 {
-    char link[64];
+    struct stat st;
 
-    snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
-    return node_new(r, link);
+    if (fstat(fd, &st) < 0)
+        memio_die("recorder: bad descriptor %d", fd);
+    return node_new(r, &st);
 }
 
 /* An operation that sets the file's time. */
@@ -82,19 +85,14 @@ static struct record_op *add_content(struct record *r, enum record_type type,
     return op;
 }
 
-/* The youngest of that inode number: numbers are used again. -1: a file
- * outside of the watched directory. */
+/* -1: a file outside of the watched directory. */
 static int node_of(const struct record *r, int fd)
 {
     struct stat st;
 
     if (fstat(fd, &st) < 0)
         memio_die("recorder: bad descriptor %d", fd);
-    for (size_t i = r->node_count; i-- > 0;) {
-        if (r->nodes[i].dev == st.st_dev && r->nodes[i].ino == st.st_ino)
-            return (int)i;
-    }
-    return -1;
+    return record_find_node(r, &st);
 }
 
 /* The path of an open directory or of a name below it, relative to the
@@ -124,6 +122,47 @@ static char *relative(const struct record *r, int dirfd, const char *name)
         out = strdup(full + skip + (full[skip] == '/'));
     free(full);
     return out;
+}
+
+/* ------------------------------------------------------- what loses a name */
+
+/* The path of a second name for a file that is about to lose its own; NULL:
+ * none is there, or no replay needs it. */
+static const char *keep(const struct record *r, int dirfd, const char *name)
+{
+    const char *path;
+    struct stat st;
+    int node;
+
+    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+        (node = record_find_node(r, &st)) < 0)
+        return NULL;
+    path = record_node_path(r, node);
+    if (linkat(dirfd, name, AT_FDCWD, path, 0) < 0)
+        memio_die("recorder: cannot keep %s: %s", name, strerror(errno));
+    return path;
+}
+
+static int keep_renameat(const struct io *io, int from_dir, const char *from,
+                         int to_dir, const char *to, unsigned flags)
+{
+    bool over = !(flags & (RENAME_EXCHANGE | RENAME_NOREPLACE));
+    const char *kept = over ? keep(record_of(io), to_dir, to) : NULL;
+    int e = io_real_ops.renameat(io, from_dir, from, to_dir, to, flags);
+
+    if (e < 0 && kept)
+        unlink(kept);
+    return e;
+}
+
+static int keep_unlinkat(const struct io *io, int dirfd, const char *name)
+{
+    const char *kept = keep(record_of(io), dirfd, name);
+    int e = io_real_ops.unlinkat(io, dirfd, name);
+
+    if (e < 0 && kept)
+        unlink(kept);
+    return e;
 }
 
 /* ------------------------------------------------------------- the table */
@@ -274,7 +313,7 @@ static int rec_renameat(const struct io *io, int from_dir, const char *from,
                         int to_dir, const char *to, unsigned flags)
 {
     struct record *r = record_of(io);
-    int e = io_real_ops.renameat(io, from_dir, from, to_dir, to, flags);
+    int e = keep_renameat(io, from_dir, from, to_dir, to, flags);
     struct record_op *op;
 
     if (e < 0)
@@ -291,7 +330,7 @@ static int rec_renameat(const struct io *io, int from_dir, const char *from,
 static int rec_unlinkat(const struct io *io, int dirfd, const char *name)
 {
     struct record *r = record_of(io);
-    int e = io_real_ops.unlinkat(io, dirfd, name);
+    int e = keep_unlinkat(io, dirfd, name);
     char *path = e < 0 ? NULL : relative(r, dirfd, name);
 
     if (path)
@@ -352,33 +391,73 @@ static void take_file(void *user, const char *name)
 {
     struct record *r = user;
     const char *path = memio_path(r->dir, name);
-    int node = node_new(r, path);
+    struct stat st;
+    int node;
 
+    if (stat(path, &st) < 0)
+        memio_die("recorder: cannot stat %s: %s", path, strerror(errno));
+    node = node_new(r, &st);
     r->nodes[node].start = memio_get(path, &r->nodes[node].start_len);
     r->names = grow(r->names, r->name_count, sizeof(*r->names));
     r->names[r->name_count++] =
         (struct record_name){.name = strdup(name), .node = node};
 }
 
-struct record *record_new(const char *dir)
+static struct record *make(const char *dir)
 {
     struct record *r = calloc(1, sizeof(*r));
 
     if (!r || !(r->dir = realpath(dir, NULL)))
         memio_die("recorder: no directory %s: %s", dir, strerror(errno));
     r->io.ops = &record_ops;
-    r->io.user = r;
+    r->keeping_ops = io_real_ops;
+    r->keeping_ops.renameat = keep_renameat;
+    r->keeping_ops.unlinkat = keep_unlinkat;
+    r->keeping.ops = &r->keeping_ops;
+    r->io.user = r->keeping.user = r;
+    memio_each(r->dir, take_file, r);
+    return r;
+}
+
+struct record *record_new(const char *dir)
+{
+    struct record *r = make(dir);
+
     if (asprintf(&r->nodes_dir, "%s.nodes-XXXXXX", r->dir) < 0 ||
         !mkdtemp(r->nodes_dir))
         memio_die("recorder: no directory beside %s", r->dir);
-    memio_each(r->dir, take_file, r);
     return r;
+}
+
+struct record *record_nested(const struct record *outer)
+{
+    struct record *r = make(outer->dir);
+
+    r->outer = outer;
+    r->nodes_dir = outer->nodes_dir;
+    return r;
+}
+
+/* What the outer one does not know may go. */
+static void forget_own(const struct record *r)
+{
+    for (size_t i = 0; i < r->node_count; i++) {
+        const struct record_node *n = &r->nodes[i];
+        struct stat st = {.st_dev = n->dev, .st_ino = n->ino};
+
+        if (record_find_node(r->outer, &st) < 0)
+            unlink(record_node_path(r, (int)i));
+    }
 }
 
 void record_free(struct record *r)
 {
     if (!r)
         return;
+    if (r->outer)
+        forget_own(r);
+    else
+        memio_dir_remove(r->nodes_dir);
     for (size_t i = 0; i < r->op_count; i++) {
         free(r->ops[i].data);
         free(r->ops[i].name);
@@ -391,7 +470,6 @@ void record_free(struct record *r)
     free(r->ops);
     free(r->nodes);
     free(r->names);
-    memio_dir_remove(r->nodes_dir);
     free(r->dir);
     free(r);
 }
@@ -399,6 +477,11 @@ void record_free(struct record *r)
 const struct io *record_io(struct record *r)
 {
     return &r->io;
+}
+
+const struct io *record_keeping_io(struct record *r)
+{
+    return &r->keeping;
 }
 
 size_t record_count(const struct record *r)

@@ -3,8 +3,9 @@
  * An I/O table that records every change to the files below one directory, in
  * order, while it happens for real; and rebuilds there, afterwards, what a
  * power cut at any point may leave: the same inodes under the same names, so
- * that a journal that names them holds. For that each file has a second link
- * in a directory beside it, DIR.nodes-*.
+ * that a journal that names them holds. For that a file that loses its name is
+ * put into a directory beside it, DIR.nodes-*; until then it has no other name,
+ * for how many there are is seen by the code under test.
  *
  * What a cut keeps: what was synced, for certain; of everything else any part.
  * Of a file, any subset of the writes since its last fdatasync or fsync, torn
@@ -23,9 +24,15 @@ struct record;
 /* Watches the files below `dir` as they are now; until record_free() nobody
  * may change them but through the table. */
 struct record *record_new(const char *dir);
+/* Another one of the same directory, for what is done after a replay of the
+ * first; to be freed before it and before its next replay. */
+struct record *record_nested(const struct record *outer);
 void record_free(struct record *r);
 /* The table to pass to the code under test; belongs to the record. */
 const struct io *record_io(struct record *r);
+/* One for what is not to be recorded, between replays: the kernel, but what it
+ * removes can be replayed again. Also the record's. */
+const struct io *record_keeping_io(struct record *r);
 
 /* Operations recorded so far; a cut may come after any of 0..count. */
 size_t record_count(const struct record *r);

@@ -288,8 +288,14 @@ static void model_fini(struct model *m)
 static void remove_name(void *user, const char *name)
 {
     const struct record *r = user;
+    const char *path = memio_path(r->dir, name);
+    struct stat st;
+    int node;
 
-    if (unlink(memio_path(r->dir, name)) < 0)
+    if (stat(path, &st) < 0)
+        memio_die("replay: cannot stat %s", name);
+    node = record_find_node(r, &st);
+    if (node < 0 ? unlink(path) : rename(path, record_node_path(r, node)))
         memio_die("replay: cannot remove %s", name);
 }
 
@@ -299,9 +305,11 @@ static void put_file(const struct record *r, const struct content *c, int node,
     const struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, c->mtime};
     const char *path = record_node_path(r, node);
 
+    if (access(path, F_OK) < 0)
+        memio_die("replay: %s was removed past the tables", name);
     memio_put(path, c->data, c->len);
     if (utimensat(AT_FDCWD, path, times, 0) < 0 ||
-        link(path, memio_path(r->dir, name)) < 0)
+        rename(path, memio_path(r->dir, name)) < 0)
         memio_die("replay: cannot make %s: %s", name, strerror(errno));
 }
 

@@ -204,6 +204,91 @@ static void a_replay_keeps_inodes_and_times(void **state)
     assert_memory_equal(&after.st_mtim, &then.st_mtim, sizeof(after.st_mtim));
 }
 
+static nlink_t names_of(struct world *w, const char *name)
+{
+    struct stat st;
+
+    assert_int_equal(stat(memio_path(w->dir, name), &st), 0);
+    return st.st_nlink;
+}
+
+static void a_file_has_no_second_name(void **state)
+{
+    struct world *w = *state;
+    CLEANUP(closep) int fd = open_it(w, "new", O_RDWR | O_CREAT | O_EXCL);
+    struct qstill_error err;
+
+    assert_int_equal(names_of(w, "old"), 1);
+    assert_int_equal(names_of(w, "new"), 1);
+    assert_int_equal(
+        io_rename(w->io, w->dirfd, "new", w->dirfd, "old", 0, &err), 0);
+    assert_int_equal(names_of(w, "old"), 1);
+    assert_after(w, 1, RECORD_KEEP_ALL, "old", "AAAA");
+    assert_int_equal(names_of(w, "old"), 1);
+    assert_int_equal(names_of(w, "new"), 1);
+}
+
+static ino_t inode_of(struct world *w, const char *name)
+{
+    struct stat st;
+
+    assert_int_equal(stat(memio_path(w->dir, name), &st), 0);
+    return st.st_ino;
+}
+
+static void what_was_removed_without_a_record_comes_back(void **state)
+{
+    struct world *w = *state;
+    const struct io *io = record_keeping_io(w->r);
+    ino_t inode = inode_of(w, "old");
+    struct qstill_error err;
+
+    memio_put(memio_path(w->dir, "another"), "B", 1);
+    assert_int_equal(io_unlink(io, w->dirfd, "old", &err), 0);
+    assert_after(w, 0, RECORD_KEEP_ALL, "old", "AAAA");
+    assert_int_equal(inode_of(w, "old"), inode);
+    memio_put(memio_path(w->dir, "another"), "B", 1);
+    assert_int_equal(
+        io_rename(io, w->dirfd, "another", w->dirfd, "old", 0, &err), 0);
+    assert_int_not_equal(inode_of(w, "old"), inode);
+    assert_after(w, 0, RECORD_KEEP_ALL, "old", "AAAA");
+    assert_int_equal(inode_of(w, "old"), inode);
+    assert_int_equal(names_of(w, "old"), 1);
+    assert_int_equal(record_count(w->r), 0);
+}
+
+static void a_nested_record_leaves_the_outer_one_its_files(void **state)
+{
+    struct world *w = *state;
+    CLEANUP(closep) int fd = open_it(w, "new", O_RDWR | O_CREAT | O_EXCL);
+    ino_t old = inode_of(w, "old"), new = inode_of(w, "new");
+    struct qstill_error err;
+    struct record *inner;
+
+    record_replay(w->r, 1, RECORD_KEEP_ALL, 0);
+    inner = record_nested(w->r);
+    for (int i = 0; i < 2; i++) {
+        const struct io *io = i ? record_keeping_io(inner) : record_io(inner);
+        CLEANUP(closep) int own = -1;
+
+        assert_int_equal(
+            io_openat(io, w->dirfd, "own", O_RDWR | O_CREAT, 0600, &own, &err),
+            0);
+        assert_int_equal(io_unlink(io, w->dirfd, "own", &err), 0);
+        assert_int_equal(io_unlink(io, w->dirfd, "old", &err), 0);
+        assert_int_equal(
+            io_rename(io, w->dirfd, "new", w->dirfd, "old", 0, &err), 0);
+        record_replay(inner, 0, RECORD_KEEP_ALL, 0);
+        assert_int_equal(inode_of(w, "old"), old);
+        assert_int_equal(inode_of(w, "new"), new);
+    }
+    record_free(inner);
+    assert_after(w, 0, RECORD_KEEP_ALL, "old", "AAAA");
+    assert_after(w, 1, RECORD_KEEP_ALL, "new", "");
+    assert_int_equal(inode_of(w, "old"), old);
+    assert_int_equal(inode_of(w, "new"), new);
+}
+
 static void a_name_made_again_is_another_file(void **state)
 {
     struct world *w = *state;
@@ -291,6 +376,9 @@ int main(void)
         T(torn_writes_tear_at_sectors_only),
         T(names_survive_in_order_and_by_directory_sync),
         T(a_replay_keeps_inodes_and_times),
+        T(a_file_has_no_second_name),
+        T(what_was_removed_without_a_record_comes_back),
+        T(a_nested_record_leaves_the_outer_one_its_files),
         T(a_name_made_again_is_another_file),
         T(what_goes_past_the_table_is_told),
         T(the_nth_call_fails_with_its_errno),

@@ -215,7 +215,10 @@ class BeforeTheLocks(unittest.TestCase):
     """A merge reads the headers, looks for overlays, and takes the locks:
     stopped while it looks, it must see what others did until it locks."""
 
-    FOUND, ALL_OPEN = 4, 5  # the overlay of the first group
+    # Overlays are opened by their paths as soon as they are found, for good
+    # when all of a group are: kid is the only one of the first, other of the
+    # second.
+    FOUND, ALL_OPEN = "kid", "other"
 
     def setUp(self):
         self.dir = qtools.scratch()
@@ -244,16 +247,15 @@ class BeforeTheLocks(unittest.TestCase):
         return {n: qtools.file_hash(self.path(n))
                 for n in os.listdir(self.dir)}
 
-    def stopped(self, when):
-        """strace's Popen, and the pid of the merge, stopped when it has read
-        from a directory for the nth time: each look reads twice, the first is
-        for journals, then there is one for each group."""
+    def stopped(self, name):
+        """strace's Popen, and the pid of the merge, stopped when it opens the
+        file by its path for the first time."""
         p = subprocess.Popen(
-            ["strace", "-f", "-o", self.log, "-e", "trace=getdents64", "-e",
-             "inject=getdents64:signal=STOP:when=%d" % when, qtools.QSTILL,
-             "--json", "image", "merge", self.path("top"), "--drop",
-             self.path("mid"), "--drop", self.path("low"), "--direction",
-             "up"], stdin=subprocess.DEVNULL,
+            ["strace", "-f", "-o", self.log, "-e", "trace=openat", "-P",
+             self.path(name), "-e", "inject=openat:signal=STOP:when=1",
+             qtools.QSTILL, "--json", "image", "merge", self.path("top"),
+             "--drop", self.path("mid"), "--drop", self.path("low"),
+             "--direction", "up"], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until = time.monotonic() + 30
         while time.monotonic() < until:
@@ -267,12 +269,12 @@ class BeforeTheLocks(unittest.TestCase):
         p.kill()
         self.fail("the merge did not come to its look for overlays")
 
-    def race(self, change, when=ALL_OPEN):
+    def race(self, change, where=ALL_OPEN):
         """The merge's result, and the files as `change` left them."""
         self.make()
         if os.path.exists(self.log):
             os.unlink(self.log)
-        p, pid = self.stopped(when)
+        p, pid = self.stopped(where)
         try:
             change()
             after = self.files()
