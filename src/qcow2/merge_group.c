@@ -14,8 +14,9 @@
  *
  * A target whose clusters are written over (MERGE_OVERWRITE, and raw ones) has
  * no way back once data moves. A qcow2 one is marked before (torn.h), so that
- * nobody takes it for an image of its own (raw has no place for that); then the
- * journal stays from there on, and the recovery begins anew. That is safe
+ * nobody takes it for an image of its own (raw has no place for that), and so
+ * are the layers above it that go with it, which show it; then the journal
+ * stays from there on, and the recovery begins anew. That is safe
  * because only places are written that the layers above mask, which stay whole
  * until the end: what they show is right at every moment, and only the target
  * alone is neither old nor new.
@@ -126,6 +127,30 @@ static int reserve(struct merge_group *g, struct qstill_error *err)
     return io_truncate(t->io, t->wfd, rw->end, t->path, err);
 }
 
+static int mark_torn(struct merge_group *g, struct qstill_error *err)
+{
+    g->marked = true;
+    for (size_t i = g->upper + 1; i <= g->t; i++) {
+        const struct image *img = g->chain->layers[i];
+
+        if (torn_mark(img->io, img->wfd, img->path, &img->info.header, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+static int unmark_torn(struct merge_group *g, struct qstill_error *err)
+{
+    for (size_t i = g->upper + 1; g->marked && i <= g->t; i++) {
+        const struct image *img = g->chain->layers[i];
+
+        if (torn_unmark(img->io, img->wfd, img->path, &img->info.header, err) <
+            0)
+            return err->code;
+    }
+    return 0;
+}
+
 static int begin(struct merge_group *g, struct qstill_error *err)
 {
     struct merge *m = g->m;
@@ -146,12 +171,8 @@ static int begin(struct merge_group *g, struct qstill_error *err)
         return err->code;
     if (mover_open(&g->mover, &o, err) < 0 || reserve(g, err) < 0)
         return err->code;
-    if (g->kind == MERGE_OVERWRITE) {
-        g->marked = true;
-        if (torn_mark(g->m->io, g->target->wfd, g->target->path,
-                      &g->target->info.header, err) < 0)
-            return err->code;
-    }
+    if (g->kind == MERGE_OVERWRITE && mark_torn(g, err) < 0)
+        return err->code;
     g->phase = PHASE_MOVE;
     return 0;
 }
@@ -347,8 +368,7 @@ static int undo_in_place(struct merge_group *g, struct qstill_error *err)
 
     if (!t || t->wfd < 0) /* merge_open() has failed: not begun */
         return 0;
-    if (g->marked &&
-        torn_unmark(t->io, t->wfd, t->path, &t->info.header, err) < 0)
+    if (unmark_torn(g, err) < 0)
         return err->code;
     for (size_t i = 0; i < rw->moves.n; i++)
         if (rw->moves.v[i].dst < rw->old_end && !rw->moves.v[i].over)

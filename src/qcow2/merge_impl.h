@@ -50,7 +50,7 @@ struct merge_group {
 
     enum merge_phase phase;
     struct mover *mover;
-    bool marked; /* the target, as torn */
+    bool marked; /* what is torn meanwhile */
 };
 
 struct merge {

@@ -407,14 +407,27 @@ static bool shares_blocks(const struct image *t)
     return t->io->ops->clone_range(t->io, t->fd, 0, 1, t->wfd, 1) == -EINVAL;
 }
 
-/* Only what can be marked as torn meanwhile: version 2 has no bit for it. */
+/* The layers between the target and the upper image see what is written over,
+ * and do not mask all of it. Version 2 has no bit for the mark. */
+static bool can_mark_torn(const struct merge_group *g)
+{
+    for (size_t i = g->upper + 1; i <= g->t; i++) {
+        struct qstill_error ignored;
+
+        if (layer(g, i)->info.header.version < 3 ||
+            image_open_write(layer(g, i), &ignored) < 0)
+            return false;
+    }
+    return true;
+}
+
+/* Only what can be marked as torn meanwhile. */
 static bool may_overwrite(const struct merge_group *g)
 {
     bool below =
         g->main && !g->m->output && g->t != MERGE_NO_TARGET && g->t != g->upper;
 
-    return below && g->target->info.header.version >= 3 &&
-           !shares_blocks(g->target);
+    return below && can_mark_torn(g) && !shares_blocks(g->target);
 }
 
 static int plan_rewrite(struct merge_group *g, struct qstill_error *err)

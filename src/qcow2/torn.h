@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The mark of an image that a fold writes over, or was writing over when it
- * broke off: by itself it reads as neither old nor new, and only an image above
- * that masks what is written over may read it. The bits are QEMU's corrupt bit
- * and an autoclear bit of ours: QEMU opens such an image for reading, as a
- * backing file is, and not for writing; whoever repairs it clears both. Version
- * 2 has no room for them: such an image is not written over (merge_plan.c).
+ * broke off, and of those above that go with it: by itself it reads as neither
+ * old nor new, and only an image above that masks what is written over may read
+ * it. The bits are QEMU's corrupt bit and an autoclear bit of ours: QEMU opens
+ * such an image for reading, as a backing file is, and not for writing; whoever
+ * repairs it clears both. Version 2 has no room for them: nothing is written
+ * over in such an image, nor below it where it goes, too (merge_plan.c).
  */
 #ifndef QSTILL_QCOW2_TORN_H
 #define QSTILL_QCOW2_TORN_H
