@@ -18,11 +18,12 @@
  * 5. a cancel after the n-th step.
  *
  * Judged, by the naive reader (and by qemu-img every EVERY states): before the
- * recovery every file that survives the merge reads as ever, and one that goes
- * reads as one of them did or is marked as torn; after it every file that is
- * there reads as ever, refcounts are right, nothing is left behind, and
- * the same merge can be done again. The directory is spoilt afterwards; after
- * a failure it holds the state that failed. Ends with a line of counts.
+ * recovery every file that survives the merge reads as ever, and up to the flip
+ * one that goes reads as one of them did or is marked as torn; after it every
+ * file that is there reads as ever, refcounts are right, nothing is left
+ * behind, and the same merge can be done again. The directory is spoilt
+ * afterwards; after a failure it holds the state that failed. Ends with a line
+ * of counts.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -174,7 +175,23 @@ static bool is_marked(const struct proof *p, const struct file *f)
     return marked;
 }
 
-/* What goes reads as one of the images did, or says that it is torn. Once names
+/* One of them shows what another did: the result, which has its header. */
+static bool is_flipped(const struct proof *p)
+{
+    for (size_t i = 0; i < p->n; i++) {
+        uint64_t h = p->files[i].may_go || p->files[i].other
+                         ? hash_of(p, &p->files[i])
+                         : p->files[i].hash;
+
+        for (size_t k = 0; k < p->n && h != p->files[i].hash; k++)
+            if (h == p->files[k].hash)
+                return true;
+    }
+    return false;
+}
+
+/* What goes reads as one of the images did, or says that it is torn. From the
+ * flip on what stands on the result is of no use, and next to go; once names
  * change, what it names may be gone before it. */
 static void judge_dropped(struct proof *p, const struct file *f)
 {
@@ -189,9 +206,10 @@ static void judge_dropped(struct proof *p, const struct file *f)
     for (size_t i = 0; i < p->n; i++)
         if (h == p->files[i].hash)
             return;
-    if (!is_marked(p, f))
+    if (is_marked(p, f))
+        p->marked++;
+    else if (!is_flipped(p))
         fail(p, memio_path("half written over and not marked", f->name));
-    p->marked++;
 }
 
 /* What stands before any recovery: survivors read as ever. */
