@@ -9,12 +9,12 @@
 #include <sys/mman.h>
 
 #include "memstate/restore.h"
-#include "modes.h"
 #include "qcow2/create.h"
 #include "qmp/graph.h"
 #include "qmp/job.h"
 #include "qmp/monitor.h"
 #include "session.h"
+#include "vmram.h"
 
 #define IMAGE_TAG  "qstill"
 #define IMAGE_NODE "qstill-vmstate"
@@ -128,7 +128,7 @@ int inplace_prepare(struct inplace *p, struct session *s,
     p->s = s;
     p->set = set;
     p->image = p->undo.fd = -1;
-    if (modes_find_ram(s, &p->ram, &p->sources, &p->source_count, err) < 0 ||
+    if (vmram_find(s, &p->ram, &p->sources, &p->source_count, err) < 0 ||
         find_roms(p, err) < 0 || make_stream(p, m, &stream, err) < 0)
         return err->code;
     for (size_t i = 0; i < set->block_count; i++) {

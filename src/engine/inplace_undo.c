@@ -21,8 +21,8 @@
 #include "memstate/procmem.h"
 #include "memstate/restore.h"
 #include "memstate/stream_write.h"
-#include "modes.h"
 #include "session.h"
+#include "vmram.h"
 
 #define STATE_ASIDE  ".undo.state"
 #define PIECES_LIMIT ((uint64_t)64 << 20)
@@ -199,7 +199,7 @@ static int put_back(struct session *s, int fd, uint64_t *pages,
     CLEANUP(freep) struct capture_source *sources = NULL;
     size_t count;
 
-    if (modes_find_ram(s, &ram, &sources, &count, err) < 0 ||
+    if (vmram_find(s, &ram, &sources, &count, err) < 0 ||
         procmem_open(&mem, s->pid, err) < 0)
         return err->code;
     return undolog_apply(fd, mem, sources, count, pages, err);

@@ -23,6 +23,7 @@
 #include "qmp/monitor.h"
 #include "session.h"
 #include "stream_fifo.h"
+#include "vmram.h"
 
 #define UNLIMITED      (INT64_MAX / 4) /* bytes per second */
 #define LONG_DOWNTIME  2000000         /* ms; QEMU's own maximum */
@@ -90,8 +91,7 @@ static int look_behind_tcg(struct memcap *m, struct capture_options *o,
         return err->code;
     if (machine.kvm)
         return 0;
-    if (modes_find_ram(m->s, &m->ram, &m->sources, &m->source_count, &why) <
-        0) {
+    if (vmram_find(m->s, &m->ram, &m->sources, &m->source_count, &why) < 0) {
         store_note(m->s->store,
                    "VM %s: what QEMU's TCG may miss in a migration cannot be "
                    "seen: %s",
@@ -144,7 +144,7 @@ static void take_fdset_back(struct memcap *m)
 static int open_copy(struct memcap *m, const struct capture_options *o,
                      struct qstill_error *err)
 {
-    if (modes_find_ram(m->s, &m->ram, &m->sources, &m->source_count, err) < 0)
+    if (vmram_find(m->s, &m->ram, &m->sources, &m->source_count, err) < 0)
         return err->code;
     if (m->mode == MODE_COW) {
         struct capture_cow_options cow = CAPTURE_COW_OPTIONS_INIT;
@@ -294,7 +294,7 @@ int memcap_instant(struct memcap *m, struct qstill_error *err)
 {
     if (m->mode == MODE_PRECOPY) {
         /* No device is plugged in while a migration is under way. */
-        if (m->source_count > 0 && modes_check_ram(m->s, &m->ram, err) < 0)
+        if (m->source_count > 0 && vmram_check(m->s, &m->ram, err) < 0)
             return err->code;
         m->continued = true;
         return qmp_migrate_continue(m->s->qmp, err);
@@ -312,7 +312,7 @@ int memcap_instant(struct memcap *m, struct qstill_error *err)
      * it knows by then which it is, and the pause is no longer. */
     if (capture_instant(m->cap, err) < 0)
         return err->code;
-    return modes_check_ram(m->s, &m->ram, err);
+    return vmram_check(m->s, &m->ram, err);
 }
 
 /* QEMU says that a migration is over a little after the stream ended. */

@@ -9,6 +9,7 @@
 #include "memstate/capture.h"
 #include "modes.h"
 #include "qmp/migrate.h"
+#include "qmp/ram.h"
 #include "settings.h"
 
 struct session;

@@ -7,8 +7,6 @@
 #define QSTILL_ENGINE_MODES_H
 
 #include "base/error.h"
-#include "memstate/capture.h"
-#include "qmp/ram.h"
 
 struct session;
 
@@ -49,18 +47,5 @@ int modes_probe_rest(struct session *s, struct mode_report *r,
 int modes_choose(const struct mode_report *report, enum mode wanted,
                  bool paused, enum mode *out, char *why, size_t why_size,
                  struct qstill_error *err);
-
-/*
- * The RAM blocks of QEMU with their addresses: all that a restore needs.
- * Blocks that machine init makes anew and that no address leads to are left
- * out. PRECONDITION names one that cannot be found. Free with free().
- */
-int modes_find_ram(struct session *s, struct qmp_ram *ram,
-                   struct capture_source **out, size_t *count,
-                   struct qstill_error *err);
-/* Whether the RAM is what `then` says: BUSY names a block that was plugged in,
- * taken out or changed since. One command of QEMU's. */
-int modes_check_ram(struct session *s, const struct qmp_ram *then,
-                    struct qstill_error *err);
 
 #endif

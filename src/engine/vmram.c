@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+#include "vmram.h"
+
+#include <string.h>
+
+#include "memstate/procmem.h"
+#include "session.h"
+
+/* Made anew by machine init in a new process, and not part of an in-place
+ * load: fw_cfg blobs and option ROMs behind PCI BARs. */
+static bool made_at_init(const char *id)
+{
+    size_t n = strlen(id);
+
+    return strncmp(id, "/rom@", 5) == 0 ||
+           (n > 4 && strcmp(id + n - 4, ".rom") == 0);
+}
+
+static int find_missing(struct session *s, struct qmp_ram *ram,
+                        struct qstill_error *err)
+{
+    CLEANUP(procmem_closep) struct procmem *mem = NULL;
+    CLEANUP(freep) struct procmem_block *b = NULL;
+
+    if (procmem_open(&mem, s->pid, err) < 0)
+        return err->code;
+    b = calloc(ram->count + 1, sizeof(*b));
+    if (!b)
+        return err_nomem(err);
+    for (size_t i = 0; i < ram->count; i++) {
+        b[i].id = ram->blocks[i].name;
+        b[i].used = ram->blocks[i].used;
+        b[i].max = ram->blocks[i].total;
+        b[i].hva = ram->blocks[i].hva;
+        b[i].how = b[i].hva ? PROCMEM_KNOWN : PROCMEM_UNKNOWN;
+    }
+    if (procmem_find(mem, b, ram->count, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < ram->count; i++)
+        ram->blocks[i].hva = b[i].hva;
+    return 0;
+}
+
+int vmram_find(struct session *s, struct qmp_ram *ram,
+               struct capture_source **out, size_t *count,
+               struct qstill_error *err)
+{
+    CLEANUP(freep) struct capture_source *list = NULL;
+    bool missing = false;
+    size_t n = 0;
+
+    if (qmp_ram_read(s->qmp, ram, err) < 0 ||
+        qmp_ram_find_addresses(s->qmp, ram, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < ram->count; i++)
+        missing = missing || ram->blocks[i].hva == 0;
+    if (missing && find_missing(s, ram, err) < 0)
+        return err->code;
+    list = calloc(ram->count + 1, sizeof(*list));
+    if (!list)
+        return err_nomem(err);
+    for (size_t i = 0; i < ram->count; i++) {
+        const struct qmp_ram_block *b = &ram->blocks[i];
+
+        if (!b->hva && made_at_init(b->name))
+            continue;
+        if (!b->hva)
+            return err_set(err, QSTILL_E_PRECONDITION,
+                           "RAM block %s cannot be found in QEMU's memory",
+                           b->name);
+        list[n].id = b->name;
+        list[n].hva = b->hva;
+        list[n].size = b->used;
+        list[n++].page_size = (uint32_t)b->page_size;
+    }
+    *out = take_ptr(&list);
+    *count = n;
+    return 0;
+}
+
+/* Addresses only where QEMU tells them in its list (7.2 does not). */
+static bool is_as_it_was(const struct qmp_ram_block *then,
+                         const struct qmp_ram_block *now)
+{
+    return then->used == now->used && then->total == now->total &&
+           (!now->hva || then->hva == now->hva);
+}
+
+static int changed(const char *id, const char *how, struct qstill_error *err)
+{
+    err_set(err, QSTILL_E_BUSY,
+            "RAM block %s was %s while the snapshot was prepared", id, how);
+    return err_hint(err, "take the snapshot again");
+}
+
+int vmram_check(struct session *s, const struct qmp_ram *then,
+                struct qstill_error *err)
+{
+    CLEANUP(qmp_ram_fini) struct qmp_ram now = QMP_RAM_INIT;
+
+    if (qmp_ram_read(s->qmp, &now, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < now.count; i++) {
+        const struct qmp_ram_block *b = &now.blocks[i], *was;
+
+        if (!b->name[0])
+            continue;
+        was = qmp_ram_find(then, b->name);
+        if (!was)
+            return changed(b->name, "plugged in", err);
+        if (!is_as_it_was(was, b))
+            return changed(b->name, "changed", err);
+    }
+    for (size_t i = 0; i < then->count; i++)
+        if (!qmp_ram_find(&now, then->blocks[i].name))
+            return changed(then->blocks[i].name, "taken out", err);
+    return 0;
+}
