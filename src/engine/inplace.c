@@ -128,7 +128,8 @@ int inplace_prepare(struct inplace *p, struct session *s,
     p->s = s;
     p->set = set;
     p->image = p->undo.fd = -1;
-    if (vmram_find(s, &p->ram, &p->sources, &p->source_count, err) < 0 ||
+    if (vmram_find(s, VMRAM_WRITTEN, &p->ram, &p->sources, &p->source_count,
+                   err) < 0 ||
         find_roms(p, err) < 0 || make_stream(p, m, &stream, err) < 0)
         return err->code;
     for (size_t i = 0; i < set->block_count; i++) {

@@ -199,7 +199,7 @@ static int put_back(struct session *s, int fd, uint64_t *pages,
     CLEANUP(freep) struct capture_source *sources = NULL;
     size_t count;
 
-    if (vmram_find(s, &ram, &sources, &count, err) < 0 ||
+    if (vmram_find(s, VMRAM_WRITTEN, &ram, &sources, &count, err) < 0 ||
         procmem_open(&mem, s->pid, err) < 0)
         return err->code;
     return undolog_apply(fd, mem, sources, count, pages, err);

@@ -91,7 +91,8 @@ static int look_behind_tcg(struct memcap *m, struct capture_options *o,
         return err->code;
     if (machine.kvm)
         return 0;
-    if (vmram_find(m->s, &m->ram, &m->sources, &m->source_count, &why) < 0) {
+    if (vmram_find(m->s, VMRAM_READ, &m->ram, &m->sources, &m->source_count,
+                   &why) < 0) {
         store_note(m->s->store,
                    "VM %s: what QEMU's TCG may miss in a migration cannot be "
                    "seen: %s",
@@ -144,7 +145,8 @@ static void take_fdset_back(struct memcap *m)
 static int open_copy(struct memcap *m, const struct capture_options *o,
                      struct qstill_error *err)
 {
-    if (vmram_find(m->s, &m->ram, &m->sources, &m->source_count, err) < 0)
+    if (vmram_find(m->s, VMRAM_READ, &m->ram, &m->sources, &m->source_count,
+                   err) < 0)
         return err->code;
     if (m->mode == MODE_COW) {
         struct capture_cow_options cow = CAPTURE_COW_OPTIONS_INIT;

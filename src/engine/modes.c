@@ -226,7 +226,7 @@ static int probe_cow(struct session *s, struct mode_report *r,
     struct qstill_error why = {0};
     size_t count = 0;
 
-    if (vmram_find(s, &ram, &sources, &count, &why) < 0 &&
+    if (vmram_find(s, VMRAM_READ, &ram, &sources, &count, &why) < 0 &&
         why.code == QSTILL_E_UNREACHABLE) {
         *err = why;
         return err->code;

@@ -16,7 +16,7 @@ static bool made_at_init(const char *id)
            (n > 4 && strcmp(id + n - 4, ".rom") == 0);
 }
 
-static int find_missing(struct session *s, struct qmp_ram *ram,
+static int find_missing(struct session *s, struct qmp_ram *ram, bool exact,
                         struct qstill_error *err)
 {
     CLEANUP(procmem_closep) struct procmem *mem = NULL;
@@ -36,12 +36,30 @@ static int find_missing(struct session *s, struct qmp_ram *ram,
     }
     if (procmem_find(mem, b, ram->count, err) < 0)
         return err->code;
+    /* Of several places with the same bytes any will do to read what nobody
+     * writes, but not to write it, nor to see who does. */
+    exact = exact || s->status.running;
     for (size_t i = 0; i < ram->count; i++)
-        ram->blocks[i].hva = b[i].hva;
+        if (!exact || b[i].how != PROCMEM_SAME || made_at_init(b[i].id))
+            ram->blocks[i].hva = b[i].hva;
     return 0;
 }
 
-int vmram_find(struct session *s, struct qmp_ram *ram,
+/* QEMU gives a name to what it migrates. A memory backend that no device uses
+ * has none: the machine does without its content. */
+static void drop_unnamed(struct qmp_ram *ram)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < ram->count; i++)
+        if (ram->blocks[i].name[0])
+            ram->blocks[kept++] = ram->blocks[i];
+        else
+            free(ram->blocks[i].name);
+    ram->count = kept;
+}
+
+int vmram_find(struct session *s, enum vmram_use use, struct qmp_ram *ram,
                struct capture_source **out, size_t *count,
                struct qstill_error *err)
 {
@@ -49,12 +67,14 @@ int vmram_find(struct session *s, struct qmp_ram *ram,
     bool missing = false;
     size_t n = 0;
 
-    if (qmp_ram_read(s->qmp, ram, err) < 0 ||
-        qmp_ram_find_addresses(s->qmp, ram, err) < 0)
+    if (qmp_ram_read(s->qmp, ram, err) < 0)
+        return err->code;
+    drop_unnamed(ram);
+    if (qmp_ram_find_addresses(s->qmp, ram, err) < 0)
         return err->code;
     for (size_t i = 0; i < ram->count; i++)
         missing = missing || ram->blocks[i].hva == 0;
-    if (missing && find_missing(s, ram, err) < 0)
+    if (missing && find_missing(s, ram, use == VMRAM_WRITTEN, err) < 0)
         return err->code;
     list = calloc(ram->count + 1, sizeof(*list));
     if (!list)
@@ -100,12 +120,11 @@ int vmram_check(struct session *s, const struct qmp_ram *then,
 
     if (qmp_ram_read(s->qmp, &now, err) < 0)
         return err->code;
+    drop_unnamed(&now);
     for (size_t i = 0; i < now.count; i++) {
-        const struct qmp_ram_block *b = &now.blocks[i], *was;
+        const struct qmp_ram_block *b = &now.blocks[i];
+        const struct qmp_ram_block *was = qmp_ram_find(then, b->name);
 
-        if (!b->name[0])
-            continue;
-        was = qmp_ram_find(then, b->name);
         if (!was)
             return changed(b->name, "plugged in", err);
         if (!is_as_it_was(was, b))

@@ -8,12 +8,16 @@
 
 struct session;
 
+/* By us, beside the guest. */
+enum vmram_use { VMRAM_READ, VMRAM_WRITTEN };
+
 /*
  * The RAM blocks of QEMU with their addresses: all that a restore needs.
  * Blocks that machine init makes anew and that no address leads to are left
- * out. PRECONDITION names one that cannot be found. Free with free().
+ * out, those without a name also in `ram`. PRECONDITION names one that cannot
+ * be found. Free with free().
  */
-int vmram_find(struct session *s, struct qmp_ram *ram,
+int vmram_find(struct session *s, enum vmram_use use, struct qmp_ram *ram,
                struct capture_source **out, size_t *count,
                struct qstill_error *err);
 /* Whether the RAM is what `then` says: BUSY names a block that was plugged in,
