@@ -210,9 +210,17 @@ int memcap_ready(struct memcap *m, bool *ready, struct qstill_error *err)
 
 /* ----------------------------------------------------------------- precopy */
 
+/* The RAM that is looked at behind TCG. */
+static int check_amended(struct memcap *m, struct qstill_error *err)
+{
+    return m->source_count > 0 ? vmram_check(m->s, &m->ram, err) : 0;
+}
+
 int memcap_precopy_start(struct memcap *m, struct qstill_error *err)
 {
-    if (qmp_migrate_start(m->s->qmp, STREAM_FD_NAME, err) < 0)
+    /* And before there is a migration, which not every RAM survives. */
+    if (check_amended(m, err) < 0 ||
+        qmp_migrate_start(m->s->qmp, STREAM_FD_NAME, err) < 0)
         return err->code;
     m->migrating = true;
     return 0;
@@ -296,7 +304,7 @@ int memcap_instant(struct memcap *m, struct qstill_error *err)
 {
     if (m->mode == MODE_PRECOPY) {
         /* No device is plugged in while a migration is under way. */
-        if (m->source_count > 0 && vmram_check(m->s, &m->ram, err) < 0)
+        if (check_amended(m, err) < 0)
             return err->code;
         m->continued = true;
         return qmp_migrate_continue(m->s->qmp, err);

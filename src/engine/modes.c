@@ -2,8 +2,10 @@
 #include "modes.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "memstate/cow.h"
 #include "memstate/procmem.h"
 #include "qmp/hazards.h"
@@ -106,20 +108,60 @@ static bool sends_configuration(const struct session *s, const char *type)
 
 /* Our streams begin with that section, and a QEMU that sends none takes none:
  * neither a snapshot nor the way back from a failed load could be read. */
-static int probe_stream(struct session *s, struct mode_report *r,
-                        struct qstill_error *err)
+static void probe_stream(struct session *s, const struct qmp_machine *m,
+                         struct mode_report *r)
 {
-    CLEANUP(qmp_machine_fini) struct qmp_machine m = QMP_MACHINE_INIT;
-
-    if (qmp_machine_read(s->qmp, &m, err) < 0)
-        return err->code;
-    if (!sends_configuration(s, m.type))
+    if (!sends_configuration(s, m->type))
         refuse(r, "no-configuration-section",
                "QEMU's migration streams have no configuration section with "
                "this machine type or -global: it could not load the memory",
                "start it with -global migration.send-configuration=on, or take "
                "a snapshot without --memory");
+}
+
+/*
+ * QEMU from 9.0 on, with TCG: its migration takes the offsets in a block that
+ * are dirty for offsets in all RAM. Where a block is longer than the one that
+ * all RAM begins with, it fails an assertion as soon as the guest writes, and
+ * the VM is gone (tlb_reset_dirty_range_all).
+ */
+static int probe_tcg(struct session *s, const struct qmp_machine *m,
+                     struct mode_report *r, struct qstill_error *err)
+{
+    CLEANUP(qmp_ram_fini) struct qmp_ram ram = QMP_RAM_INIT;
+    uint64_t first = 0;
+    char text[256];
+
+    if (m->kvm || strtoul(m->version, NULL, 10) < 9)
+        return 0;
+    if (qmp_ram_read(s->qmp, &ram, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < ram.count; i++)
+        if (ram.blocks[i].offset == 0)
+            first = max_u64(first, ram.blocks[i].total);
+    for (size_t i = 0; i < ram.count; i++) {
+        const struct qmp_ram_block *b = &ram.blocks[i];
+
+        if (!b->name[0] || b->used <= first)
+            continue;
+        snprintf(text, sizeof(text),
+                 "with TCG, this version of QEMU may abort when it migrates "
+                 "RAM block %.100s, which is longer than the first one",
+                 b->name);
+        set_reason(r, MODE_PRECOPY, text);
+    }
     return 0;
+}
+
+static int probe_machine(struct session *s, struct mode_report *r,
+                         struct qstill_error *err)
+{
+    CLEANUP(qmp_machine_fini) struct qmp_machine m = QMP_MACHINE_INIT;
+
+    if (qmp_machine_read(s->qmp, &m, err) < 0)
+        return err->code;
+    probe_stream(s, &m, r);
+    return probe_tcg(s, &m, r, err);
 }
 
 static void set_hazard(struct mode_report *r, const unsigned *modes,
@@ -245,7 +287,7 @@ int modes_probe_cow_first(struct session *s, struct mode_report *r,
 
     memset(r, 0, sizeof(*r));
     if (probe_blockers(s, r, err) < 0 || probe_devices(s, r, err) < 0 ||
-        probe_stream(s, r, err) < 0)
+        probe_machine(s, r, err) < 0)
         return err->code;
     if (r->refused[0])
         for (unsigned m = 0; m < MODE_COUNT; m++)

@@ -5,7 +5,7 @@ and the instant of a snapshot, and what no device uses."""
 import json
 import os
 
-from lib.case import Case
+from lib.case import QEMU_VERSION, Case
 
 FREEZE = "guest-fsfreeze-freeze"
 
@@ -108,6 +108,9 @@ class Spare(Case):
         said = self.q.check("vm", "--memory")
         self.assertTrue(said["ok"])
         modes = said["captureModes"]
+        if QEMU_VERSION != "7.2":
+            # Tried, it ended the VM: QEMU's own bug.
+            self.assertRegex(modes["precopy"], r"abort .* RAM block pc\.ram")
         for mode, code in modes.items():
             if code is None:
                 with self.subTest(mode=mode):
