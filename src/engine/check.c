@@ -13,7 +13,9 @@
 #include "hostinfo.h"
 #include "journal.h"
 #include "layer_file.h"
+#include "layers.h"
 #include "modes.h"
+#include "others.h"
 #include "preflight.h"
 #include "qmp/machine.h"
 #include "quiesce.h"
@@ -111,6 +113,35 @@ static void check_layers(struct report_obj *o, struct session *s)
     for (size_t i = 0; i < s->rec.hidden_count; i++)
         if (layer_check_hidden(s, &s->rec.hidden[i], &e) < 0)
             problem_of(o, "layer-changed", &e);
+}
+
+/* A snapshot whose layer others need cannot be deleted. */
+static int check_others(struct report_obj *o, struct session *s,
+                        struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0};
+    struct qstill_error e = {0};
+
+    /* no layer goes then, and its own are not known */
+    if (s->tree.damaged_count > 0)
+        return 0;
+    if (layers_load(s, &all, err) < 0 || others_mark(s, &all, NULL, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < all.count; i++) {
+        const struct layer *l = &all.items[i];
+        const struct manifest *m = l->owner && others_hold(s, l)
+                                       ? tree_find(&s->tree, l->owner)
+                                       : NULL;
+
+        if (!m)
+            continue;
+        err_set(&e, QSTILL_E_PRECONDITION,
+                "snapshot %s cannot be deleted: disk %s: %s: %s", m->name,
+                l->disk, l->path, l->other);
+        err_hint(&e, OTHERS_HINT);
+        problem_of(o, "layer-shared", &e);
+    }
+    return 0;
 }
 
 static void check_memory(struct report_obj *o, struct session *s)
@@ -247,7 +278,7 @@ static int check_all(struct report_obj *o, struct session *s,
     check_memory(o, s);
     check_start(o, s);
     name_tpm(s);
-    if (session_try(s, err) < 0)
+    if (session_try(s, err) < 0 || check_others(o, s, err) < 0)
         return err->code;
     if (!s->qmp) {
         check_off(o, s, options);

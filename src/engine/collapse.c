@@ -12,7 +12,7 @@
 #include "layer_file.h"
 #include "livechain.h"
 #include "liveswap.h"
-#include "lost.h"
+#include "others.h"
 #include "protect.h"
 #include "qcow2/children.h"
 #include "spare.h"
@@ -42,10 +42,8 @@ static int leave_file(struct collapse *c, const struct layer *l,
 static int drop_file(struct collapse *c, const struct layer *l,
                      struct qstill_error *err)
 {
-    if (!lost_is_ours(c->s, &c->all, l->disk, l->path))
-        return leave_file(c, l, err);
     if (livechain_release(c->s, l->path, err) < 0 ||
-        layer_remove(l->path, err) < 0 ||
+        layer_remove_unused(l->path, err) < 0 ||
         collapse_forget(c->s, l->path, err) < 0)
         return err->code;
     if (c->text)
@@ -92,7 +90,7 @@ static int expect_changes(struct collapse *c, const struct step *st,
 {
     bool any = false;
 
-    if (st->kind == STEP_FORGET || st->kind == STEP_REMOVE)
+    if (step_is_cheap(st))
         return 0;
     for (size_t i = 0; i < c->all.count; i++) {
         const struct layer *l = &c->all.items[i];
@@ -113,6 +111,8 @@ static int take_step(struct collapse *c, const struct step *st,
         return collapse_forget(c->s, st->first->path, err);
     case STEP_REMOVE:
         return drop_file(c, st->first, err);
+    case STEP_LEAVE:
+        return leave_file(c, st->first, err);
     case STEP_MERGE:
     case STEP_TAKE:
     case STEP_LOWER:
@@ -154,6 +154,14 @@ static int stuck_add(struct stuck *x, const char *path,
     return 0;
 }
 
+static bool any_idle(const struct layers *all)
+{
+    for (size_t i = 0; i < all->count; i++)
+        if (collapse_is_idle(&all->items[i]))
+            return true;
+    return false;
+}
+
 static int load(struct collapse *c, const struct stuck *stuck,
                 struct qstill_error *err)
 {
@@ -162,7 +170,8 @@ static int load(struct collapse *c, const struct stuck *stuck,
     memset(&c->all, 0, sizeof(c->all));
     layers_reload(c->s, &old, &c->all, err);
     layers_fini(&old);
-    if (err->code < 0 || livechain_mark(c->s, &c->all, err) < 0)
+    if (err->code < 0 || livechain_mark(c->s, &c->all, err) < 0 ||
+        (any_idle(&c->all) && others_mark(c->s, &c->all, c->seen, err) < 0))
         return err->code;
     for (size_t i = 0; i < stuck->count; i++) {
         struct layer *l = layers_find(&c->all, stuck->paths[i]);
@@ -198,6 +207,20 @@ static void leave_disk(struct collapse *c, const char *disk)
             c->all.items[i].stuck = true;
 }
 
+static void tell_stuck(struct collapse *c, const struct step *st,
+                       const struct qstill_error *why)
+{
+    if (c->no_room)
+        store_note(c->s->store,
+                   "%s is still there, for there is no room to merge it: "
+                   "make some, then run qstill recover %s",
+                   st->first->path, c->s->vm);
+    else if (st->kind == STEP_REMOVE)
+        store_note(c->s->store,
+                   "%s stays for now: %s; qstill recover %s removes it later",
+                   st->first->path, why->message, c->s->vm);
+}
+
 static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
                     struct qstill_error *err)
 {
@@ -208,9 +231,8 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
     for (size_t i = 0; i < 2 * c->all.count; i++) {
         struct step st = collapse_step(c, &c->all.items[i % c->all.count]);
         struct qstill_error why = {0};
-        bool cheap = st.kind == STEP_FORGET || st.kind == STEP_REMOVE;
 
-        if (st.kind == STEP_NONE || (i < c->all.count && !cheap))
+        if (st.kind == STEP_NONE || (i < c->all.count && !step_is_cheap(&st)))
             continue;
         *more = true;
         c->no_room = false;
@@ -230,11 +252,7 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
         if (c->text)
             buf_printf(c->text, "%s stays hidden: %s\n", st.first->path,
                        why.message);
-        if (c->no_room)
-            store_note(c->s->store,
-                       "%s is still there, for there is no room to merge it: "
-                       "make some, then run qstill recover %s",
-                       st.first->path, c->s->vm);
+        tell_stuck(c, &st, &why);
         if (stuck_add(stuck, st.first->path, err) < 0)
             return err->code;
     }
@@ -258,6 +276,21 @@ static int open_protected(struct session *s, struct qstill_error *err)
     if (layers_load(s, &all, err) < 0)
         return err->code;
     return protect_open_hidden(&all, err);
+}
+
+/* What others need stays; somebody may wait for its room. */
+static void tell_held(struct collapse *c)
+{
+    for (size_t i = 0; i < c->all.count; i++) {
+        struct layer *l = &c->all.items[i];
+        struct step st = collapse_step(c, l);
+
+        if (collapse_is_idle(l) && st.why &&
+            (st.held || st.why == c->all.unsure))
+            store_note(c->s->store,
+                       "%s stays: %s; when that is over: qstill recover %s",
+                       l->path, st.why, c->s->vm);
+    }
 }
 
 /* What stays hidden is to be recognised by who comes next. */
@@ -308,6 +341,8 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
     /* what a process that died here had closed in part */
     if (err->code == 0 && s->qmp)
         heads_sweep(s, j, err);
+    if (err->code == 0)
+        tell_held(&c);
     if (err->code == 0)
         identify_rest(&c, err);
     layers_fini(&c.all);

@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The plan of a delete in words: the same steps as layers_collapse() would
- * take, on a graph in memory. Bytes come from the images' maps where nobody
- * writes them, else from the files' sizes, which are upper bounds.
+ * The plan of a delete: the same steps as layers_collapse() would take, on a
+ * graph in memory; in words, and whether others are in the way. Bytes come from
+ * the images' maps where nobody writes them, else from the files' sizes, which
+ * are upper bounds.
  */
 #include <string.h>
 
 #include "collapse_impl.h"
+#include "layer_file.h"
 #include "livechain.h"
+#include "others.h"
+#include "qcow2/children.h"
 #include "qcow2/merge.h"
 
 /* Bytes per second of QEMU's own jobs, which go one piece at a time. */
@@ -52,7 +56,7 @@ static struct price price_of(struct collapse *c, const struct step *st)
     const struct merge_estimate *e;
     struct price p;
 
-    if (st->kind == STEP_REMOVE || st->kind == STEP_FORGET)
+    if (step_is_cheap(st))
         return (struct price){
             "none", 0, st->kind == STEP_REMOVE ? st->first->allocated : 0, 0};
     if (st->kind == STEP_FOLD_LIVE || st->kind == STEP_PULL_LIVE ||
@@ -96,6 +100,21 @@ static void vanish(struct layer *l)
     l->path = ""; /* no request names it again */
 }
 
+/* Our own merges take the files of the run away themselves. */
+static void vanish_run(const struct step *st, bool last_too)
+{
+    struct layer *l = st->first;
+
+    while (l != st->last) {
+        struct layer *below = l->below;
+
+        vanish(l);
+        l = below;
+    }
+    if (last_too)
+        vanish(l);
+}
+
 static void simulate(struct collapse *c, const struct step *st)
 {
     struct layer *below = st->last->below;
@@ -105,7 +124,7 @@ static void simulate(struct collapse *c, const struct step *st)
         st->first->hidden = false;
         return;
     }
-    if (st->kind == STEP_REMOVE || st->kind == STEP_FORGET) {
+    if (step_is_cheap(st)) {
         vanish(st->first);
         return;
     }
@@ -117,6 +136,8 @@ static void simulate(struct collapse *c, const struct step *st)
         for (struct layer *l; (l = layers_child(&c->all, st->child, NULL));)
             link_to(l, st->last);
         vanish(st->child);
+        if (st->kind != STEP_FOLD_LIVE)
+            vanish_run(st, false);
         return;
     }
     for (struct layer *l = layers_child(&c->all, st->first, NULL), *next; l;
@@ -125,6 +146,8 @@ static void simulate(struct collapse *c, const struct step *st)
         if (all || l == st->child)
             link_to(l, below);
     }
+    if (all)
+        vanish_run(st, true);
 }
 
 /* --------------------------------------------------------------------- words
@@ -135,6 +158,7 @@ static void say(struct collapse *c, const struct step *st, struct price p)
     static const char *const how[] = {
         [STEP_FORGET] = "forget",
         [STEP_REMOVE] = "remove",
+        [STEP_LEAVE] = "leave (no layer that qstill has made of that disk)",
         [STEP_MERGE] = "merge",
         [STEP_TAKE] = "merge",
         [STEP_LOWER] = "merge into the disk's first image",
@@ -167,18 +191,130 @@ static void choose_kept(struct collapse *c)
     }
 }
 
-static bool next_step(struct collapse *c, struct step *st)
+/* ------------------------------------------------------------------ the run
+ */
+
+struct foresight {
+    struct collapse c;
+    const char **was; /* by index: the snapshot that goes and had the layer */
+    const char *damaged; /* one that stays: nothing is touched then */
+    struct price total;
+};
+
+/* Others have it open: told now, while nothing has been done yet. */
+static int check_use(struct foresight *f, const struct layer *l,
+                     struct qstill_error *err)
 {
-    for (size_t i = 0; i < c->all.count; i++) {
-        *st = collapse_step(c, &c->all.items[i]);
-        if (st->kind != STEP_NONE)
-            return true;
-    }
-    return false;
+    struct session *s = f->c.s;
+    struct qstill_error ignored = {0};
+    bool ours = false;
+
+    /* what our QEMU has open it closes before */
+    if (l->node || layer_check_unused(l->path, err) == 0)
+        return 0;
+    if (err->code != QSTILL_E_BUSY)
+        return err->code;
+    if (livechain_has_open(s, l->path, &ours, &ignored) == 0 && ours)
+        return err_clear(err);
+    return err->code;
 }
 
-static void say_rest(struct collapse *c)
+static int refuse(struct foresight *f, const struct layer *l,
+                  struct qstill_error *err)
 {
+    const char *id = f->was[l - f->c.all.items];
+    const struct manifest *m = tree_find(&f->c.s->tree, id);
+
+    return err_wrap(err, "snapshot %s, disk %s", m ? m->name : id, l->disk);
+}
+
+static int take(struct foresight *f, const struct step *st,
+                struct qstill_error *err)
+{
+    const struct layer *l = st->first;
+
+    if (st->kind == STEP_REMOVE && f->was[l - f->c.all.items] &&
+        check_use(f, l, err) < 0)
+        return refuse(f, l, err);
+    if (f->c.text) {
+        struct price p = price_of(&f->c, st);
+
+        say(&f->c, st, p);
+        f->total.moved += p.moved;
+        f->total.freed += p.freed;
+        f->total.seconds += p.seconds;
+    }
+    simulate(&f->c, st);
+    return 0;
+}
+
+/* What nobody reads goes first, from the leaves down: parents mostly stand
+ * before their children. */
+static int take_cheap(struct foresight *f, bool *any, struct qstill_error *err)
+{
+    for (size_t i = f->c.all.count; i-- > 0;) {
+        struct step st = collapse_step(&f->c, &f->c.all.items[i]);
+
+        if (!step_is_cheap(&st))
+            continue;
+        *any = true;
+        if (take(f, &st, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+static int take_merge(struct foresight *f, bool *any, struct qstill_error *err)
+{
+    for (size_t i = 0; i < f->c.all.count; i++) {
+        struct step st = collapse_step(&f->c, &f->c.all.items[i]);
+
+        if (st.kind == STEP_NONE || step_is_cheap(&st))
+            continue;
+        *any = true;
+        return take(f, &st, err);
+    }
+    return 0;
+}
+
+static int take_all(struct foresight *f, struct qstill_error *err)
+{
+    bool any = true;
+
+    choose_kept(&f->c);
+    /* each step takes a layer or a link away */
+    for (size_t left = 2 * f->c.all.count + 2; any && left; left--) {
+        any = false;
+        if (take_cheap(f, &any, err) < 0 ||
+            (!any && take_merge(f, &any, err) < 0))
+            return err->code;
+    }
+    return 0;
+}
+
+static int check_held(struct foresight *f, struct qstill_error *err)
+{
+    for (size_t i = 0; i < f->c.all.count; i++) {
+        struct layer *l = &f->c.all.items[i];
+        struct step st = {0};
+
+        if (!f->was[i] || !collapse_is_idle(l))
+            continue;
+        st = collapse_step(&f->c, l);
+        if (!st.held)
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION, "%s must stay: %s", l->path,
+                st.why);
+        err_hint(err, OTHERS_HINT);
+        return refuse(f, l, err);
+    }
+    return 0;
+}
+
+static void say_rest(struct foresight *f)
+{
+    struct collapse *c = &f->c;
+
     for (size_t i = 0; i < c->all.count; i++) {
         const struct layer *l = &c->all.items[i];
         struct step st = collapse_step(c, &c->all.items[i]);
@@ -187,60 +323,111 @@ static void say_rest(struct collapse *c)
             buf_printf(c->text, "disk %s: %s stays hidden%s%s\n", l->disk,
                        l->path, st.why ? ": " : "", st.why ? st.why : "");
     }
-}
-
-static void run(struct collapse *c)
-{
-    struct price total = {0};
-    struct step st;
-
-    choose_kept(c);
-    /* each step takes a layer or a link away */
-    for (size_t left = 2 * c->all.count + 2; left && next_step(c, &st);
-         left--) {
-        struct price p = price_of(c, &st);
-
-        say(c, &st, p);
-        total.moved += p.moved;
-        total.freed += p.freed;
-        total.seconds += p.seconds;
-        simulate(c, &st);
-    }
-    say_rest(c);
     buf_printf(c->text,
                "all: moves %llu bytes of disks, frees about %llu, takes about "
                "%.1f s\n",
-               (unsigned long long)total.moved, (unsigned long long)total.freed,
-               total.seconds);
+               (unsigned long long)f->total.moved,
+               (unsigned long long)f->total.freed, f->total.seconds);
 }
 
-int layers_describe(struct session *s, const struct journal *j,
-                    bool (*gone)(void *user, const char *id), void *user,
-                    struct buf *text, struct qstill_error *err)
+static bool in_later_trash(const struct session *s, const char *path)
 {
-    struct journal copy = *j;
-    struct collapse c = {
-        .s = s, .j = &copy, .text = text, .seen = children_seen_new()};
+    for (size_t i = 0; i < s->rec.trash_count; i++)
+        for (size_t k = 0; k < s->rec.trash[i].layer_count; k++)
+            if (s->rec.trash[i].keep > 1 &&
+                strcmp(s->rec.trash[i].layers[k].path, path) == 0)
+                return true;
+    return false;
+}
 
-    if (layers_load(s, &c.all, err) == 0 &&
-        livechain_mark(s, &c.all, err) == 0) {
-        for (size_t i = 0; i < c.all.count; i++) {
-            struct layer *l = &c.all.items[i];
+/* Trash whose last operation this is: no undo brings it back. */
+static void expire(struct foresight *f)
+{
+    struct session *s = f->c.s;
 
-            if (!l->owner || !gone(user, l->owner))
+    for (size_t i = 0; i < s->rec.trash_count; i++) {
+        const struct vm_trash *t = &s->rec.trash[i];
+
+        if (t->keep > 1)
+            continue;
+        if (f->c.text)
+            buf_printf(f->c.text, "the last %s can be taken back no more\n",
+                       t->snapshot ? "revert" : "delete");
+        for (size_t k = 0; k < t->layer_count; k++) {
+            struct layer *l = layers_named(&f->c.all, t->layers[k].path);
+
+            if (!l || in_later_trash(s, l->path))
                 continue;
-            l->owner = NULL;
+            l->trash = false;
             l->hidden = true;
         }
-        if (s->tree.damaged_count == 0)
-            run(&c);
-        else
-            buf_printf(text,
+    }
+}
+
+/* What the delete hides, or keeps for undo. */
+static int hide(struct foresight *f, bool (*gone)(void *user, const char *id),
+                void *user, struct qstill_error *err)
+{
+    struct collapse *c = &f->c;
+
+    f->was = arena_array(&c->s->rec.arena, c->all.count + 1, sizeof(*f->was));
+    if (!f->was)
+        return err_nomem(err);
+    for (size_t i = 0; i < c->all.count; i++) {
+        struct layer *l = &c->all.items[i];
+
+        if (!l->owner || !gone(user, l->owner))
+            continue;
+        l->trash = c->j->keep_trash > 0;
+        l->hidden = !l->trash;
+        if (!l->trash)
+            f->was[i] = l->owner;
+        else if (c->text)
+            buf_printf(c->text, "disk %s: %s stays for undo\n", l->disk,
+                       l->path);
+        l->owner = NULL;
+    }
+    for (size_t i = 0; i < c->s->tree.damaged_count && !f->damaged; i++)
+        if (!gone(user, c->s->tree.damaged[i].id))
+            f->damaged = c->s->tree.damaged[i].id;
+    return 0;
+}
+
+static int look_ahead(struct foresight *f, struct qstill_error *err)
+{
+    struct collapse *c = &f->c;
+
+    if (f->damaged) {
+        if (c->text)
+            buf_printf(c->text,
                        "no layer is merged or removed: snapshot %s is damaged, "
                        "and may need it\n",
-                       s->tree.damaged[0].id);
+                       f->damaged);
+        return 0;
     }
-    layers_fini(&c.all);
-    children_seen_free(c.seen);
+    if (take_all(f, err) < 0)
+        return err->code;
+    if (c->text)
+        say_rest(f);
+    return check_held(f, err);
+}
+
+int layers_foresee(struct session *s, const struct journal *j,
+                   bool (*gone)(void *user, const char *id), void *user,
+                   struct buf *text, struct qstill_error *err)
+{
+    struct journal copy = *j;
+    struct foresight f = {
+        .c = {.s = s, .j = &copy, .text = text, .seen = children_seen_new()}};
+
+    if (layers_load(s, &f.c.all, err) == 0 &&
+        livechain_mark(s, &f.c.all, err) == 0 &&
+        others_mark(s, &f.c.all, f.c.seen, err) == 0 &&
+        hide(&f, gone, user, err) == 0) {
+        expire(&f);
+        look_ahead(&f, err);
+    }
+    layers_fini(&f.c.all);
+    children_seen_free(f.c.seen);
     return err->code;
 }

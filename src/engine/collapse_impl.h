@@ -13,6 +13,8 @@ enum step_kind {
     STEP_NONE,      /* nothing, now: `why` unless that is as it should be */
     STEP_FORGET,    /* the file is gone */
     STEP_REMOVE,    /* nobody reads it */
+    STEP_LEAVE,     /* nobody reads it, and it is no file of ours: it is
+                       forgotten and stays */
     STEP_MERGE,     /* we merge it into all that read it */
     STEP_TAKE,      /* we merge it into one of them; it stays for the others */
     STEP_LOWER,     /* we merge all into the disk's first image, which takes
@@ -31,7 +33,15 @@ struct step {
     struct layer *first;
     struct layer *last;
     const char *why;
+    bool held; /* that is: others, whom we do not touch, stand on it */
 };
+
+/* What ends with the file's being forgotten, or gone; all else is a merge. */
+static inline bool step_is_cheap(const struct step *st)
+{
+    return st->kind == STEP_FORGET || st->kind == STEP_REMOVE ||
+           st->kind == STEP_LEAVE;
+}
 
 struct collapse {
     struct session *s;

@@ -2,10 +2,14 @@
 /*
  * What is to be done about a hidden layer.
  *
- *   no child        the file is removed (never the disk's first image)
+ *   no child        the file is removed (never the disk's first image, and
+ *                   only one that qstill made)
  *   one child       merged with it, together with hidden layers below
  *   more children   merged into each of them, or kept while they are several
  *   trash           is left as it is, and so is what trash reads
+ *   others' overlay (others.h) neither removed nor folded into, nor merged
+ *                   upwards unless the merge itself takes that overlay with it
+ *                   (qcow2/children.h): of the same folder, nobody's, VM off
  *
  * The disk's first image is never given up: the head is folded into it when
  * the last snapshot goes, and a frozen layer while the VM is off.
@@ -14,6 +18,7 @@
 
 #include "collapse_impl.h"
 #include "liveswap.h"
+#include "lost.h"
 #include "qcow2/merge.h"
 
 bool collapse_is_idle(const struct layer *l)
@@ -70,8 +75,42 @@ static struct step nothing(const char *why)
     return (struct step){.kind = STEP_NONE, .why = why};
 }
 
+static struct step held(const char *why)
+{
+    return (struct step){.kind = STEP_NONE, .why = why, .held = true};
+}
+
+/* Who is in the way of a step that takes the run away. */
+static const char *holder(const struct step *st)
+{
+    bool live = st->first->node || st->child->node;
+
+    for (const struct layer *l = st->first;; l = l->below) {
+        if (l->other && (live || l->other_fixed))
+            return l->other;
+        if (l == st->last)
+            break;
+    }
+    return NULL;
+}
+
+/* The same of one that takes the layer above away, too, or its name. */
+static const char *upper_holder(const struct collapse *c, const struct step *st)
+{
+    const struct layer *l = st->child;
+
+    if (!l->other || (!l->node && !l->other_fixed))
+        return NULL;
+    return arena_printf(&c->s->rec.arena, "of %s, which reads it: %s", l->path,
+                        l->other);
+}
+
 static struct step live_step(struct collapse *c, struct step st)
 {
+    const char *why = upper_holder(c, &st);
+
+    if (why)
+        return held(why);
     /* QEMU would write to a torn one, and not open it the next time */
     if (st.child->head && !st.last->torn &&
         (st.last->first_image ||
@@ -99,6 +138,8 @@ static struct step off_step(struct collapse *c, struct step st)
         st.kind = st.child->head ? STEP_FOLD : STEP_LOWER;
         if (!st.child->head && !st.child->owner)
             return nothing("what reads it is hidden, too");
+        if (upper_holder(c, &st))
+            return held(upper_holder(c, &st));
         if (has_trash_child(&c->all, st.child))
             return nothing(
                 "undo, or a damaged snapshot, may need what reads it");
@@ -149,6 +190,21 @@ static struct layer *usable_child(const struct layers *all,
     return child;
 }
 
+static struct step leaf_step(struct collapse *c, struct layer *l)
+{
+    struct step st = {.kind = STEP_REMOVE, .first = l, .last = l};
+
+    if (l->first_image)
+        return nothing(NULL);
+    if (!lost_is_ours(c->s, &c->all, l->disk, l->path))
+        st.kind = STEP_LEAVE;
+    else if (l->other)
+        return held(l->other);
+    else if (c->all.unsure)
+        return nothing(c->all.unsure);
+    return st;
+}
+
 struct step collapse_step(struct collapse *c, struct layer *l)
 {
     struct step st = {.first = l, .last = l};
@@ -161,10 +217,8 @@ struct step collapse_step(struct collapse *c, struct layer *l)
         st.kind = STEP_FORGET;
         return st;
     }
-    if (l->children == 0) {
-        st.kind = l->first_image ? STEP_NONE : STEP_REMOVE;
-        return st;
-    }
+    if (l->children == 0)
+        return leaf_step(c, l);
     if (has_dead_child(&c->all, l))
         return nothing(NULL);
     if (has_trash_child(&c->all, l))
@@ -176,6 +230,10 @@ struct step collapse_step(struct collapse *c, struct layer *l)
         return nothing(NULL); /* part of that one's run */
     while (st.last->below && is_trunk(st.last->below))
         st.last = st.last->below;
+    if (holder(&st))
+        return held(holder(&st));
+    if (c->all.unsure)
+        return nothing(c->all.unsure);
     if (l->children > 1)
         return shared_step(c, st);
     if (l->node && st.child->node)
@@ -194,8 +252,12 @@ static uint64_t room_of(struct collapse *c, const struct layer *l,
 {
     struct merge_request r = MERGE_REQUEST_INIT;
     CLEANUP(merge_closep) struct merge *m = NULL;
-    struct step st = {STEP_TAKE, child, (struct layer *)(uintptr_t)l,
-                      (struct layer *)(uintptr_t)l, NULL};
+    struct step st = {STEP_TAKE,
+                      child,
+                      (struct layer *)(uintptr_t)l,
+                      (struct layer *)(uintptr_t)l,
+                      NULL,
+                      false};
     struct qstill_error ignored = {0};
 
     if (collapse_request(c, &st, &r, &ignored) < 0 ||

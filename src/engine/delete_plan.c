@@ -35,8 +35,10 @@ static bool is_planned(void *user, const char *id)
 {
     const struct del *c = user;
     const struct manifest *m = tree_find(&c->s.tree, id);
+    const struct tree_damage *d = tree_find_damaged(&c->s.tree, id);
 
-    return m && c->doomed[index_of(&c->s.tree, m)];
+    return (m && c->doomed[index_of(&c->s.tree, m)]) ||
+           (d && c->doomed_damaged[d - c->s.tree.damaged]);
 }
 
 /* Memory files go whole; disks are merged. */
@@ -155,9 +157,10 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
     c->s.bwlimit = c->o.bwlimit;
     c->s.paranoid = c->o.paranoid;
     c->j.keep_hidden = c->o.keep_hidden;
-    if (c->o.dry_run)
-        return layers_describe(&c->s, &c->j, is_planned, c, job_text(c->job),
-                               err);
+    if (layers_foresee(&c->s, &c->j, is_planned, c,
+                       c->o.dry_run ? job_text(c->job) : NULL, err) < 0 ||
+        c->o.dry_run)
+        return err->code;
     return c->o.paranoid
                ? paranoid_take(&c->before, &c->arena, &c->s, is_planned, c, err)
                : 0;

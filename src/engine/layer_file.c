@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/bytes.h"
 #include "base/file.h"
@@ -16,6 +17,7 @@
 #include "qcow2/compare.h"
 #include "qcow2/create.h"
 #include "qcow2/info.h"
+#include "qcow2/lock.h"
 #include "session.h"
 
 #define LAYER_FORMAT "qcow2"
@@ -48,8 +50,11 @@ static int open_parent(const char *path, const char **name, int *dirfd,
     return 0;
 }
 
-int layer_remove(const char *path, struct qstill_error *err)
+/* Takes lockfd over: it is closed when the name is gone, for the room is given
+ * back bit by bit only of a file that nobody else has open. */
+static int remove_file(const char *path, int lockfd, struct qstill_error *err)
 {
+    CLEANUP(closep) int lock = lockfd;
     CLEANUP(closep) int dirfd = -1;
     const char *name = NULL;
     int fd;
@@ -62,8 +67,44 @@ int layer_remove(const char *path, struct qstill_error *err)
         closep(&fd);
         return err_wrap(err, "%s", path);
     }
+    if (lock >= 0)
+        close(take_fd(&lock));
     giveback_close(fd);
     return 0;
+}
+
+int layer_remove(const char *path, struct qstill_error *err)
+{
+    return remove_file(path, -1, err);
+}
+
+/* Locked until the fd is closed; -1 when there is no such file. */
+static int lock_unused(const char *path, int *out, struct qstill_error *err)
+{
+    CLEANUP(closep)
+    int fd = open(path, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+
+    if (fd < 0 && errno != ENOENT)
+        return err_errno(err, errno, "cannot see who uses %s", path);
+    if (fd >= 0 && image_lock(fd, path, IMAGE_LOCK_EXCLUSIVE, err) < 0)
+        return err->code;
+    *out = take_fd(&fd);
+    return 0;
+}
+
+int layer_check_unused(const char *path, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+
+    return lock_unused(path, &fd, err);
+}
+
+int layer_remove_unused(const char *path, struct qstill_error *err)
+{
+    int fd = -1;
+
+    return lock_unused(path, &fd, err) < 0 ? err->code
+                                           : remove_file(path, fd, err);
 }
 
 int layer_sync_dir(const char *path, struct qstill_error *err)

@@ -29,6 +29,10 @@ int layer_new_path(struct session *s, const struct vm_disk *d,
                    struct qstill_error *err);
 /* Removes a file durably; one that is gone already is fine. */
 int layer_remove(const char *path, struct qstill_error *err);
+/* The same, unless a QEMU or one of us has it open: BUSY. */
+int layer_remove_unused(const char *path, struct qstill_error *err);
+/* That alone. */
+int layer_check_unused(const char *path, struct qstill_error *err);
 /* Whether an overlay holds nothing of its own. */
 int layer_is_empty(const char *path, const char *format, bool *empty,
                    struct qstill_error *err);

@@ -55,7 +55,7 @@ static int grow(struct layers *l, struct qstill_error *err)
     return 0;
 }
 
-static struct layer *by_path(const struct layers *l, const char *path)
+struct layer *layers_named(const struct layers *l, const char *path)
 {
     if (l->slot_count == 0)
         return NULL;
@@ -69,7 +69,7 @@ static struct layer *by_path(const struct layers *l, const char *path)
 /* By its name, else it is one that was named in another way. */
 struct layer *layers_find(const struct layers *l, const char *path)
 {
-    struct layer *found = by_path(l, path);
+    struct layer *found = layers_named(l, path);
     struct stat st;
 
     if (found || stat(path, &st) < 0)
@@ -96,7 +96,7 @@ struct layer *layers_child(const struct layers *l, const struct layer *of,
 static int add(struct layers *l, const struct layer *one,
                struct qstill_error *err)
 {
-    struct layer *known = by_path(l, one->path);
+    struct layer *known = layers_named(l, one->path);
 
     if (known) { /* a head may be hidden no longer, and the like */
         known->head |= one->head;
@@ -168,7 +168,7 @@ static int add_all(struct session *s, struct layers *l,
 static int read_layer(struct session *s, const struct layers *old,
                       struct layer *one, struct qstill_error *err)
 {
-    const struct layer *was = by_path(old, one->path);
+    const struct layer *was = layers_named(old, one->path);
     CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
     struct qstill_error why = {0};
     const char *slash = strrchr(one->path, '/');
@@ -253,7 +253,7 @@ static int find_lost(struct session *s, const struct layers *old,
     for (size_t i = 0, known = l->count; i < known; i++) {
         const struct layer *one = &l->items[i];
 
-        if (one->backing && !by_path(l, one->backing) &&
+        if (one->backing && !layers_named(l, one->backing) &&
             add_lost(s, old, l, one->disk, one->backing, err) < 0)
             return err->code;
     }

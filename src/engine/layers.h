@@ -39,12 +39,17 @@ struct layer {
     bool first_image;        /* where the disk came from: its path stays */
     bool stuck;              /* cannot be merged now */
     bool torn;               /* see qcow2/torn.h: no QEMU may write to it */
+    /* see others_mark() */
+    const char *other; /* who stands on it that is none of these; or NULL */
+    bool other_fixed;  /* that no merge can give what it needs, as a file of
+                          another VM of the store */
     /* of a running VM, see livechain_mark() */
     const char *node;    /* QEMU has it open in the live chain of its disk */
     struct layer *above; /* the layer that reads it there; NULL for the head */
 };
 
 struct layers {
+    const char *unsure; /* why others may stand on any of them, or NULL */
     size_t count;
     struct layer *items; /* strings in the session's arenas */
     size_t cap;
@@ -60,6 +65,8 @@ int layers_reload(struct session *s, const struct layers *old,
                   struct layers *out, struct qstill_error *err);
 void layers_fini(struct layers *l);
 struct layer *layers_find(const struct layers *l, const char *path);
+/* By that very name. */
+struct layer *layers_named(const struct layers *l, const char *path);
 /* The first child of a layer behind `after` (NULL: the first), or NULL. */
 struct layer *layers_child(const struct layers *l, const struct layer *of,
                            const struct layer *after);
@@ -71,11 +78,15 @@ struct layer *layers_child(const struct layers *l, const struct layer *of,
  * when there is no room for it. */
 int layers_settle_merge(int vmfd, struct qstill_error *err);
 
-/* Tells in words what layers_collapse() would do if the snapshots that `gone`
- * says were deleted, and what that costs. Changes nothing. */
-int layers_describe(struct session *s, const struct journal *j,
-                    bool (*gone)(void *user, const char *id), void *user,
-                    struct buf *text, struct qstill_error *err);
+/*
+ * What layers_collapse() would do if the snapshots that `gone` says were
+ * deleted; `text`, unless NULL, tells it in words, and what it costs.
+ * PRECONDITION or BUSY when a layer of theirs could not go because others stand
+ * on it or have it open. Changes nothing.
+ */
+int layers_foresee(struct session *s, const struct journal *j,
+                   bool (*gone)(void *user, const char *id), void *user,
+                   struct buf *text, struct qstill_error *err);
 
 /* Ends what a process that died in layers_collapse() left behind. */
 int layers_settle(struct session *s, struct journal *j,

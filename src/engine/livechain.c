@@ -102,6 +102,21 @@ static bool is_file(struct session *s, const struct qmp_node *n,
     return abs && strcmp(abs, path) == 0;
 }
 
+int livechain_has_open(struct session *s, const char *path, bool *yes,
+                       struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+
+    *yes = false;
+    if (!s->qmp)
+        return 0;
+    if (qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < g.count && !*yes; i++)
+        *yes = is_file(s, &g.nodes[i], path);
+    return 0;
+}
+
 int livechain_release(struct session *s, const char *path,
                       struct qstill_error *err)
 {

@@ -54,6 +54,10 @@ const struct qmp_node *livechain_node(struct session *s,
                                       const struct vm_disk *d,
                                       const char *path);
 
+/* Whether any node of QEMU's has that file open. */
+int livechain_has_open(struct session *s, const char *path, bool *yes,
+                       struct qstill_error *err);
+
 /* Closes the nodes of a file that is in no chain any more: those that came by
  * -blockdev or blockdev-add stay open until they are deleted, and keep what is
  * below them from being changed. */

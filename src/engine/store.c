@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -220,6 +221,14 @@ int store_open_vm(const struct qstill_store *store, const char *vm, int *dirfd,
         return err_wrap(err, "store %s", store->dir);
     *dirfd = take_fd(&vmfd);
     return 0;
+}
+
+bool store_is_vm(int storefd, const char *name)
+{
+    char record[NAME_MAX + sizeof(STORE_RECORD) + 1];
+
+    snprintf(record, sizeof(record), "%s/%s", name, STORE_RECORD);
+    return name[0] != '.' && faccessat(storefd, record, F_OK, 0) == 0;
 }
 
 int store_open_snapshots(int vmfd, int *dirfd, struct qstill_error *err)

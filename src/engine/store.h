@@ -34,6 +34,9 @@ int store_make_vm(const struct qstill_store *store, const char *vm, int *dirfd,
 /* Opens STORE/VM; NOT_FOUND "no VM named ..." when vm.json is not there. */
 int store_open_vm(const struct qstill_store *store, const char *vm, int *dirfd,
                   struct qstill_error *err);
+/* Whether the name in the store's directory is a VM's. Also one behind a
+ * symbolic link, which no verb follows: it is named, as damaged. */
+bool store_is_vm(int storefd, const char *name);
 int store_open_snapshots(int vmfd, int *dirfd, struct qstill_error *err);
 /* openat(O_DIRECTORY | O_NOFOLLOW). */
 int store_opendirat(int dirfd, const char *name, int *out,

@@ -64,16 +64,6 @@ static int fill(struct vms_obj *o, struct qstill_store *store, const char *name,
     return 0;
 }
 
-/* Also one behind a symbolic link, which no verb follows: it is named, as
- * damaged, with the reason. */
-static bool is_vm(int top, const char *name)
-{
-    char record[NAME_MAX + sizeof(STORE_RECORD) + 1];
-
-    snprintf(record, sizeof(record), "%s/%s", name, STORE_RECORD);
-    return name[0] != '.' && faccessat(top, record, F_OK, 0) == 0;
-}
-
 static int fill_all(struct vms_obj *o, struct qstill_store *store,
                     struct qstill_error *err)
 {
@@ -92,7 +82,7 @@ static int fill_all(struct vms_obj *o, struct qstill_store *store,
     if (!o->list.vms)
         r = err_nomem(err);
     for (size_t i = 0; i < count && r == 0; i++) {
-        if (!is_vm(top, names[i]))
+        if (!store_is_vm(top, names[i]))
             continue;
         r = fill(o, store, names[i], &o->list.vms[o->list.count], err);
         if (r == 0)

@@ -35,10 +35,16 @@ struct children_seen {
 };
 
 struct search {
+    const struct io *io;
+    struct children_seen *seen; /* may be NULL */
+    int (*judge)(struct search *s, const struct entry *e,
+                 struct qstill_error *err);
+    /* of a chain: */
     const struct chain *c;
     size_t first, last;
-    struct children_seen *seen; /* may be NULL */
     struct children *out;
+    /* of all: */
+    const struct overlay_visitor *v;
 };
 
 void children_fini(struct children *ch)
@@ -306,13 +312,13 @@ static int read_entry(const struct search *s, int fd, struct entry *e,
     if (fstat(fd, &e->st) < 0)
         return err_errno(err, errno, "cannot stat %s", e->path);
     e->settled = is_settled(&e->st);
-    if (stored_name(s->c->io, fd, &e->name, &e->qed, err) < 0)
+    if (stored_name(s->io, fd, &e->name, &e->qed, err) < 0)
         return err_wrap(err, "%s", e->path);
     return 0;
 }
 
-static int judge(struct search *s, const struct entry *e,
-                 struct qstill_error *err)
+static int judge_child(struct search *s, const struct entry *e,
+                       struct qstill_error *err)
 {
     size_t which = 0;
     bool yes;
@@ -329,12 +335,38 @@ static int judge(struct search *s, const struct entry *e,
                        "%s, a qed image, stands on %s: only qcow2 overlays can "
                        "be dealt with",
                        e->path, s->c->layers[which]->path);
-    if (io_openat(s->c->io, AT_FDCWD, e->path, O_RDONLY, 0, &fd, err) < 0)
+    if (io_openat(s->io, AT_FDCWD, e->path, O_RDONLY, 0, &fd, err) < 0)
         return err->code;
     return take_child(s, e->path, fd, which, err);
 }
 
-static int look_at(struct search *s, const char *path, struct qstill_error *err)
+static int visit_overlay(struct search *s, struct overlay *o,
+                         struct qstill_error *err)
+{
+    CLEANUP(freep) char *backing = NULL;
+
+    if (!o->name)
+        return 0;
+    if (chain_resolve(o->path, o->name, &backing, err) < 0) {
+        if (err->code != QSTILL_E_PRECONDITION)
+            return err->code;
+        *err = (struct qstill_error){0};
+    }
+    o->backing = backing;
+    return s->v->visit(s->v->user, o, err);
+}
+
+static int visit(struct search *s, const struct entry *e,
+                 struct qstill_error *err)
+{
+    struct overlay o = {.path = e->path, .name = e->name, .fixed = e->qed};
+
+    return visit_overlay(s, &o, err);
+}
+
+/* The file itself may have another name than the one it goes by. */
+static int look_at(struct search *s, const char *path, const char *real,
+                   struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
     struct entry e = {.path = strdup(path)};
@@ -342,11 +374,11 @@ static int look_at(struct search *s, const char *path, struct qstill_error *err)
 
     if (!e.path)
         return err_nomem(err);
-    r = io_openat(s->c->io, AT_FDCWD, path, O_RDONLY, 0, &fd, err);
+    r = io_openat(s->io, AT_FDCWD, real, O_RDONLY, 0, &fd, err);
     if (r == 0)
         r = read_entry(s, fd, &e, err);
     if (r == 0)
-        r = judge(s, &e, err);
+        r = s->judge(s, &e, err);
     entry_fini(&e);
     return r;
 }
@@ -358,7 +390,7 @@ static int look_at_new(struct search *s, int dirfd, const char *name,
 {
     CLEANUP(closep) int fd = -1;
 
-    if (io_openat(s->c->io, dirfd, name, O_RDONLY, 0, &fd, err) < 0) {
+    if (io_openat(s->io, dirfd, name, O_RDONLY, 0, &fd, err) < 0) {
         if (err->code == QSTILL_E_NOT_FOUND ||
             err->code == QSTILL_E_PRECONDITION) {
             /* gone meanwhile; a link, no regular file */
@@ -368,7 +400,7 @@ static int look_at_new(struct search *s, int dirfd, const char *name,
         err_wrap(err, "it may stand on a layer that goes: %s", e->path);
         return err_hint(err, "make it readable, or move it elsewhere");
     }
-    if (read_entry(s, fd, e, err) < 0 || judge(s, e, err) < 0)
+    if (read_entry(s, fd, e, err) < 0 || s->judge(s, e, err) < 0)
         return err->code;
     return s->seen ? seen_put(s->seen, e, err) : 0;
 }
@@ -378,18 +410,76 @@ static int look_at_entry(struct search *s, int dirfd, const char *dir,
 {
     struct entry e = {0};
     const struct entry *old;
-    int r;
+    int r = 0;
 
     if (asprintf(&e.path, "%s%s", dir, name) < 0) {
         e.path = NULL;
         return err_nomem(err);
     }
     old = seen_find(s->seen, e.path);
-    r = old && is_as_seen(old, dirfd, name)
-            ? judge(s, old, err)
-            : look_at_new(s, dirfd, name, &e, err);
+    if (!s->v || !s->v->knows || !s->v->knows(s->v->user, e.path))
+        r = old && is_as_seen(old, dirfd, name)
+                ? s->judge(s, old, err)
+                : look_at_new(s, dirfd, name, &e, err);
     entry_fini(&e);
     return r;
+}
+
+/* `path` leads to `real`; the backing file's name. */
+static int name_behind_link(struct search *s, const char *path,
+                            const char *real, char **name,
+                            struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+    bool qed;
+
+    if (io_openat(s->io, AT_FDCWD, real, O_RDONLY, 0, &fd, err) < 0 ||
+        stored_name(s->io, fd, name, &qed, err) < 0)
+        return err_wrap(err, "it may stand on a layer that goes: %s", path);
+    return 0;
+}
+
+static int judge_link(struct search *s, const char *path, const char *real,
+                      const struct stat *st, struct qstill_error *err)
+{
+    CLEANUP(freep) char *backing = NULL;
+    size_t which = 0;
+    bool yes;
+
+    if (is_layer(s->c, st, 0, s->c->n - 1, &which) || known(s, st))
+        return 0;
+    if (name_behind_link(s, path, real, &backing, err) < 0)
+        return err->code;
+    if (!backing)
+        return 0;
+    if (names_layer(s, path, backing, &yes, &which, err) < 0)
+        return err->code;
+    if (!yes)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%s, a symbolic link to %s, stands on %s", path, real,
+            s->c->layers[which]->path);
+    return err_hint(err, "put the image itself there, or remove the link");
+}
+
+/* One into its own folder is a second name of what is visited there. */
+static int visit_link(struct search *s, const char *path, const char *real,
+                      struct qstill_error *err)
+{
+    const char *slash = strrchr(path, '/'), *end = strrchr(real, '/');
+    CLEANUP(freep)
+    char *dir = strndup(path, slash ? (size_t)(slash - path) + 1 : 0);
+    CLEANUP(freep) char *home = dir ? realpath(*dir ? dir : ".", NULL) : NULL;
+    CLEANUP(freep) char *name = NULL;
+    struct overlay o = {.path = path, .fixed = true};
+
+    if (home && strlen(home) == (size_t)(end - real) &&
+        strncmp(home, real, strlen(home)) == 0)
+        return 0;
+    if (name_behind_link(s, path, real, &name, err) < 0)
+        return err->code;
+    o.name = name;
+    return visit_overlay(s, &o, err);
 }
 
 /* QEMU opens an image by a link, too, and takes the name of its backing file
@@ -398,11 +488,8 @@ static int look_at_entry(struct search *s, int dirfd, const char *dir,
 static int look_at_link(struct search *s, int dirfd, const char *dir,
                         const char *name, struct qstill_error *err)
 {
-    CLEANUP(freep) char *path = NULL, *real = NULL, *backing = NULL;
-    CLEANUP(closep) int fd = -1;
+    CLEANUP(freep) char *path = NULL, *real = NULL;
     struct stat st;
-    size_t which = 0;
-    bool yes, qed;
 
     if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
         !S_ISLNK(st.st_mode))
@@ -418,21 +505,10 @@ static int look_at_link(struct search *s, int dirfd, const char *dir,
         return err_errno(err, errno, "it may stand on a layer that goes: %s",
                          path);
     }
-    if (!real || is_layer(s->c, &st, 0, s->c->n - 1, &which) || known(s, &st))
+    if (!real)
         return 0;
-    if (io_openat(s->c->io, AT_FDCWD, real, O_RDONLY, 0, &fd, err) < 0 ||
-        stored_name(s->c->io, fd, &backing, &qed, err) < 0)
-        return err_wrap(err, "it may stand on a layer that goes: %s", path);
-    if (!backing)
-        return 0;
-    if (names_layer(s, path, backing, &yes, &which, err) < 0)
-        return err->code;
-    if (!yes)
-        return 0;
-    err_set(err, QSTILL_E_PRECONDITION,
-            "%s, a symbolic link to %s, stands on %s", path, real,
-            s->c->layers[which]->path);
-    return err_hint(err, "put the image itself there, or remove the link");
+    return s->v ? visit_link(s, path, real, err)
+                : judge_link(s, path, real, &st, err);
 }
 
 static void closedirp(DIR **d)
@@ -501,12 +577,41 @@ int children_find(const struct chain *c, size_t first, size_t last,
                   struct children_seen *seen, struct children *out,
                   struct qstill_error *err)
 {
-    struct search s = {
-        .c = c, .first = first, .last = last, .seen = seen, .out = out};
+    struct search s = {.io = c->io,
+                       .seen = seen,
+                       .judge = judge_child,
+                       .c = c,
+                       .first = first,
+                       .last = last,
+                       .out = out};
 
     for (size_t i = 0; i < named_count; i++)
-        if (look_at(&s, named[i], err) < 0)
+        if (look_at(&s, named[i], named[i], err) < 0)
             return err_wrap(err, "child");
     return look_into_all(&s, false, err) < 0 ? err->code
                                              : look_into_all(&s, true, err);
+}
+
+int children_each(const struct io *io, const char *dir,
+                  struct children_seen *seen, const struct overlay_visitor *v,
+                  struct qstill_error *err)
+{
+    struct search s = {.io = io, .seen = seen, .judge = visit, .v = v};
+
+    return look_into(&s, dir, false, err) < 0 ? err->code
+                                              : look_into(&s, dir, true, err);
+}
+
+int children_look_at(const struct io *io, const char *path,
+                     const struct overlay_visitor *v, struct qstill_error *err)
+{
+    struct search s = {.io = io, .judge = visit, .v = v};
+    CLEANUP(freep) char *real = realpath(path, NULL);
+    struct stat st;
+
+    if (!real)
+        return err_errno(err, errno, "cannot find %s", path);
+    if (stat(real, &st) == 0 && !S_ISREG(st.st_mode))
+        return 0;
+    return look_at(&s, path, real, err);
 }

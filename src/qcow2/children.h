@@ -45,4 +45,32 @@ int children_find(const struct chain *c, size_t first, size_t last,
                   struct qstill_error *err);
 void children_fini(struct children *ch);
 
+/* A file that names a backing file. */
+struct overlay {
+    const char *path;
+    const char *name;    /* of its backing file, as the header has it */
+    const char *backing; /* the same as a path; NULL: it is no plain one */
+    bool fixed; /* no merge can deal with it: a qed image, or seen through a
+                   symbolic link to elsewhere */
+};
+
+struct overlay_visitor {
+    /* what the caller knows by its path need not be looked at; may be NULL */
+    bool (*knows)(void *user, const char *path);
+    int (*visit)(void *user, const struct overlay *o, struct qstill_error *err);
+    void *user;
+};
+
+/*
+ * For who removes a layer: every overlay in a directory, of which image ever;
+ * and what one file stands on. What cannot be opened is an error here, too.
+ * `seen` may be NULL.
+ */
+int children_each(const struct io *io, const char *dir,
+                  struct children_seen *seen, const struct overlay_visitor *v,
+                  struct qstill_error *err);
+/* `path` may be a link; what is no regular file stands on nothing. */
+int children_look_at(const struct io *io, const char *path,
+                     const struct overlay_visitor *v, struct qstill_error *err);
+
 #endif

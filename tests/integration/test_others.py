@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: MIT
+"""A layer that others stand on (another VM of the store, an overlay in the same
+folder) or have open is neither removed nor changed, and is named."""
+
+import json
+import os
+
+from lib import image
+from lib.case import Case
+from lib.tiny import content
+
+
+class Others(Case):
+    """root - middle - leaf - head; the byte is the first part's."""
+
+    either = True
+    cost = 15
+
+    def setUp(self):
+        super().setUp()
+        self.vm = self.tiny_vm()
+        for n, name in enumerate(("root", "middle", "leaf")):
+            self.write(n + 1)
+            self.q("create", "vm", name)
+        self.write(9)
+
+    def write(self, byte):
+        self.vm.write(self.vm.disks[0], 0, byte)
+
+    def layer(self, name):
+        (path, _), = self.frozen(self.vm, name).values()
+        return path
+
+    def off(self):
+        """The VM off, as by itself."""
+        self.vm.quit()
+
+    def overlay(self, path, on):
+        """Without a byte of its own."""
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        image.run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F",
+                  "qcow2", "-b", on, path, "2M")
+        return path
+
+    def clone(self, on, attach=True):
+        """VM b, running, on an overlay in a folder of its own."""
+        disk = self.disk(vm="b", size=2 << 20, pattern=False)
+        self.overlay(disk.path, on)
+        return self.tiny_vm("b", disks=[disk], attach=attach)
+
+    def byte(self, path):
+        return content(path, "qcow2")[0]
+
+    def refused(self, code, words, *names, path):
+        """Nothing was done, by the plan as by the delete."""
+        before = self.byte(path)
+        for more in ((), ("--dry-run",), ("--paranoid",)):
+            with self.nothing_changes(self.vm):
+                self.q.fails(code, words, "delete", "vm", *names, *more)
+        self.assertEqual(before, self.byte(path))
+        self.assertFalse(os.path.exists(self.q.journal_path("vm")))
+
+    def left(self):
+        """The hidden layers."""
+        with open(os.path.join(self.store, "vm", "vm.json")) as f:
+            return [h["path"] for h in json.load(f)["hidden"]]
+
+    # ------------------------------------------------------------ other VMs
+
+    def test_a_leaf_below_a_clone_of_another_vm(self):
+        leaf = self.layer("leaf")
+        self.q("revert", "vm", "middle", "--keep-trash", "0")
+        b = self.clone(leaf)
+        path = b.disks[0].path
+        for state in ("running", "off"):
+            with self.subTest(b=state):
+                self.refused("precondition", path + " of VM b stands on it",
+                             "leaf", path=path)
+                self.refused("precondition", "snapshot leaf, disk disk0",
+                             "root", "--children", path=path)
+            said = self.q.check("vm")["problems"]
+            self.assertEqual(["layer-shared"], [p["code"] for p in said])
+            self.assertIn(path, said[0]["message"])
+            if state == "running":
+                b.quit()
+        self.q("create", "b", "in-b")  # its head is another now
+        self.refused("precondition", "of VM b stands on it", "leaf", path=path)
+        self.q("delete", "b", "in-b")
+        image.run("qemu-img", "rebase", "-q", "-b", "", path)
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.q("delete", "vm", "leaf")
+        self.assertFalse(os.path.exists(leaf))
+        self.assertEqual(3, self.byte(path))
+
+    def test_an_inner_layer_below_a_clone_of_another_vm(self):
+        """By a file between that nobody knows."""
+        between = self.overlay(os.path.join(self.tmp, "c", "between.qcow2"),
+                               self.layer("middle"))
+        path = self.clone(between).disks[0].path
+        self.vms[-1].quit()
+        for state in ("running", "off"):
+            if state == "off":
+                self.off()
+            with self.subTest(vm=state):
+                self.refused("precondition", "of VM b stands on it", "middle",
+                             path=path)
+        middle = self.layer("middle")
+        self.q("delete", "vm", "middle", "--keep-trash", "1")
+        self.q("undo", "vm")  # nothing had been merged
+        self.q("delete", "vm", "middle", "--keep-trash", "1")
+        self.q("create", "vm", "more")
+        self.assertIn(middle + " stays: " + path, self.q.stderr)
+        self.assertEqual([middle], self.left())
+        self.assertEqual(2, self.byte(path))
+        image.run("qemu-img", "rebase", "-q", "-b", "", path)
+        self.q("recover", "vm")
+        self.assertEqual([], self.left())
+
+    def test_the_first_image_below_a_clone_is_not_folded_into(self):
+        self.q("delete", "vm", "root", "middle")
+        path = self.clone(self.layer("leaf")).disks[0].path
+        self.vms[-1].quit()
+        for state in ("running", "off"):
+            if state == "off":
+                self.off()
+            with self.subTest(vm=state):
+                self.refused("precondition", "of VM b stands on it", "leaf",
+                             path=path)
+
+    def test_a_record_that_cannot_be_read(self):
+        """What stands on the layers is not known: they wait."""
+        leaf = self.layer("leaf")
+        self.q("revert", "vm", "middle", "--keep-trash", "0")
+        path = self.clone(leaf).disks[0].path
+        self.vms[-1].quit()
+        record = os.path.join(self.store, "b", "vm.json")
+        with open(record) as f:
+            text = f.read()
+        with open(record, "w") as f:
+            f.write("{")
+        said = self.q("delete", "vm", "leaf", "--dry-run")
+        self.assertIn("cannot be told (VM b:", " ".join(said["plan"]))
+        self.q("delete", "vm", "leaf")
+        self.assertIn(leaf + " stays: who stands on it cannot be told (VM b:",
+                      self.q.stderr)
+        self.assertEqual([leaf], self.left())
+        with open(record, "w") as f:
+            f.write(text)
+        self.q("recover", "vm")
+        self.assertIn("of VM b stands on it", self.q.stderr)
+        self.assertEqual(3, self.byte(path))
+        image.run("qemu-img", "rebase", "-q", "-b", "", path)
+        self.q("recover", "vm")
+        self.assertEqual([], self.left())
+        self.assertFalse(os.path.exists(leaf))
+
+    # ------------------------------------------------------- in the same folder
+
+    def test_a_leaf_below_an_overlay_of_nobody(self):
+        leaf = self.layer("leaf")
+        self.q("revert", "vm", "middle", "--keep-trash", "0")
+        over = self.overlay(os.path.join(self.vm.dir, "copy.of.leaf"), leaf)
+        for state in ("running", "off"):
+            if state == "off":
+                self.off()
+            with self.subTest(vm=state):
+                self.refused("precondition", over + " stands on it", "leaf",
+                             path=over)
+        os.unlink(over)
+        self.q("delete", "vm", "leaf")
+        self.assertFalse(os.path.exists(leaf))
+
+    def test_an_inner_layer_below_an_overlay_of_nobody(self):
+        """The engine gives it what it needs; not beside a running VM."""
+        over = self.overlay(os.path.join(self.vm.dir, "copy.of.middle"),
+                            self.layer("middle"))
+        self.refused("precondition", over + " stands on it", "middle",
+                     path=over)
+        self.off()
+        # by a link no merge could give it another name for its backing file
+        link = os.path.join(self.vm.dir, "link")
+        real = self.overlay(os.path.join(self.tmp, "c", "real"), "/nowhere")
+        image.run("qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F",
+                  "qcow2", "-b", os.path.basename(self.layer("middle")), real)
+        os.symlink(real, link)
+        self.refused("precondition", link + " stands on it", "middle",
+                     path=over)
+        os.unlink(link)
+        os.symlink(over, link)
+        self.q("delete", "vm", "middle")
+        self.assertEqual(2, self.byte(over))
+        self.assertEqual([], self.left())
+        os.unlink(over)
+
+    def test_the_first_image_below_an_overlay_of_nobody(self):
+        """QEMU's commit would change what it reads."""
+        self.q("delete", "vm", "root", "middle")
+        over = self.overlay(os.path.join(self.vm.dir, "copy.of.leaf"),
+                            self.layer("leaf"))
+        self.refused("precondition", over + " stands on it", "leaf",
+                     path=over)
+        self.off()
+        self.q("delete", "vm", "leaf")
+        self.assertEqual(3, self.byte(over))
+        self.assertEqual({self.vm.disks[0].path}, self.disk_files(self.vm))
+        os.unlink(over)
+
+    # --------------------------------------------------------- by QEMU's lock
+
+    def test_a_leaf_that_a_qemu_has_open(self):
+        leaf = self.layer("leaf")
+        self.q("revert", "vm", "middle", "--keep-trash", "0")
+        b = self.clone(leaf, attach=False)
+        path = b.disks[0].path
+        for state in ("running", "off"):
+            if state == "off":
+                self.off()
+            with self.subTest(vm=state):
+                self.refused("busy", leaf + " is in use", "leaf", path=path)
+        b.quit()
+        self.q("delete", "vm", "leaf")  # nobody could know
+        self.assertFalse(os.path.exists(leaf))
+
+    # ------------------------------------------------------- dropped otherwise
+
+    def test_a_head_that_a_revert_drops(self):
+        self.off()
+        head, = self.head_paths(self.vm)
+        over = self.overlay(os.path.join(self.vm.dir, "copy.of.head"), head)
+        self.q("revert", "vm", "root", "--keep-trash", "0")
+        self.assertIn("%s stays: %s stands on it" % (head, over),
+                      self.q.stderr)
+        self.assertEqual([head], self.left())
+        self.assertEqual(9, self.byte(over))
+        self.q("delete", "vm", "leaf")  # its child, the head, stays
+        self.assertEqual(9, self.byte(over))
+        os.unlink(over)
+        self.q("recover", "vm")
+        self.assertEqual([], self.left())
+        self.assertFalse(os.path.exists(head))
+
+    def test_a_head_that_leaves_the_trash(self):
+        self.off()
+        head, = self.head_paths(self.vm)
+        self.q("revert", "vm", "root")
+        b = self.clone(head, attach=False)
+        path = b.disks[0].path
+        self.q("create", "vm", "more")
+        self.assertIn(head + " stays for now: %s is in use" % head,
+                      self.q.stderr)
+        self.assertEqual([head], self.left())
+        self.q("recover", "vm")
+        self.assertEqual(9, self.byte(path))
+        b.quit()
+        self.q("recover", "vm")
+        self.assertEqual([], self.left())
+
+    def test_a_delete_that_was_interrupted(self):
+        """Its recovery looks anew."""
+        for name in ("one", "other"):
+            self.q("revert", "vm", "root", "--keep-trash", "0")
+            self.write(7)
+            self.q("create", "vm", name)
+        self.q("revert", "vm", "leaf", "--keep-trash", "0")
+        p, calls = self.traced(["delete", "vm", "one"])
+        self.assertEqual(0, p.returncode, p.stdout)
+        # the layer goes (and a record of its removal), then the journal
+        at = [n for n, call in enumerate(calls, 1) if "unlinkat" in call][-3]
+        other = self.layer("other")
+        p, _ = self.traced(["delete", "vm", "other"], "--at", str(at))
+        self.assertEqual(137, p.returncode, p.stdout)
+        self.assertTrue(os.path.exists(other))
+        over = self.overlay(os.path.join(self.vm.dir, "copy.of.other"), other)
+        self.q("recover", "vm")
+        self.assertIn("%s stays: %s stands on it" % (other, over),
+                      self.q.stderr)
+        self.assertEqual(7, self.byte(over))
+        os.unlink(over)
+        self.q("recover", "vm")
+        self.assertEqual([], self.left())
+        self.assertFalse(os.path.exists(other))
