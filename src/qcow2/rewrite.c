@@ -375,11 +375,14 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
     rw->old_end = rw->target->info.file_size;
     alloc_init(&rw->alloc, &rw->refs, w.cs, image_clusters(rw->target));
     if (new_l1(&w, err) < 0 || plan_slots(&w, err) < 0 ||
-        place_packed(&w, err) < 0 || rewrite_place_bitmaps(rw, err) < 0)
+        place_packed(&w, err) < 0 || rewrite_place_bitmaps(rw, err) < 0 ||
+        rewrite_marks(&w, err) < 0)
         return err->code;
     /* by its place of the L1 table the new state is told from the old: all
-     * that changes the header, the size too, comes with new tables */
-    rw->tables |= (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0 ||
+     * that changes the header, the size too, comes with new tables; refcounts
+     * that are too high are made right */
+    rw->tables |= rw->report.leaks > 0 ||
+                  (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0 ||
                   rw->over > 0 || torn_is(w.h) || rw->size != rw->target->size;
     moves_sort(&rw->moves);
     rw->end = rw->old_end;

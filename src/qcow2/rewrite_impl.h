@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Shared by rewrite.c (L2 tables, L1), rewrite_entry.c (one cluster),
- * rewrite_lists.c, rewrite_bitmaps.c and rewrite_refs.c. */
+ * rewrite_lists.c, rewrite_bitmaps.c, rewrite_marks.c and rewrite_refs.c. */
 #ifndef QSTILL_QCOW2_REWRITE_IMPL_H
 #define QSTILL_QCOW2_REWRITE_IMPL_H
 
@@ -54,6 +54,10 @@ int work_plan_entry(struct work *w, uint8_t *table, size_t at, uint64_t guest,
 /* rewrite_bitmaps.c: before the refcounts. */
 int rewrite_place_bitmaps(struct rewrite *rw, struct qstill_error *err);
 void rewrite_bitmaps_header(const struct rewrite *rw, struct qcow2_header *h);
+
+/* rewrite_marks.c: once all that goes is freed, and before the tables get their
+ * places. */
+int rewrite_marks(struct work *w, struct qstill_error *err);
 
 /* rewrite_refs.c: gives the counted references their blocks and table, once
  * everything else has its place. */

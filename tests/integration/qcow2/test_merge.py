@@ -70,9 +70,18 @@ def choose(chain):
     return drop, direction, children
 
 
+def check_as_made(chain):
+    """QEMU 7.2 now and then writes compressed data into a cluster that it
+    marks as COPIED (seed 517)."""
+    for f in chain.files():
+        if f.fmt == "qcow2" and (qtools.qemu_check(f.path) or (1,))[0]:
+            raise qtools.Unreadable("%s is damaged as made" % f.path)
+
+
 def one_merge(seed, directory, refusals):
     chain = qchain.Chain.make(seed, directory,
                               random.Random(seed).choice((2, 2, 3, 3, 4, 5)))
+    check_as_made(chain)
     drop, direction, children = choose(chain)
     m = qmerge.Merge(directory, chain.files(), [f.path for f in chain.layers],
                      drop, children)
@@ -93,7 +102,8 @@ def one_merge(seed, directory, refusals):
         bad += [str(r)] + m.untouched()
     else:
         bad += m.merged() + m.account(direction) + told_before(plan, r)
-        if not bad:
+        # QEMU itself leaves the other address of a cluster without its mark
+        if not bad and not any("shared" in f.notes for f in chain.files()):
             bad += m.still_writable(seed)
     return chain, [str(m.argv(direction))] * bool(bad) + bad
 
