@@ -3,10 +3,8 @@
  * check: what would hinder a snapshot or its revert, found without changing
  * anything. Each problem has a stable code, the fact, and the fix.
  */
-#include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/stat.h>
 
 #include "base/options.h"
 #include "headlock.h"
@@ -19,9 +17,11 @@
 #include "preflight.h"
 #include "qmp/machine.h"
 #include "quiesce.h"
+#include "ready.h"
 #include "session.h"
 #include "start.h"
 #include "tsc_fix.h"
+#include "unwind.h"
 
 #define PROBLEMS_MAX 256
 
@@ -37,6 +37,9 @@ static void problem(struct report_obj *o, const char *code, const char *message,
 {
     struct qstill_problem *p;
 
+    for (size_t i = 0; i < o->report.problem_count; i++)
+        if (strcmp(o->problems[i].message, message) == 0)
+            return;
     if (o->report.problem_count >= PROBLEMS_MAX)
         return;
     p = &o->problems[o->report.problem_count++];
@@ -59,20 +62,41 @@ static void problem_of(struct report_obj *o, const char *code,
 static void check_disks(struct report_obj *o, struct session *s)
 {
     struct qstill_error e = {0};
-    struct stat st;
 
-    for (size_t i = 0; i < s->rec.disk_count; i++) {
-        const struct vm_disk *d = &s->rec.disks[i];
-
-        if (stat(d->head_path, &st) < 0) {
-            err_errno(&e, errno, "disk %s: head %s", d->name, d->head_path);
-            err_hint(&e, "bring the file back from a backup");
-            problem_of(o, "head-missing", &e);
-        }
-    }
+    for (size_t i = 0; i < s->rec.disk_count; i++)
+        if (ready_head(&s->rec.disks[i], &e) < 0)
+            problem_of(o,
+                       e.code == QSTILL_E_NOT_FOUND ? "head-missing"
+                                                    : "head-damaged",
+                       &e);
     if (s->rec.disk_count == 0)
         problem(o, "no-disks", "the VM has no writable disk",
                 "attach it again once it has one");
+}
+
+static void room_problem(struct report_obj *o, const char *code,
+                         struct qstill_error *e)
+{
+    problem_of(o, e->code == QSTILL_E_NO_SPACE ? "no-space" : code, e);
+}
+
+/* Where new heads are made, and where layers are merged. */
+static void check_folders(struct report_obj *o, struct session *s)
+{
+    struct ready_seen seen = {0};
+    struct qstill_error e = {0};
+
+    if (ready_store(s, UNWIND_RESERVE, &e) < 0)
+        room_problem(o, "store", &e);
+    if (ready_folders(s, NULL, READY_HEAD_ROOM, &e) < 0)
+        room_problem(o, "folder", &e);
+    for (size_t i = 0; i < s->rec.disk_count; i++)
+        if (ready_beside(&seen, s->rec.disks[i].head_path, &e) < 0)
+            problem_of(o, "folder", &e);
+    for (size_t i = 0; i < s->tree.count; i++)
+        for (size_t k = 0; k < s->tree.nodes[i].disk_count; k++)
+            if (ready_beside(&seen, s->tree.nodes[i].disks[k].path, &e) < 0)
+                problem_of(o, "folder", &e);
 }
 
 static void check_layers(struct report_obj *o, struct session *s)
@@ -234,6 +258,10 @@ static int check_live(struct report_obj *o, struct session *s,
 {
     struct qstill_error e = {0};
 
+    if (ready_state(s, &e) < 0)
+        problem_of(o, "vm-state", &e);
+    if (ready_jobs(s, &e) < 0)
+        problem_of(o, "block-job", &e);
     if (session_check_heads(s, &e) < 0)
         problem_of(o, "wrong-head", &e);
     if (session_check_names(s, &e) < 0)
@@ -274,6 +302,7 @@ static int check_all(struct report_obj *o, struct session *s,
                 "an operation was interrupted, or is under way",
                 "qstill recover finishes or undoes it");
     check_disks(o, s);
+    check_folders(o, s);
     check_layers(o, s);
     check_memory(o, s);
     check_start(o, s);

@@ -28,6 +28,7 @@
 #include "job.h"
 #include "protect.h"
 #include "qmp/graph.h"
+#include "ready.h"
 #include "trash.h"
 #include "unwind.h"
 
@@ -66,6 +67,21 @@ static int thaw_enter(void *ctx, struct qstill_error *err)
 
 /* ------------------------------------------------------------------ switch */
 
+/* A job in the way is QEMU's to see: it may be on a disk that is none of ours.
+ */
+static int not_switched(struct create *c, struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+
+    err_wrap(err, "switching the disks");
+    if (err->code == QSTILL_E_FAILED &&
+        ready_jobs(&c->s, &why) == QSTILL_E_BUSY) {
+        err->code = why.code;
+        err_hint(err, "%s", why.hint);
+    }
+    return err->code;
+}
+
 static int switch_disks(struct create *c, struct qstill_error *err)
 {
     size_t n = c->s.rec.disk_count;
@@ -91,7 +107,7 @@ static int switch_disks(struct create *c, struct qstill_error *err)
             return err_nomem(err);
     }
     if (qmp_snapshot_disks(c->s.qmp, o, n, err) < 0)
-        return err_wrap(err, "switching the disks");
+        return not_switched(c, err);
     return 0;
 }
 

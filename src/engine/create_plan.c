@@ -13,6 +13,7 @@
 #include "job.h"
 #include "layer_file.h"
 #include "preflight.h"
+#include "ready.h"
 #include "unwind.h"
 
 /* -------------------------------------------------------------------- plan */
@@ -47,16 +48,8 @@ static int plan_memory(struct create *c, struct qstill_error *err)
 
 static int plan_live(struct create *c, struct qstill_error *err)
 {
-    const char *state = c->s.status.state;
-
     c->was_running = c->s.status.running;
-    if (!c->was_running && strcmp(state, "paused") != 0 &&
-        strcmp(state, "prelaunch") != 0) {
-        err_set(err, QSTILL_E_PRECONDITION, "VM %s is in state %s", c->vm,
-                state);
-        return err_hint(err, "resume it first (cont)");
-    }
-    if (session_check_heads(&c->s, err) < 0 ||
+    if (ready_state(&c->s, err) < 0 || session_check_heads(&c->s, err) < 0 ||
         session_check_names(&c->s, err) < 0)
         return err->code;
     if (c->o.quiesce && !c->was_running) {
@@ -64,6 +57,17 @@ static int plan_live(struct create *c, struct qstill_error *err)
         c->o.quiesce = false;
     }
     return 0;
+}
+
+static int plan_off(struct create *c, struct qstill_error *err)
+{
+    if (c->o.quiesce)
+        return err_set(err, QSTILL_E_UNREACHABLE,
+                       "VM %s does not run, so it cannot be quiesced", c->vm);
+    for (size_t i = 0; i < c->s.rec.disk_count; i++)
+        if (ready_head(&c->s.rec.disks[i], err) < 0)
+            return err->code;
+    return headlock_take(&c->s, err);
 }
 
 static int describe(struct create *c, struct qstill_error *err)
@@ -95,13 +99,11 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
     if (check_name_free(c, err) < 0 || preflight_below(&c->s, err) < 0 ||
         session_connect(&c->s, err) < 0)
         return err->code;
-    if (c->s.qmp && plan_live(c, err) < 0)
+    if ((c->s.qmp ? plan_live(c, err) : plan_off(c, err)) < 0)
         return err->code;
-    if (!c->s.qmp && headlock_take(&c->s, err) < 0)
+    if (ready_store(&c->s, UNWIND_RESERVE, err) < 0 ||
+        ready_folders(&c->s, c->disk_dir, READY_HEAD_ROOM, err) < 0)
         return err->code;
-    if (!c->s.qmp && c->o.quiesce)
-        return err_set(err, QSTILL_E_UNREACHABLE,
-                       "VM %s does not run, so it cannot be quiesced", c->vm);
     if (c->o.quiesce && quiesce_ping(&c->s, err) < 0)
         return err->code;
     if (c->s.rec.disk_count == 0 && !c->o.memory)

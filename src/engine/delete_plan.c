@@ -7,6 +7,7 @@
 #include "job.h"
 #include "layer_file.h"
 #include "layers.h"
+#include "ready.h"
 
 static size_t index_of(const struct tree *t, const struct manifest *m)
 {
@@ -84,6 +85,11 @@ static bool is_merged(const struct del *c, const struct manifest *m)
 
 static int check_layers(struct del *c, struct qstill_error *err)
 {
+    struct ready_seen seen = {0};
+
+    for (size_t i = 0; i < c->s.rec.disk_count; i++)
+        if (ready_beside(&seen, c->s.rec.disks[i].head_path, err) < 0)
+            return err->code;
     for (size_t i = 0; i < c->s.tree.count; i++) {
         const struct manifest *m = &c->s.tree.nodes[i];
 
@@ -91,6 +97,8 @@ static int check_layers(struct del *c, struct qstill_error *err)
             if (layer_check(&m->disks[k], err) < 0) {
                 err_wrap(err, "snapshot %s", m->name);
                 return err_hint(err, "bring the original file back");
+            } else if (ready_beside(&seen, m->disks[k].path, err) < 0) {
+                return err->code;
             }
     }
     for (size_t i = 0; i < c->s.rec.hidden_count; i++)
@@ -150,7 +158,8 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
         mark_children(c);
     if (session_connect(&c->s, err) < 0 ||
         (c->s.qmp && session_check_heads(&c->s, err) < 0) ||
-        check_layers(c, err) < 0 || layers_load(&c->s, &all, err) < 0)
+        ready_store(&c->s, 0, err) < 0 || check_layers(c, err) < 0 ||
+        layers_load(&c->s, &all, err) < 0)
         return err->code;
     describe(c, &all);
     describe_damaged(c);

@@ -9,6 +9,7 @@
 #include "layer_file.h"
 #include "preflight.h"
 #include "qmp/monitor.h"
+#include "ready.h"
 #include "revert_impl.h"
 
 static const char *const way_names[] = {"auto", "inplace", "mapped", "eager",
@@ -260,7 +261,9 @@ int revert_plan(struct revert *r, struct qstill_error *err)
                   m->memory_included && r->state != QSTILL_STATE_STOPPED,
                   r->o.force, err) < 0)
         return err->code;
-    if (r->was_on && session_check_heads(&r->s, err) < 0)
+    if ((r->was_on && session_check_heads(&r->s, err) < 0) ||
+        ready_store(&r->s, 0, err) < 0 ||
+        ready_folders(&r->s, NULL, 0, err) < 0)
         return err->code;
     if (r->was_on && qmp_type_has_property(r->s.qmp, "memory-backend-file",
                                            "rom", &r->mapped_readonly, err) < 0)

@@ -79,6 +79,25 @@ static void job_fill(struct qmp_job *out, const json_t *v)
     out->total = field_u64(v, "total-progress", 0);
 }
 
+int qmp_block_job_any(struct qstill_qmp *q, struct qmp_block_job *out,
+                      bool *any, struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *list = NULL;
+    const json_t *first;
+
+    if (client_ask(q, "query-block-jobs", &list, err) < 0)
+        return err->code;
+    first = json_array_get(list, 0);
+    *any = first != NULL;
+    if (!first)
+        return 0;
+    field_printable(out->id, sizeof(out->id),
+                    field_string(first, "device", ""));
+    field_printable(out->type, sizeof(out->type),
+                    field_string(first, "type", ""));
+    return 0;
+}
+
 int qmp_job_read(struct qstill_qmp *q, const char *job, struct qmp_job *out,
                  struct qstill_error *err)
 {

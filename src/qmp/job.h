@@ -51,6 +51,14 @@ struct qmp_job {
     uint64_t done;   /* progress, in units of its own */
     uint64_t total;
 };
+struct qmp_block_job {
+    char id[64];
+    char type[32];
+};
+/* The first block job (backup, mirror, commit, stream), whosever it is. */
+int qmp_block_job_any(struct qstill_qmp *q, struct qmp_block_job *out,
+                      bool *any, struct qstill_error *err);
+
 /* NOT_FOUND when there is no such job. */
 int qmp_job_read(struct qstill_qmp *q, const char *job, struct qmp_job *out,
                  struct qstill_error *err);

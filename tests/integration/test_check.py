@@ -4,6 +4,7 @@ what it does not pass cannot, with the same words."""
 
 import contextlib
 import os
+import subprocess
 
 from lib.case import Case
 
@@ -145,3 +146,134 @@ class Check(Case):
         self.q("delete", "vm", "new")
         self.q("delete", "vm", "base")
         self.check_nothing_left(vm)
+
+
+class Refused(Case):
+    """What create, revert or delete refuse, check says before, in the same
+    words."""
+    either = True
+    cost = 20
+
+    def setUp(self):
+        super().setUp()
+        self.small = os.path.join(self.tmp, "small")
+
+    def refuses(self, code, problem, message, *argv, hint="."):
+        """check has that problem, and no other; the command fails likewise."""
+        with self.nothing_changes(self.vms[0]):
+            problems = self.q.check("vm")["problems"]
+            self.assertEqual([problem], [p["code"] for p in problems])
+            self.assertRegex(problems[0]["message"], message)
+            self.assertRegex(problems[0]["hint"], hint)
+            failure = self.q.fails(code, message,
+                                   *(argv or ["create", "vm", "new"]))
+            self.assertRegex(failure.hint or "", hint)
+
+    def immutable(self, path):
+        subprocess.run(["chattr", "+i", path], check=True)
+        self.addCleanup(subprocess.run, ["chattr", "-i", path])
+
+    def test_a_guest_that_panicked(self):
+        vm = self.tiny_vm(extra=["-device", "pvpanic", "-action",
+                                 "panic=pause"])
+        vm.hmp("o /b 0x505 1")
+        self.paused_on_purpose.add("vm")
+        self.assertEqual("guest-panicked", vm.state())
+        self.refuses("precondition", "vm-state", "guest-panicked")
+        self.q.fails("precondition", "guest-panicked", "create", "vm", "new",
+                     "--memory")
+        vm.end()
+        self.assertEqual([], self.q.check("vm")["problems"])
+
+    def test_a_folder_that_cannot_be_written(self):
+        vm = self.tiny_vm()
+        self.q("create", "vm", "base")
+        self.immutable(vm.dir)
+        self.refuses("permission", "folder", vm.dir, hint="chattr -i")
+        self.refuses("permission", "folder", vm.dir, "revert", "vm", "base",
+                     hint="chattr -i")
+        self.refuses("permission", "folder", vm.dir, "delete", "vm", "base",
+                     hint="chattr -i")
+        self.q("create", "vm", "elsewhere", "--disk-dir", self.tmp)
+        subprocess.run(["chattr", "-i", vm.dir], check=True)
+        self.immutable(self.tmp)
+        try:
+            self.refuses("permission", "folder", self.tmp, "delete", "vm",
+                         "elsewhere", hint="chattr -i")
+        finally:
+            subprocess.run(["chattr", "-i", self.tmp], check=True)
+        self.q("delete", "vm", "base", "elsewhere")
+
+    def test_a_folder_without_room(self):
+        self.mount_tmpfs(self.small, "size=600k")
+        vm = self.tiny_vm(disks=[self.disk(size=2 << 20, pattern=False,
+                                           vm="small")])
+        vm.dir = self.small
+        with contextlib.suppress(OSError), \
+                open(self.small + "/fill", "wb", buffering=0) as f:
+            while True:
+                f.write(bytes(4096))
+        self.refuses("no-space", "no-space", self.small)
+        os.unlink(self.small + "/fill")
+        self.q("create", "vm", "new")
+        self.q("delete", "vm", "new")
+
+    def test_a_store_that_cannot_be_written(self):
+        vm = self.tiny_vm()
+        self.q("create", "vm", "base")
+        folder = os.path.join(self.store, "vm")
+        for path in (folder, folder + "/snapshots"):
+            with self.subTest(path=path):
+                self.immutable(path)
+                for argv in (["create", "vm", "new"],
+                             ["delete", "vm", "base"]):
+                    self.refuses("permission", "store", "store", *argv,
+                                 hint="chattr -i")
+                subprocess.run(["chattr", "-i", path], check=True)
+        self.q("delete", "vm", "base")
+
+    def test_a_store_without_room(self):
+        self.mount_tmpfs(self.small, "size=600k")
+        self.q.store = self.store = self.small + "/store"
+        self.tiny_vm()
+        with contextlib.suppress(OSError), \
+                open(self.small + "/fill", "wb", buffering=0) as f:
+            while True:
+                f.write(bytes(4096))
+        self.refuses("no-space", "no-space", "store")
+        os.unlink(self.small + "/fill")
+        self.q("create", "vm", "new")
+
+    def test_a_head_that_is_no_image(self):
+        vm = self.tiny_vm()
+        self.q("create", "vm", "base")
+        vm.quit()
+        path = self.head_paths(vm)[0]
+        with open(path, "r+b") as f:
+            whole = f.read(8)
+            f.seek(0)
+            f.write(b"no image")
+        self.refuses("corrupt", "head-damaged", path, hint="backup")
+        with open(path, "r+b") as f:
+            f.write(whole)
+        self.q("create", "vm", "new")
+
+    def test_a_job_of_the_users(self):
+        vm = self.tiny_vm()
+        vm.write(vm.disks[0], 0, 1)
+        vm.cmd("drive-mirror", device="disk0", sync="full", format="qcow2",
+               target=vm.dir + "/mirror.qcow2", **{"job-id": "mine"})
+        try:
+            problems = self.q.check("vm")["problems"]
+            self.assertEqual(["block-job"], [p["code"] for p in problems])
+            self.assertIn("mirror", problems[0]["message"])
+            failure = self.q.fails("busy", "mirror", "create", "vm", "new")
+            self.assertEqual(problems[0]["hint"], failure.hint)
+            self.assertIn("block-job-cancel mine", failure.hint)
+        finally:
+            vm.cmd("block-job-cancel", device="mine")
+            while vm.block_jobs():
+                pass
+            os.unlink(vm.dir + "/mirror.qcow2")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("create", "vm", "new")
