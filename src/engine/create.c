@@ -111,13 +111,42 @@ static int switch_disks(struct create *c, struct qstill_error *err)
     return 0;
 }
 
+static int resumed_by_others(struct create *c, struct qstill_error *err)
+{
+    err_set(err, QSTILL_E_BUSY,
+            "VM %s was resumed by somebody else while its memory was taken",
+            c->vm);
+    return err_hint(err, "create the snapshot again, with nobody else at the "
+                         "VM's monitor");
+}
+
+/* What others did before does not count; from here on nobody but us may start
+ * the guest until the instant is taken. */
 static int stop_guest(struct create *c, struct qstill_error *err)
 {
+    bool before;
+
     c->stop_ms = clock_ms();
-    if (!c->was_running)
-        return 0;
-    c->stopped = true;
-    return qmp_stop(c->s.qmp, 0, err);
+    if (qmp_was_resumed(c->s.qmp, &before, err) < 0)
+        return err->code;
+    if (c->was_running) {
+        c->stopped = true;
+        return qmp_stop(c->s.qmp, 0, err);
+    }
+    if (qmp_status_read(c->s.qmp, &c->s.status, err) < 0)
+        return err->code;
+    return c->s.status.running ? resumed_by_others(c, err) : 0;
+}
+
+/* RAM and device state, or RAM and disks, would not be of one instant. QEMU
+ * tells of it before the guest runs. */
+static int check_stopped(struct create *c, struct qstill_error *err)
+{
+    bool resumed;
+
+    if (qmp_was_resumed(c->s.qmp, &resumed, err) < 0)
+        return err->code;
+    return resumed ? resumed_by_others(c, err) : 0;
 }
 
 static int resume_guest(struct create *c, struct qstill_error *err)
@@ -152,7 +181,8 @@ static int switch_enter(void *ctx, struct qstill_error *err)
         return switch_disks(c, err);
     if (c->mode == MODE_PRECOPY)
         return memcap_precopy_start(&c->mem, err);
-    if (stop_guest(c, err) < 0 || switch_disks(c, err) < 0)
+    if (stop_guest(c, err) < 0 || switch_disks(c, err) < 0 ||
+        check_stopped(c, err) < 0)
         return err->code;
     return memcap_instant(&c->mem, err);
 }
@@ -160,9 +190,10 @@ static int switch_enter(void *ctx, struct qstill_error *err)
 /* precopy, until QEMU has stopped the guest; then the instant. */
 static int switch_precopy(struct create *c, struct qstill_error *err)
 {
-    bool stopped = false;
+    bool stopped = false, before;
 
-    if (memcap_precopy_stopped(&c->mem, c->o.max_pause_ms, &stopped, err) < 0 ||
+    if (qmp_was_resumed(c->s.qmp, &before, err) < 0 ||
+        memcap_precopy_stopped(&c->mem, c->o.max_pause_ms, &stopped, err) < 0 ||
         !stopped)
         return err->code;
     c->stop_ms = clock_ms();
@@ -185,7 +216,9 @@ static int switch_step(void *ctx, bool *done, struct qstill_error *err)
     job_measure(c->job, so_far, total);
     if (c->mode == MODE_PRECOPY && !c->switched)
         return switch_precopy(c, err);
+    /* `background` starts the guest by itself, at its instant. */
     if (memcap_instant_taken(&c->mem, &taken, err) < 0 ||
+        (c->mode != MODE_BACKGROUND && check_stopped(c, err) < 0) ||
         check_pause(c, clock_ms() - c->stop_ms, err) < 0)
         return err->code;
     if (!taken) {

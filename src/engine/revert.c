@@ -157,18 +157,10 @@ static int fill_journal(struct revert *r, const struct manifest *m,
     return 0;
 }
 
-static int prepare_enter(void *ctx, struct qstill_error *err)
+int revert_make_heads(struct revert *r, struct qstill_error *err)
 {
-    struct revert *r = ctx;
     const struct manifest *m = tree_find(&r->s.tree, r->id);
 
-    if (r->o.dry_run)
-        return 0;
-    if (fill_journal(r, m, err) < 0)
-        return err->code;
-    r->journaled = true;
-    if (journal_save(r->s.vmfd, &r->j, err) < 0)
-        return err->code;
     for (size_t i = 0; i < m->disk_count; i++) {
         const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
         const char *path;
@@ -177,6 +169,21 @@ static int prepare_enter(void *ctx, struct qstill_error *err)
                          r->tag, &path, err) < 0)
             return err_wrap(err, "new head of disk %s", d->name);
     }
+    return 0;
+}
+
+static int prepare_enter(void *ctx, struct qstill_error *err)
+{
+    struct revert *r = ctx;
+
+    if (r->o.dry_run)
+        return 0;
+    if (fill_journal(r, tree_find(&r->s.tree, r->id), err) < 0)
+        return err->code;
+    r->journaled = true;
+    if (journal_save(r->s.vmfd, &r->j, err) < 0 ||
+        revert_make_heads(r, err) < 0)
+        return err->code;
     r->j.phase = JOURNAL_SWITCHING;
     if (journal_save(r->s.vmfd, &r->j, err) < 0)
         return err->code;

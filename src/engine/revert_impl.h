@@ -41,6 +41,8 @@ struct revert {
     struct ramset *set;
     struct restore *restore;
     struct inplace inplace;
+    int resumes;  /* of the VM by others, while pages were written back */
+    bool spoiled; /* the new heads have what the guest wrote then */
     const char *machine;
     struct qstill_revert_result result;
     struct qstill_revert_time times[TIMES_MAX];
@@ -62,6 +64,9 @@ int revert_plan_process(struct revert *r, struct qstill_error *err);
 int revert_fill_start(struct revert *r, const struct manifest *m,
                       struct start_options *o, struct qstill_error *err);
 const char *revert_way_name(enum way way);
+
+/* The new heads, empty, by the names in the journal. */
+int revert_make_heads(struct revert *r, struct qstill_error *err);
 
 int revert_open_set(struct revert *r, struct qstill_error *err);
 /* What can soon be told of the memory's files: all is there in its length, and

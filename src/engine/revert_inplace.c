@@ -7,9 +7,16 @@
  * exchanged, pages, devices. Failures: everything back (revert_end.c); with
  * --restore auto the revert goes on in a new process.
  */
+#include <errno.h>
+#include <unistd.h>
+
 #include "heads.h"
 #include "job.h"
+#include "qmp/monitor.h"
 #include "revert_impl.h"
+
+/* How often somebody else may resume the VM before it is given up. */
+#define RESUMES_MAX 5
 
 static int open_memory(struct revert *r, const struct manifest *m,
                        struct qstill_error *err)
@@ -22,13 +29,14 @@ static int open_memory(struct revert *r, const struct manifest *m,
 static int begin(struct revert *r, struct qstill_error *err)
 {
     const struct manifest *m = tree_find(&r->s.tree, r->id);
-    bool memory = r->way == WAY_INPLACE;
+    bool memory = r->way == WAY_INPLACE, before;
 
     if ((memory && open_memory(r, m, err) < 0) ||
         heads_open(&r->s, &r->j, r->tag, err) < 0)
         return err->code;
     revert_lap(r, "open");
-    if (qmp_stop(r->s.qmp, 0, err) < 0)
+    if (qmp_was_resumed(r->s.qmp, &before, err) < 0 ||
+        qmp_stop(r->s.qmp, 0, err) < 0)
         return err->code;
     revert_lap(r, "stop");
     if (memory && inplace_keep(&r->inplace, m, err) < 0)
@@ -41,9 +49,10 @@ static int begin(struct revert *r, struct qstill_error *err)
 }
 
 /* A new process would not do better with these. */
-static bool is_final(const struct qstill_error *err)
+static bool is_final(const struct revert *r, const struct qstill_error *err)
 {
-    return err->code == QSTILL_E_CORRUPT || err->code == QSTILL_E_CANCELLED;
+    return r->spoiled || err->code == QSTILL_E_CORRUPT ||
+           err->code == QSTILL_E_CANCELLED;
 }
 
 /* The running process is what it was, or, where even that has failed, is
@@ -69,7 +78,7 @@ static int give_up(struct revert *r, struct qstill_error *err)
 {
     struct qstill_error why = *err, second = {0};
 
-    if (r->wanted != WAY_AUTO || r->way != WAY_INPLACE || is_final(err))
+    if (r->wanted != WAY_AUTO || r->way != WAY_INPLACE || is_final(r, err))
         return err->code;
     inplace_fini(&r->inplace);
     if (revert_plan_process(r, &second) < 0) {
@@ -94,10 +103,56 @@ int revert_inplace_enter(void *ctx, struct qstill_error *err)
     return begin(r, err) < 0 ? give_up(r, err) : 0;
 }
 
+/* New heads that hold nothing again. */
+static int heads_anew(struct revert *r, struct qstill_error *err)
+{
+    if (heads_put(&r->s, &r->j, HEADS_OLD, r->tag, err) < 0 ||
+        heads_sweep(&r->s, &r->j, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < r->j.disk_count; i++)
+        if (unlink(r->j.disks[i].new_path) < 0)
+            return err_errno(err, errno, "cannot remove %s",
+                             r->j.disks[i].new_path);
+    if (revert_make_heads(r, err) < 0 ||
+        heads_open(&r->s, &r->j, r->tag, err) < 0)
+        return err->code;
+    return heads_put(&r->s, &r->j, HEADS_NEW, r->tag, err);
+}
+
+/* A guest that somebody else has started meanwhile ran with memory of two
+ * times: it is stopped, what it wrote to the disks is dropped, and its pages
+ * are compared again. */
+static int pages_again(struct revert *r, bool *again, struct qstill_error *err)
+{
+    if (qmp_was_resumed(r->s.qmp, again, err) < 0 || !*again)
+        return err->code;
+    r->spoiled = true;
+    if (qmp_stop(r->s.qmp, 0, err) < 0)
+        return err->code;
+    if (++r->resumes > RESUMES_MAX) {
+        err_set(err, QSTILL_E_BUSY,
+                "VM %s was resumed by somebody else, again and again, while "
+                "its memory was written back",
+                r->vm);
+        return err_hint(err, "keep others away from the VM's monitor");
+    }
+    store_note(r->store,
+               "VM %s was resumed by somebody else while its memory was "
+               "written back: once more",
+               r->vm);
+    if (heads_anew(r, err) < 0)
+        return err->code;
+    r->spoiled = false;
+    pageback_close(r->inplace.pages);
+    r->inplace.pages = NULL;
+    return inplace_pages_start(&r->inplace, err);
+}
+
 static int pages_and_devices(struct revert *r, bool *done,
                              struct qstill_error *err)
 {
     uint64_t bytes_done, bytes_total;
+    bool again = false;
 
     if (inplace_pages_step(&r->inplace, done, &bytes_done, &bytes_total, err) <
         0)
@@ -105,11 +160,19 @@ static int pages_and_devices(struct revert *r, bool *done,
     job_measure(r->job, bytes_done, bytes_total);
     if (!*done)
         return job_wait_on(r->job, pageback_fd(r->inplace.pages), err);
-    if (job_wait_on(r->job, -1, err) < 0)
+    if (job_wait_on(r->job, -1, err) < 0 || pages_again(r, &again, err) < 0)
         return err->code;
+    if (again) {
+        *done = false;
+        return 0;
+    }
     revert_lap(r, "pages");
-    if (inplace_load(&r->inplace, err) < 0)
+    if (inplace_load(&r->inplace, err) < 0 || pages_again(r, &again, err) < 0)
         return err->code;
+    if (again) {
+        *done = false;
+        return 0;
+    }
     revert_lap(r, "devices");
     buf_printf(job_text(r->job), "%llu of %llu pages written back\n",
                (unsigned long long)r->inplace.result.written_pages,

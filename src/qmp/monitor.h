@@ -81,6 +81,9 @@ struct qmp_event {
 int qmp_wait_event(struct qstill_qmp *q, const char *const *names,
                    uint32_t timeout_ms, struct qmp_event *out, bool *found,
                    struct qstill_error *err);
+/* *yes: the guest was started since the last call, by whomever. Takes these
+ * events; without waiting. */
+int qmp_was_resumed(struct qstill_qmp *q, bool *yes, struct qstill_error *err);
 /* Throws away all that is queued or has arrived. */
 int qmp_drop_events(struct qstill_qmp *q, struct qstill_error *err);
 
