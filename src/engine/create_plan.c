@@ -14,6 +14,7 @@
 #include "layer_file.h"
 #include "preflight.h"
 #include "ready.h"
+#include "start.h"
 #include "unwind.h"
 
 /* -------------------------------------------------------------------- plan */
@@ -129,6 +130,10 @@ static int fill_journal(struct create *c, struct qstill_error *err)
     c->j.old_current = s->rec.current;
     c->j.was_running = c->was_running;
     c->j.freezing = c->o.quiesce;
+    c->j.pid = (uint64_t)s->pid;
+    c->j.pid_start = start_time_of(s->pid);
+    c->quiesce.pid = s->pid;
+    c->quiesce.pid_start = c->j.pid_start;
     c->j.disks =
         arena_array(&c->arena, s->rec.disk_count + 1, sizeof(*c->j.disks));
     if (!c->j.disks)

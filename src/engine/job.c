@@ -9,6 +9,7 @@
 #include <errno.h>
 #include <poll.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -127,7 +128,17 @@ int job_wait_on(struct qstill_job *job, int fd, struct qstill_error *err)
     return 0;
 }
 
-static void undo_all(struct qstill_job *job)
+/* What an undo leaves to be done is told with what the failure does. */
+static void add_hint(struct qstill_error *err, const char *hint)
+{
+    size_t n = strlen(err->hint);
+
+    if (*hint && !strstr(err->hint, hint))
+        snprintf(err->hint + n, sizeof(err->hint) - n, "%s%s", n ? "; " : "",
+                 hint);
+}
+
+static void undo_all(struct qstill_job *job, struct qstill_error *err)
 {
     struct qstill_error scratch;
 
@@ -137,9 +148,10 @@ static void undo_all(struct qstill_job *job)
         if (!p->name || !p->undo || (i == job->phase && !job->entered))
             continue;
         p->undo(job->ctx, err_door(NULL, &scratch));
-        if (scratch.code < 0)
-            buf_printf(&job->text, "undo of %s: %s\n", p->name,
-                       scratch.message);
+        if (scratch.code == 0)
+            continue;
+        buf_printf(&job->text, "undo of %s: %s\n", p->name, scratch.message);
+        add_hint(err, scratch.hint);
     }
 }
 
@@ -147,7 +159,7 @@ static int fail(struct qstill_job *job, struct qstill_error *err)
 {
     struct qstill_error ignored = {0};
 
-    undo_all(job);
+    undo_all(job, err);
     job->finished = true;
     job->error = *err;
     job_wait_on(job, -1, &ignored);
@@ -226,10 +238,12 @@ QSTILL_PUBLIC void qstill_job_cancel(struct qstill_job *job)
 
 QSTILL_PUBLIC void qstill_job_free(struct qstill_job *job)
 {
+    struct qstill_error unheard = {0};
+
     if (!job)
         return;
     if (!job->finished && (job->phase > 0 || job->entered))
-        undo_all(job);
+        undo_all(job, &unheard);
     job->ops->free(job->ctx);
     if (job->epoll_fd >= 0)
         close(job->epoll_fd);

@@ -46,8 +46,9 @@ struct journal {
     const char *old_current; /* vm.json's before (revert) */
     bool was_running;        /* resume the VM when it is found paused */
     bool freezing;           /* thaw the guest */
-    bool inplace;            /* revert: in the running process, which is */
-    uint64_t pid, pid_start; /* this one (start in clock ticks after boot) */
+    bool inplace;            /* revert: in the running process */
+    uint64_t pid, pid_start; /* QEMU's (start in clock ticks after boot): of a
+                                revert in place and of a create */
     bool reset;              /* revert: the guest is to boot */
     size_t disk_count;
     struct journal_disk *disks;

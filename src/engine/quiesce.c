@@ -5,6 +5,7 @@
 #include "qmp/monitor.h"
 #include "qstill-qmp.h"
 #include "session.h"
+#include "start.h"
 
 #define THAW_TRIES    5
 #define THAW_PAUSE_MS 1000
@@ -78,29 +79,41 @@ int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
     return err->code;
 }
 
+/* A guest that was frozen is gone with its QEMU. */
+static bool is_gone(const struct quiesce *q)
+{
+    return q->pid > 0 && start_time_of(q->pid) != q->pid_start;
+}
+
+static int thaw_once(struct session *s, struct qstill_error *err)
+{
+    struct qstill_qga *a = NULL;
+
+    err_clear(err);
+    if (open_agent(s, &a, err) == 0)
+        qstill_qga_thaw(a, 0, NULL, err);
+    qstill_qga_close(a);
+    return err->code;
+}
+
 int quiesce_thaw(struct session *s, struct quiesce *q, struct qstill_error *err)
 {
     struct qstill_error second = {0};
 
     for (int i = 0; i < THAW_TRIES; i++) {
-        struct qstill_qga *a = NULL;
-
-        err->code = 0;
         if (i > 0)
             clock_sleep_ms(THAW_PAUSE_MS);
-        if (open_agent(s, &a, err) == 0)
-            qstill_qga_thaw(a, 0, NULL, err);
-        qstill_qga_close(a);
-        if (err->code == 0) {
+        if (is_gone(q) || thaw_once(s, err) == 0) {
             q->frozen = false;
             q->frozen_ms = clock_ms() - q->frozen_at_ms;
-            return 0;
+            return err_clear(err);
         }
     }
-    qmp_send_sysrq(s->qmp, "j", &second);
+    if (s->qmp && !q->deaf)
+        qmp_send_sysrq(s->qmp, "j", &second);
     err_wrap(err, "thawing the guest");
     return err_hint(err,
-                    "thaw it by hand (fsfreeze -u in the guest) or run "
-                    "qstill recover %s",
+                    "the guest may still be frozen: qstill recover %s, or "
+                    "fsfreeze -u in the guest",
                     s->vm);
 }

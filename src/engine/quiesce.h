@@ -8,6 +8,9 @@
 struct session;
 
 struct quiesce {
+    int pid; /* of its QEMU: with that gone nothing is frozen; 0: not known */
+    uint64_t pid_start; /* when it began (start.h) */
+    bool deaf;          /* QMP does not answer: it is of no help */
     bool frozen;
     uint32_t filesystems; /* how many it froze */
     uint32_t mounted;     /* of so many; 0: the agent does not say */

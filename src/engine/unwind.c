@@ -92,12 +92,27 @@ static void note_error(struct qstill_error *first, struct qstill_error *now)
     now->code = 0;
 }
 
+/* Whatever became of QMP: the agent has a socket of its own. */
+static int thaw(struct session *s, struct journal *j, bool deaf,
+                struct qstill_error *err)
+{
+    struct quiesce q = {.pid = (int)j->pid,
+                        .pid_start = j->pid_start,
+                        .deaf = deaf,
+                        .frozen = true,
+                        .frozen_at_ms = clock_ms()};
+
+    if (j->freezing && j->was_running && quiesce_thaw(s, &q, err) == 0)
+        j->freezing = false;
+    return err->code;
+}
+
 /* Each step is tried though one before it failed: a guest is not to stay
- * frozen because a migration does not end. The first failure is told. */
+ * frozen because a migration does not end. The first failure is told, and what
+ * to do for a guest that is frozen. */
 int unwind_resume(struct session *s, struct journal *j,
                   struct qstill_error *err)
 {
-    struct quiesce q = {.frozen = true, .frozen_at_ms = clock_ms()};
     struct qstill_error now = {0}, first = {0};
 
     if (!s->qmp)
@@ -109,10 +124,9 @@ int unwind_resume(struct session *s, struct journal *j,
     if (session_refresh(s, &now) == 0)
         livechain_resume(s, j->was_running, &now);
     note_error(&first, &now);
-    /* with QEMU gone there is nothing to thaw */
-    if (j->freezing && j->was_running && first.code != QSTILL_E_UNREACHABLE &&
-        quiesce_thaw(s, &q, &now) == 0)
-        j->freezing = false;
+    if (thaw(s, j, first.code == QSTILL_E_UNREACHABLE, &now) < 0 &&
+        first.code < 0)
+        err_hint(&first, "%s", now.hint);
     note_error(&first, &now);
     if (first.code < 0)
         *err = first;
@@ -208,6 +222,21 @@ static int fold_back_off(struct session *s, struct journal *j,
     return layer_remove(jd->new_path, err);
 }
 
+/* QMP cannot be had. The guest is thawed at least, and that once. */
+static int undo_later(struct session *s, struct journal *j,
+                      const struct qstill_error *why, struct qstill_error *err)
+{
+    struct qstill_error second = {0};
+    bool owed = j->freezing;
+
+    *err = *why;
+    if (thaw(s, j, true, &second) < 0)
+        err_hint(err, "%s", second.hint);
+    else if (owed && !j->freezing)
+        journal_save(s->vmfd, j, &second);
+    return err_wrap(err, "undoing a snapshot");
+}
+
 int unwind_create(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err)
 {
@@ -219,10 +248,8 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
     note_error(&first, &now);
     unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
     /* the connection may be what failed */
-    if (session_connect(s, &now) < 0 || session_look_again(s, &now) < 0) {
-        *err = now;
-        return err_wrap(err, "undoing a snapshot");
-    }
+    if (session_connect(s, &now) < 0 || session_look_again(s, &now) < 0)
+        return undo_later(s, j, &now, err);
     unwind_resume(s, j, &now);
     note_error(&first, &now);
     if (session_look_again(s, &now) < 0) {

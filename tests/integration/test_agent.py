@@ -4,6 +4,7 @@ is not left frozen, and the VM runs."""
 
 import json
 import os
+import signal
 import time
 
 from lib.agent import FakeAgent
@@ -101,6 +102,18 @@ class BadAgent(Case):
         self.q("recover", "vm")
         self.assertFalse(self.agent.frozen)
 
+    def test_the_thaw_that_failed_is_in_the_hint_of_any_failure(self):
+        self.once(THAW, 2, times=1000)
+        failure = self.q.fails("precondition", "the pause would have been",
+                               "create", "vm", "one", "--quiesce", "--memory",
+                               "--mode", "paused", "--max-pause-ms", "1")
+        self.assertIn("--max-pause-ms", failure.hint)
+        self.assertIn("frozen", failure.hint)
+        self.assertIn("qstill recover vm", failure.hint)
+        self.agent.behave = lambda name: None
+        self.q("recover", "vm")
+        self.assertFalse(self.agent.frozen)
+
     def test_one_that_freezes_only_some(self):
         self.once("guest-get-fsinfo", [{}, {}, {}])
         self.q("create", "vm", "one", "--quiesce")
@@ -115,3 +128,31 @@ class BadAgent(Case):
         self.assertIn("paused: it is not quiesced", self.q.stderr)
         self.assertNotIn(FREEZE, self.agent.seen)
         self.cont(self.vm)
+
+
+class DeafQemu(Case):
+    """QEMU answers nobody for a while, its agent's socket does."""
+    either = True
+    limit = 200
+
+    def setUp(self):
+        super().setUp()
+        self.tiny_vm_with_agent()
+
+    def test_the_guest_is_thawed_all_the_same(self):
+        pid = self.vm.pid()
+
+        def behave(name):
+            if name == "guest-fsfreeze-status" and THAW not in self.agent.seen:
+                os.kill(pid, signal.SIGSTOP)
+            if name == THAW:
+                os.kill(pid, signal.SIGCONT)
+        self.addCleanup(os.kill, pid, signal.SIGCONT)
+        self.agent.behave = behave
+        with self.nothing_changes(self.vm):
+            p = self.q.start("create", "vm", "one", "--quiesce")
+            status, _, err = self.q.finish(p, 100)
+        self.assertEqual(9, status, err)
+        self.assertIn("has not answered 'transaction'", err)
+        self.assertFalse(self.agent.frozen)
+        self.assertEqual("running", self.vm.state())

@@ -38,6 +38,7 @@ static void a_undo(void *ctx, struct qstill_error *err)
 {
     ran(ctx, "undo-a", err);
     err_set(err, QSTILL_E_FAILED, "something stays");
+    err_hint(err, "take it away");
 }
 
 static int b_enter(void *ctx, struct qstill_error *err)
@@ -117,6 +118,7 @@ static void a_failure_undoes_in_reverse_and_keeps_the_first_error(void **state)
                      QSTILL_E_NO_SPACE);
     assert_string_equal(err.message, "c failed");
     assert_non_null(strstr(qstill_job_text(c.job), "something stays"));
+    assert_string_equal(err.hint, "take it away");
     /* another step says the same and undoes nothing again */
     assert_int_equal(qstill_job_step(c.job, &done, &err), QSTILL_E_NO_SPACE);
     assert_true(done);
