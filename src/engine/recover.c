@@ -123,7 +123,7 @@ static int recover_op(struct session *s, struct journal *j, struct buf *text,
                       struct qstill_error *err)
 {
     if (session_connect(s, err) < 0 || settle_pivot(s, j, err) < 0)
-        return err->code;
+        return unwind_thaw(s, j, text, err);
     switch (j->op) {
     case JOURNAL_CREATE:
         return recover_create(s, j, text, err);

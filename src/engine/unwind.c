@@ -222,19 +222,21 @@ static int fold_back_off(struct session *s, struct journal *j,
     return layer_remove(jd->new_path, err);
 }
 
-/* QMP cannot be had. The guest is thawed at least, and that once. */
-static int undo_later(struct session *s, struct journal *j,
-                      const struct qstill_error *why, struct qstill_error *err)
+int unwind_thaw(struct session *s, struct journal *j, struct buf *text,
+                struct qstill_error *err)
 {
     struct qstill_error second = {0};
     bool owed = j->freezing;
 
-    *err = *why;
     if (thaw(s, j, true, &second) < 0)
-        err_hint(err, "%s", second.hint);
-    else if (owed && !j->freezing)
-        journal_save(s->vmfd, j, &second);
-    return err_wrap(err, "undoing a snapshot");
+        return err_hint(err, "%s", second.hint);
+    if (!owed || j->freezing)
+        return err->code;
+    if (text)
+        buf_printf(text, "thawed the guest of VM %s\n", s->vm);
+    /* whoever freezes it from now on is somebody else */
+    journal_save(s->vmfd, j, &second);
+    return err->code;
 }
 
 int unwind_create(struct session *s, struct journal *j, struct buf *text,
@@ -248,8 +250,11 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
     note_error(&first, &now);
     unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
     /* the connection may be what failed */
-    if (session_connect(s, &now) < 0 || session_look_again(s, &now) < 0)
-        return undo_later(s, j, &now, err);
+    if (session_connect(s, &now) < 0 || session_look_again(s, &now) < 0) {
+        *err = now;
+        unwind_thaw(s, j, text, err);
+        return err_wrap(err, "undoing a snapshot");
+    }
     unwind_resume(s, j, &now);
     note_error(&first, &now);
     if (session_look_again(s, &now) < 0) {

@@ -29,5 +29,9 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
 /* Only lets the guest run and thaws it; for use before unwind_create(). */
 int unwind_resume(struct session *s, struct journal *j,
                   struct qstill_error *err);
+/* QMP cannot be had, for the reason in *err, which is returned: the guest is
+ * thawed at least, through its agent's own socket, and the journal says so. */
+int unwind_thaw(struct session *s, struct journal *j, struct buf *text,
+                struct qstill_error *err);
 
 #endif

@@ -5,10 +5,12 @@ is not left frozen, and the VM runs."""
 import json
 import os
 import signal
+import threading
 import time
 
 from lib.agent import FakeAgent
 from lib.case import Case
+from lib.qmp import QMP
 
 FREEZE, THAW = "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"
 
@@ -156,3 +158,27 @@ class DeafQemu(Case):
         self.assertIn("has not answered 'transaction'", err)
         self.assertFalse(self.agent.frozen)
         self.assertEqual("running", self.vm.state())
+
+    def test_what_a_kill_left_frozen_is_thawed_once(self):
+        """Another client has QMP, and freezes the guest itself later."""
+        frozen = threading.Event()
+
+        def behave(name):
+            if name == "guest-fsfreeze-status" and not frozen.is_set():
+                frozen.set()
+                time.sleep(1)
+        self.agent.behave = behave
+        with self.nothing_changes(self.vm):
+            p = self.q.start("create", "vm", "one", "--quiesce")
+            self.assertTrue(frozen.wait(20))
+            p.kill()
+            p.wait()
+            other = QMP(self.vm.qmp)
+            self.addCleanup(other.close)
+            self.q.fails("busy", "another client", "recover", "vm")
+            self.assertFalse(self.agent.frozen)
+            self.agent.frozen = True
+            self.q.fails("busy", "another client", "recover", "vm")
+            other.close()
+            self.q("recover", "vm")
+        self.assertTrue(self.agent.frozen, "somebody else's freeze")
