@@ -212,7 +212,9 @@ int qstill_qga_ping(struct qstill_qga *a, struct qstill_error *err);
  * Freezes all filesystems of the guest; *count (may be NULL) is how many the
  * agent froze, 0 being an answer and no error. timeout_ms 0 means 60000. When
  * it fails in any way after the command was sent, a thaw is sent as well, so
- * that an agent which comes back later thaws; the error is the freeze's.
+ * that an agent which comes back later thaws; the error is the freeze's. But
+ * PRECONDITION: the agent has not run it (it is disabled, as it also is while
+ * somebody else has frozen the guest), and nothing is thawed.
  */
 int qstill_qga_freeze(struct qstill_qga *a, uint32_t timeout_ms,
                       uint32_t *count, struct qstill_error *err);

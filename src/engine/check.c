@@ -271,7 +271,7 @@ static int check_live(struct report_obj *o, struct session *s,
                    "the RAM of VM %s is a mapping of snapshot %s: modes cow "
                    "and background cannot be used until it is started anew",
                    s->vm, s->rec.mapped);
-    if (options->quiesce && quiesce_ping(s, &e) < 0)
+    if (options->quiesce && quiesce_check(s, &e) < 0)
         problem_of(o, "agent", &e);
     return check_modes(o, s, options, err);
 }

@@ -34,13 +34,33 @@
 
 /* ------------------------------------------------------------ freeze, thaw */
 
+/* In the journal for as long as it is ours: a recovery thaws the guest then,
+ * whoever has frozen it. */
+static int set_freezing(struct create *c, bool on, struct qstill_error *err)
+{
+    c->j.freezing = on;
+    return journal_save(c->s.vmfd, &c->j, err);
+}
+
+static int freeze(struct create *c, struct qstill_error *err)
+{
+    struct qstill_error second = {0};
+
+    if (quiesce_check(&c->s, err) < 0 || set_freezing(c, true, err) < 0)
+        return err->code;
+    if (quiesce_freeze(&c->s, c->o.freeze_timeout_ms, &c->quiesce, err) < 0 &&
+        !c->quiesce.sent)
+        set_freezing(c, false, &second);
+    return err->code;
+}
+
 static int freeze_enter(void *ctx, struct qstill_error *err)
 {
     struct create *c = ctx;
 
     if (c->o.dry_run || !c->o.quiesce)
         return 0;
-    if (quiesce_freeze(&c->s, c->o.freeze_timeout_ms, &c->quiesce, err) < 0)
+    if (freeze(c, err) < 0)
         return err->code;
     if (c->quiesce.filesystems > 0 &&
         c->quiesce.filesystems < c->quiesce.mounted)
@@ -61,8 +81,7 @@ static int thaw_enter(void *ctx, struct qstill_error *err)
         return 0;
     if (quiesce_thaw(&c->s, &c->quiesce, err) < 0)
         return err->code;
-    c->j.freezing = false;
-    return 0;
+    return set_freezing(c, false, err);
 }
 
 /* ------------------------------------------------------------------ switch */

@@ -105,7 +105,7 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
     if (ready_store(&c->s, UNWIND_RESERVE, err) < 0 ||
         ready_folders(&c->s, c->disk_dir, READY_HEAD_ROOM, err) < 0)
         return err->code;
-    if (c->o.quiesce && quiesce_ping(&c->s, err) < 0)
+    if (c->o.quiesce && quiesce_check(&c->s, err) < 0)
         return err->code;
     if (c->s.rec.disk_count == 0 && !c->o.memory)
         return err_set(err, QSTILL_E_PRECONDITION,
@@ -129,7 +129,6 @@ static int fill_journal(struct create *c, struct qstill_error *err)
     c->j.snapshot = c->id;
     c->j.old_current = s->rec.current;
     c->j.was_running = c->was_running;
-    c->j.freezing = c->o.quiesce;
     c->j.pid = (uint64_t)s->pid;
     c->j.pid_start = start_time_of(s->pid);
     c->quiesce.pid = s->pid;

@@ -27,12 +27,27 @@ static int open_agent(struct session *s, struct qstill_qga **out,
     return 0;
 }
 
-int quiesce_ping(struct session *s, struct qstill_error *err)
+static int check_thawed(struct session *s, struct qstill_qga *a,
+                        struct qstill_error *err)
+{
+    bool frozen = false;
+
+    if (qstill_qga_is_frozen(a, &frozen, err) < 0)
+        return err_wrap(err, "guest agent");
+    if (!frozen)
+        return 0;
+    err_set(err, QSTILL_E_BUSY,
+            "somebody else has frozen the guest of VM %s already", s->vm);
+    return err_hint(err, "a backup may be under way: wait until it thaws the "
+                         "guest, or leave --quiesce out");
+}
+
+int quiesce_check(struct session *s, struct qstill_error *err)
 {
     struct qstill_qga *a = NULL;
 
     if (open_agent(s, &a, err) == 0)
-        qstill_qga_ping(a, err);
+        check_thawed(s, a, err);
     qstill_qga_close(a);
     return err->code;
 }
@@ -55,6 +70,19 @@ static int confirm(struct qstill_qga *a, struct quiesce *q,
                    q->filesystems);
 }
 
+/* Somebody may have been faster. */
+static void freeze_failed(struct session *s, struct qstill_qga *a,
+                          struct quiesce *q, struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+
+    q->sent = err->code != QSTILL_E_PRECONDITION;
+    if (!q->sent && check_thawed(s, a, &why) == QSTILL_E_BUSY)
+        *err = why;
+    else
+        err_wrap(err, "freezing the guest");
+}
+
 int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
                    struct qstill_error *err)
 {
@@ -69,12 +97,13 @@ int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
         return err->code;
     qstill_qga_count_filesystems(a, &q->mounted, &unknown);
     q->frozen_at_ms = clock_ms();
+    q->sent = true;
     if (qstill_qga_freeze(a, timeout_ms ? timeout_ms : FREEZE_MS,
                           &q->filesystems, err) == 0 &&
         confirm(a, q, err) == 0)
         q->frozen = true;
     else
-        err_wrap(err, "freezing the guest");
+        freeze_failed(s, a, q, err);
     qstill_qga_close(a);
     return err->code;
 }

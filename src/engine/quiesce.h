@@ -11,6 +11,7 @@ struct quiesce {
     int pid; /* of its QEMU: with that gone nothing is frozen; 0: not known */
     uint64_t pid_start; /* when it began (start.h) */
     bool deaf;          /* QMP does not answer: it is of no help */
+    bool sent;          /* the agent may have frozen something */
     bool frozen;
     uint32_t filesystems; /* how many it froze */
     uint32_t mounted;     /* of so many; 0: the agent does not say */
@@ -18,8 +19,9 @@ struct quiesce {
     double frozen_ms; /* how long, once thawed */
 };
 
-/* UNREACHABLE or PRECONDITION with a hint when the agent does not answer; the
- * guest is not frozen then. A paused VM is PRECONDITION. */
+/* UNREACHABLE or PRECONDITION with a hint when the agent does not answer, BUSY
+ * when somebody else has frozen the guest. A paused VM is PRECONDITION. When
+ * it fails, a thaw is owed if q->sent. */
 int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
                    struct qstill_error *err);
 /* Thaws with retries, and believes it only when the agent's status says so.
@@ -27,7 +29,8 @@ int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
  * confirms: that is still an error, and recovery tries again. */
 int quiesce_thaw(struct session *s, struct quiesce *q,
                  struct qstill_error *err);
-/* Whether the agent answers; changes nothing. */
-int quiesce_ping(struct session *s, struct qstill_error *err);
+/* Whether the agent answers, and nobody has frozen the guest (BUSY): such a
+ * freeze is not ours to end. Changes nothing. */
+int quiesce_check(struct session *s, struct qstill_error *err);
 
 #endif

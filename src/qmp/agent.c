@@ -219,8 +219,11 @@ static int make_line(struct buf *line, const char *prefix, const char *command,
     return 0;
 }
 
+/* How far a call came; what must be undone depends on it. */
+enum came { NOT_SENT, SENT, NOT_RUN };
+
 static int receive_reply(struct qstill_qga *a, const char *command,
-                         uint64_t deadline, json_t **ret,
+                         uint64_t deadline, json_t **ret, enum came *came,
                          struct qstill_error *err)
 {
     CLEANUP(json_decrefp) json_t *v = NULL;
@@ -237,6 +240,9 @@ static int receive_reply(struct qstill_qga *a, const char *command,
         return silent(a, command, err);
     error = json_object_get(v, "error");
     if (error) {
+        /* not there, or disabled, as all but a few are while it is frozen */
+        if (strcmp(field_string(error, "class", ""), "CommandNotFound") == 0)
+            *came = NOT_RUN;
         field_printable(text, sizeof(text),
                         field_string(error, "desc", "(no text)"));
         return err_set(err, QSTILL_E_FAILED, "the guest agent refuses '%s': %s",
@@ -249,9 +255,6 @@ static int receive_reply(struct qstill_qga *a, const char *command,
         *ret = json_incref(json_object_get(v, "return"));
     return 0;
 }
-
-/* How far a call came; what must be undone depends on it. */
-enum came { NOT_SENT, SENT };
 
 /* Takes `arguments` over. */
 static int execute(struct qstill_qga *a, const char *command, json_t *arguments,
@@ -268,7 +271,7 @@ static int execute(struct qstill_qga *a, const char *command, json_t *arguments,
     *came = SENT; /* a part of it, at least, even when this fails */
     if (channel_send(&a->ch, line.data, line.len, -1, deadline, err) < 0)
         return err->code;
-    return receive_reply(a, command, deadline, ret, err);
+    return receive_reply(a, command, deadline, ret, came, err);
 }
 
 QSTILL_PUBLIC
@@ -335,6 +338,8 @@ int qstill_qga_freeze(struct qstill_qga *a, uint32_t timeout_ms,
         return 0;
     if (came == SENT)
         thaw_blindly(a);
+    else if (came == NOT_RUN)
+        err->code = QSTILL_E_PRECONDITION;
     return err->code;
 }
 

@@ -2,6 +2,7 @@
 """create --quiesce with agents that do not behave: whatever they do, the guest
 is not left frozen, and the VM runs."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from lib.case import Case
 from lib.qmp import QMP
 
 FREEZE, THAW = "guest-fsfreeze-freeze", "guest-fsfreeze-thaw"
+STATUS = "guest-fsfreeze-status"
 
 
 class BadAgent(Case):
@@ -132,6 +134,67 @@ class BadAgent(Case):
         self.cont(self.vm)
 
 
+class SomebodyElse(Case):
+    """A backup has frozen the guest: that is not ours to end."""
+    either = True
+    cost = 20
+
+    def setUp(self):
+        super().setUp()
+        self.tiny_vm_with_agent()
+
+    def refused(self, *more):
+        with self.nothing_changes(self.vm):
+            failure = self.q.fails("busy", "somebody else has frozen the guest",
+                                   "create", "vm", "one", "--quiesce", *more)
+        self.assertIn("backup", failure.hint)
+        self.assertTrue(self.agent.frozen)
+        self.assertNotIn(THAW, self.agent.seen)
+
+    def test_a_guest_that_is_frozen_is_left_so(self):
+        self.agent.frozen = True
+        for more in ([], ["--memory"]):
+            self.refused(*more)
+        self.assertNotIn(FREEZE, self.agent.seen)
+        self.assertIn("somebody else has frozen the guest",
+                      str(self.q.check("vm", "--quiesce")["problems"]))
+        self.assertFalse(self.q("create", "vm", "one")["quiesced"])
+
+    def test_one_who_is_faster_than_we(self):
+        def behave(name):
+            self.agent.frozen = self.agent.frozen or name == FREEZE
+        for more in ([], ["--memory"]):
+            self.agent.frozen = False
+            self.agent.behave = behave
+            self.refused(*more)
+
+    def test_a_freeze_that_is_refused_freezes_nothing(self):
+        self.agent.behave = lambda name: self.agent.refusal(
+            "The command %s has been disabled" % name) \
+            if name == FREEZE else None
+        with self.nothing_changes(self.vm):
+            self.q.fails("precondition", "has been disabled", "create", "vm",
+                         "one", "--quiesce")
+        self.assertNotIn(THAW, self.agent.seen)
+
+    def test_recovery_leaves_it_when_we_had_thawed(self):
+        def thawed():
+            with contextlib.suppress(FileNotFoundError), \
+                    open(self.q.journal_path("vm")) as f:
+                return THAW in self.agent.seen and \
+                    not json.load(f)["freezing"]
+        p = self.q.start("create", "vm", "one", "--quiesce")
+        deadline = time.monotonic() + 20
+        while not thawed():
+            self.assertIsNone(p.poll())
+            self.assertLess(time.monotonic(), deadline, self.agent.seen)
+        p.kill()
+        self.assertEqual(-signal.SIGKILL, p.wait())
+        self.agent.frozen = True
+        self.q("recover", "vm")
+        self.assertTrue(self.agent.frozen)
+
+
 class DeafQemu(Case):
     """QEMU answers nobody for a while, its agent's socket does."""
     either = True
@@ -145,7 +208,7 @@ class DeafQemu(Case):
         pid = self.vm.pid()
 
         def behave(name):
-            if name == "guest-fsfreeze-status" and THAW not in self.agent.seen:
+            if name == STATUS and self.agent.frozen:
                 os.kill(pid, signal.SIGSTOP)
             if name == THAW:
                 os.kill(pid, signal.SIGCONT)
@@ -164,7 +227,7 @@ class DeafQemu(Case):
         frozen = threading.Event()
 
         def behave(name):
-            if name == "guest-fsfreeze-status" and not frozen.is_set():
+            if name == STATUS and self.agent.frozen and not frozen.is_set():
                 frozen.set()
                 time.sleep(1)
         self.agent.behave = behave

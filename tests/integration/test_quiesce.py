@@ -73,6 +73,19 @@ class Quiesce(Case):
             self.assertLess(time.monotonic() - begun, 20)
         vm.agent = None  # nobody there to ask for leftovers
 
+    def test_a_guest_that_somebody_else_has_frozen(self):
+        vm = self.fs_vm()
+        with vm.guest_agent() as agent:
+            self.assertEqual(1, agent.cmd("guest-fsfreeze-freeze"))
+        with self.nothing_changes(vm):
+            for more in ([], ["--memory"]):
+                self.q.fails("busy", "somebody else has frozen", "create",
+                             "vm", "one", "--quiesce", *more)
+            with vm.guest_agent() as agent:
+                self.assertEqual("frozen", agent.cmd("guest-fsfreeze-status"))
+                self.assertEqual(1, agent.cmd("guest-fsfreeze-thaw"))
+        self.thawed(vm)
+
     def test_no_agent_at_all(self):
         vm = self.running_vm()
         with self.nothing_changes(vm):

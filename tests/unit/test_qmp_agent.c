@@ -247,6 +247,30 @@ static void a_freeze_that_fails_or_lies_is_followed_by_a_thaw(void **state)
     }
 }
 
+static void a_freeze_that_the_agent_has_not_run_needs_no_thaw(void **state)
+{
+    struct qstill_qga *a;
+    struct qmp_peer *p = agent(
+        SYNC SYNC ASK(
+            "guest-fsfreeze-freeze") "R "
+                                     "{\"error\":{\"class\":"
+                                     "\"CommandNotFound\",\"desc\":\"the agent "
+                                     "is in frozen state\"}}\\n\n" SYNC ASK(
+                                         "guest-fsfreeze-status")
+                                         ANSWER("\"frozen\""),
+        &a);
+    bool frozen = false;
+
+    (void)state;
+    assert_non_null(a);
+    qmp_peer_error(&err, qstill_qga_freeze(a, 0, NULL, &err),
+                   QSTILL_E_PRECONDITION,
+                   "refuses 'guest-fsfreeze-freeze': the agent is in frozen");
+    assert_int_equal(qstill_qga_is_frozen(a, &frozen, &err), 0);
+    assert_true(frozen);
+    finish(p, a);
+}
+
 static void a_freeze_that_was_never_sent_needs_no_thaw(void **state)
 {
     struct qstill_qga *a;
@@ -321,6 +345,7 @@ int main(void)
         cmocka_unit_test(freeze_and_thaw_count),
         cmocka_unit_test(a_freeze_that_hangs_is_followed_by_a_thaw),
         cmocka_unit_test(a_freeze_that_fails_or_lies_is_followed_by_a_thaw),
+        cmocka_unit_test(a_freeze_that_the_agent_has_not_run_needs_no_thaw),
         cmocka_unit_test(a_freeze_that_was_never_sent_needs_no_thaw),
         cmocka_unit_test(an_agent_that_dies_in_the_freeze_is_unreachable),
         cmocka_unit_test(a_thaw_that_cannot_synchronize_is_sent_all_the_same),

@@ -10,6 +10,10 @@ import threading
 import time
 
 
+class Refusal(dict):
+    """An error's members."""
+
+
 class FakeAgent:
     """`behave` is a function of the command's name, called before it is
     answered: it may sleep, return a JSON value to answer with instead, SILENT
@@ -74,12 +78,21 @@ class FakeAgent:
         if instead is self.DIE:
             return False
         value = self._do(name) if instead is None else instead
-        if value is not self.SILENT:
+        if isinstance(value, Refusal):
+            client.sendall(json.dumps({"error": value}).encode() + b"\n")
+        elif value is not self.SILENT:
             client.sendall(json.dumps({"return": value}).encode() + b"\n")
         return True
 
+    @staticmethod
+    def refusal(text, kind="CommandNotFound"):
+        return Refusal({"class": kind, "desc": text})
+
     def _do(self, name):
         if name == "guest-fsfreeze-freeze":
+            if self.frozen:  # as qemu-ga says it
+                return self.refusal("Command %s has been disabled: the agent "
+                                    "is in frozen state" % name)
             self.frozen = True
             return self.filesystems
         if name == "guest-fsfreeze-thaw":
