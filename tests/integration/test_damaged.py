@@ -272,6 +272,11 @@ class Damaged(Tree):
                                         headerHash=None)
                 with open(manifest, "w") as f:
                     json.dump(said, f)
+                plan = self.q("delete", "vm", name, "--dry-run")["plan"]
+                self.assertTrue(any(
+                    "leave (no layer that qstill has made of that disk) " +
+                    path in line for line in plan), plan)
+                self.assertNotIn("remove " + path, " ".join(plan))
                 self.q("delete", "vm", name)
                 self.assertTrue(os.path.exists(path))
                 self.assertIn(path + " stays", self.q.stderr)

@@ -197,6 +197,38 @@ class Undo(Case):
             self.assertEqual("the last revert is taken back", plan[0])
             self.assertEqual(3, len(plan))
 
+    def test_a_plan_with_trash_is_what_is_done(self):
+        self.three()
+        layers = {p for p, _ in self.frozen(self.vm, "middle").values()}
+        argv = ("delete", "vm", "middle", "--keep-trash", "3")
+        with self.nothing_changes(self.vm):
+            plan = self.q(*argv, "--dry-run")["plan"]
+        files = self.disk_files(self.vm)
+        self.q(*argv)
+        self.assertEqual(files, self.disk_files(self.vm))
+        self.assertEqual(layers, {line.split()[2] for line in plan
+                                  if line.endswith(" stays for undo")})
+        self.assertIn("moves 0 bytes of disks, frees about 0", plan[-1])
+        self.assertNotRegex("\n".join(plan), "merge|pull|remove")
+        self.q("undo", "vm")
+
+    def test_a_plan_takes_expired_trash_away(self):
+        """What stood on a layer for undo alone hinders its merge no more."""
+        self.three()
+        self.q("delete", "vm", "leaf", "--keep-trash", "2")
+        self.q("revert", "vm", "root")
+        argv = ("delete", "vm", "middle")
+        plan = "\n".join(self.q(*argv, "--dry-run")["plan"])
+        for what in ("revert", "delete"):
+            self.assertIn("the last %s can be taken back no more" % what, plan)
+        before = self.disk_files(self.vm)
+        self.q(*argv)
+        gone = before - self.disk_files(self.vm)
+        self.assertEqual(6, len(gone))
+        for path in gone:
+            self.assertRegex(plan, r"(remove|merge)[^\n]* %s\b" % path)
+        self.assertNotIn("stays hidden", plan)
+
     def test_detach_empties_the_trash(self):
         self.three()
         self.q("revert", "vm", "leaf", "--keep-trash", "9")
