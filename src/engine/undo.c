@@ -323,16 +323,41 @@ static int put_back(struct session *s, const struct vm_trash *t,
     return publish_rename(s->snapsfd, name, id, PUBLISH_NEW, err);
 }
 
+/* The parent that a snapshot gets: by the layers, which know of those that were
+ * made since; the trash knows whose parent went. NULL: it keeps its own. */
+static const char *parent_again(const struct session *s,
+                                const struct vm_trash *t,
+                                const struct layers *all,
+                                const struct manifest *m)
+{
+    const char *below =
+        m->disk_count ? owner_below(all, m->disks[0].path) : NULL;
+
+    for (size_t i = 0; below && i < t->id_count; i++)
+        if (strcmp(t->ids[i], below) == 0)
+            return t->ids[i];
+    for (size_t i = 0; !below && i < t->link_count; i++)
+        if (strcmp(t->links[i].child, m->id) == 0 &&
+            tree_find(&s->tree, t->links[i].parent))
+            return t->links[i].parent;
+    return NULL;
+}
+
 static int relink(struct session *s, const struct vm_trash *t,
                   struct qstill_error *err)
 {
-    for (size_t i = 0; i < t->link_count; i++) {
-        CLEANUP(closep) int fd = -1;
-        struct manifest *m = tree_find(&s->tree, t->links[i].child);
+    CLEANUP(layers_fini) struct layers all = {0};
 
-        if (!m || !tree_find(&s->tree, t->links[i].parent))
+    if (layers_load(s, &all, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < s->tree.count; i++) {
+        CLEANUP(closep) int fd = -1;
+        struct manifest *m = &s->tree.nodes[i];
+        const char *parent = parent_again(s, t, &all, m);
+
+        if (!parent || (m->parent_id && strcmp(m->parent_id, parent) == 0))
             continue;
-        m->parent_id = t->links[i].parent;
+        m->parent_id = parent;
         if (store_opendirat(s->snapsfd, m->id, &fd, err) < 0 ||
             manifest_save(fd, m, s->vmfd, err) < 0)
             return err->code;

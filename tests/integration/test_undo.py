@@ -163,6 +163,33 @@ class Undo(Case):
         self.q("revert", "vm", "leaf")
         self.assertEqual(3, self.heads())
 
+    def test_of_a_delete_is_the_parent_of_those_made_since(self):
+        """A chain on what went, and a branch: by the layers."""
+        root, middle, leaf = self.three()
+        self.q("delete", "vm", "middle", "leaf", "--keep-trash", "5")
+        top = self.snapshot("top", 5)
+        self.q("revert", "vm", "root", "--keep-trash", "0")
+        side = self.snapshot("side", 6)
+        self.q("undo", "vm")
+        self.assertEqual(
+            {root: None, middle: root, leaf: middle, top: leaf, side: root},
+            {s["id"]: s["parentId"] for s in self.q.snapshots("vm")})
+        self.assertEqual(side, self.q("list", "vm")["current"])
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.q("delete", "vm", "middle", "--children")
+        self.assertEqual(["root", "side"], self.q.names("vm"))
+        self.check_nothing_left(self.vm)
+
+    def test_of_a_delete_of_all_there_was(self):
+        a = self.snapshot("a", 1)
+        self.q("delete", "vm", "a", "--keep-trash", "5")
+        self.snapshot("b", 2)
+        self.q("undo", "vm")
+        found = {s["name"]: s for s in self.q.snapshots("vm")}
+        self.assertIsNone(found["a"]["parentId"])
+        self.assertEqual(a, found["b"]["parentId"])
+        self.assertGreater(found["b"]["sharedBytes"], 0)
+
     def test_a_delete_without_it_frees_at_once(self):
         self.three()
         self.q("delete", "vm", "root", "middle", "leaf")
