@@ -8,7 +8,7 @@ import signal
 import time
 
 from lib import image
-from lib.case import QUICK, Case, share
+from lib.case import QEMU_VERSION, QUICK, Case, share
 from lib.qmp import QMPError
 
 
@@ -453,3 +453,24 @@ class Capabilities(Case):
                 said = self.q("revert", "vm", "one")
                 self.assertEqual("mapped", said["restore"])
                 self.assertNotEqual(pid, vm.pid())
+
+    def test_a_migration_that_failed_before(self):
+        """10.0 takes its error for one of the load's: memory was lost."""
+        vm = self.tiny_vm()
+        self.q("create", "vm", "one", "--memory")
+        vm.cmd("migrate", uri="tcp:127.0.0.1:1")
+        deadline = time.monotonic() + 20
+        while vm.cmd("query-migrate").get("status") != "failed":
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        pid = vm.pid()
+        if QEMU_VERSION.startswith("7."):
+            self.assertEqual("inplace", self.q("revert", "vm", "one")["restore"])
+            self.assertEqual(pid, vm.pid())
+            return
+        with self.nothing_changes(vm):
+            self.q.fails("precondition", "last migration of this QEMU failed",
+                         "revert", "vm", "one", "--restore", "inplace")
+        self.assertEqual(pid, vm.pid())
+        self.assertEqual("mapped", self.q("revert", "vm", "one")["restore"])
+        self.assertEqual("inplace", self.q("revert", "vm", "one")["restore"])
