@@ -260,6 +260,8 @@ static int check_live(struct report_obj *o, struct session *s,
 
     if (ready_state(s, &e) < 0)
         problem_of(o, "vm-state", &e);
+    if (ready_settled(s, &e) < 0)
+        problem_of(o, "migrating", &e);
     if (ready_jobs(s, &e) < 0)
         problem_of(o, "block-job", &e);
     if (session_check_heads(s, &e) < 0)

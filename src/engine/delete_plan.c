@@ -157,7 +157,8 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
     if (c->o.children)
         mark_children(c);
     if (session_connect(&c->s, err) < 0 ||
-        (c->s.qmp && session_check_heads(&c->s, err) < 0) ||
+        (c->s.qmp && (ready_settled(&c->s, err) < 0 ||
+                      session_check_heads(&c->s, err) < 0)) ||
         ready_store(&c->s, 0, err) < 0 || check_layers(c, err) < 0 ||
         layers_load(&c->s, &all, err) < 0)
         return err->code;

@@ -11,6 +11,7 @@
 #include "qmp/hazards.h"
 #include "qmp/machine.h"
 #include "qmp/migrate.h"
+#include "ready.h"
 #include "session.h"
 #include "settings.h"
 #include "vmram.h"
@@ -77,8 +78,7 @@ static int probe_blockers(struct session *s, struct mode_report *r,
     }
     if (m.state == QMP_MIGRATION_ACTIVE ||
         m.state == QMP_MIGRATION_PRE_SWITCHOVER)
-        refuse(r, "migrating", "a migration of this VM is under way",
-               "wait until it is over");
+        refuse(r, "migrating", READY_MIGRATING, "wait until it is over");
     return 0;
 }
 

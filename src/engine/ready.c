@@ -10,6 +10,7 @@
 #include "layer_file.h"
 #include "qcow2/info.h"
 #include "qmp/job.h"
+#include "qmp/migrate.h"
 #include "session.h"
 
 int ready_state(const struct session *s, struct qstill_error *err)
@@ -22,6 +23,19 @@ int ready_state(const struct session *s, struct qstill_error *err)
             return 0;
     err_set(err, QSTILL_E_PRECONDITION, "VM %s is in state %s", s->vm, state);
     return err_hint(err, "resume it first (cont)");
+}
+
+int ready_settled(const struct session *s, struct qstill_error *err)
+{
+    CLEANUP(qmp_migration_fini) struct qmp_migration m = QMP_MIGRATION_INIT;
+
+    if (qmp_migration_read(s->qmp, &m, err) < 0)
+        return err->code;
+    if (m.state != QMP_MIGRATION_ACTIVE &&
+        m.state != QMP_MIGRATION_PRE_SWITCHOVER)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION, READY_MIGRATING);
+    return err_hint(err, "wait until it is over");
 }
 
 int ready_head(const struct vm_disk *d, struct qstill_error *err)

@@ -18,6 +18,11 @@ struct vm_disk;
 /* A guest that panicked, met an I/O error, ... is no state to keep. */
 int ready_state(const struct session *s, struct qstill_error *err);
 
+/* Nobody migrates the VM: whoever takes it over knows the heads of before, and
+ * would write to files that are frozen or gone. */
+#define READY_MIGRATING "a migration of this VM is under way"
+int ready_settled(const struct session *s, struct qstill_error *err);
+
 /* NOT_FOUND, CORRUPT: a head that no QEMU could open. */
 int ready_head(const struct vm_disk *d, struct qstill_error *err);
 

@@ -30,6 +30,7 @@
 #include "layers.h"
 #include "livechain.h"
 #include "qmp/monitor.h"
+#include "ready.h"
 #include "revert.h"
 #include "revert_impl.h"
 #include "start.h"
@@ -181,7 +182,8 @@ static int check_vm(struct undo *u, struct qstill_error *err)
     u->j.was_running = u->was_on && u->s.status.running;
     if (!u->was_on || u->j.disk_count == 0)
         return 0;
-    if (session_check_heads(&u->s, err) < 0 || fill_start(u, &o, err) < 0)
+    if (ready_settled(&u->s, err) < 0 || session_check_heads(&u->s, err) < 0 ||
+        fill_start(u, &o, err) < 0)
         return err->code;
     return start_check(&u->s, &o, err);
 }

@@ -277,3 +277,22 @@ class Refused(Case):
             os.unlink(vm.dir + "/mirror.qcow2")
         self.assertEqual([], self.q.check("vm")["problems"])
         self.q("create", "vm", "new")
+
+    def test_a_migration_of_the_users(self):
+        """Who takes the VM over would write to what is frozen meanwhile."""
+        vm = self.tiny_vm()
+        self.q("create", "vm", "base")
+        vm.cmd("migrate-set-parameters", **{"max-bandwidth": 100})
+        vm.cmd("migrate", uri="exec:cat >/dev/null")
+        for argv in (["create", "vm", "new"], ["revert", "vm", "base"],
+                     ["revert", "vm", "base", "--stopped"],
+                     ["delete", "vm", "base"],
+                     ["create", "vm", "new", "--memory"]):
+            with self.subTest(argv=argv):
+                self.refuses("precondition", "migrating", "migration.*under "
+                             "way", *argv)
+        vm.cmd("migrate_cancel")
+        while vm.cmd("query-migrate")["status"] != "cancelled":
+            pass
+        self.q("create", "vm", "new")
+        self.q("delete", "vm", "base", "new")
