@@ -441,6 +441,7 @@ static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
         .chain = c,
         .view = &g->view,
         .own = g->t == MERGE_NO_TARGET ? REWRITE_NEW : (uint16_t)g->t,
+        .top = g->t == g->upper,
         .size = layer(g, g->upper)->size,
         .has_backing = g->last + 1 < c->n,
         .join = &g->join,

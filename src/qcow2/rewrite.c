@@ -51,8 +51,7 @@ static int give_up(struct work *w, uint8_t *table, size_t from,
     return 0;
 }
 
-/* The slot in which a target ends that becomes smaller; clusters up to `done`
- * are planned. */
+/* The slot in which the disk ends; clusters up to `done` are planned. */
 static int plan_cut(struct work *w, uint8_t *table, uint64_t from,
                     uint64_t done, struct qstill_error *err)
 {
@@ -184,8 +183,7 @@ static int plan_slots(struct work *w, struct qstill_error *err)
                : 0;
 }
 
-/* ----------------------------------------------------------------- shrinking
- */
+/* ----------------------------------------------------------- behind the end */
 
 /* Tables that lie wholly behind the new size. */
 static int drop_slots(struct work *w, uint32_t first, struct qstill_error *err)
@@ -205,6 +203,42 @@ static int drop_slots(struct work *w, uint32_t first, struct qstill_error *err)
         if (runs_push(&w->rw->freed, off / w->cs, 1) < 0)
             return err_nomem(err);
     }
+    return 0;
+}
+
+static bool has_tables(const struct image *t, uint32_t first)
+{
+    for (uint32_t i = first; i < t->info.header.l1_size; i++)
+        if (t->l1[i] & QCOW2_L1_OFFSET_MASK)
+            return true;
+    return false;
+}
+
+/* Whether growing the disk would show bytes of the target's last unit. */
+static int look_behind_end(struct work *w, struct qstill_error *err)
+{
+    const struct image *t = w->rw->target;
+    uint64_t size = w->rw->size, end = round_up_u64(size, w->unit);
+    CLEANUP(freep) uint8_t *behind = NULL;
+    const struct extent *e;
+    size_t i, got;
+
+    if (!w->cut || end == size)
+        return 0;
+    i = extents_find(&t->map, size - 1);
+    if (i == t->map.n || t->map.v[i].guest >= size)
+        return 0;
+    e = &t->map.v[i];
+    w->stale_end = e->kind == EXTENT_COMPRESSED; /* not looked at */
+    if (e->kind != EXTENT_DATA)
+        return 0;
+    behind = malloc((size_t)(end - size));
+    if (!behind)
+        return err_nomem(err);
+    if (io_read_upto(t->io, t->fd, behind, (size_t)(end - size),
+                     e->host + (size - e->guest), &got, err) < 0)
+        return err_wrap(err, "%s", t->path);
+    w->stale_end = !bytes_are_zero(behind, got);
     return 0;
 }
 
@@ -316,7 +350,8 @@ static int new_l1(struct work *w, struct qstill_error *err)
                        "%s cannot hold a disk of %llu bytes: its clusters are "
                        "too small",
                        t->path, (unsigned long long)rw->size);
-    if (t->size > rw->size)
+    if (t->size > rw->size ||
+        (!rw->top && needed < keep && has_tables(t, (uint32_t)needed)))
         keep = (uint32_t)min_u64(keep, needed);
     rw->l1_size = (uint32_t)max_u64(needed, keep);
     rw->l1 = calloc(rw->l1_size, sizeof(*rw->l1));
@@ -369,14 +404,14 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
     w.unit = w.extended ? w.cs / QCOW2_SUBCLUSTERS : w.cs;
     w.entry = w.extended ? 16 : 8;
     w.span = w.cs * (w.cs / w.entry);
-    w.cut = rw->target->size > rw->size && rw->size % w.span != 0;
+    w.cut = rw->own != REWRITE_NEW && !rw->top && rw->size % w.span != 0;
     if (check_target(rw, err) < 0)
         return err->code;
     rw->old_end = rw->target->info.file_size;
     alloc_init(&rw->alloc, &rw->refs, w.cs, image_clusters(rw->target));
-    if (new_l1(&w, err) < 0 || plan_slots(&w, err) < 0 ||
-        place_packed(&w, err) < 0 || rewrite_place_bitmaps(rw, err) < 0 ||
-        rewrite_marks(&w, err) < 0)
+    if (look_behind_end(&w, err) < 0 || new_l1(&w, err) < 0 ||
+        plan_slots(&w, err) < 0 || place_packed(&w, err) < 0 ||
+        rewrite_place_bitmaps(rw, err) < 0 || rewrite_marks(&w, err) < 0)
         return err->code;
     /* by its place of the L1 table the new state is told from the old: all
      * that changes the header, the size too, comes with new tables; refcounts

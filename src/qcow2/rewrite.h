@@ -72,6 +72,7 @@ struct rewrite {
     const struct chain *chain;  /* whose layers the view names */
     const struct extents *view; /* the new content */
     uint16_t own;               /* the target's layer there, or REWRITE_NEW */
+    bool top;                   /* that is the view's first */
     uint64_t size;              /* new virtual size */
     bool has_backing;           /* of the result */
     uint64_t backing_size;

@@ -59,9 +59,8 @@ static struct look look(struct work *w, uint64_t from, uint64_t to)
             l.whole = e;
     }
     l.gap |= pos < to;
-    /* what the target has behind the new end must not be seen when the disk
-     * grows again: its last unit is made anew */
-    if (w->cut && to == w->rw->size && to % w->unit != 0 && l.own)
+    /* the last unit is made anew, with zeros behind the end */
+    if (w->stale_end && to == w->rw->size && l.own)
         l.other = true;
     return l;
 }
@@ -136,8 +135,8 @@ static int move_guest(struct work *w, uint64_t guest, uint64_t dst,
     return moves_push(&w->rw->moves, &m) < 0 ? out_of_memory(err) : 0;
 }
 
-/* A whole compressed cluster of the same kind can be taken over as it is. What
- * lies behind the virtual size must not be seen when the disk grows. */
+/* A whole compressed cluster of the same kind can be taken over as it is; not
+ * with what may lie in it behind the end, which a growing disk would show. */
 static bool can_stay_packed(const struct work *w, const struct extent *e,
                             uint64_t guest)
 {
@@ -149,7 +148,7 @@ static bool can_stay_packed(const struct work *w, const struct extent *e,
     img = w->rw->chain->layers[e->layer];
     return img->cluster_size == w->cs &&
            img->info.header.compression_type == w->h->compression_type &&
-           (guest + w->cs <= w->rw->size || img->size <= w->rw->size);
+           guest + w->cs <= w->rw->size;
 }
 
 static int keep_packed(struct work *w, const struct extent *e, size_t at,
@@ -269,8 +268,11 @@ static struct subs look_at_subs(struct work *w, const struct l2_entry *old,
         struct look l;
         enum state st;
 
-        if (from >= w->rw->size)
-            break;
+        if (from >= w->rw->size) {
+            s.changed |=
+                w->cut && ((old->has & bit) || old->kind == L2_COMPRESSED);
+            continue;
+        }
         l = look(w, from, to);
         st = state_of(w, &l, from);
         s.changed |= st != KEEP;

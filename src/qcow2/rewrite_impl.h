@@ -26,7 +26,10 @@ struct work {
     size_t entry;  /* bytes */
     uint64_t span; /* guest bytes of a slot */
     size_t hint;   /* first extent that may touch the cluster looked at */
-    bool cut;      /* the target is larger than it will be */
+    /* what the target has behind the end is not the disk's: it must not be seen
+     * when that grows */
+    bool cut;
+    bool stale_end; /* its last unit has something there */
     struct packed *packed;
     size_t packed_n;
     size_t packed_cap;

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """Layers with what a killed or a careless writer leaves behind: refcounts that
-are too high, the dirty bit, clusters with two addresses. No harm to what the
-guest sees; the result of a merge has none of it."""
+are too high, the dirty bit, clusters with two addresses, bytes behind the end
+of the disk. No harm to what the guest sees; the result of a merge has none of
+it."""
 
 import random
 import struct
@@ -14,15 +15,6 @@ import qtools
 import test_known
 
 KIB, MIB = 1024, 1 << 20
-
-
-def forget_snapshots(path):
-    """As if killed right before the header that `qemu-img snapshot -c` writes
-    last: all the guest's clusters have a refcount of 2, none is COPIED."""
-    qtools.must("qemu-img", "snapshot", "-c", "s", path)
-    with open(path, "r+b") as f:
-        f.seek(60)
-        f.write(bytes(12))
 
 
 def set_dirty(path):
@@ -44,7 +36,7 @@ class Leftovers(test_known.MergeCase):
         u = self.create("u", 3 * MIB, "d", options=options, writes=u_writes)
         return d, u
 
-    def leaks(self, options, leaky, spoil=forget_snapshots, **kw):
+    def leaks(self, options, leaky, spoil=qtools.forget_snapshots, **kw):
         def build():
             paths = self.pair(options, **kw)
             for i in leaky:
@@ -74,7 +66,7 @@ class Leftovers(test_known.MergeCase):
 
     def test_a_dirty_image_with_leaks(self):
         def spoil(path):
-            forget_snapshots(path)
+            qtools.forget_snapshots(path)
             set_dirty(path)
         for leaky in ((0,), (1,)):
             with self.subTest(leaky=leaky):
@@ -107,6 +99,84 @@ class Leftovers(test_known.MergeCase):
                 return [self.path("d"), u], [self.path("d")], []
             with self.subTest(bits=bits, other=other):
                 self.merge_each(build)
+
+    # -- behind the end ---------------------------------------------------
+
+    def grows_into_zeros(self, size, shrink, options="", moves=None):
+        """shrink(path) makes a layer of `size` with something behind that; an
+        upper image that holds nothing takes it in, and is made larger."""
+        def build():
+            d = self.path("d")
+            shrink(d)
+            return [d, self.create("u", size, "d", options=options)], [d], []
+
+        def judge(m, direction):
+            if moves is not None and direction in ("down", "auto"):
+                self.assertEqual(m.result.json()["bytesMoved"], moves)
+            u = self.path("u")
+            qtools.must("qemu-img", "resize", "-q", "-f", "qcow2", u,
+                        str(size + 3 * MIB))
+            got = self.view(u)[size:]
+            self.assertEqual(got.count(0), len(got), "old bytes show")
+            qtools.must("qemu-img", "resize", "-q", "-f", "qcow2", "--shrink",
+                        u, str(size))
+        self.merge_each(build, judge)
+
+    def shrunk(self, size, options, *writes, before=MIB):
+        def shrink(path):
+            self.create("d", before, options=options, writes=writes)
+            qtools.must("qemu-img", "resize", "-q", "-f", "qcow2", "--shrink",
+                        path, str(size))
+        return shrink
+
+    def test_a_shrunk_layer(self):
+        for options, size in (("cluster_size=64k", 96 * KIB),
+                              ("cluster_size=2M", 512),
+                              ("extended_l2=on", 96 * KIB),
+                              ("extended_l2=on", 97 * KIB)):
+            with self.subTest(options=options, size=size):
+                self.grows_into_zeros(size, self.shrunk(
+                    size, options, "write -q -P 8 0 1M"), options)
+
+    def test_a_shrunk_layer_of_compressed_clusters(self):
+        for options in ("cluster_size=64k", "extended_l2=on"):
+            for size in (96 * KIB, 97 * KIB):
+                with self.subTest(options=options, size=size):
+                    self.grows_into_zeros(size, self.shrunk(
+                        size, options, "write -q -c -P 8 0 64k",
+                        "write -q -c -P 9 64k 64k"), options)
+
+    def test_a_larger_layer(self):
+        """It is not shrunk, but the upper image ends before."""
+        for options in ("cluster_size=64k", "extended_l2=on"):
+            for write in ("write -q -P 8 0 1M", "write -q -c -P 8 64k 64k"):
+                def make(path, options=options, write=write):
+                    self.create("d", MIB, options=options, writes=[write])
+                with self.subTest(options=options, write=write):
+                    self.grows_into_zeros(96 * KIB, make, options)
+
+    def test_tables_behind_the_end(self):
+        for bits in (9, 12):
+            def make(path, bits=bits):
+                rng = random.Random(1)
+                d = qbuild.Builder(rng, 256 * KIB, bits)
+                for i in range(0, 256 * KIB >> bits, 3):
+                    d.data(i, rng.randbytes(1 << bits))
+                d.write(path)
+                with open(path, "r+b") as f:
+                    f.seek(24)
+                    f.write(struct.pack(">Q", 99 * 512))
+            with self.subTest(bits=bits):
+                self.grows_into_zeros(99 * 512, make,
+                                      "cluster_size=%d" % (1 << bits))
+
+    def test_zeros_behind_the_end_are_no_work(self):
+        for options in ("cluster_size=64k", "extended_l2=on"):
+            def make(path, options=options):
+                self.create("d", 97 * KIB, options=options,
+                            writes=["write -q -P 8 0 97k"])
+            with self.subTest(options=options):
+                self.grows_into_zeros(97 * KIB, make, options, moves=0)
 
 
 if __name__ == "__main__":
