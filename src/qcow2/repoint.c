@@ -25,9 +25,9 @@ static int build(const struct qcow2_header *h, const char *name,
                  : 0;
     if (len && *place == 0)
         return err_set(err, QSTILL_E_PRECONDITION,
-                       "the header of %s has no room for a backing file name "
-                       "of %u bytes",
-                       name, len);
+                       "no room for a backing file name of %u bytes in the "
+                       "header of %s",
+                       len, name);
     return 0;
 }
 

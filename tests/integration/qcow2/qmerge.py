@@ -150,6 +150,29 @@ class Merge:
                 bad.append("%s changed when QEMU wrote the top" % s.path)
         return bad
 
+    def behind(self):
+        """What a guest would find behind the end of the top, were the disk
+        made larger; None where it cannot be. Asked of a copy beside it."""
+        top = self.state[self.chain[-1]]
+        copy = top.path + ".larger"
+        shutil.copy(top.path, copy)
+        try:
+            r = qtools.run("qemu-img", "resize", "-q", "-f", top.fmt, copy,
+                           str(top.size + 200 * 1024))
+            return None if r.rc else qtools.guest_bytes(
+                copy, top.fmt)[top.size:]
+        finally:
+            os.unlink(copy)
+
+    def grown(self, before):
+        """Zeros, or what the top itself had there."""
+        now = self.behind()
+        if before is None or now is None:
+            return []
+        bad = [i for i, b in enumerate(now) if b and b != before[i]]
+        return ["%s, made larger, shows old bytes at %d" % (
+            self.chain[-1], bad[0])] if bad else []
+
     def account(self, direction):
         """What --json says of a merge done."""
         try:

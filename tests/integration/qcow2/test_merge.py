@@ -33,6 +33,10 @@ def excuses(chain, merge, direction):
         if by_path[path].fmt == "qcow2" and \
                 qimage.Image(path).incompat & qimage.INCOMPAT_CORRUPT:
             out.add("marked corrupt by QEMU")  # 7.2 does, seed 1109
+        if by_path[path].fmt == "qcow2" and \
+                qimage.Image(path).cs < 1024 and \
+                any(len(p) > 300 for p in by_path):
+            out.add("no room for a name")
     if direction == "down":
         if any(by_path[p].fmt == "raw" for p in merge.drop):
             out.add("raw below")
@@ -85,6 +89,7 @@ def one_merge(seed, directory, refusals):
     drop, direction, children = choose(chain)
     m = qmerge.Merge(directory, chain.files(), [f.path for f in chain.layers],
                      drop, children)
+    behind = m.behind()
     plan = m.run(direction, "--dry-run")
     bad = ["dry run: " + b for b in m.untouched()]
     r = m.run(direction)
@@ -102,6 +107,7 @@ def one_merge(seed, directory, refusals):
         bad += [str(r)] + m.untouched()
     else:
         bad += m.merged() + m.account(direction) + told_before(plan, r)
+        bad += m.grown(behind)
         # QEMU itself leaves the other address of a cluster without its mark
         if not bad and not any("shared" in f.notes for f in chain.files()):
             bad += m.still_writable(seed)
