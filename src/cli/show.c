@@ -107,8 +107,16 @@ void show_damaged(const struct cli *cli, const char *vm,
                   const struct qstill_snapshot_list *list)
 {
     for (size_t i = 0; !cli->quiet && i < list->damaged_count; i++) {
+        const char *hint = list->damaged[i].hint;
+
         fputs("qstill: warning: ", stderr);
         text_safe(stderr, list->damaged[i].message);
+        if (*hint) {
+            fputs("\nhint: ", stderr);
+            text_safe(stderr, hint);
+            fputc('\n', stderr);
+            continue;
+        }
         fputs("\nhint: bring its manifest.json back from a backup, or give it "
               "up: qstill delete ",
               stderr);

@@ -111,7 +111,8 @@ static void check_layers(struct report_obj *o, struct session *s)
                  "bring its manifest.json back from a backup, or give it up: "
                  "qstill delete %s %s; no layer is merged or removed before",
                  s->vm, d->id);
-        problem(o, "damaged-snapshot", d->message, hint);
+        problem(o, "damaged-snapshot", d->message,
+                d->code == QSTILL_E_CORRUPT ? hint : d->hint);
     }
 
     for (size_t i = 0; i < s->tree.count; i++) {

@@ -316,9 +316,10 @@ static int wait_for_mending(struct session *s, struct buf *text)
     protect_all(s);
     if (text && s->rec.hidden_count > 0)
         buf_printf(text,
-                   "%zu layer(s) stay hidden: snapshot %s is damaged, and may "
+                   "%zu layer(s) stay hidden: snapshot %s is %s, and may "
                    "need them\n",
-                   s->rec.hidden_count, s->tree.damaged[0].id);
+                   s->rec.hidden_count, s->tree.damaged[0].id,
+                   tree_damage_word(&s->tree.damaged[0]));
     return 0;
 }
 

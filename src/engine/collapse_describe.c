@@ -197,7 +197,7 @@ static void choose_kept(struct collapse *c)
 struct foresight {
     struct collapse c;
     const char **was; /* by index: the snapshot that goes and had the layer */
-    const char *damaged; /* one that stays: nothing is touched then */
+    const struct tree_damage *damaged; /* that stays: nothing is touched then */
     struct price total;
 };
 
@@ -389,7 +389,7 @@ static int hide(struct foresight *f, bool (*gone)(void *user, const char *id),
     }
     for (size_t i = 0; i < c->s->tree.damaged_count && !f->damaged; i++)
         if (!gone(user, c->s->tree.damaged[i].id))
-            f->damaged = c->s->tree.damaged[i].id;
+            f->damaged = &c->s->tree.damaged[i];
     return 0;
 }
 
@@ -400,9 +400,9 @@ static int look_ahead(struct foresight *f, struct qstill_error *err)
     if (f->damaged) {
         if (c->text)
             buf_printf(c->text,
-                       "no layer is merged or removed: snapshot %s is damaged, "
-                       "and may need it\n",
-                       f->damaged);
+                       "no layer is merged or removed: snapshot %s is %s, and "
+                       "may need it\n",
+                       f->damaged->id, tree_damage_word(f->damaged));
         return 0;
     }
     if (take_all(f, err) < 0)

@@ -120,7 +120,7 @@ static int find_doomed(struct del *c, struct qstill_error *err)
         const struct tree_damage *d = tree_find_damaged(t, c->snaps[i]);
         struct manifest *m = NULL;
 
-        if (d) {
+        if (d && d->code == QSTILL_E_CORRUPT) {
             c->any_damaged = c->doomed_damaged[d - t->damaged] = true;
             continue;
         }

@@ -54,7 +54,7 @@ static int note_damage(struct tree *t, const char *id, struct qstill_error *err)
     if (!more)
         return err_nomem(err);
     t->damaged = more;
-    d = (struct tree_damage){strdup(id), strdup(err->message),
+    d = (struct tree_damage){err->code, strdup(id), strdup(err->message),
                              strdup(err->hint)};
     more[t->damaged_count++] = d;
     err_clear(err);
@@ -177,7 +177,8 @@ static int load_all(struct tree *t, int snapsfd, char **names, size_t count,
             t->count++;
         else if (err->code == QSTILL_E_CORRUPT && is_gone(snapsfd, names[i]))
             err_clear(err);
-        else if (err->code != QSTILL_E_CORRUPT ||
+        else if ((err->code != QSTILL_E_CORRUPT &&
+                  err->code != QSTILL_E_PRECONDITION) ||
                  note_damage(t, names[i], err) < 0)
             return err->code;
     }
@@ -229,6 +230,11 @@ const struct tree_damage *tree_find_damaged(const struct tree *t,
     return NULL;
 }
 
+const char *tree_damage_word(const struct tree_damage *d)
+{
+    return d->code == QSTILL_E_CORRUPT ? "damaged" : "of another version";
+}
+
 struct manifest *tree_find(const struct tree *t, const char *id)
 {
     for (size_t i = 0; i < t->count; i++)
@@ -246,7 +252,7 @@ int tree_resolve(const struct tree *t, const char *snap, struct manifest **out,
     if (name_check("snapshot name", snap, err) < 0)
         return err->code;
     if (d) {
-        err_set(err, QSTILL_E_CORRUPT, "%s", d->message);
+        err_set(err, d->code, "%s", d->message);
         return err_hint(err, "%s", d->hint);
     }
     for (size_t i = 0; !found && i < t->count; i++) {

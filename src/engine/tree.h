@@ -5,8 +5,10 @@
 
 #include "manifest.h"
 
-/* A snapshot whose manifest cannot be used. */
+/* A snapshot whose manifest cannot be used: CORRUPT, or PRECONDITION when it is
+ * whole and of a version that we do not know. */
 struct tree_damage {
+    int code;
     char *id; /* its directory's name */
     char *message;
     char *hint; /* may be "" */
@@ -20,11 +22,12 @@ struct tree {
 };
 
 /*
- * Loads every STORE/VM/snapshots/ID. One whose manifest is damaged, whose id
- * is not its directory's name, or that is its own ancestor, is no node: it is
- * among the damaged, and a known parent still. One whose parent is not there is
- * a root, with `lost_parent` set: its parent was deleted while it was damaged
- * itself, or somebody removed that one's directory.
+ * Loads every STORE/VM/snapshots/ID. One whose manifest is damaged or of
+ * another version, whose id is not its directory's name, or that is its own
+ * ancestor, is no node: it is among the damaged, and a known parent still. One
+ * whose parent is not there is a root, with `lost_parent` set: its parent was
+ * deleted while it was damaged itself, or somebody removed that one's
+ * directory.
  *
  * Which layers a damaged one needs is not known: as long as there is one,
  * nothing is merged and no layer is removed (collapse.c).
@@ -35,7 +38,9 @@ void tree_fini(struct tree *t);
 struct manifest *tree_find(const struct tree *t, const char *id);
 const struct tree_damage *tree_find_damaged(const struct tree *t,
                                             const char *id);
-/* By id, else by name (names are unique within a VM): NOT_FOUND, and CORRUPT
+/* What it is called in a sentence: "damaged". */
+const char *tree_damage_word(const struct tree_damage *d);
+/* By id, else by name (names are unique within a VM): NOT_FOUND, and its code
  * for the id of a damaged one. */
 int tree_resolve(const struct tree *t, const char *snap, struct manifest **out,
                  struct qstill_error *err);

@@ -300,6 +300,41 @@ class Damaged(Tree):
                          self.disk_files(self.vm))
         self.check_nothing_left(self.vm)
 
+    def test_one_of_a_newer_version_is_not_given_up(self):
+        """Others are listed, created and deleted; it is named, and kept."""
+        path = self.q.manifest_path("vm", self.ids["middle"])
+        with open(path) as f:
+            newer = json.load(f)
+        newer["version"] = 99
+        mend = self.damage("middle", json.dumps(newer))
+        bad = self.ids["middle"]
+        said = self.q("list", "vm")
+        self.assertEqual({"root", "twig", "leaf"},
+                         {s["name"] for s in said["snapshots"]})
+        self.assertIn("hint: use the qstill that wrote it", self.q.stderr)
+        self.assertIn("manifest.json has version 99, this qstill knows version "
+                      "1", said["damaged"][0]["message"])
+        problem, = self.q.check("vm")["problems"]
+        self.assertEqual("use the qstill that wrote it, or a newer one",
+                         problem["hint"])
+        for verb in ("info", "verify", "revert", "delete"):
+            self.q.fails("precondition", "version 99", verb, "vm", bad)
+        layers = {n: self.layers(n) for n in ("root", "leaf", "twig")}
+        self.snapshot("new", 6)
+        said = self.q("delete", "vm", "root", "leaf", "twig", "--dry-run")
+        self.assertIn("snapshot %s is of another version" % bad,
+                      " ".join(said["plan"]))
+        self.q("delete", "vm", "root", "leaf", "twig")
+        self.is_whole("new")
+        self.assertTrue(all(map(os.path.exists, sum(layers.values(), []))))
+        self.q.fails("precondition", "2 snapshots", "detach", "vm")
+        mend()
+        self.q("recover", "vm")
+        self.damaged_on_purpose.clear()
+        for name in ("root", "leaf", "twig"):
+            del self.want[name]
+        self.is_whole("middle", "new")
+
     def test_one_behind_a_symbolic_link_is_damaged_like_others(self):
         """Nothing in the store is followed, and the others go on."""
         folder = os.path.join(self.store, "vm", "snapshots", self.ids["twig"])
