@@ -20,6 +20,7 @@
 #include "ready.h"
 #include "session.h"
 #include "start.h"
+#include "thaw.h"
 #include "tsc_fix.h"
 #include "unwind.h"
 
@@ -253,6 +254,22 @@ static void check_start(struct report_obj *o, struct session *s)
         problem_of(o, "not-startable", &e);
 }
 
+/* As a revert sees it. */
+static void check_thawable(struct report_obj *o, const struct session *s)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < s->tree.count; i++)
+        any = any ||
+              (s->tree.nodes[i].quiesced && s->tree.nodes[i].memory_included);
+    if (any && !quiesce_has_socket(s))
+        problem(o, "agent",
+                "the guest of a snapshot was captured frozen, and there is no "
+                "guest agent socket to thaw it through after a revert",
+                "see what has become of the agent's socket; a revert needs "
+                "--force without it");
+}
+
 static int check_live(struct report_obj *o, struct session *s,
                       const struct qstill_check_options *options,
                       struct qstill_error *err)
@@ -276,6 +293,8 @@ static int check_live(struct report_obj *o, struct session *s,
                    s->vm, s->rec.mapped);
     if (options->quiesce && quiesce_check(s, &e) < 0)
         problem_of(o, "agent", &e);
+    else
+        check_thawable(o, s);
     return check_modes(o, s, options, err);
 }
 
@@ -300,6 +319,8 @@ static int check_all(struct report_obj *o, struct session *s,
                      const struct qstill_check_options *options,
                      struct qstill_error *err)
 {
+    struct qstill_error e = {0};
+
     if (journal_exists(s->vmfd))
         problem(o, "interrupted",
                 "an operation was interrupted, or is under way",
@@ -309,6 +330,8 @@ static int check_all(struct report_obj *o, struct session *s,
     check_layers(o, s);
     check_memory(o, s);
     check_start(o, s);
+    if (thaw_check(s, &e) < 0)
+        problem_of(o, "frozen", &e);
     name_tpm(s);
     if (session_try(s, err) < 0 || check_others(o, s, err) < 0)
         return err->code;

@@ -254,11 +254,13 @@ static int switch_step(void *ctx, bool *done, struct qstill_error *err)
 
 static void switch_undo(void *ctx, struct qstill_error *err)
 {
+    struct qstill_error unthawed = {0};
     struct create *c = ctx;
 
     memcap_abort(&c->mem);
-    if (c->s.qmp && c->journaled)
-        unwind_resume(&c->s, &c->j, err);
+    if (c->s.qmp && c->journaled &&
+        unwind_resume(&c->s, &c->j, &unthawed, err) == 0)
+        *err = unthawed;
 }
 
 /* -------------------------------------------------------------------- copy */

@@ -280,5 +280,5 @@ void create_prepare_undo(void *ctx, struct qstill_error *err)
     if (c->published || !c->journaled)
         return;
     unwind_create(&c->s, &c->j, job_text(c->job), err);
-    c->journaled = err->code < 0;
+    c->journaled = journal_exists(c->s.vmfd);
 }

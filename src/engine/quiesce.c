@@ -2,6 +2,7 @@
 #include "quiesce.h"
 
 #include "base/clock.h"
+#include "qmp/channel.h"
 #include "qmp/monitor.h"
 #include "qstill-qmp.h"
 #include "session.h"
@@ -9,18 +10,23 @@
 
 #define THAW_TRIES    5
 #define THAW_PAUSE_MS 1000
+#define THAW_MS       60000 /* nothing is begun after that */
 /* A freeze writes out all that is dirty; nobody wants to wait for more. */
 #define FREEZE_MS 30000
 
-static int open_agent(struct session *s, struct qstill_qga **out,
-                      struct qstill_error *err)
+/* For what is tried again and again. */
+#define ONCE_MS 2000
+
+/* `o` may be NULL. */
+static int open_agent(struct session *s, const struct qstill_qga_options *o,
+                      struct qstill_qga **out, struct qstill_error *err)
 {
     if (!s->rec.agent) {
         err_set(err, QSTILL_E_PRECONDITION,
                 "VM %s was attached without a guest agent socket", s->vm);
         return err_hint(err, "detach it and attach it with --agent SOCK");
     }
-    if (qstill_qga_open(out, s->rec.agent, NULL, err) < 0) {
+    if (qstill_qga_open(out, s->rec.agent, o, err) < 0) {
         err_wrap(err, "guest agent");
         return err_hint(err, "is qemu-guest-agent running in the guest?");
     }
@@ -46,7 +52,7 @@ int quiesce_check(struct session *s, struct qstill_error *err)
 {
     struct qstill_qga *a = NULL;
 
-    if (open_agent(s, &a, err) == 0)
+    if (open_agent(s, NULL, &a, err) == 0)
         check_thawed(s, a, err);
     qstill_qga_close(a);
     return err->code;
@@ -93,7 +99,7 @@ int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
         return err_set(err, QSTILL_E_PRECONDITION,
                        "VM %s does not run, so its agent cannot freeze it",
                        s->vm);
-    if (open_agent(s, &a, err) < 0)
+    if (open_agent(s, NULL, &a, err) < 0)
         return err->code;
     qstill_qga_count_filesystems(a, &q->mounted, &unknown);
     q->frozen_at_ms = clock_ms();
@@ -108,31 +114,59 @@ int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
     return err->code;
 }
 
+bool quiesce_has_socket(const struct session *s)
+{
+    return s->rec.agent && (!s->qmp || !channel_is_dead(s->rec.agent));
+}
+
+int quiesce_reach(struct session *s, struct qstill_error *err)
+{
+    struct qstill_qga_options o = QSTILL_QGA_OPTIONS_INIT;
+    struct qstill_qga *a = NULL;
+
+    o.timeout_ms = ONCE_MS;
+    open_agent(s, &o, &a, err);
+    qstill_qga_close(a);
+    return err->code;
+}
+
 /* A guest that was frozen is gone with its QEMU. */
 static bool is_gone(const struct quiesce *q)
 {
     return q->pid > 0 && start_time_of(q->pid) != q->pid_start;
 }
 
-static int thaw_once(struct session *s, struct qstill_error *err)
+static int thaw_by(struct session *s, const struct qstill_qga_options *o,
+                   struct qstill_error *err)
 {
     struct qstill_qga *a = NULL;
 
     err_clear(err);
-    if (open_agent(s, &a, err) == 0)
-        qstill_qga_thaw(a, 0, NULL, err);
+    if (open_agent(s, o, &a, err) == 0)
+        qstill_qga_thaw(a, o->timeout_ms, NULL, err);
     qstill_qga_close(a);
     return err->code;
 }
 
+/* Leaves no thaw behind that would end somebody else's freeze one day. */
+int quiesce_thaw_once(struct session *s, struct qstill_error *err)
+{
+    struct qstill_qga_options o = QSTILL_QGA_OPTIONS_INIT;
+
+    o.timeout_ms = ONCE_MS;
+    return thaw_by(s, &o, err);
+}
+
 int quiesce_thaw(struct session *s, struct quiesce *q, struct qstill_error *err)
 {
+    struct qstill_qga_options o = QSTILL_QGA_OPTIONS_INIT;
     struct qstill_error second = {0};
+    double begun = clock_ms();
 
-    for (int i = 0; i < THAW_TRIES; i++) {
+    for (int i = 0; i < THAW_TRIES && clock_ms() - begun < THAW_MS; i++) {
         if (i > 0)
             clock_sleep_ms(THAW_PAUSE_MS);
-        if (is_gone(q) || thaw_once(s, err) == 0) {
+        if (is_gone(q) || thaw_by(s, &o, err) == 0) {
             q->frozen = false;
             q->frozen_ms = clock_ms() - q->frozen_at_ms;
             return err_clear(err);

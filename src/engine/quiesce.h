@@ -29,6 +29,12 @@ int quiesce_freeze(struct session *s, uint32_t timeout_ms, struct quiesce *q,
  * confirms: that is still an error, and recovery tries again. */
 int quiesce_thaw(struct session *s, struct quiesce *q,
                  struct qstill_error *err);
+/* Once, without waiting for long. */
+int quiesce_thaw_once(struct session *s, struct qstill_error *err);
+/* Whether there is an agent's socket; one of a VM that is off comes with it. */
+bool quiesce_has_socket(const struct session *s);
+/* Whether the agent answers, without waiting for long. */
+int quiesce_reach(struct session *s, struct qstill_error *err);
 /* Whether the agent answers, and nobody has frozen the guest (BUSY): such a
  * freeze is not ours to end. Changes nothing. */
 int quiesce_check(struct session *s, struct qstill_error *err);

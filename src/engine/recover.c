@@ -33,6 +33,7 @@
 #include "session.h"
 #include "settings.h"
 #include "stream_fifo.h"
+#include "thaw.h"
 #include "trash.h"
 #include "undo.h"
 #include "unwind.h"
@@ -85,6 +86,8 @@ static int settle_pivot(struct session *s, struct journal *j,
 static int finish_create(struct session *s, struct journal *j, struct buf *text,
                          struct qstill_error *err)
 {
+    struct qstill_error unthawed = {0};
+
     for (size_t i = 0; i < j->disk_count; i++)
         if (vmrecord_set_head(&s->rec, j->disks[i].disk, j->disks[i].new_path,
                               j->disks[i].new_format, err) < 0)
@@ -92,11 +95,13 @@ static int finish_create(struct session *s, struct journal *j, struct buf *text,
     if (trash_age(s, j->snapshot, err) < 0 ||
         vmrecord_set_current(&s->rec, j->snapshot, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0 ||
-        unwind_resume(s, j, err) < 0)
+        unwind_resume(s, j, &unthawed, err) < 0)
         return err->code;
     unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
     protect_all(s);
-    return trash_end(s, text, err);
+    if (trash_end(s, text, err) == 0)
+        *err = unthawed;
+    return err->code;
 }
 
 static int recover_create(struct session *s, struct journal *j,
@@ -169,6 +174,7 @@ int recover_session(struct session *s, struct buf *text,
 
     if (!journal_exists(s->vmfd)) {
         mend_settings(s);
+        thaw_retry(s);
         return 0;
     }
     if (journal_load(s->vmfd, &j, err) < 0)
@@ -176,6 +182,11 @@ int recover_session(struct session *s, struct buf *text,
     if (!*j.snapshot || name_check("snapshot id", j.snapshot, err) == 0)
         recover_loaded(s, &j, text, err);
     journal_fini(&j);
+    /* a thaw alone hinders nobody */
+    if (err->code < 0 && s->rec.thaw.owed && !journal_exists(s->vmfd)) {
+        store_note(s->store, "VM %s: %s", s->vm, err->message);
+        err_clear(err);
+    }
     if (err->code < 0) {
         err_wrap(err, "an earlier operation was interrupted and cannot be "
                       "finished yet");
@@ -211,14 +222,24 @@ static bool has_leftovers(int vmfd)
     return any;
 }
 
+static bool owes_thaw(int vmfd)
+{
+    struct vm_record rec = {.arena = ARENA_INIT};
+    struct qstill_error ignored = {0};
+    bool owed = vmrecord_load(vmfd, &rec, &ignored) == 0 && rec.thaw.owed;
+
+    vmrecord_fini(&rec);
+    return owed;
+}
+
 void recover_if_abandoned(struct qstill_store *store, const char *vm, int vmfd)
 {
     struct qstill_error why = {0};
     struct lock_info holder;
     struct session s;
 
-    if (!has_leftovers(vmfd) || lock_holder(vmfd, &holder, &why) < 0 ||
-        holder.held)
+    if ((!has_leftovers(vmfd) && !owes_thaw(vmfd)) ||
+        lock_holder(vmfd, &holder, &why) < 0 || holder.held)
         return;
     if (session_open(&s, store, vm, "recover", &why) < 0)
         store_note(store, "%s", why.message);
@@ -284,6 +305,8 @@ static int merge_hidden(struct recover_job *r, const char *vm,
         rc = journal_save(s.vmfd, &j, err) < 0
                  ? err->code
                  : delete_finish(&s, &j, text, err);
+    if (rc == 0)
+        rc = thaw_check(&s, err);
     session_close(&s);
     return rc;
 }
@@ -308,9 +331,10 @@ static int recover_vm(struct recover_job *r, const char *vm,
         return 0;
     if (session_open(&s, r->store, vm, "recover", err) < 0)
         return err->code;
-    session_close(&s);
     buf_printf(text, "VM %s: recovered\n", vm);
-    return 0;
+    thaw_check(&s, err);
+    session_close(&s);
+    return err->code;
 }
 
 static int recover_step(void *ctx, bool *done, struct qstill_error *err)

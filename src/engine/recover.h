@@ -16,8 +16,9 @@ struct session;
 int recover_session(struct session *s, struct buf *text,
                     struct qstill_error *err);
 
-/* For verbs that only read: recovers when there is a journal and nobody holds
- * the lock; a failure is told as a note and is no error here. */
+/* For verbs that only read: recovers when there is a journal, or a thaw is
+ * owed, and nobody holds the lock; a failure is told as a note and is no error
+ * here. */
 void recover_if_abandoned(struct qstill_store *store, const char *vm, int vmfd);
 
 #endif

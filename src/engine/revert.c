@@ -288,6 +288,8 @@ static int commit_enter(void *ctx, struct qstill_error *err)
                   : r->way == WAY_MAPPED ? r->id
                                          : NULL;
     r->j.freezing = m->quiesced && r->way != WAY_DISK;
+    r->j.pid = (uint64_t)r->s.pid;
+    r->j.pid_start = start_time_of(r->s.pid);
     if (journal_save(r->s.vmfd, &r->j, err) < 0)
         return err->code;
     r->committed = true;
@@ -297,7 +299,8 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     revert_lap(r, "run");
     if (m->quiesced && r->way != WAY_DISK && r->state == QSTILL_STATE_PAUSED)
         store_note(r->store,
-                   "the guest of %s was captured frozen: thaw it after cont",
+                   "the guest of %s was captured frozen: when it runs, the "
+                   "next verb of qstill thaws it",
                    m->name);
     if (revert_finish(&r->s, &r->j, job_text(r->job), err) < 0)
         return err->code;

@@ -11,9 +11,9 @@
 #include "layers.h"
 #include "livechain.h"
 #include "qmp/monitor.h"
-#include "quiesce.h"
 #include "revert_impl.h"
 #include "start.h"
+#include "thaw.h"
 #include "trash.h"
 
 #define RESET_WAIT_MS 5000
@@ -205,24 +205,33 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
                    s->vm, s->vm, why.message);
 }
 
-/* A guest that was frozen when its memory was taken wakes up frozen. */
-static int thaw(struct session *s, struct journal *j, struct qstill_error *err)
+/* A guest that was frozen when its memory was taken wakes up frozen: a thaw is
+ * owed before it runs. What was owed of the guest before is not any more. */
+static void owe_thaw(struct session *s, const struct journal *j)
 {
-    struct quiesce q = {.frozen = true, .frozen_at_ms = clock_ms()};
+    bool there = s->qmp && (j->pid == 0 || same_process(s, j));
 
-    if (!j->freezing || !j->was_running || !s->qmp)
+    s->rec.thaw = (struct vm_thaw){0};
+    if (j->freezing && there)
+        s->rec.thaw = (struct vm_thaw){true, j->pid, j->pid_start};
+}
+
+/* Of one that was left paused it stays owed, and *unthawed is clear. */
+static int thaw(struct session *s, struct journal *j,
+                struct qstill_error *unthawed, struct qstill_error *err)
+{
+    if (!s->rec.thaw.owed || !j->was_running ||
+        thaw_journaled(s, j, false, unthawed) < 0)
         return 0;
-    if (quiesce_thaw(s, &q, err) < 0)
-        return err->code;
-    j->freezing = false;
-    return 0;
+    s->rec.thaw = (struct vm_thaw){0};
+    return vmrecord_save(s->vmfd, &s->rec, err);
 }
 
 int revert_finish(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err)
 {
     struct vm_trash *back = trash_find(s, j->undone);
-    struct qstill_error ran = {0};
+    struct qstill_error ran = {0}, unthawed = {0};
 
     /* before it could expire: its files are the heads now */
     if (back)
@@ -237,6 +246,7 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
                               err) < 0)
             return err->code;
     }
+    owe_thaw(s, j);
     /* an undo's may be no snapshot: "" in the journal, null in vm.json */
     if (vmrecord_set_current(&s->rec, *j->snapshot ? j->snapshot : NULL, err) <
             0 ||
@@ -245,7 +255,7 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
     if (s->qmp)
         revert_run(s, j, &ran);
     /* the guest may run all the same, and is not to stay frozen then */
-    if (thaw(s, j, err) < 0 || ran.code < 0) {
+    if (thaw(s, j, &unthawed, err) < 0 || ran.code < 0) {
         if (ran.code < 0)
             *err = ran;
         return err->code;
@@ -254,9 +264,12 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
         inplace_forget(s);
     if (j->inplace && same_process(s, j) && heads_sweep(s, j, err) < 0)
         return err->code;
-    if (trash_expire(s, err) < 0 || delete_remove_gone(s, err) < 0)
+    if (trash_expire(s, err) < 0 || delete_remove_gone(s, err) < 0 ||
+        delete_rest(s, j, text, err) < 0 || unthawed.code == 0)
         return err->code;
-    return delete_rest(s, j, text, err);
+    *err = unthawed;
+    return err_wrap(err, "VM %s is reverted, but its guest is still frozen",
+                    s->vm);
 }
 
 static void say(struct buf *out, const char *what, const struct journal *j)

@@ -10,6 +10,7 @@
 #include "preflight.h"
 #include "qmp/monitor.h"
 #include "ready.h"
+#include "quiesce.h"
 #include "revert_impl.h"
 
 static const char *const way_names[] = {"auto", "inplace", "mapped", "eager",
@@ -241,6 +242,34 @@ static int choose_way(struct revert *r, const struct manifest *m,
     return 0;
 }
 
+/* The memory of a quiesced snapshot is that of a frozen guest, which somebody
+ * must thaw when it runs. That today's guest does not answer says little of the
+ * snapshot's: it may be what the revert is for. */
+static int check_thaw(struct revert *r, const struct manifest *m,
+                      struct qstill_error *err)
+{
+    const char *agent = r->s.rec.agent;
+    struct qstill_error why = {0};
+
+    if (!m->quiesced || r->way == WAY_DISK || r->o.force ||
+        r->state != QSTILL_STATE_RUNNING)
+        return 0;
+    if (!quiesce_has_socket(&r->s)) {
+        err_set(err, agent ? QSTILL_E_UNREACHABLE : QSTILL_E_PRECONDITION,
+                "the guest of snapshot %s was captured frozen, and there is no "
+                "guest agent socket %s%sto thaw it through",
+                m->name, agent ? agent : "", agent ? " " : "");
+        return err_hint(err, "use --force, and thaw it by hand (fsfreeze -u in "
+                             "the guest)");
+    }
+    if (r->was_running && quiesce_reach(&r->s, &why) < 0)
+        store_note(r->store,
+                   "%s; the guest of %s was captured frozen, and stays so "
+                   "until its agent answers",
+                   why.message, m->name);
+    return 0;
+}
+
 int revert_plan(struct revert *r, struct qstill_error *err)
 {
     struct manifest *m = NULL;
@@ -269,7 +298,7 @@ int revert_plan(struct revert *r, struct qstill_error *err)
     if (r->was_on && qmp_type_has_property(r->s.qmp, "memory-backend-file",
                                            "rom", &r->mapped_readonly, err) < 0)
         return err->code;
-    if (choose_way(r, m, err) < 0)
+    if (choose_way(r, m, err) < 0 || check_thaw(r, m, err) < 0)
         return err->code;
     if (r->in_process)
         return 0;

@@ -15,10 +15,10 @@
 #include "qcow2/lock.h"
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
-#include "quiesce.h"
 #include "session.h"
 #include "settings.h"
 #include "stream_fifo.h"
+#include "thaw.h"
 
 #define CANCEL_WAIT_MS 10000
 
@@ -92,29 +92,14 @@ static void note_error(struct qstill_error *first, struct qstill_error *now)
     now->code = 0;
 }
 
-/* Whatever became of QMP: the agent has a socket of its own. */
-static int thaw(struct session *s, struct journal *j, bool deaf,
-                struct qstill_error *err)
-{
-    struct quiesce q = {.pid = (int)j->pid,
-                        .pid_start = j->pid_start,
-                        .deaf = deaf,
-                        .frozen = true,
-                        .frozen_at_ms = clock_ms()};
-
-    if (j->freezing && j->was_running && quiesce_thaw(s, &q, err) == 0)
-        j->freezing = false;
-    return err->code;
-}
-
 /* Each step is tried though one before it failed: a guest is not to stay
- * frozen because a migration does not end. The first failure is told, and what
- * to do for a guest that is frozen. */
+ * frozen because a migration does not end. The first failure is told. */
 int unwind_resume(struct session *s, struct journal *j,
-                  struct qstill_error *err)
+                  struct qstill_error *unthawed, struct qstill_error *err)
 {
     struct qstill_error now = {0}, first = {0};
 
+    err_clear(unthawed);
     if (!s->qmp)
         return 0;
     end_migration(s, &now);
@@ -124,10 +109,13 @@ int unwind_resume(struct session *s, struct journal *j,
     if (session_refresh(s, &now) == 0)
         livechain_resume(s, j->was_running, &now);
     note_error(&first, &now);
-    if (thaw(s, j, first.code == QSTILL_E_UNREACHABLE, &now) < 0 &&
-        first.code < 0)
-        err_hint(&first, "%s", now.hint);
-    note_error(&first, &now);
+    /* whatever became of QMP: the agent has a socket of its own */
+    if (thaw_journaled(s, j, first.code < 0, unthawed) < 0) {
+        if (first.code < 0)
+            err_hint(&first, "%s", unthawed->hint);
+        else
+            thaw_owe(s, j, &first);
+    }
     if (first.code < 0)
         *err = first;
     return first.code;
@@ -228,7 +216,7 @@ int unwind_thaw(struct session *s, struct journal *j, struct buf *text,
     struct qstill_error second = {0};
     bool owed = j->freezing;
 
-    if (thaw(s, j, true, &second) < 0)
+    if (thaw_journaled(s, j, true, &second) < 0)
         return err_hint(err, "%s", second.hint);
     if (!owed || j->freezing)
         return err->code;
@@ -242,7 +230,7 @@ int unwind_thaw(struct session *s, struct journal *j, struct buf *text,
 int unwind_create(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err)
 {
-    struct qstill_error now = {0}, first = {0};
+    struct qstill_error now = {0}, first = {0}, unthawed = {0};
     char tmp[UNWIND_TMP_LEN];
 
     unwind_tmp_name(j->snapshot, tmp);
@@ -255,7 +243,7 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
         unwind_thaw(s, j, text, err);
         return err_wrap(err, "undoing a snapshot");
     }
-    unwind_resume(s, j, &now);
+    unwind_resume(s, j, &unthawed, &now);
     note_error(&first, &now);
     if (session_look_again(s, &now) < 0) {
         *err = first.code < 0 ? first : now;
@@ -276,6 +264,6 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
     note_error(&first, &now);
     if (first.code == 0)
         journal_remove(s->vmfd, &first);
-    *err = first;
+    *err = first.code < 0 ? first : unthawed;
     return err->code;
 }

@@ -22,13 +22,16 @@ void unwind_tmp_name(const char *id, char out[UNWIND_TMP_LEN]);
  * The VM runs again if it ran, its new heads are folded back, what was made is
  * removed, the guest is thawed, the journal is gone. Goes on after a failure
  * of one step; the first one is returned. Heads that cannot be folded back
- * stay as heads on a hidden layer: nothing is lost.
+ * stay as heads on a hidden layer: nothing is lost. A thaw that fails is told
+ * at the end, and owed (thaw.h): the journal is gone all the same.
  */
 int unwind_create(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err);
-/* Only lets the guest run and thaws it; for use before unwind_create(). */
+/* Only lets the guest run and thaws it; for use before unwind_create().
+ * *unthawed is why it could not be thawed: that is no failure when it is owed
+ * from now on. */
 int unwind_resume(struct session *s, struct journal *j,
-                  struct qstill_error *err);
+                  struct qstill_error *unthawed, struct qstill_error *err);
 /* QMP cannot be had, for the reason in *err, which is returned: the guest is
  * thawed at least, through its agent's own socket, and the journal says so. */
 int unwind_thaw(struct session *s, struct journal *j, struct buf *text,

@@ -110,6 +110,19 @@ static void read_trash(struct json_in *in, const struct json_value *root,
     rec->trash_count = n;
 }
 
+static void read_thaw(struct json_in *in, const struct json_value *root,
+                      struct vm_record *rec)
+{
+    const struct json_value *o =
+        json_in_object(in, root, "thawOwed", JSON_OPTIONAL);
+
+    if (!o)
+        return;
+    rec->thaw.owed = true;
+    rec->thaw.pid = json_in_u64(in, o, "pid", JSON_REQUIRED);
+    rec->thaw.pid_start = json_in_u64(in, o, "pidStart", JSON_REQUIRED);
+}
+
 static void read_launch(struct json_in *in, const struct json_value *root,
                         struct vm_record *rec)
 {
@@ -154,6 +167,7 @@ int vmrecord_load(int vmfd, struct vm_record *out, struct qstill_error *err)
         read_layers(&in, root, "hidden", VM_HIDDEN_MAX, &rec.hidden_count);
     rec.aged = json_in_string(&in, root, "aged", JSON_OPTIONAL);
     read_trash(&in, root, &rec);
+    read_thaw(&in, root, &rec);
     read_launch(&in, root, &rec);
     if (err->code < 0) {
         vmrecord_fini(&rec);
@@ -257,19 +271,27 @@ static json_t *launch_json(const struct vm_record *rec)
                      "uid", (json_int_t)l->uid, "gid", (json_int_t)l->gid);
 }
 
+static json_t *thaw_json(const struct vm_thaw *t)
+{
+    return t->owed ? json_pack("{sI sI}", "pid", (json_int_t)t->pid, "pidStart",
+                               (json_int_t)t->pid_start)
+                   : json_null();
+}
+
 int vmrecord_save(int vmfd, const struct vm_record *rec,
                   struct qstill_error *err)
 {
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
-        "{si so so so so so so so so so so so so}", "version", RECORD_VERSION,
-        "name", json_out_string(rec->name), "qmp", json_out_string(rec->qmp),
-        "agent", json_out_string(rec->agent), "launcher",
-        json_out_string(rec->launcher), "uuid", json_out_string(rec->uuid),
-        "current", json_out_string(rec->current), "mapped",
-        json_out_string(rec->mapped), "disks", disks_json(rec), "hidden",
-        layers_json(rec->hidden, rec->hidden_count), "trash", trash_json(rec),
-        "aged", json_out_string(rec->aged), "launch", launch_json(rec));
+        "{si so so so so so so so so so so so so so}", "version",
+        RECORD_VERSION, "name", json_out_string(rec->name), "qmp",
+        json_out_string(rec->qmp), "agent", json_out_string(rec->agent),
+        "launcher", json_out_string(rec->launcher), "uuid",
+        json_out_string(rec->uuid), "current", json_out_string(rec->current),
+        "mapped", json_out_string(rec->mapped), "disks", disks_json(rec),
+        "hidden", layers_json(rec->hidden, rec->hidden_count), "trash",
+        trash_json(rec), "thawOwed", thaw_json(&rec->thaw), "aged",
+        json_out_string(rec->aged), "launch", launch_json(rec));
 
     return json_file_write(vmfd, STORE_RECORD, root, vmfd, err);
 }

@@ -58,6 +58,12 @@ struct vm_trash {
     struct vm_link *links;
 };
 
+/* The guest may be frozen, and nobody has thawed it yet (thaw.h). */
+struct vm_thaw {
+    bool owed;
+    uint64_t pid, pid_start; /* of its QEMU (start.h); pid 0: not known */
+};
+
 struct vm_record {
     struct arena arena;
     const char *name;
@@ -73,6 +79,7 @@ struct vm_record {
     struct vm_hidden *hidden;
     size_t trash_count; /* oldest first */
     struct vm_trash *trash;
+    struct vm_thaw thaw;
     const char *aged; /* tag of the operation that aged the trash last */
     bool has_launch;
     struct launch_record launch; /* members in the arena: never _fini'ed */

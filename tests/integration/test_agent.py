@@ -100,8 +100,9 @@ class BadAgent(Case):
                      "--quiesce")
         self.assertTrue(self.agent.frozen)
         self.assertEqual("running", self.vm.state())
+        self.assertFalse(os.path.exists(self.q.journal_path("vm")))
         self.assertEqual([], self.q.names("vm"))
-        self.assertTrue(os.path.exists(self.q.journal_path("vm")))
+        self.assertIn("may still be frozen", self.q.stderr)
         self.agent.behave = lambda name: None
         self.q("recover", "vm")
         self.assertFalse(self.agent.frozen)
@@ -193,6 +194,122 @@ class SomebodyElse(Case):
         self.agent.frozen = True
         self.q("recover", "vm")
         self.assertTrue(self.agent.frozen)
+
+
+class Owed(Case):
+    """A guest that could not be thawed hinders nobody, and is not forgotten.
+    """
+    either = True
+    cost = 30
+
+    def setUp(self):
+        super().setUp()
+        self.tiny_vm_with_agent()
+        self.q("create", "vm", "one", "--quiesce", "--memory")
+        # The fake one keeps its flag outside the guest's memory.
+        self.agent.frozen = True
+        self.agent.seen.clear()
+
+    def lie(self):
+        self.agent.behave = lambda name: 2 if name == THAW else None
+
+    def owed(self):
+        self.assertFalse(os.path.exists(self.q.journal_path("vm")))
+        with open(os.path.join(self.store, "vm", "vm.json")) as f:
+            return json.load(f)["thawOwed"]
+
+    def revert_unthawed(self):
+        self.lie()
+        failure = self.q.fails("failed", "is reverted, but its guest is still "
+                               "frozen", "revert", "vm", "one")
+        self.assertIn("qstill recover vm", failure.hint)
+        self.assertEqual("running", self.vm.state())
+        self.assertEqual({"pid": self.vm.pid(),
+                          "pidStart": self.vm.pid_start()}, self.owed())
+
+    def test_all_verbs_work_and_say_so(self):
+        self.revert_unthawed()
+        for argv in (["list", "vm"], ["create", "vm", "two"],
+                     ["info", "vm", "two"], ["rename", "vm", "two", "three"],
+                     ["delete", "vm", "three"], ["verify", "vm", "one"]):
+            with self.subTest(verb=argv[0]):
+                begun = time.monotonic()
+                self.q(*argv)
+                self.assertIn("may still be frozen", self.q.stderr)
+                self.assertLess(time.monotonic() - begun, 5)
+        self.assertEqual(["frozen"], [p["code"] for p in
+                                      self.q.check("vm")["problems"]])
+        failure = self.q.fails("unreachable", "may still be frozen",
+                               "recover", "vm")
+        self.assertIn("fsfreeze -u", failure.hint)
+        self.q.fails("failed", "still frozen", "revert", "vm", "one")
+        self.assertTrue(self.agent.frozen)
+        self.agent.behave = lambda name: None
+        self.q.snapshots("vm")
+        self.assertIn("is thawed now", self.q.stderr)
+        self.assertFalse(self.agent.frozen)
+        self.assertIsNone(self.owed())
+        self.q("recover", "vm")
+
+    def test_one_whose_agent_hangs_costs_a_verb_two_seconds(self):
+        self.revert_unthawed()
+        self.agent.behave = lambda name: FakeAgent.SILENT
+        begun = time.monotonic()
+        self.q.snapshots("vm")
+        self.assertLess(time.monotonic() - begun, 4)
+        self.assertIsNotNone(self.owed())
+
+    def test_a_new_qemu_is_not_frozen(self):
+        self.revert_unthawed()
+        self.vm.quit()
+        self.q("start", "vm")
+        self.assertIsNone(self.owed())
+        self.agent.seen.clear()
+        self.q("create", "vm", "two")
+        self.assertEqual([], self.agent.seen)
+
+    def test_a_revert_that_boots_owes_nothing(self):
+        self.q("create", "vm", "two")
+        self.revert_unthawed()
+        self.q("revert", "vm", "two")
+        self.assertIsNone(self.owed())
+
+    def test_one_that_is_left_paused_is_thawed_when_it_runs(self):
+        self.q("revert", "vm", "one", "--paused")
+        self.assertIn("captured frozen", self.q.stderr)
+        self.paused_on_purpose.add("vm")
+        self.assertNotIn(THAW, self.agent.seen)
+        self.assertIsNotNone(self.owed())
+        self.cont(self.vm)
+        self.q.snapshots("vm")
+        self.assertIsNone(self.owed())
+        self.assertFalse(self.agent.frozen)
+
+    def test_no_socket_to_thaw_through_is_told_before_anything(self):
+        self.agent.close()
+        self.assertEqual(["agent"], [p["code"] for p in
+                                     self.q.check("vm")["problems"]])
+        with self.nothing_changes(self.vm):
+            failure = self.q.fails("unreachable", "captured frozen, and there "
+                                   "is no guest agent socket", "revert", "vm",
+                                   "one")
+            self.assertIn("--force", failure.hint)
+        self.q.fails("unreachable", "is reverted, but its guest is still "
+                     "frozen", "revert", "vm", "one", "--force")
+        self.assertIsNotNone(self.owed())
+        self.q("delete", "vm", "one")
+
+    def test_one_that_does_not_answer_today_is_reverted(self):
+        """It may be what the revert is for."""
+        def behave(name):
+            return FakeAgent.SILENT if self.vm.pid() == pid and \
+                THAW not in self.agent.seen and silent else None
+        silent, pid = True, self.vm.pid()
+        self.agent.behave = behave
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertIn("has not answered", self.q.stderr)
+        self.assertFalse(self.agent.frozen)
+        self.assertIsNone(self.owed())
 
 
 class DeafQemu(Case):

@@ -237,6 +237,7 @@ class Kill(Case):
             self.q("recover", name)  # what was not merged any more
         self.assertFalse(os.path.exists(self.q.journal_path(name)))
         self.agent.wait_thawed(0.1)
+        self.assertIsNone(self.record().get("thawOwed"))
         if not self.vm.alive():
             self.assertTrue(fault in ("qemu", "host") or
                             after[1] != before[1], "the VM is off")
@@ -414,6 +415,24 @@ class Kill(Case):
         self.operation(lambda: ["revert", self.vm.name, to, *more], fault,
                        self.ready, want)
 
+    def revert_quiesced(self, fault):
+        """Its guest wakes up frozen: whoever comes to it thaws it."""
+        def prepare():
+            self.snapshot("calm", "--memory", "--quiesce")
+            self.write()
+            thawed = self.agent.wait_thawed
+
+            def wait_thawed(timeout):
+                # the flag is not in the guest's memory, as it really is
+                if self.heads() != self.model["calm"]:
+                    self.agent.frozen = False
+                thawed(timeout)
+            self.agent.wait_thawed = wait_thawed
+            self.agent.frozen = True
+        self.operation(lambda: ["revert", self.vm.name, "calm"], fault,
+                       prepare, lambda: (dict(self.model),
+                                         self.model["calm"]))
+
     def revert_expiring(self, fault):
         """With merges of what was deleted before, at its end."""
         def prepare():
@@ -470,6 +489,7 @@ def add(cls, fault, few=()):
             fault, "--memory", "--quiesce", "--mode", "paused"),
         "a_revert": lambda s: s.revert(fault, "middle"),
         "a_revert_with_memory": lambda s: s.revert(fault, "leaf"),
+        "a_revert_to_a_quiesced_one": lambda s: s.revert_quiesced(fault),
         "a_delete_of_an_inner_one": lambda s: s.delete(fault, "middle"),
         "a_delete_of_the_current_one": lambda s: s.delete(fault, "leaf"),
         "a_delete_of_a_branch": lambda s: s.delete(fault, "twig"),
