@@ -62,6 +62,7 @@ static struct price price_of(struct collapse *c, const struct step *st)
     if (st->kind == STEP_FOLD_LIVE || st->kind == STEP_PULL_LIVE ||
         collapse_request(c, st, &r, &ignored) < 0)
         return guess(st);
+    r.estimate_only = true;
     if (st->kind == STEP_SWAP_LIVE) {
         r.output = "/nonexistent";
         r.child_count = 0;

@@ -260,6 +260,7 @@ static uint64_t room_of(struct collapse *c, const struct layer *l,
                       false};
     struct qstill_error ignored = {0};
 
+    r.estimate_only = true;
     if (collapse_request(c, &st, &r, &ignored) < 0 ||
         merge_open(&m, io_real(), &r, &ignored) < 0)
         return l->allocated; /* a head that is being written: at most so */

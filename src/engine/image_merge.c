@@ -59,25 +59,15 @@ static bool is_over(const struct merge_job *j)
     return j->request.drop_count > 0;
 }
 
-/* A merge of these images that died comes first. */
-static int recover_first(const char *path, bool *did, struct qstill_error *err)
-{
-    const char *slash = strrchr(path, '/');
-    CLEANUP(freep)
-    char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
-
-    if (!dir)
-        return err_nomem(err);
-    return merge_recover_dir(io_real(), dir, did, err);
-}
-
 static int plan_enter(void *ctx, struct qstill_error *err)
 {
     struct merge_job *j = ctx;
     bool did = false;
 
     clock_gettime(CLOCK_MONOTONIC, &j->start);
-    if (!j->dry_run && recover_first(j->request.top, &did, err) < 0)
+    /* a merge of these images that died comes first */
+    if (!j->dry_run &&
+        merge_recover_before(io_real(), &j->request, &did, err) < 0)
         return err->code;
     if (did && buf_puts(job_text(j->job),
                         "an unfinished merge was finished or undone\n") < 0)
@@ -250,6 +240,11 @@ int qstill_image_recover(const char *path, bool *did,
                          struct qstill_error *caller)
 {
     struct qstill_error scratch, *err = err_door(caller, &scratch);
+    const char *slash = strrchr(path, '/');
+    CLEANUP(freep)
+    char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
 
-    return recover_first(path, did, err);
+    if (!dir)
+        return err_nomem(err);
+    return merge_recover_dir(io_real(), dir, did, err);
 }

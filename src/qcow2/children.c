@@ -592,6 +592,21 @@ int children_find(const struct chain *c, size_t first, size_t last,
                                              : look_into_all(&s, true, err);
 }
 
+bool children_may_be(const struct chain *c, size_t first, size_t last,
+                     const char *path)
+{
+    CLEANUP(children_fini) struct children found = {0};
+    struct search s = {.io = c->io,
+                       .judge = judge_child,
+                       .c = c,
+                       .first = first,
+                       .last = last,
+                       .out = &found};
+    struct qstill_error ignored = {0};
+
+    return look_at(&s, path, path, &ignored) < 0 || found.n > 0;
+}
+
 int children_each(const struct io *io, const char *dir,
                   struct children_seen *seen, const struct overlay_visitor *v,
                   struct qstill_error *err)

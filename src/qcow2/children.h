@@ -44,6 +44,9 @@ int children_find(const struct chain *c, size_t first, size_t last,
                   struct children_seen *seen, struct children *out,
                   struct qstill_error *err);
 void children_fini(struct children *ch);
+/* Whether the file is one of these, or cannot be told to be none. */
+bool children_may_be(const struct chain *c, size_t first, size_t last,
+                     const char *path);
 
 /* A file that names a backing file. */
 struct overlay {

@@ -322,6 +322,7 @@ int merge_open(struct merge **out, const struct io *io,
     m->direction = q->direction;
     m->lower_name = q->lower_name;
     m->keep_dropped = q->keep_dropped;
+    m->estimate_only = q->estimate_only;
     m->bwlimit = q->bwlimit;
     m->gentle = q->gentle;
     m->journal_dir = -1;
@@ -365,9 +366,14 @@ static int fail(struct merge *m, struct qstill_error *err)
         return code;
     }
     m->failed = true;
+    err_wrap(err, "the merge is not over");
     if (!err->hint[0])
-        err_hint(err, "the merge is not over: the next command on these "
-                      "images, or qstill recover, finishes or undoes it");
+        err_hint(err, strncmp(m->journal_name, MERGE_JOURNAL,
+                              strlen(MERGE_JOURNAL)) == 0
+                          ? "mend that, then merge again: first of all that "
+                            "finishes or undoes it"
+                          : "mend that, then run qstill recover: it finishes "
+                            "or undoes it");
     return code;
 }
 

@@ -66,6 +66,9 @@ struct merge_request {
      * number made from top's name. */
     int journal_dir;
     const char *journal_name;
+    /* Only the estimate is wanted: layers that cannot be removed or renamed now
+     * (the caller has made them immutable) are no hindrance. */
+    bool estimate_only;
 };
 #define MERGE_REQUEST_INIT                                                     \
     {                                                                          \
@@ -131,8 +134,15 @@ int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
 int merge_abandon(const struct io *io, int dirfd, const char *name, bool *did,
                   struct qstill_error *err);
 /* merge_recover() for every journal that a merge without a place of its own has
- * left in a directory; those of living processes are passed over. */
+ * left in a directory; those of living processes are passed over. One that
+ * fails does not keep the others from it: the first such error is returned. */
 int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err);
+/* The same for the directory of request->top, before that merge: one that fails
+ * and is about images that the merge has nothing to do with stays, without an
+ * error. */
+int merge_recover_before(const struct io *io,
+                         const struct merge_request *request, bool *did,
+                         struct qstill_error *err);
 
 #endif

@@ -10,6 +10,7 @@
 
 #include "attrs.h"
 #include "merge_impl.h"
+#include "removable.h"
 #include "repoint.h"
 
 static bool same_file(const char *path, struct merge_id id)
@@ -35,6 +36,16 @@ static int give_attrs(const struct io *io, const struct merge_record *r,
     return io_sync(io, to, path, err);
 }
 
+/* Why the name of a file could not be taken from it, if that can be told. */
+static int explain(const char *path, struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+
+    if (removable_check(path, &why) < 0)
+        *err = why;
+    return err->code;
+}
+
 static int rename_result(const struct io *io, const struct merge_record *r,
                          struct qstill_error *err)
 {
@@ -45,7 +56,11 @@ static int rename_result(const struct io *io, const struct merge_record *r,
     if (path_open_dir(r->target.path, &from, &from_name, err) < 0 ||
         path_open_dir(r->result.path, &to, &to_name, err) < 0)
         return err->code;
-    return io_rename(io, from, from_name, to, to_name, 0, err);
+    if (io_rename(io, from, from_name, to, to_name, 0, err) == 0)
+        return 0;
+    return explain(r->target.path, err) == err->code
+               ? explain(r->result.path, err)
+               : err->code;
 }
 
 static int repoint_one(const struct io *io, const struct merge_repoint *p,
@@ -70,9 +85,10 @@ static int remove_one(const struct io *io, const struct merge_file *f,
     if (lstat(f->path, &st) < 0 || st.st_dev != f->id.dev ||
         st.st_ino != f->id.ino)
         return 0;
-    if (path_open_dir(f->path, &dirfd, &name, err) < 0 ||
-        io_unlink(io, dirfd, name, err) < 0)
+    if (path_open_dir(f->path, &dirfd, &name, err) < 0)
         return err->code;
+    if (io_unlink(io, dirfd, name, err) < 0)
+        return explain(f->path, err);
     *freed += (uint64_t)st.st_blocks * 512;
     return 0;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What the files of the merge share: merge.c (the whole), merge_plan.c (how),
  * merge_names.c (paths), merge_group.c (the steps), merge_raw.c (into a raw
- * base), merge_recover.c. */
+ * base), merge_recover.c and merge_recover_dir.c. */
 #ifndef QSTILL_QCOW2_MERGE_IMPL_H
 #define QSTILL_QCOW2_MERGE_IMPL_H
 
@@ -58,6 +58,7 @@ struct merge {
     enum merge_direction direction;
     bool lower_name;
     bool keep_dropped;
+    bool estimate_only;
     char *output;
     uint64_t bwlimit;
     bool gentle;
@@ -90,6 +91,10 @@ void group_fini(struct merge_group *g);
 int group_name_backing(struct merge_group *g, struct qstill_error *err);
 /* Sets g->result. */
 int group_name_result(struct merge_group *g, struct qstill_error *err);
+/* Whether the names of the other layers can go, and its own if that changes,
+ * when layer t (or MERGE_NO_TARGET) keeps its file. */
+int group_check_names(const struct merge_group *g, size_t t,
+                      struct qstill_error *err);
 
 /* merge_record.c: fills g->record. */
 int group_make_record(struct merge_group *g, struct qstill_error *err);

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "merge_impl.h"
+#include "removable.h"
 
 int path_absolute(const char *path, char **out, struct qstill_error *err)
 {
@@ -149,6 +150,22 @@ int group_name_backing(struct merge_group *g, struct qstill_error *err)
                        "%s cannot name %s as its backing file: the name has "
                        "%zu bytes, qcow2 holds %u",
                        g->result, below->path, len, QCOW2_MAX_BACKING_NAME);
+    return 0;
+}
+
+int group_check_names(const struct merge_group *g, size_t t,
+                      struct qstill_error *err)
+{
+    if (!g->main || g->m->output || g->m->estimate_only)
+        return 0;
+    for (size_t i = g->upper; i <= g->last; i++) {
+        const char *path = g->chain->layers[i]->path;
+
+        if (i == t && strcmp(path, g->result) == 0)
+            continue;
+        if (removable_check(path, err) < 0)
+            return err->code;
+    }
     return 0;
 }
 

@@ -9,7 +9,8 @@
  *        attributes we may set
  *   any  but U: U's internal snapshots would be lost with its file
  *
- * A layer with hard links is left alone as check_links() says.
+ * A layer with hard links is left alone as check_links() says, and all whose
+ * names would change must let them go (removable.h).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -21,6 +22,7 @@
 #include "base/checked.h"
 #include "create.h"
 #include "merge_impl.h"
+#include "removable.h"
 #include "repoint.h"
 #include "torn.h"
 
@@ -248,23 +250,19 @@ static int check_new(const struct merge_group *g, struct qstill_error *err)
 static int check_rename(const struct merge_group *g, size_t t,
                         struct qstill_error *err)
 {
-    CLEANUP(closep) int dirfd = -1;
     const struct image *img = layer(g, t);
-    const char *base;
-    struct stat st;
+    bool same;
 
     if (strcmp(img->path, g->result) == 0)
         return 0;
-    if (path_open_dir(g->result, &dirfd, &base, err) < 0)
+    if (removable_same_mount(img->path, g->result, &same, err) < 0)
         return err->code;
-    if (fstat(dirfd, &st) < 0)
-        return err_errno(err, errno, "cannot stat the directory of %s",
-                         g->result);
-    if (st.st_dev != img->info.dev)
-        return err_set(err, QSTILL_E_PRECONDITION,
-                       "%s and %s are on different filesystems", img->path,
-                       g->result);
-    return 0;
+    if (same)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%s and %s are on different filesystems, or mounts of one",
+            img->path, g->result);
+    return err_hint(err, "merge up or into a new file");
 }
 
 static int check_down(const struct merge_group *g, size_t t,
@@ -325,6 +323,8 @@ static void offer(const struct merge_group *g, struct candidates *c, size_t t)
         r = check_new(g, &why);
     else
         r = t == g->upper ? check_up(g, &why) : check_down(g, t, &why);
+    if (r == 0)
+        r = group_check_names(g, t, &why);
     if (r < 0) {
         if (!c->why.code)
             c->why = why;
@@ -478,7 +478,7 @@ static int plan_target(struct merge_group *g, struct qstill_error *err)
     } else {
         g->target = layer(g, g->t);
         if (image_open_write(g->target, err) < 0)
-            return err->code;
+            return removable_explain_open(g->target->path, err);
     }
     if (join_bitmaps(g, err) < 0)
         return err->code;

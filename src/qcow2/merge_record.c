@@ -45,7 +45,7 @@ static int check_heir(const struct io *io, const struct merge_repoint *p,
 {
     CLEANUP(closep) int fd = -1;
 
-    if (io_openat(io, AT_FDCWD, p->file.path, O_RDONLY, 0, &fd, err) < 0)
+    if (io_openat(io, AT_FDCWD, p->file.path, O_RDWR, 0, &fd, err) < 0)
         return err->code;
     return qcow2_repointable(io, fd, p->file.path, p->backing, p->format, err);
 }

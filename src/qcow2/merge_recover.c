@@ -14,7 +14,6 @@
  * place that was written to is not replaced: the chain then stays as it is,
  * right, with the dropped layer still in it.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -420,32 +419,4 @@ int merge_abandon(const struct io *io, int dirfd, const char *name, bool *did,
     struct place p = {dirfd, name, true};
 
     return recover(io, &p, did, err);
-}
-
-static void closedirp(DIR **d)
-{
-    if (*d)
-        closedir(*d);
-}
-
-int merge_recover_dir(const struct io *io, const char *dir, bool *did,
-                      struct qstill_error *err)
-{
-    CLEANUP(closedirp) DIR *d = opendir(dir);
-    struct dirent *e;
-
-    *did = false;
-    if (!d)
-        return err_errno(err, errno, "cannot look into %s", dir);
-    while ((e = readdir(d))) {
-        bool one = false;
-
-        if (strncmp(e->d_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
-            continue;
-        if (merge_recover(io, dirfd(d), e->d_name, &one, err) < 0 &&
-            err->code != QSTILL_E_BUSY)
-            return err->code;
-        *did |= one;
-    }
-    return 0;
 }

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Dead merges whose journals stand beside the images. Those of many chains may
+ * be in one directory, and one that cannot go on is no reason to leave the
+ * others as they are; nor does it keep a merge from its work that is about
+ * other images.
+ */
+#include <dirent.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "merge_impl.h"
+
+static void closedirp(DIR **d)
+{
+    if (*d)
+        closedir(*d);
+}
+
+static bool is_dropped(const struct merge_request *q, const struct image *img)
+{
+    struct stat st;
+
+    for (size_t i = 0; i < q->drop_count; i++)
+        if (stat(q->drop[i], &st) == 0 && st.st_dev == img->info.dev &&
+            st.st_ino == img->info.ino)
+            return true;
+    return false;
+}
+
+/* A layer, or an overlay that takes in what it reads from one that goes. */
+static bool is_touched(const struct merge_request *q, const struct chain *c,
+                       const struct merge_file *f)
+{
+    struct stat st;
+
+    if (!f->path)
+        return false;
+    if (lstat(f->path, &st) < 0)
+        return errno != ENOENT;
+    for (size_t i = 0; i < c->n; i++) {
+        const struct qcow2_info *info = &c->layers[i]->info;
+
+        if ((info->dev == st.st_dev && info->ino == st.st_ino) ||
+            (is_dropped(q, c->layers[i]) && children_may_be(c, i, i, f->path)))
+            return true;
+    }
+    return false;
+}
+
+static bool names_touched(const struct merge_request *q, const struct chain *c,
+                          const struct merge_record *r)
+{
+    bool yes = is_touched(q, c, &r->target) || is_touched(q, c, &r->result) ||
+               is_touched(q, c, &r->upper);
+
+    for (size_t i = 0; i < r->gone_count && !yes; i++)
+        yes = is_touched(q, c, &r->gone[i]);
+    for (size_t i = 0; i < r->repoint_count && !yes; i++)
+        yes = is_touched(q, c, &r->repoint[i].file);
+    return yes;
+}
+
+/* Whether a journal is about images of the merge; one that does not tell may
+ * be. */
+static bool concerns(const struct io *io, const struct merge_request *q,
+                     int dirfd, const char *name)
+{
+    CLEANUP(merge_journal_fini) struct merge_journal j = MERGE_JOURNAL_INIT;
+    CLEANUP(merge_record_fini) struct merge_record r = {0};
+    CLEANUP(chain_closep) struct chain *c = NULL;
+    struct qstill_error err = {0};
+    bool whole;
+
+    if (merge_journal_open(&j, io, dirfd, name, &err) < 0 ||
+        merge_journal_read(&j, &r, &whole, &err) < 0)
+        return err.code != QSTILL_E_NOT_FOUND;
+    if (!whole) /* nothing had begun */
+        return false;
+    if (chain_open(&c, io, q->top, QCOW2_FORMAT_QCOW2, CHAIN_UNLOCKED, &err) <
+        0)
+        return true;
+    return names_touched(q, c, &r);
+}
+
+/* `before` may be NULL. */
+static int recover_all(const struct io *io, const char *dir,
+                       const struct merge_request *before, bool *did,
+                       struct qstill_error *err)
+{
+    CLEANUP(closedirp) DIR *d = opendir(dir);
+    struct qstill_error first = {0};
+    struct dirent *e;
+
+    *did = false;
+    if (!d)
+        return err_errno(err, errno, "cannot look into %s", dir);
+    while ((e = readdir(d))) {
+        struct qstill_error why = {0};
+        bool one = false, ours;
+
+        if (strncmp(e->d_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
+            continue;
+        ours = !before || concerns(io, before, dirfd(d), e->d_name);
+        if (merge_recover(io, dirfd(d), e->d_name, &one, &why) == 0)
+            *did |= one;
+        else if (why.code != QSTILL_E_BUSY && !first.code && ours)
+            first = why;
+    }
+    if (first.code)
+        *err = first;
+    return first.code;
+}
+
+int merge_recover_dir(const struct io *io, const char *dir, bool *did,
+                      struct qstill_error *err)
+{
+    return recover_all(io, dir, NULL, did, err);
+}
+
+int merge_recover_before(const struct io *io,
+                         const struct merge_request *request, bool *did,
+                         struct qstill_error *err)
+{
+    CLEANUP(freep) char *dir = path_dir(request->top);
+
+    if (!dir)
+        return err_nomem(err);
+    return recover_all(io, dir[0] ? dir : ".", request, did, err);
+}
