@@ -42,9 +42,9 @@ static void print_note(void *user, const char *text)
     if (cli->quiet)
         return;
     progress_clear(cli);
-    fprintf(stderr, "qstill: %s: ", cli->verb->name);
-    text_safe(stderr, text);
-    fputc('\n', stderr);
+    fprintf(cli->say, "qstill: %s: ", cli->verb->name);
+    text_safe(cli->say, text);
+    fputc('\n', cli->say);
 }
 
 int cli_store(struct cli *cli, struct qstill_store **out,

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 
 #include "qstill.h"
 
@@ -75,6 +76,7 @@ struct cli {
     bool help;
     bool version;
     bool bar_drawn;             /* an unfinished line stands on stderr */
+    FILE *say;                  /* for notes and progress: say.h, or stderr */
     int status;                 /* exit status of a verb that returned 0 */
     struct qstill_store *store; /* opened by cli_store() */
 };

@@ -105,7 +105,7 @@ static int run(struct cli *cli, int argc, char **argv, struct qstill_error *err)
 
 int main(int argc, char **argv)
 {
-    struct cli cli = {0};
+    struct cli cli = {.say = stderr};
     struct qstill_error err = {0};
     int status;
 

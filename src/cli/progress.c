@@ -9,6 +9,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "say.h"
 #include "text.h"
 
 #define BAR_AFTER_S   0.3 /* shorter work shows no bar */
@@ -38,7 +39,7 @@ void progress_init(struct progress *p, struct cli *cli)
 void progress_clear(struct cli *cli)
 {
     if (cli->bar_drawn)
-        fputs("\r\033[K", stderr);
+        fputs("\r\033[K", cli->say);
     cli->bar_drawn = false;
 }
 
@@ -47,7 +48,7 @@ static void phase_over(struct progress *p)
     if (!p->cli->verbose || !p->phase[0])
         return;
     progress_clear(p->cli);
-    fprintf(stderr, "qstill: %s: %s: %.0f ms\n", p->cli->verb->name, p->phase,
+    fprintf(p->cli->say, "qstill: %s: %s: %.0f ms\n", p->cli->verb->name, p->phase,
             (now_s() - p->phase_began) * 1000);
 }
 
@@ -91,22 +92,23 @@ static void draw_bar(struct progress *p, const struct qstill_progress *now,
     int room = terminal_width() - (int)strlen(words) - (int)strlen(p->phase) -
                6; /* spaces, brackets, and the last column stays free */
     int width = room < BAR_WIDTH_MAX ? room : BAR_WIDTH_MAX, full;
+    FILE *out = p->cli->say;
 
     progress_clear(p->cli);
     p->cli->bar_drawn = true;
     if (now->bytes_total == 0 || width < 5) {
-        fprintf(stderr, "%s  %s", p->phase, room > 0 ? words : "");
-        fflush(stderr);
+        fprintf(out, "%s  %s", p->phase, room > 0 ? words : "");
+        fflush(out);
         return;
     }
     full = (int)((double)width * (double)now->bytes_done /
                  (double)now->bytes_total);
     full = full > width ? width : full;
-    fprintf(stderr, "%s [", p->phase);
+    fprintf(out, "%s [", p->phase);
     for (int i = 0; i < width; i++)
-        fputc(i < full ? '#' : '.', stderr);
-    fprintf(stderr, "] %s", words);
-    fflush(stderr);
+        fputc(i < full ? '#' : '.', out);
+    fprintf(out, "] %s", words);
+    fflush(out);
 }
 
 void progress_tick(void *user, const struct qstill_progress *now)
@@ -125,11 +127,13 @@ void progress_tick(void *user, const struct qstill_progress *now)
                                                              : BAR_AFTER_S))
         return;
     p->shown = t;
+    if (!say_push())
+        return; /* nobody reads: a bar would only be old then */
     describe(now, t - p->phase_began, words, sizeof(words));
     if (p->terminal)
         draw_bar(p, now, words);
     else
-        fprintf(stderr, "qstill: %s: %s %s\n", p->cli->verb->name, p->phase,
+        fprintf(p->cli->say, "qstill: %s: %s %s\n", p->cli->verb->name, p->phase,
                 words);
 }
 

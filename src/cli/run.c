@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "progress.h"
+#include "say.h"
 #include "text.h"
 
 /* What a signal handler can reach must be static. */
@@ -31,7 +32,7 @@ static void on_cancel(int signal_number)
     int saved = errno;
 
     (void)signal_number;
-    if (!cancel_asked && !silent &&
+    if (!cancel_asked && !silent && say_is_writable() &&
         write(STDERR_FILENO, text + skip, sizeof(text) - 1 - skip) < 0)
         silent = 1;
     cancel_asked = 1;
@@ -84,6 +85,7 @@ int run_job(struct cli *cli, struct qstill_job *job, struct qstill_error *err)
     struct progress progress;
     int r;
 
+    cli->say = say_open();
     progress_init(&progress, cli);
     atomic_store(&running_job, job);
     if (cancel_asked)
@@ -91,6 +93,8 @@ int run_job(struct cli *cli, struct qstill_job *job, struct qstill_error *err)
     r = qstill_job_run(job, progress_tick, &progress, err);
     atomic_store(&running_job, NULL);
     progress_end(&progress);
+    say_close(cli->say);
+    cli->say = stderr;
     if (r < 0)
         print_account(cli, job);
     return r;
