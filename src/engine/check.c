@@ -209,6 +209,7 @@ static int check_modes(struct report_obj *o, struct session *s,
                        const struct qstill_check_options *options,
                        struct qstill_error *err)
 {
+    struct qstill_error e = {0};
     struct mode_report r;
     bool any = false;
 
@@ -224,6 +225,8 @@ static int check_modes(struct report_obj *o, struct session *s,
     o->report.mode_count = MODE_COUNT;
     if (!options->memory)
         return 0;
+    if (preflight_plugged(s, &e) < 0)
+        problem_of(o, "plugged-memory", &e);
     if (r.refused[0])
         problem(o, r.refused_code, r.refused, r.refused_hint);
     else if (!any)

@@ -356,6 +356,29 @@ static bool has_option(const struct launch_args *args, const char *opt)
     return false;
 }
 
+/* Does anything of the command line take the object? By whatever key; no
+ * device takes its own name for it. */
+static bool is_taken(const struct launch_args *args, const char *id)
+{
+    size_t i, k;
+
+    for (i = 0; i < args->count; i++) {
+        CLEANUP(opts_fini) struct opts o = {0};
+        struct qstill_error scratch = {0};
+        const char *value = args->v[i].value;
+
+        if (!value || launch_arg_is(&args->v[i], "object"))
+            continue;
+        if (opts_parse(&o, value, "driver", &scratch) < 0 && strstr(value, id))
+            return true;
+        for (k = 0; k < o.count; k++)
+            if (o.pairs[k].key && strcmp(o.pairs[k].key, "id") != 0 &&
+                o.pairs[k].value && strcmp(o.pairs[k].value, id) == 0)
+                return true;
+    }
+    return false;
+}
+
 int launch_check_ram(const struct launch_record *rec, const char *const *ids,
                      size_t count, struct qstill_error *err)
 {
@@ -380,6 +403,11 @@ int launch_check_ram(const struct launch_record *rec, const char *const *ids,
             return err->code;
         if (arg == args.count && !(has_default && is_default_block(id)))
             return not_made(ids[i], err);
+        if (arg < args.count && !is_taken(&args, id))
+            return err_set(err, QSTILL_E_PRECONDITION,
+                           "RAM block %s has no device of the command line of "
+                           "QEMU",
+                           ids[i]);
     }
     return 0;
 }

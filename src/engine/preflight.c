@@ -9,6 +9,7 @@
 #include "layer_file.h"
 #include "layers.h"
 #include "memstate/ramset.h"
+#include "qmp/ram.h"
 #include "session.h"
 
 static bool differ(const char *a, const char *b)
@@ -264,6 +265,32 @@ int preflight(struct session *s, const struct manifest *m, bool memory,
     if (s->qmp && preflight_process(s, m, force, err) < 0)
         return err->code;
     return check_host(s, m, force, err);
+}
+
+int preflight_plugged(struct session *s, struct qstill_error *err)
+{
+    CLEANUP(qmp_ram_fini) struct qmp_ram ram = QMP_RAM_INIT;
+    CLEANUP(qmp_memdevs_fini) struct qmp_memdevs devs = QMP_MEMDEVS_INIT;
+    CLEANUP(freep) const char **ids = NULL;
+    size_t n = 0;
+
+    if (!s->rec.has_launch || s->rec.launcher)
+        return 0;
+    if (qmp_ram_read(s->qmp, &ram, err) < 0 ||
+        qmp_memdevs_read(s->qmp, &ram, &devs, err) < 0)
+        return err->code;
+    ids = calloc(devs.count + 1, sizeof(*ids));
+    if (!ids)
+        return err_nomem(err);
+    for (size_t i = 0; i < devs.count; i++)
+        if (devs.items[i].block)
+            ids[n++] = devs.items[i].id;
+    if (launch_check_ram(&s->rec.launch, ids, n, err) == 0)
+        return 0;
+    return err_hint(err,
+                    "a snapshot with it can be brought back by this process "
+                    "alone: start the VM with this memory, or attach it with "
+                    "a --launcher CMD that does");
 }
 
 bool preflight_mappable(const struct manifest *m, const char **why)

@@ -35,6 +35,10 @@ int preflight_process(struct session *s, const struct manifest *m, bool force,
 int preflight_binary(struct session *s, const struct manifest *m, bool force,
                      struct qstill_error *err);
 
+/* Whether a start from the recorded command line would make the RAM that the
+ * VM has now: PRECONDITION names what was plugged in. */
+int preflight_plugged(struct session *s, struct qstill_error *err);
+
 /* Whether RAM may be a private mapping of the snapshot's files; the reason
  * goes into why (may be NULL). */
 bool preflight_mappable(const struct manifest *m, const char **why);

@@ -133,11 +133,13 @@ class Spare(Case):
                     self.assertEqual(pid, vm.pid())
 
     def test_what_is_plugged_in_later_belongs_to_later_snapshots(self):
-        """And the other way round: in a snapshot it is, in the VM no more."""
+        """A start from the command line leaves it a spare one again."""
         vm = self.tiny_vm(extra=["-m", "8M,slots=4,maxmem=1G",
                                  *self.backend(1, "128M")])
         self.q("create", "vm", "bare", "--memory")
+        self.assertTrue(self.q.check("vm", "--memory")["ok"])
         vm.cmd("device_add", driver="pc-dimm", id="dimm1", memdev="spare1")
+        self.problem("spare1", "no device of the command line")
         made = self.q("create", "vm", "plugged", "--memory")
         self.assertIn("spare1.ram", os.listdir(
             self.q.memory_dir("vm", made["id"])))
@@ -147,5 +149,25 @@ class Spare(Case):
         with self.nothing_changes(vm):
             self.q.fails("precondition", "spare1", "revert", "vm", "bare",
                          "--restore", "inplace")
+            for way in ("eager", "mapped"):
+                self.q.fails("precondition", "spare1 .* no device of the "
+                             "command line", "revert", "vm", "plugged",
+                             "--restore", way)
+        self.assertEqual(pid, vm.pid())
         self.q("revert", "vm", "bare")
         self.assertNotEqual(pid, vm.pid())
+        self.assertTrue(self.q.check("vm", "--memory")["ok"])
+
+    def test_check_names_a_dimm_that_no_start_makes(self):
+        vm = self.tiny_vm(extra=["-m", "8M,slots=4,maxmem=1G"])
+        self.assertTrue(self.q.check("vm", "--memory")["ok"])
+        plug(vm, "d0")
+        self.problem("d0", "no memory backend of the command line")
+        self.assertTrue(self.q.check("vm")["ok"])
+
+    def problem(self, block, says):
+        problems = self.q.check("vm", "--memory")["problems"]
+        self.assertEqual(["plugged-memory"], [p["code"] for p in problems])
+        self.assertRegex(problems[0]["message"],
+                         "RAM block %s .*%s" % (block, says))
+        self.assertIn("--launcher", problems[0]["hint"])

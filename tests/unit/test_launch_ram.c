@@ -247,6 +247,21 @@ static const struct ram_case made_cases[] = {
      {"q", "-object", "memory-backend-ram,id=m0,size=64M", "-machine",
       "memory-backend=m0"},
      {"pc.ram"}},
+    {"a backend whose device was plugged in",
+     {"pc.ram", "d0"},
+     {"q", "-object", "memory-backend-ram,id=d0,size=64M", "-device",
+      "virtio-net-pci,id=d0"},
+     {"d0"}},
+    {"a backend of a device in JSON",
+     {"pc.ram", "d0"},
+     {"q", "-object", "memory-backend-ram,id=d0,size=64M", "-device",
+      "{\"driver\":\"pc-dimm\",\"memdev\":\"d0\"}"},
+     {NULL}},
+    {"a backend that is given to its device apart",
+     {"pc.ram", "d0"},
+     {"q", "-object", "memory-backend-ram,id=d0,size=64M", "-set",
+      "device.dimm0.memdev=d0"},
+     {NULL}},
     {"an object that is no memory",
      {"pc.ram", "d0"},
      {"q", "-object", "iothread,id=d0"},
@@ -276,7 +291,7 @@ static void ram_that_no_start_makes_is_named(void **state)
                 fail_msg("%s: %s", c->why, err.message);
             continue;
         }
-        snprintf(says, sizeof(says), "RAM block %s is no ", c->out[0]);
+        snprintf(says, sizeof(says), "RAM block %s ", c->out[0]);
         if (r != QSTILL_E_PRECONDITION || !strstr(err.message, says))
             fail_msg("%s: %d, %s", c->why, r, err.message);
     }
