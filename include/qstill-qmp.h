@@ -187,10 +187,12 @@ struct qstill_qga;
 struct qstill_qga_options {
     size_t size;
     uint32_t timeout_ms; /* for a synchronization and short calls; 0: 5000 */
+    bool thaw; /* an agent that does not answer when it is opened is sent a
+                  thaw all the same, which it finds when it reads on */
 };
 #define QSTILL_QGA_OPTIONS_INIT                                                \
     {                                                                          \
-        sizeof(struct qstill_qga_options), 0                                   \
+        sizeof(struct qstill_qga_options), 0, false                            \
     }
 
 /* Connects and synchronizes once. */

@@ -118,83 +118,7 @@ static int sync_agent(struct qstill_qga *a, uint64_t deadline,
     return 0;
 }
 
-/* ------------------------------------------------------------------- opening
- */
-
-/* `channel` is taken over. */
-static int agent_new(struct qstill_qga **out, struct channel *channel,
-                     uint32_t timeout_ms, uint64_t deadline,
-                     struct qstill_error *err)
-{
-    struct qstill_qga *a = calloc(1, sizeof(*a));
-
-    if (!a)
-        return err_nomem(err);
-    a->ch = *channel;
-    *channel = (struct channel)CHANNEL_INIT;
-    a->timeout_ms = timeout_ms;
-    if (sync_agent(a, deadline, err) < 0) {
-        qstill_qga_close(a);
-        return err->code;
-    }
-    *out = a;
-    return 0;
-}
-
-static int take_timeout(const struct qstill_qga_options *options,
-                        uint32_t *timeout_ms, struct qstill_error *err)
-{
-    struct qstill_qga_options o;
-
-    if (options_take(&o, sizeof(o), options, "guest agent", err) < 0)
-        return err->code;
-    *timeout_ms = o.timeout_ms ? o.timeout_ms : TIMEOUT_MS;
-    return 0;
-}
-
-QSTILL_PUBLIC
-int qstill_qga_open(struct qstill_qga **out, const char *path,
-                    const struct qstill_qga_options *options,
-                    struct qstill_error *caller)
-{
-    struct qstill_error scratch, *err = err_door(caller, &scratch);
-    CLEANUP(channel_fini) struct channel ch = CHANNEL_INIT;
-    uint32_t timeout_ms = TIMEOUT_MS;
-    uint64_t deadline;
-
-    if (take_timeout(options, &timeout_ms, err) < 0)
-        return err->code;
-    deadline = deadline_in(timeout_ms);
-    if (channel_connect(&ch, path, deadline, err) < 0)
-        return err->code;
-    return agent_new(out, &ch, timeout_ms, deadline, err);
-}
-
-QSTILL_PUBLIC
-int qstill_qga_open_fd(struct qstill_qga **out, int fd, const char *name,
-                       const struct qstill_qga_options *options,
-                       struct qstill_error *caller)
-{
-    struct qstill_error scratch, *err = err_door(caller, &scratch);
-    CLEANUP(channel_fini) struct channel ch = CHANNEL_INIT;
-    uint32_t timeout_ms = TIMEOUT_MS;
-
-    if (channel_adopt(&ch, fd, name, err) < 0 ||
-        take_timeout(options, &timeout_ms, err) < 0)
-        return err->code;
-    return agent_new(out, &ch, timeout_ms, deadline_in(timeout_ms), err);
-}
-
-QSTILL_PUBLIC
-void qstill_qga_close(struct qstill_qga *a)
-{
-    if (!a)
-        return;
-    channel_fini(&a->ch);
-    free(a);
-}
-
-/* ------------------------------------------------------------------ commands
+/* ------------------------------------------------------------------- sending
  */
 
 /* The command's line behind `prefix`. Takes `arguments` over. */
@@ -218,6 +142,100 @@ static int make_line(struct buf *line, const char *prefix, const char *command,
         return err_nomem(err);
     return 0;
 }
+
+/* A thaw that nobody waits for: an agent that is stuck now finds it when it
+ * reads on. The first error stands, this one is of no interest. */
+static void thaw_blindly(struct qstill_qga *a)
+{
+    CLEANUP(buf_fini) struct buf line = BUF_INIT;
+    struct qstill_error ignored;
+
+    if (make_line(&line, SENTINEL_STRING, "guest-fsfreeze-thaw", NULL,
+                  &ignored) == 0)
+        (void)channel_send(&a->ch, line.data, line.len, -1,
+                           deadline_in(BLIND_TIMEOUT_MS), &ignored);
+}
+
+/* ------------------------------------------------------------------- opening
+ */
+
+/* `channel` is taken over. */
+static int agent_new(struct qstill_qga **out, struct channel *channel,
+                     const struct qstill_qga_options *o, uint64_t deadline,
+                     struct qstill_error *err)
+{
+    struct qstill_qga *a = calloc(1, sizeof(*a));
+
+    if (!a)
+        return err_nomem(err);
+    a->ch = *channel;
+    *channel = (struct channel)CHANNEL_INIT;
+    a->timeout_ms = o->timeout_ms;
+    if (sync_agent(a, deadline, err) < 0) {
+        if (o->thaw && err->code == QSTILL_E_UNREACHABLE)
+            thaw_blindly(a);
+        qstill_qga_close(a);
+        return err->code;
+    }
+    *out = a;
+    return 0;
+}
+
+static int take_options(struct qstill_qga_options *o,
+                        const struct qstill_qga_options *options,
+                        struct qstill_error *err)
+{
+    if (options_take(o, sizeof(*o), options, "guest agent", err) < 0)
+        return err->code;
+    if (o->timeout_ms == 0)
+        o->timeout_ms = TIMEOUT_MS;
+    return 0;
+}
+
+QSTILL_PUBLIC
+int qstill_qga_open(struct qstill_qga **out, const char *path,
+                    const struct qstill_qga_options *options,
+                    struct qstill_error *caller)
+{
+    struct qstill_error scratch, *err = err_door(caller, &scratch);
+    CLEANUP(channel_fini) struct channel ch = CHANNEL_INIT;
+    struct qstill_qga_options o = QSTILL_QGA_OPTIONS_INIT;
+    uint64_t deadline;
+
+    if (take_options(&o, options, err) < 0)
+        return err->code;
+    deadline = deadline_in(o.timeout_ms);
+    if (channel_connect(&ch, path, deadline, err) < 0)
+        return err->code;
+    return agent_new(out, &ch, &o, deadline, err);
+}
+
+QSTILL_PUBLIC
+int qstill_qga_open_fd(struct qstill_qga **out, int fd, const char *name,
+                       const struct qstill_qga_options *options,
+                       struct qstill_error *caller)
+{
+    struct qstill_error scratch, *err = err_door(caller, &scratch);
+    CLEANUP(channel_fini) struct channel ch = CHANNEL_INIT;
+    struct qstill_qga_options o = QSTILL_QGA_OPTIONS_INIT;
+
+    if (channel_adopt(&ch, fd, name, err) < 0 ||
+        take_options(&o, options, err) < 0)
+        return err->code;
+    return agent_new(out, &ch, &o, deadline_in(o.timeout_ms), err);
+}
+
+QSTILL_PUBLIC
+void qstill_qga_close(struct qstill_qga *a)
+{
+    if (!a)
+        return;
+    channel_fini(&a->ch);
+    free(a);
+}
+
+/* ------------------------------------------------------------------ commands
+ */
 
 /* How far a call came; what must be undone depends on it. */
 enum came { NOT_SENT, SENT, NOT_RUN };
@@ -294,19 +312,6 @@ int qstill_qga_ping(struct qstill_qga *a, struct qstill_error *caller)
 
 /* ------------------------------------------------------------ freeze and thaw
  */
-
-/* A thaw that nobody waits for: an agent that is stuck now finds it when it
- * reads on. The first error stands, this one is of no interest. */
-static void thaw_blindly(struct qstill_qga *a)
-{
-    CLEANUP(buf_fini) struct buf line = BUF_INIT;
-    struct qstill_error ignored;
-
-    if (make_line(&line, SENTINEL_STRING, "guest-fsfreeze-thaw", NULL,
-                  &ignored) == 0)
-        (void)channel_send(&a->ch, line.data, line.len, -1,
-                           deadline_in(BLIND_TIMEOUT_MS), &ignored);
-}
 
 static int check_count(const char *command, const json_t *ret, uint32_t *count,
                        struct qstill_error *err)

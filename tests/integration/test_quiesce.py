@@ -2,7 +2,9 @@
 """create --quiesce: the guest's filesystems are clean on the frozen layer, and
 thawed whatever happens."""
 
+import json
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -101,6 +103,27 @@ class Quiesce(Case):
             self.q.fails("no-space", "", "create", "vm", "one", "--quiesce",
                          "--disk-dir", folder)
             self.thawed(vm)
+
+    def test_a_qemu_that_hangs_finds_the_thaw_when_it_goes_on(self):
+        """Nobody has to come back for it."""
+        vm = self.fs_vm()
+        pid = vm.pid()
+        with vm.guest_agent() as agent:
+            agent.cmd("guest-fsfreeze-freeze")
+        self.owe(vm)
+        os.kill(pid, signal.SIGSTOP)
+        self.q.fails("failed|unreachable|busy", "", "recover", "vm")
+        os.kill(pid, signal.SIGCONT)
+        self.thawed(vm)
+        self.q("recover", "vm")
+
+    def owe(self, vm):
+        """What a create leaves that is killed while the guest is frozen."""
+        with open(self.q.journal_path("vm"), "w") as f:
+            json.dump({
+                "version": 1, "op": "create", "phase": "begun",
+                "snapshot": "a" * 12, "wasRunning": True, "freezing": True,
+                "pid": vm.pid(), "pidStart": vm.pid_start(), "disks": []}, f)
 
     def test_killed_while_frozen(self):
         """A frozen guest is thawed by the next command."""

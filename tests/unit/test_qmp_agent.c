@@ -312,6 +312,25 @@ static void a_thaw_that_cannot_synchronize_is_sent_all_the_same(void **state)
     finish(p, a);
 }
 
+static void
+one_opened_for_a_thaw_is_sent_it_though_it_does_not_answer(void **state)
+{
+    struct qstill_qga_options o = QSTILL_QGA_OPTIONS_INIT;
+    struct qstill_qga *a = NULL;
+    struct qmp_peer *p;
+    int fd;
+
+    (void)state;
+    o.timeout_ms = 200;
+    o.thaw = true;
+    p = qmp_peer_start(ASK_SYNC ASK("guest-fsfreeze-thaw"), &fd);
+    qmp_peer_error(&err, qstill_qga_open_fd(&a, fd, "ga", &o, &err),
+                   QSTILL_E_UNREACHABLE,
+                   "has not answered 'guest-sync-delimited' in time");
+    assert_null(a);
+    finish(p, a);
+}
+
 static void a_thaw_that_leaves_the_guest_frozen_fails(void **state)
 {
     struct qstill_qga *a;
@@ -349,6 +368,8 @@ int main(void)
         cmocka_unit_test(a_freeze_that_was_never_sent_needs_no_thaw),
         cmocka_unit_test(an_agent_that_dies_in_the_freeze_is_unreachable),
         cmocka_unit_test(a_thaw_that_cannot_synchronize_is_sent_all_the_same),
+        cmocka_unit_test(
+            one_opened_for_a_thaw_is_sent_it_though_it_does_not_answer),
         cmocka_unit_test(a_thaw_that_leaves_the_guest_frozen_fails),
     };
 
