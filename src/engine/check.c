@@ -263,8 +263,7 @@ static void check_thawable(struct report_obj *o, const struct session *s)
     bool any = false;
 
     for (size_t i = 0; i < s->tree.count; i++)
-        any = any ||
-              (s->tree.nodes[i].quiesced && s->tree.nodes[i].memory_included);
+        any = any || manifest_wakes_frozen(&s->tree.nodes[i]);
     if (any && !quiesce_has_socket(s))
         problem(o, "agent",
                 "the guest of a snapshot was captured frozen, and there is no "

@@ -81,6 +81,10 @@ static int thaw_enter(void *ctx, struct qstill_error *err)
         return 0;
     if (quiesce_thaw(&c->s, &c->quiesce, err) < 0)
         return err->code;
+    if (c->quiesce.early)
+        store_note(c->store,
+                   "the guest was thawed by somebody else, before the "
+                   "snapshot perhaps: it is not quiesced");
     return set_freezing(c, false, err);
 }
 

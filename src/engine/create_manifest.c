@@ -185,7 +185,7 @@ int create_manifest(struct create *c, struct qstill_error *err)
     m->labels = c->labels;
     m->label_count = c->label_count;
     m->protect = !c->o.no_protect;
-    m->quiesced = c->quiesce.filesystems > 0;
+    m->quiesced = c->quiesce.filesystems > 0 && !c->quiesce.early;
     m->frozen_ms = c->quiesce.frozen_ms;
     m->frozen_filesystems = c->quiesce.filesystems;
     m->mounted_filesystems = c->quiesce.mounted;

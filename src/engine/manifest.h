@@ -95,4 +95,10 @@ void manifest_fini(struct manifest *m);
 
 struct manifest_disk *manifest_disk(const struct manifest *m, const char *name);
 
+/* Whether a guest that its memory is given back to may be frozen. */
+static inline bool manifest_wakes_frozen(const struct manifest *m)
+{
+    return m->memory_included && (m->quiesced || m->frozen_filesystems > 0);
+}
+
 #endif

@@ -138,13 +138,13 @@ static bool is_gone(const struct quiesce *q)
 }
 
 static int thaw_by(struct session *s, const struct qstill_qga_options *o,
-                   struct qstill_error *err)
+                   uint32_t *count, struct qstill_error *err)
 {
     struct qstill_qga *a = NULL;
 
     err_clear(err);
     if (open_agent(s, o, &a, err) == 0)
-        qstill_qga_thaw(a, o->timeout_ms, NULL, err);
+        qstill_qga_thaw(a, o->timeout_ms, count, err);
     qstill_qga_close(a);
     return err->code;
 }
@@ -155,7 +155,7 @@ int quiesce_thaw_once(struct session *s, struct qstill_error *err)
     struct qstill_qga_options o = QSTILL_QGA_OPTIONS_INIT;
 
     o.timeout_ms = ONCE_MS;
-    return thaw_by(s, &o, err);
+    return thaw_by(s, &o, NULL, err);
 }
 
 int quiesce_thaw(struct session *s, struct quiesce *q, struct qstill_error *err)
@@ -163,13 +163,17 @@ int quiesce_thaw(struct session *s, struct quiesce *q, struct qstill_error *err)
     struct qstill_qga_options o = QSTILL_QGA_OPTIONS_INIT;
     struct qstill_error second = {0};
     int tries = q->deaf ? DEAF_TRIES : THAW_TRIES;
+    uint32_t count = q->filesystems;
     double begun = clock_ms();
 
     o.thaw = true;
     for (int i = 0; i < tries && clock_ms() - begun < THAW_MS; i++) {
         if (i > 0)
             clock_sleep_ms(THAW_PAUSE_MS);
-        if (is_gone(q) || thaw_by(s, &o, err) == 0) {
+        if (is_gone(q) || thaw_by(s, &o, &count, err) == 0) {
+            /* guest-fsfreeze-thaw's own sign of that; it may have been a try
+             * of ours whose answer was lost, which nobody can tell */
+            q->early = count < q->filesystems;
             q->frozen = false;
             q->frozen_ms = clock_ms() - q->frozen_at_ms;
             return err_clear(err);

@@ -13,6 +13,7 @@ struct quiesce {
     bool deaf;          /* QMP does not answer: it is of no help */
     bool sent;          /* the agent may have frozen something */
     bool frozen;
+    bool early;           /* somebody may have thawed it before us */
     uint32_t filesystems; /* how many it froze */
     uint32_t mounted;     /* of so many; 0: the agent does not say */
     double frozen_at_ms;

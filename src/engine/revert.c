@@ -287,7 +287,7 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     r->j.mapped = r->in_process          ? r->s.rec.mapped
                   : r->way == WAY_MAPPED ? r->id
                                          : NULL;
-    r->j.freezing = m->quiesced && r->way != WAY_DISK;
+    r->j.freezing = manifest_wakes_frozen(m) && r->way != WAY_DISK;
     r->j.pid = (uint64_t)r->s.pid;
     r->j.pid_start = start_time_of(r->s.pid);
     if (journal_save(r->s.vmfd, &r->j, err) < 0)
@@ -297,7 +297,7 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     if ((r->started || r->in_process) && revert_run(&r->s, &r->j, err) < 0)
         return err->code;
     revert_lap(r, "run");
-    if (m->quiesced && r->way != WAY_DISK && r->state == QSTILL_STATE_PAUSED)
+    if (r->j.freezing && r->state == QSTILL_STATE_PAUSED)
         store_note(r->store,
                    "the guest of %s was captured frozen: when it runs, the "
                    "next verb of qstill thaws it",

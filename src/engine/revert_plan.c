@@ -251,7 +251,7 @@ static int check_thaw(struct revert *r, const struct manifest *m,
     const char *agent = r->s.rec.agent;
     struct qstill_error why = {0};
 
-    if (!m->quiesced || r->way == WAY_DISK || r->o.force ||
+    if (!manifest_wakes_frozen(m) || r->way == WAY_DISK || r->o.force ||
         r->state != QSTILL_STATE_RUNNING)
         return 0;
     if (!quiesce_has_socket(&r->s)) {

@@ -90,7 +90,8 @@ class BadAgent(Case):
     def test_one_that_dies_or_lies_in_the_thaw_is_asked_again(self):
         for what in (FakeAgent.DIE, 2):
             self.once(THAW, what)
-            self.q("create", "vm", "one", "--quiesce")
+            self.assertTrue(self.q("create", "vm", "one",
+                                   "--quiesce")["quiesced"])
             self.assertFalse(self.agent.frozen)
             self.q("delete", "vm", "one")
 
@@ -310,6 +311,31 @@ class Owed(Case):
         self.assertIn("has not answered", self.q.stderr)
         self.assertFalse(self.agent.frozen)
         self.assertIsNone(self.owed())
+
+
+class Early(Case):
+    """Somebody thaws what we have frozen."""
+    either = True
+    cost = 10
+
+    def test_the_snapshot_is_not_called_quiesced(self):
+        self.tiny_vm_with_agent()
+
+        def behave(name):
+            if name != STATUS or not self.agent.frozen:
+                return None
+            self.agent.frozen = False
+            return "frozen"
+        for name, more in (("disk", []), ("memory", ["--memory"])):
+            self.agent.behave = behave
+            self.assertFalse(self.q("create", "vm", name, "--quiesce",
+                                    *more)["quiesced"])
+            self.assertIn("thawed by somebody else, before", self.q.stderr)
+        # its memory may be of a frozen guest all the same
+        self.agent.behave = lambda name: None
+        self.agent.frozen = True
+        self.q("revert", "vm", "memory")
+        self.assertFalse(self.agent.frozen)
 
 
 class DeafQemu(Case):
