@@ -60,6 +60,17 @@ static void problem_of(struct report_obj *o, const char *code,
     e->hint[0] = '\0';
 }
 
+static void check_files(struct report_obj *o, struct session *s)
+{
+    struct qstill_error e = {0};
+
+    if (vmrecord_check_sum(s->vmfd, &e) < 0)
+        problem_of(o, "record-changed", &e);
+    for (size_t i = 0; i < s->tree.count; i++)
+        if (manifest_check_sum(s->snapsfd, &s->tree.nodes[i], &e) < 0)
+            problem_of(o, "manifest-changed", &e);
+}
+
 static void check_disks(struct report_obj *o, struct session *s)
 {
     struct qstill_error e = {0};
@@ -327,6 +338,7 @@ static int check_all(struct report_obj *o, struct session *s,
         problem(o, "interrupted",
                 "an operation was interrupted, or is under way",
                 "qstill recover finishes or undoes it");
+    check_files(o, s);
     check_disks(o, s);
     check_folders(o, s);
     check_layers(o, s);

@@ -189,7 +189,7 @@ int create_manifest(struct create *c, struct qstill_error *err)
     m->frozen_ms = c->quiesce.frozen_ms;
     m->frozen_filesystems = c->quiesce.filesystems;
     m->mounted_filesystems = c->quiesce.mounted;
-    m->mode = c->o.memory ? mode_name(c->mode) : "disk";
+    m->mode = c->o.memory ? mode_name(c->mode) : MANIFEST_MODE_DISK;
     m->mode_reason = c->why;
     m->run_state = !c->s.qmp        ? "stopped"
                    : c->was_running ? "running"

@@ -78,7 +78,8 @@ static void read_disks(struct json_in *in, const struct json_value *root,
                        struct journal *j)
 {
     const struct json_value *o;
-    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &o);
+    size_t n =
+        json_in_array(in, root, "disks", VM_DISKS_MAX, JSON_OPTIONAL, &o);
 
     j->disks = arena_array(&j->arena, n + 1, sizeof(*j->disks));
     if (!j->disks) {
@@ -115,24 +116,25 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
     j.mapped = json_in_string(&in, root, "mapped", JSON_OPTIONAL);
     j.undone = json_in_string(&in, root, "undone", JSON_OPTIONAL);
     j.old_current = json_in_string(&in, root, "oldCurrent", JSON_OPTIONAL);
-    j.was_running = json_in_bool(&in, root, "wasRunning");
-    j.freezing = json_in_bool(&in, root, "freezing");
-    j.inplace = json_in_bool(&in, root, "inplace");
+    j.was_running = json_in_bool(&in, root, "wasRunning", JSON_OPTIONAL);
+    j.freezing = json_in_bool(&in, root, "freezing", JSON_OPTIONAL);
+    j.inplace = json_in_bool(&in, root, "inplace", JSON_OPTIONAL);
     j.pid = json_in_u64(&in, root, "pid", JSON_OPTIONAL);
     j.pid_start = json_in_u64(&in, root, "pidStart", JSON_OPTIONAL);
-    j.reset = json_in_bool(&in, root, "reset");
+    j.reset = json_in_bool(&in, root, "reset", JSON_OPTIONAL);
     j.pivot_disk = json_in_string(&in, root, "pivotDisk", JSON_OPTIONAL);
     j.pivot_from = json_in_string(&in, root, "pivotFrom", JSON_OPTIONAL);
     j.pivot_to = json_in_string(&in, root, "pivotTo", JSON_OPTIONAL);
     j.pivot_to_format =
         json_in_string(&in, root, "pivotToFormat", JSON_OPTIONAL);
     j.rewriting = json_in_string(&in, root, "rewriting", JSON_OPTIONAL);
-    j.keep_hidden = json_in_bool(&in, root, "keepHidden");
-    j.tell_lost = json_in_bool(&in, root, "tellLost");
+    j.keep_hidden = json_in_bool(&in, root, "keepHidden", JSON_OPTIONAL);
+    j.tell_lost = json_in_bool(&in, root, "tellLost", JSON_OPTIONAL);
     read_work(&in, root, &j);
     j.rewrites = json_in_strings(&in, root, "rewrites", STORE_NAMES_MAX,
-                                 &j.rewrite_count);
-    j.ids = json_in_strings(&in, root, "ids", STORE_NAMES_MAX, &j.id_count);
+                                 JSON_OPTIONAL, &j.rewrite_count);
+    j.ids = json_in_strings(&in, root, "ids", STORE_NAMES_MAX, JSON_OPTIONAL,
+                            &j.id_count);
     read_disks(&in, root, &j);
     if (err->code < 0) {
         journal_fini(&j);

@@ -1,15 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 #include "json.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/file.h"
 #include "base/publish.h"
+#include "base/sum.h"
 #include "spare.h"
 
 /* U+F8FF (private use): a string that starts with it holds bytes, not text. */
 #define BYTES_MARK     "\xef\xa3\xbf"
 #define BYTES_MARK_LEN 3
+
+#define SUM_SIZE       (sizeof("xxh3:") + 16)
+#define SUM_OF_CHANGED "changed" /* is no sum, and thus never matches */
 
 void json_file_fini(struct json_file *f)
 {
@@ -26,24 +31,48 @@ static int damaged(const char *name, struct qstill_error *err)
     return err_hint(err, "restore the file from a backup of the store");
 }
 
+/* Who reads values does not change them, but for this. */
+static const struct json_value *asked_member(const struct json_value *obj,
+                                             const char *key)
+{
+    const struct json_value *v = json_member(obj, key);
+
+    if (v)
+        ((struct json_value *)(uintptr_t)v)->asked = true;
+    return v;
+}
+
+/* The bytes, and one more behind them for the parser. */
+static int read_text(int dirfd, const char *name, struct json_file *f,
+                     struct qstill_error *err)
+{
+    if (file_slurpat(dirfd, name, JSON_FILE_MAX, &f->text, err) < 0)
+        return err->code;
+    return buf_reserve(&f->text, 1) < 0 ? err_nomem(err) : 0;
+}
+
+/* The text is no text any more. */
+static int parse_text(const char *name, struct json_file *f,
+                      struct qstill_error *err)
+{
+    err_clear(err); /* the readers stop at a code that is set */
+    if (json_parse((char *)f->text.data, f->text.len, &f->arena, &f->root,
+                   err) < 0)
+        return damaged(name, err);
+    if (f->root->kind == JSON_OBJECT_VALUE)
+        return 0;
+    err_set(err, QSTILL_E_CORRUPT, "no JSON object");
+    return damaged(name, err);
+}
+
 int json_file_read(int dirfd, const char *name, int version,
                    struct json_file *f, struct qstill_error *err)
 {
     const struct json_value *v;
 
-    if (file_slurpat(dirfd, name, JSON_FILE_MAX, &f->text, err) < 0)
+    if (read_text(dirfd, name, f, err) < 0 || parse_text(name, f, err) < 0)
         return err->code;
-    if (buf_reserve(&f->text, 1) < 0)
-        return err_nomem(err);
-    err_clear(err); /* the readers stop at a code that is set */
-    if (json_parse((char *)f->text.data, f->text.len, &f->arena, &f->root,
-                   err) < 0)
-        return damaged(name, err);
-    if (f->root->kind != JSON_OBJECT_VALUE) {
-        err_set(err, QSTILL_E_CORRUPT, "no JSON object");
-        return damaged(name, err);
-    }
-    v = json_member(f->root, "version");
+    v = asked_member(f->root, "version");
     if (!v || v->kind != JSON_INTEGER_VALUE)
         return err_set(err, QSTILL_E_CORRUPT, "%s is damaged: no version",
                        name);
@@ -68,31 +97,104 @@ static bool is_there(int dirfd, const char *name, const char *text)
            publish_sync_dir(dirfd, &ignored) == 0;
 }
 
-int json_file_write(int dirfd, const char *name, const json_t *root,
-                    int sparefd, struct qstill_error *err)
+static int write_text(int dirfd, const char *name, const char *text,
+                      int sparefd, struct qstill_error *err)
 {
-    char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
     int r;
 
-    if (!text)
-        return err_nomem(err);
-    if (is_there(dirfd, name, text)) {
-        free(text);
+    if (is_there(dirfd, name, text))
         return 0;
-    }
     r = publish_bytes(dirfd, name, text, strlen(text), err);
     if (r == QSTILL_E_NO_SPACE && sparefd >= 0)
         r = spare_publish(sparefd, dirfd, name, text, strlen(text), err);
-    free(text);
     return r;
 }
 
-static void bad(struct json_in *in, const char *key, const char *want)
+int json_file_write(int dirfd, const char *name, const json_t *root,
+                    int sparefd, struct qstill_error *err)
+{
+    CLEANUP(freep) char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
+
+    return text ? write_text(dirfd, name, text, sparefd, err) : err_nomem(err);
+}
+
+/* ---------------------------------------------------------------------- sum
+ */
+
+static void sum_of(const void *text, size_t len, char out[SUM_SIZE])
+{
+    snprintf(out, SUM_SIZE, "xxh3:%016llx",
+             (unsigned long long)sum_bytes(text, len, 0));
+}
+
+/* Of what stands in front of the last "sum". In a string, what looks like it
+ * has a backslash in front of each quote, and if the member is not the last
+ * one, the sum does not match anyway. */
+static void sum_of_rest(const struct buf *text, char out[SUM_SIZE])
+{
+    static const char key[] = "\"sum\"";
+    size_t at = text->len;
+
+    while (at > 0 && (text->len - at < sizeof(key) - 1 ||
+                      memcmp(text->data + at, key, sizeof(key) - 1) != 0))
+        at--;
+    sum_of(text->data, at, out);
+}
+
+int json_file_check_sum(int dirfd, const char *name, struct qstill_error *err)
+{
+    CLEANUP(json_file_fini) struct json_file f = JSON_FILE_INIT;
+    const struct json_value *v;
+    char sum[SUM_SIZE];
+
+    if (read_text(dirfd, name, &f, err) < 0)
+        return err->code;
+    sum_of_rest(&f.text, sum);
+    if (parse_text(name, &f, err) < 0)
+        return err->code;
+    v = json_member(f.root, "sum");
+    if (!v || v->kind == JSON_NULL_VALUE ||
+        (v->kind == JSON_STRING_VALUE && !v->next &&
+         strcmp(v->string, sum) == 0))
+        return 0;
+    err_set(err, QSTILL_E_CORRUPT, "%s was changed after it was written", name);
+    return err_hint(err, "bring it back from a backup; if the change was "
+                         "meant, put null in the place of its \"sum\"");
+}
+
+int json_file_write_summed(int dirfd, const char *name, const json_t *root,
+                           int sparefd, struct qstill_error *err)
+{
+    CLEANUP(freep) char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
+    CLEANUP(buf_fini) struct buf b = BUF_INIT;
+    struct qstill_error old = {0};
+    char sum[SUM_SIZE] = SUM_OF_CHANGED;
+
+    if (json_file_check_sum(dirfd, name, &old) < 0 &&
+        old.code != QSTILL_E_CORRUPT && old.code != QSTILL_E_NOT_FOUND) {
+        *err = old;
+        return err->code;
+    }
+    /* "\n}" comes last */
+    if (!text || buf_append(&b, text, strlen(text) - 2) < 0 ||
+        buf_puts(&b, ",\n  ") < 0)
+        return err_nomem(err);
+    if (old.code != QSTILL_E_CORRUPT)
+        sum_of(b.data, b.len, sum);
+    if (buf_printf(&b, "\"sum\": \"%s\"\n}", sum) < 0)
+        return err_nomem(err);
+    return write_text(dirfd, name, (const char *)b.data, sparefd, err);
+}
+
+/* ------------------------------------------------------------------ readers
+ */
+
+void json_in_bad(struct json_in *in, const char *key, const char *what)
 {
     if (in->err->code < 0)
         return;
-    err_set(in->err, QSTILL_E_CORRUPT, "%s is damaged: \"%s\" is %s", in->file,
-            key, want);
+    err_set(in->err, QSTILL_E_CORRUPT, "%s is damaged: \"%.64s\" is %s",
+            in->file, key, what);
     err_hint(in->err, "restore the file from a backup of the store");
 }
 
@@ -101,15 +203,15 @@ static const struct json_value *member(struct json_in *in,
                                        const char *key, enum json_need need)
 {
     const struct json_value *v;
+    bool null;
 
     if (in->err->code < 0)
         return NULL;
-    v = json_member(obj, key);
-    if (v && v->kind == JSON_NULL_VALUE)
-        v = NULL;
-    if (!v && need == JSON_REQUIRED)
-        bad(in, key, "missing");
-    return v;
+    v = asked_member(obj, key);
+    null = v && v->kind == JSON_NULL_VALUE;
+    if (v ? null && need == JSON_REQUIRED : need != JSON_OPTIONAL)
+        json_in_bad(in, key, "missing");
+    return null ? NULL : v;
 }
 
 /* Undoes json_out_string for bytes: each code point below U+0100 is one. */
@@ -131,7 +233,7 @@ static const char *bytes_of_text(struct json_in *in, const char *key,
             out[n++] = (char)((*p & 3) << 6 | (p[1] & 0x3f));
             p++;
         } else {
-            bad(in, key, "no byte string");
+            json_in_bad(in, key, "no byte string");
             return NULL;
         }
     }
@@ -144,7 +246,7 @@ static const char *string_of(struct json_in *in, const char *key,
     const char *s = v->kind == JSON_STRING_VALUE ? v->string : NULL, *copy;
 
     if (!s) {
-        bad(in, key, "no string");
+        json_in_bad(in, key, "no string");
         return NULL;
     }
     if (strncmp(s, BYTES_MARK, BYTES_MARK_LEN) == 0)
@@ -171,7 +273,7 @@ const char *json_in_path(struct json_in *in, const struct json_value *obj,
     for (const char *p = s; p; p = strchr(p + 1, '/'))
         if (*p != '/' ||
             (strncmp(p, "/..", 3) == 0 && (!p[3] || p[3] == '/'))) {
-            bad(in, key, "no absolute path");
+            json_in_bad(in, key, "no absolute path");
             return NULL;
         }
     return s;
@@ -185,16 +287,16 @@ uint64_t json_in_u64(struct json_in *in, const struct json_value *obj,
     if (!v)
         return 0;
     if (v->kind != JSON_INTEGER_VALUE || v->integer < 0) {
-        bad(in, key, "no size");
+        json_in_bad(in, key, "no size");
         return 0;
     }
     return (uint64_t)v->integer;
 }
 
 double json_in_real(struct json_in *in, const struct json_value *obj,
-                    const char *key)
+                    const char *key, enum json_need need)
 {
-    const struct json_value *v = member(in, obj, key, JSON_OPTIONAL);
+    const struct json_value *v = member(in, obj, key, need);
 
     if (!v)
         return 0;
@@ -202,17 +304,17 @@ double json_in_real(struct json_in *in, const struct json_value *obj,
         return (double)v->integer;
     if (v->kind == JSON_REAL_VALUE)
         return v->real;
-    bad(in, key, "no number");
+    json_in_bad(in, key, "no number");
     return 0;
 }
 
 bool json_in_bool(struct json_in *in, const struct json_value *obj,
-                  const char *key)
+                  const char *key, enum json_need need)
 {
-    const struct json_value *v = member(in, obj, key, JSON_OPTIONAL);
+    const struct json_value *v = member(in, obj, key, need);
 
     if (v && v->kind != JSON_BOOLEAN)
-        bad(in, key, "no boolean");
+        json_in_bad(in, key, "no boolean");
     return v && v->kind == JSON_BOOLEAN && v->boolean;
 }
 
@@ -223,23 +325,24 @@ const struct json_value *json_in_object(struct json_in *in,
     const struct json_value *v = member(in, obj, key, need);
 
     if (v && v->kind != JSON_OBJECT_VALUE) {
-        bad(in, key, "no object");
+        json_in_bad(in, key, "no object");
         return NULL;
     }
     return v;
 }
 
 size_t json_in_array(struct json_in *in, const struct json_value *obj,
-                     const char *key, size_t max,
+                     const char *key, size_t max, enum json_need need,
                      const struct json_value **first)
 {
-    const struct json_value *v = member(in, obj, key, JSON_OPTIONAL);
+    const struct json_value *v = member(in, obj, key, need);
 
     *first = NULL;
     if (!v)
         return 0;
     if (v->kind != JSON_ARRAY_VALUE || v->items.count > max) {
-        bad(in, key, v->kind == JSON_ARRAY_VALUE ? "too long" : "no array");
+        json_in_bad(in, key,
+                    v->kind == JSON_ARRAY_VALUE ? "too long" : "no array");
         return 0;
     }
     *first = v->items.first;
@@ -247,10 +350,11 @@ size_t json_in_array(struct json_in *in, const struct json_value *obj,
 }
 
 char **json_in_strings(struct json_in *in, const struct json_value *obj,
-                       const char *key, size_t max, size_t *count)
+                       const char *key, size_t max, enum json_need need,
+                       size_t *count)
 {
     const struct json_value *one;
-    size_t n = json_in_array(in, obj, key, max, &one);
+    size_t n = json_in_array(in, obj, key, max, need, &one);
     char **list = arena_array(in->arena, n + 1, sizeof(char *));
 
     *count = 0;
@@ -262,6 +366,17 @@ char **json_in_strings(struct json_in *in, const struct json_value *obj,
         list[i] = (char *)(uintptr_t)string_of(in, key, one);
     *count = in->err->code == 0 ? n : 0;
     return list;
+}
+
+void json_in_strict(struct json_in *in, const struct json_value *v)
+{
+    if (v->kind != JSON_ARRAY_VALUE && v->kind != JSON_OBJECT_VALUE)
+        return;
+    for (v = v->items.first; v; v = v->next) {
+        if (v->key && !v->asked)
+            json_in_bad(in, v->key, "unknown");
+        json_in_strict(in, v);
+    }
 }
 
 json_t *json_out_string(const char *s)

@@ -18,7 +18,11 @@
  * kernel's own limit for one) stays far below. */
 #define JSON_FILE_MAX (16u << 20)
 
-enum json_need { JSON_OPTIONAL, JSON_REQUIRED };
+enum json_need {
+    JSON_OPTIONAL, /* null is as good as nothing */
+    JSON_PRESENT,  /* there, but perhaps null */
+    JSON_REQUIRED
+};
 
 struct json_in {
     const char *file;         /* named in messages */
@@ -49,7 +53,15 @@ int json_file_read(int dirfd, const char *name, int version,
 int json_file_write(int dirfd, const char *name, const json_t *root,
                     int sparefd, struct qstill_error *err);
 
-/* A string; NULL when optional and missing or null. */
+/* The same with a last member "sum" of what stands in front of it. One that
+ * does not match in the file that is replaced is not made good by that: the new
+ * one does not match either. */
+int json_file_write_summed(int dirfd, const char *name, const json_t *root,
+                           int sparefd, struct qstill_error *err);
+/* CORRUPT when dirfd/name has a sum which does not match. */
+int json_file_check_sum(int dirfd, const char *name, struct qstill_error *err);
+
+/* A string; NULL when it may be missing or null, and is. */
 const char *json_in_string(struct json_in *in, const struct json_value *obj,
                            const char *key, enum json_need need);
 /* A string that is an absolute path without a ".." in it. */
@@ -58,21 +70,26 @@ const char *json_in_path(struct json_in *in, const struct json_value *obj,
 uint64_t json_in_u64(struct json_in *in, const struct json_value *obj,
                      const char *key, enum json_need need);
 double json_in_real(struct json_in *in, const struct json_value *obj,
-                    const char *key);
+                    const char *key, enum json_need need);
 bool json_in_bool(struct json_in *in, const struct json_value *obj,
-                  const char *key);
-/* An object or array member; NULL (and an error if required) when missing. */
+                  const char *key, enum json_need need);
+/* An object member; NULL when missing or null. */
 const struct json_value *json_in_object(struct json_in *in,
                                         const struct json_value *obj,
                                         const char *key, enum json_need need);
 /* Length of an array member (0 when missing), at most `max`, and its first
  * item, which leads to the others. */
 size_t json_in_array(struct json_in *in, const struct json_value *obj,
-                     const char *key, size_t max,
+                     const char *key, size_t max, enum json_need need,
                      const struct json_value **first);
 /* A NULL-terminated array of strings in the arena. */
 char **json_in_strings(struct json_in *in, const struct json_value *obj,
-                       const char *key, size_t max, size_t *count);
+                       const char *key, size_t max, enum json_need need,
+                       size_t *count);
+/* After all others: a member, at any depth, that nobody asked for is damage. */
+void json_in_strict(struct json_in *in, const struct json_value *v);
+/* Says that "key" of the file is `what`, which is damage. */
+void json_in_bad(struct json_in *in, const char *key, const char *what);
 
 /* json_string that keeps any bytes: invalid UTF-8 (paths may hold it) is
  * written as \u0080..\u00ff per byte behind a marker U+F8FF, and read back by

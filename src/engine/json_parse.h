@@ -35,6 +35,7 @@ enum json_kind {
 
 struct json_value {
     enum json_kind kind;
+    bool asked;                    /* for json_in_strict() */
     const char *key;               /* of an object's member, else NULL */
     const struct json_value *next; /* behind it in its array or object */
     union {

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "manifest.h"
 
+#include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "json.h"
 #include "store.h"
@@ -13,7 +15,8 @@ static void read_disks(struct json_in *in, const struct json_value *root,
                        struct manifest *m)
 {
     const struct json_value *o;
-    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &o);
+    size_t n =
+        json_in_array(in, root, "disks", VM_DISKS_MAX, JSON_REQUIRED, &o);
 
     m->disks = arena_array(&m->arena, n + 1, sizeof(*m->disks));
     if (!m->disks) {
@@ -24,17 +27,17 @@ static void read_disks(struct json_in *in, const struct json_value *root,
         struct manifest_disk *d = &m->disks[i];
 
         d->name = json_in_string(in, o, "name", JSON_REQUIRED);
-        d->qdev = json_in_string(in, o, "qdev", JSON_OPTIONAL);
-        d->device = json_in_string(in, o, "device", JSON_OPTIONAL);
-        d->node = json_in_string(in, o, "node", JSON_OPTIONAL);
+        d->qdev = json_in_string(in, o, "qdev", JSON_PRESENT);
+        d->device = json_in_string(in, o, "device", JSON_PRESENT);
+        d->node = json_in_string(in, o, "node", JSON_PRESENT);
         d->path = json_in_path(in, o, "path", JSON_REQUIRED);
         d->format = json_in_string(in, o, "format", JSON_REQUIRED);
         d->virtual_size = json_in_u64(in, o, "virtualSize", JSON_REQUIRED);
-        d->dev = json_in_u64(in, o, "dev", JSON_OPTIONAL);
-        d->ino = json_in_u64(in, o, "ino", JSON_OPTIONAL);
-        d->file_size = json_in_u64(in, o, "fileSize", JSON_OPTIONAL);
-        d->mtime_ns = json_in_u64(in, o, "mtimeNs", JSON_OPTIONAL);
-        d->header_hash = json_in_string(in, o, "headerHash", JSON_OPTIONAL);
+        d->dev = json_in_u64(in, o, "dev", JSON_REQUIRED);
+        d->ino = json_in_u64(in, o, "ino", JSON_REQUIRED);
+        d->file_size = json_in_u64(in, o, "fileSize", JSON_REQUIRED);
+        d->mtime_ns = json_in_u64(in, o, "mtimeNs", JSON_REQUIRED);
+        d->header_hash = json_in_string(in, o, "headerHash", JSON_PRESENT);
     }
     m->disk_count = n;
 }
@@ -43,7 +46,8 @@ static void read_blocks(struct json_in *in, const struct json_value *mem,
                         struct manifest *m)
 {
     const struct json_value *o;
-    size_t n = json_in_array(in, mem, "blocks", MANIFEST_BLOCKS_MAX, &o);
+    size_t n = json_in_array(in, mem, "blocks", MANIFEST_BLOCKS_MAX,
+                             JSON_REQUIRED, &o);
 
     m->blocks = arena_array(&m->arena, n + 1, sizeof(*m->blocks));
     if (!m->blocks) {
@@ -55,10 +59,10 @@ static void read_blocks(struct json_in *in, const struct json_value *mem,
 
         b->id = json_in_string(in, o, "id", JSON_REQUIRED);
         b->size = json_in_u64(in, o, "size", JSON_REQUIRED);
-        b->page_size = json_in_u64(in, o, "pageSize", JSON_OPTIONAL);
-        b->shared = json_in_bool(in, o, "shared");
-        b->main = json_in_bool(in, o, "main");
-        b->origin = json_in_string(in, o, "origin", JSON_OPTIONAL);
+        b->page_size = json_in_u64(in, o, "pageSize", JSON_REQUIRED);
+        b->shared = json_in_bool(in, o, "shared", JSON_REQUIRED);
+        b->main = json_in_bool(in, o, "main", JSON_REQUIRED);
+        b->origin = json_in_string(in, o, "origin", JSON_PRESENT);
     }
     m->block_count = n;
 }
@@ -67,19 +71,19 @@ static void read_memory(struct json_in *in, const struct json_value *root,
                         struct manifest *m)
 {
     const struct json_value *o =
-        json_in_object(in, root, "memory", JSON_OPTIONAL);
+        json_in_object(in, root, "memory", JSON_PRESENT);
 
     if (!o)
         return;
     m->memory_included = true;
     m->machine = json_in_string(in, o, "machine", JSON_REQUIRED);
     m->memory_bytes = json_in_u64(in, o, "bytes", JSON_REQUIRED);
-    m->memory_written = json_in_u64(in, o, "written", JSON_OPTIONAL);
-    m->cpu_type = json_in_string(in, o, "cpuType", JSON_OPTIONAL);
-    m->accel = json_in_string(in, o, "accel", JSON_OPTIONAL);
-    m->vcpus = json_in_u64(in, o, "vcpus", JSON_OPTIONAL);
+    m->memory_written = json_in_u64(in, o, "written", JSON_REQUIRED);
+    m->cpu_type = json_in_string(in, o, "cpuType", JSON_PRESENT);
+    m->accel = json_in_string(in, o, "accel", JSON_PRESENT);
+    m->vcpus = json_in_u64(in, o, "vcpus", JSON_REQUIRED);
     m->devices = json_in_strings(in, o, "devices", MANIFEST_DEVICES_MAX,
-                                 &m->device_count);
+                                 JSON_OPTIONAL, &m->device_count);
     read_blocks(in, o, m);
 }
 
@@ -87,16 +91,41 @@ static void read_host(struct json_in *in, const struct json_value *root,
                       struct manifest *m)
 {
     const struct json_value *o =
-        json_in_object(in, root, "host", JSON_OPTIONAL);
+        json_in_object(in, root, "host", JSON_REQUIRED);
 
     if (!o)
         return;
-    m->host.cpu_model = json_in_string(in, o, "cpuModel", JSON_OPTIONAL);
-    m->host.cpu_vendor = json_in_string(in, o, "cpuVendor", JSON_OPTIONAL);
-    m->host.microcode = json_in_string(in, o, "microcode", JSON_OPTIONAL);
-    m->host.tsc_khz = json_in_u64(in, o, "tscKhz", JSON_OPTIONAL);
-    m->host.kernel = json_in_string(in, o, "kernel", JSON_OPTIONAL);
-    m->host.hostname = json_in_string(in, o, "hostname", JSON_OPTIONAL);
+    m->host.cpu_model = json_in_string(in, o, "cpuModel", JSON_PRESENT);
+    m->host.cpu_vendor = json_in_string(in, o, "cpuVendor", JSON_PRESENT);
+    m->host.microcode = json_in_string(in, o, "microcode", JSON_PRESENT);
+    m->host.tsc_khz = json_in_u64(in, o, "tscKhz", JSON_REQUIRED);
+    m->host.kernel = json_in_string(in, o, "kernel", JSON_PRESENT);
+    m->host.hostname = json_in_string(in, o, "hostname", JSON_PRESENT);
+}
+
+static bool is_run_state(const char *s)
+{
+    return strcmp(s, "running") == 0 || strcmp(s, "paused") == 0 ||
+           strcmp(s, "stopped") == 0;
+}
+
+/* What contradicts itself is damage: one bit must not make of a snapshot with
+ * memory one without. */
+static void check_sense(struct json_in *in, int snapdirfd,
+                        const struct manifest *m)
+{
+    if (in->err->code < 0)
+        return;
+    if ((strcmp(m->mode, MANIFEST_MODE_DISK) != 0) != m->memory_included)
+        json_in_bad(in, "memory", "not as \"mode\" says");
+    if (!m->memory_included &&
+        faccessat(snapdirfd, STORE_MEMORY, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
+        json_in_bad(in, "memory", "null, but there is a memory directory");
+    if (!is_run_state(m->run_state))
+        json_in_bad(in, "runState", "no state");
+    for (size_t i = 0; i < m->disk_count; i++)
+        if (manifest_disk(m, m->disks[i].name) != &m->disks[i])
+            json_in_bad(in, "disks", "a list with one of them twice");
 }
 
 int manifest_load(int snapdirfd, struct manifest *out, struct qstill_error *err)
@@ -112,29 +141,32 @@ int manifest_load(int snapdirfd, struct manifest *out, struct qstill_error *err)
     root = file.root;
     m.id = json_in_string(&in, root, "id", JSON_REQUIRED);
     m.name = json_in_string(&in, root, "name", JSON_REQUIRED);
-    m.description = json_in_string(&in, root, "description", JSON_OPTIONAL);
-    m.parent_id = json_in_string(&in, root, "parentId", JSON_OPTIONAL);
+    m.description = json_in_string(&in, root, "description", JSON_PRESENT);
+    m.parent_id = json_in_string(&in, root, "parentId", JSON_PRESENT);
     m.created_at = json_in_string(&in, root, "createdAt", JSON_REQUIRED);
     m.created_ns = json_in_u64(&in, root, "createdNs", JSON_REQUIRED);
     m.labels = json_in_strings(&in, root, "labels", MANIFEST_LABELS_MAX,
-                               &m.label_count);
-    m.protect = json_in_bool(&in, root, "protect");
-    m.quiesced = json_in_bool(&in, root, "quiesced");
-    m.frozen_ms = json_in_real(&in, root, "frozenMs");
+                               JSON_REQUIRED, &m.label_count);
+    m.protect = json_in_bool(&in, root, "protect", JSON_OPTIONAL);
+    m.quiesced = json_in_bool(&in, root, "quiesced", JSON_REQUIRED);
+    m.frozen_ms = json_in_real(&in, root, "frozenMs", JSON_REQUIRED);
     m.frozen_filesystems =
         json_in_u64(&in, root, "frozenFilesystems", JSON_OPTIONAL);
     m.mounted_filesystems =
         json_in_u64(&in, root, "mountedFilesystems", JSON_OPTIONAL);
     m.mode = json_in_string(&in, root, "mode", JSON_REQUIRED);
-    m.mode_reason = json_in_string(&in, root, "modeReason", JSON_OPTIONAL);
+    m.mode_reason = json_in_string(&in, root, "modeReason", JSON_PRESENT);
     m.run_state = json_in_string(&in, root, "runState", JSON_REQUIRED);
-    m.pause_ms = json_in_real(&in, root, "pauseMs");
-    m.stall_ms = json_in_real(&in, root, "longestStallMs");
-    m.qemu_version = json_in_string(&in, root, "qemuVersion", JSON_OPTIONAL);
-    m.qemu_sum = json_in_string(&in, root, "qemuSum", JSON_OPTIONAL);
+    m.pause_ms = json_in_real(&in, root, "pauseMs", JSON_REQUIRED);
+    m.stall_ms = json_in_real(&in, root, "longestStallMs", JSON_REQUIRED);
+    m.qemu_version = json_in_string(&in, root, "qemuVersion", JSON_PRESENT);
+    m.qemu_sum = json_in_string(&in, root, "qemuSum", JSON_PRESENT);
     read_disks(&in, root, &m);
     read_memory(&in, root, &m);
     read_host(&in, root, &m);
+    json_in_string(&in, root, "sum", JSON_OPTIONAL);
+    json_in_strict(&in, root);
+    check_sense(&in, snapdirfd, &m);
     if (err->code < 0) {
         manifest_fini(&m);
         return err->code;
@@ -231,7 +263,19 @@ int manifest_save(int snapdirfd, const struct manifest *m, int sparefd,
         json_out_string(m->qemu_sum), "disks", disks_json(m), "memory",
         memory_json(m), "host", host_json(m));
 
-    return json_file_write(snapdirfd, STORE_MANIFEST, root, sparefd, err);
+    return json_file_write_summed(snapdirfd, STORE_MANIFEST, root, sparefd,
+                                  err);
+}
+
+int manifest_check_sum(int snapsfd, const struct manifest *m,
+                       struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+
+    if (store_opendirat(snapsfd, m->id, &fd, err) < 0 ||
+        json_file_check_sum(fd, STORE_MANIFEST, err) < 0)
+        return err_wrap(err, "snapshot %s", m->name);
+    return 0;
 }
 
 void manifest_fini(struct manifest *m)

@@ -13,6 +13,9 @@
 #define MANIFEST_BLOCKS_MAX  1024
 #define MANIFEST_DEVICES_MAX 16384
 
+/* The mode of a snapshot without memory. */
+#define MANIFEST_MODE_DISK "disk"
+
 struct manifest_disk {
     const char *name;
     const char *qdev;
@@ -86,8 +89,14 @@ struct manifest {
     struct manifest_host host;
 };
 
+/* Strict: what earlier versions did not write may be missing; else each member
+ * must be there, no other may be, and none may contradict another or the memory
+ * directory beside it. Does not look at the sum. */
 int manifest_load(int snapdirfd, struct manifest *out,
                   struct qstill_error *err);
+/* CORRUPT when the snapshot's manifest was changed after it was written. */
+int manifest_check_sum(int snapsfd, const struct manifest *m,
+                       struct qstill_error *err);
 /* sparefd: as json_file_write(). */
 int manifest_save(int snapdirfd, const struct manifest *m, int sparefd,
                   struct qstill_error *err);

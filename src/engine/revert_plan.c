@@ -270,6 +270,22 @@ static int check_thaw(struct revert *r, const struct manifest *m,
     return 0;
 }
 
+/* An administrator may have meant it. */
+static int note_changed(struct revert *r, const struct manifest *m,
+                        struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+
+    if (manifest_check_sum(r->s.snapsfd, m, &why) == 0)
+        return 0;
+    if (why.code != QSTILL_E_CORRUPT) {
+        *err = why;
+        return err->code;
+    }
+    store_note(r->store, "%s", why.message);
+    return 0;
+}
+
 int revert_plan(struct revert *r, struct qstill_error *err)
 {
     struct manifest *m = NULL;
@@ -278,7 +294,7 @@ int revert_plan(struct revert *r, struct qstill_error *err)
         return err->code;
     r->session_open = true;
     if (tree_resolve(&r->s.tree, r->snap, &m, err) < 0 ||
-        session_connect(&r->s, err) < 0)
+        note_changed(r, m, err) < 0 || session_connect(&r->s, err) < 0)
         return err->code;
     r->was_on = r->s.qmp != NULL;
     if (!r->was_on && headlock_take(&r->s, err) < 0)

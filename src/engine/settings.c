@@ -120,8 +120,9 @@ static bool read_kept(const struct session *s, struct json_file *file,
         return false;
     pid = json_in_u64(&in, file->root, "pid", JSON_REQUIRED);
     start = json_in_u64(&in, file->root, "pidStart", JSON_REQUIRED);
-    out->on.items = json_in_strings(&in, file->root, "capabilities",
-                                    CAPABILITIES_MAX, &out->on.count);
+    out->on.items =
+        json_in_strings(&in, file->root, "capabilities", CAPABILITIES_MAX,
+                        JSON_OPTIONAL, &out->on.count);
     out->bandwidth =
         (int64_t)json_in_u64(&in, file->root, "maxBandwidth", JSON_REQUIRED);
     out->downtime =

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* verify: a snapshot's memory against its sums, its layers against what they
- * were when they were frozen. Reads only. */
+/* verify: a snapshot's manifest and memory against their sums, its layers
+ * against what they were when they were frozen. Reads only. */
 #include "memstate/verify.h"
 
 #include <string.h>
@@ -31,7 +31,8 @@ static int disks_enter(void *ctx, struct qstill_error *err)
     if (session_open(&v->s, v->store, v->vm, NULL, err) < 0)
         return err->code;
     v->session_open = true;
-    if (tree_resolve(&v->s.tree, v->snap, &m, err) < 0)
+    if (tree_resolve(&v->s.tree, v->snap, &m, err) < 0 ||
+        manifest_check_sum(v->s.snapsfd, m, err) < 0)
         return err->code;
     for (size_t i = 0; i < m->disk_count; i++)
         if (layer_check(&m->disks[i], err) < 0) {

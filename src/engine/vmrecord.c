@@ -13,7 +13,8 @@ static void read_disks(struct json_in *in, const struct json_value *root,
                        struct vm_record *rec)
 {
     const struct json_value *o;
-    size_t n = json_in_array(in, root, "disks", VM_DISKS_MAX, &o);
+    size_t n =
+        json_in_array(in, root, "disks", VM_DISKS_MAX, JSON_OPTIONAL, &o);
 
     rec->disks = arena_array(&rec->arena, n + 1, sizeof(*rec->disks));
     if (!rec->disks) {
@@ -40,7 +41,7 @@ static struct vm_hidden *read_layers(struct json_in *in,
                                      const char *key, size_t max, size_t *count)
 {
     const struct json_value *o;
-    size_t n = json_in_array(in, root, key, max, &o);
+    size_t n = json_in_array(in, root, key, max, JSON_OPTIONAL, &o);
     struct vm_hidden *list = arena_array(in->arena, n + 1, sizeof(*list));
 
     *count = 0;
@@ -53,7 +54,7 @@ static struct vm_hidden *read_layers(struct json_in *in,
         list[i].disk = json_in_string(in, o, "disk", JSON_REQUIRED);
         list[i].path = json_in_path(in, o, "path", JSON_REQUIRED);
         list[i].format = json_in_string(in, o, "format", JSON_REQUIRED);
-        list[i].keep = json_in_bool(in, o, "keep");
+        list[i].keep = json_in_bool(in, o, "keep", JSON_OPTIONAL);
         list[i].dev = json_in_u64(in, o, "dev", JSON_OPTIONAL);
         list[i].ino = json_in_u64(in, o, "ino", JSON_OPTIONAL);
         list[i].file_size = json_in_u64(in, o, "fileSize", JSON_OPTIONAL);
@@ -69,7 +70,8 @@ static void read_links(struct json_in *in, const struct json_value *root,
                        struct vm_trash *t)
 {
     const struct json_value *o;
-    size_t n = json_in_array(in, root, "links", VM_TRASH_FILES_MAX, &o);
+    size_t n =
+        json_in_array(in, root, "links", VM_TRASH_FILES_MAX, JSON_OPTIONAL, &o);
 
     t->links = arena_array(in->arena, n + 1, sizeof(*t->links));
     if (!t->links) {
@@ -88,7 +90,8 @@ static void read_trash(struct json_in *in, const struct json_value *root,
                        struct vm_record *rec)
 {
     const struct json_value *o;
-    size_t n = json_in_array(in, root, "trash", VM_TRASH_MAX, &o);
+    size_t n =
+        json_in_array(in, root, "trash", VM_TRASH_MAX, JSON_OPTIONAL, &o);
 
     rec->trash = arena_array(&rec->arena, n + 1, sizeof(*rec->trash));
     if (!rec->trash) {
@@ -103,8 +106,8 @@ static void read_trash(struct json_in *in, const struct json_value *root,
         t->keep = json_in_u64(in, o, "keep", JSON_REQUIRED);
         t->layers =
             read_layers(in, o, "layers", VM_TRASH_FILES_MAX, &t->layer_count);
-        t->ids =
-            json_in_strings(in, o, "ids", VM_TRASH_FILES_MAX, &t->id_count);
+        t->ids = json_in_strings(in, o, "ids", VM_TRASH_FILES_MAX,
+                                 JSON_OPTIONAL, &t->id_count);
         read_links(in, o, t);
     }
     rec->trash_count = n;
@@ -133,11 +136,11 @@ static void read_launch(struct json_in *in, const struct json_value *root,
 
     if (!o)
         return;
-    l->argv = json_in_strings(in, o, "argv", ARGV_MAX, &n);
+    l->argv = json_in_strings(in, o, "argv", ARGV_MAX, JSON_OPTIONAL, &n);
     if (n == 0 && in->err->code == 0)
         err_set(in->err, QSTILL_E_CORRUPT, "%s is damaged: empty argv",
                 in->file);
-    l->env = json_in_strings(in, o, "env", ARGV_MAX, &n);
+    l->env = json_in_strings(in, o, "env", ARGV_MAX, JSON_OPTIONAL, &n);
     l->cwd = (char *)(uintptr_t)json_in_string(in, o, "cwd", JSON_REQUIRED);
     l->exe = (char *)(uintptr_t)json_in_string(in, o, "exe", JSON_REQUIRED);
     l->uid = (uint32_t)json_in_u64(in, o, "uid", JSON_REQUIRED);
@@ -169,6 +172,8 @@ int vmrecord_load(int vmfd, struct vm_record *out, struct qstill_error *err)
     read_trash(&in, root, &rec);
     read_thaw(&in, root, &rec);
     read_launch(&in, root, &rec);
+    json_in_string(&in, root, "sum", JSON_OPTIONAL);
+    json_in_strict(&in, root);
     if (err->code < 0) {
         vmrecord_fini(&rec);
         return err->code;
@@ -293,7 +298,12 @@ int vmrecord_save(int vmfd, const struct vm_record *rec,
         trash_json(rec), "thawOwed", thaw_json(&rec->thaw), "aged",
         json_out_string(rec->aged), "launch", launch_json(rec));
 
-    return json_file_write(vmfd, STORE_RECORD, root, vmfd, err);
+    return json_file_write_summed(vmfd, STORE_RECORD, root, vmfd, err);
+}
+
+int vmrecord_check_sum(int vmfd, struct qstill_error *err)
+{
+    return json_file_check_sum(vmfd, STORE_RECORD, err);
 }
 
 void vmrecord_fini(struct vm_record *rec)

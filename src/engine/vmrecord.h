@@ -89,6 +89,8 @@ struct vm_record {
 int vmrecord_load(int vmfd, struct vm_record *out, struct qstill_error *err);
 int vmrecord_save(int vmfd, const struct vm_record *rec,
                   struct qstill_error *err);
+/* CORRUPT when it was changed after it was written. */
+int vmrecord_check_sum(int vmfd, struct qstill_error *err);
 void vmrecord_fini(struct vm_record *rec);
 
 struct vm_disk *vmrecord_disk(const struct vm_record *rec, const char *name);

@@ -405,6 +405,92 @@ class Damaged(Tree):
         self.assertEqual(3, len(said["snapshots"]))
 
 
+class Edited(Case):
+    """A manifest that is well-formed, and not as it was written."""
+
+    either = True
+
+    def setUp(self):
+        super().setUp()
+        self.vm = self.tiny_vm()
+        self.write(5)
+        self.made = self.q("create", "vm", "one", "--memory")
+        self.path = self.q.manifest_path("vm", self.made["id"])
+        self.write(6)
+
+    def write(self, byte):
+        self.vm.write(self.vm.disks[0], 0, byte)
+
+    def edit(self, old, new, path=None):
+        with open(path or self.path) as f:
+            text = f.read()
+        self.assertEqual(1, text.count(old), old)
+        with open(path or self.path, "w") as f:
+            f.write(text.replace(old, new))
+
+    def problems(self):
+        return [p["code"] for p in self.q.check("vm")["problems"]]
+
+    def test_it_is_told_and_hinders_nothing(self):
+        told = "snapshot one: manifest.json was changed after it was written"
+        self.q("verify", "vm", "one")
+        self.assertEqual([], self.problems())
+        self.edit('"labels": []', '"labels": ["by=hand"]')
+        self.q.fails("corrupt", told, "verify", "vm", "one")
+        self.assertEqual(["manifest-changed"], self.problems())
+        self.assertEqual({"by": "hand"},
+                         self.q.info("vm", "one")["labels"])
+        self.assertNotIn("changed", self.q.stderr)
+        self.q("revert", "vm", "one")
+        self.assertIn(told, self.q.stderr)
+        # nothing that writes it anew makes it good
+        self.q("create", "vm", "two")
+        self.q("rename", "vm", "one", "first")
+        self.assertEqual(["manifest-changed"], self.problems())
+        self.q.fails("corrupt", "snapshot first: .*changed", "verify", "vm",
+                     "first")
+        # but who meant it
+        self.edit('"sum": "changed"', '"sum": null')
+        self.q("verify", "vm", "first")
+        self.q("rename", "vm", "first", "one")
+        self.edit('"description": ""', '"description": "2"')
+        self.q.fails("corrupt", told, "verify", "vm", "one")
+        self.q("delete", "vm", "one")
+        self.assertEqual(["two"], self.q.names("vm"))
+        self.check_nothing_left(self.vm)
+
+    def test_a_bit_of_a_name_takes_no_memory_away(self):
+        """As a member that nobody knows it would be a revert by booting."""
+        vm = self.vm
+        for old, new in (("memory", "memorx"), ("parentId", "parentHd"),
+                         ("devices", "debices"), ("ino", "hno")):
+            with self.subTest(old):
+                self.edit('"%s":' % old, '"%s":' % new)
+                self.damaged_on_purpose.add("vm")
+                said = self.q("list", "vm")
+                self.assertEqual([], said["snapshots"])
+                for verb in ("verify", "revert"):
+                    self.q.fails("corrupt", "manifest.json is damaged: ", verb,
+                                 "vm", self.made["id"])
+                    self.q.fails("not-found", "no snapshot named one", verb,
+                                 "vm", "one")
+                self.assertEqual(["damaged-snapshot"], self.problems())
+                self.edit('"%s":' % new, '"%s":' % old)
+                self.damaged_on_purpose.clear()
+        self.assertEqual("running", vm.state())
+        self.q("verify", "vm", "one")
+
+    def test_the_record_of_a_vm(self):
+        path = os.path.join(self.store, "vm", "vm.json")
+        self.edit('"mapped": null', '"mapped": "%s"' % self.made["id"], path)
+        self.assertEqual(["record-changed"], self.problems())
+        self.edit('"mapped":', '"lapped":', path)
+        self.q.fails("corrupt", 'vm.json is damaged: "lapped" is unknown',
+                     "list", "vm")
+        self.edit('"lapped": "%s"' % self.made["id"], '"mapped": null', path)
+        self.assertEqual([], self.problems())
+
+
 class Several(Case):
     """Recovery of all VMs of a store."""
 

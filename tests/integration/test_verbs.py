@@ -342,6 +342,7 @@ class Names(Case):
             manifest = json.load(f)
         for disk in manifest["disks"]:
             disk["dev"] += 1
+        manifest["sum"] = None
         with open(path, "w") as f:
             json.dump(manifest, f)
         self.assertTrue(self.q.check("vm")["ok"])
