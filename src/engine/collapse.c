@@ -215,9 +215,9 @@ static void tell_stuck(struct collapse *c, const struct step *st,
                    "%s is still there, for there is no room to merge it: "
                    "make some, then run qstill recover %s",
                    st->first->path, c->s->vm);
-    else if (st->kind == STEP_REMOVE)
+    else
         store_note(c->s->store,
-                   "%s stays for now: %s; qstill recover %s removes it later",
+                   "%s stays for now: %s; qstill recover %s goes on later",
                    st->first->path, why->message, c->s->vm);
 }
 

@@ -47,6 +47,8 @@ static int leave_pull(struct collapse *c, const struct step *st,
 {
     struct qstill_error second = {0};
 
+    if (err->code == QSTILL_E_BUSY)
+        c->j->rewriting = NULL; /* it was not begun */
     if (err->code != QSTILL_E_NO_SPACE ||
         livechain_settle_pull(c->s, c->j, &second) < 0 ||
         collapse_reidentify(c->s, st->child->path, &second) < 0)

@@ -266,6 +266,20 @@ static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
     return err->code;
 }
 
+/* Somebody else has a file open, as a backup that reads a frozen layer: QEMU
+ * has not begun, and will when that one is done. */
+static int begin_refused(struct qstill_error *err)
+{
+    if (err->code == QSTILL_E_FAILED && strstr(err->message, "\" lock"))
+        err->code = QSTILL_E_BUSY;
+    return err->code;
+}
+
+static void forget_pull(struct journal *j)
+{
+    j->pull_into = j->pull_from = j->pull_from_format = NULL;
+}
+
 int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
                           const char *to_format, struct journal *j,
                           struct qstill_error *err)
@@ -284,8 +298,9 @@ int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
         return missing_node(d, to, err);
     c.device = head->name;
     c.base_node = base->name;
-    if (qmp_block_commit(s->qmp, &c, err) < 0 ||
-        wait_job(s, QMP_JOB_READY, err) < 0 ||
+    if (qmp_block_commit(s->qmp, &c, err) < 0 && begin_refused(err) < 0)
+        return err_wrap(err, "folding %s into %s", d->head_path, to);
+    if (wait_job(s, QMP_JOB_READY, err) < 0 ||
         qmp_job_read(s->qmp, JOB_ID, &job, err) < 0)
         return err_wrap(err, "folding %s into %s", d->head_path, to);
     if (job.state == QMP_JOB_CONCLUDED)
@@ -306,7 +321,7 @@ static int finish_pull(struct session *s, struct journal *j, const char *node,
 {
     if (qmp_node_flush(s->qmp, node, err) < 0)
         return err->code;
-    j->pull_into = j->pull_from = j->pull_from_format = NULL;
+    forget_pull(j);
     return journal_save(s->vmfd, j, err);
 }
 
@@ -330,9 +345,14 @@ int livechain_pull(struct session *s, struct vm_disk *d,
     j->pull_into = layer->path;
     j->pull_from = first->path;
     j->pull_from_format = first->format;
-    if (journal_save(s->vmfd, j, err) < 0 ||
-        qmp_block_stream(s->qmp, &st, err) < 0 ||
-        wait_job(s, QMP_JOB_CONCLUDED, err) < 0 ||
+    if (journal_save(s->vmfd, j, err) < 0)
+        return err->code;
+    if (qmp_block_stream(s->qmp, &st, err) < 0) {
+        if (begin_refused(err) == QSTILL_E_BUSY)
+            forget_pull(j);
+        return err_wrap(err, "pulling %s into %s", first->path, layer->path);
+    }
+    if (wait_job(s, QMP_JOB_CONCLUDED, err) < 0 ||
         qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0 ||
         finish_pull(s, j, top->name, err) < 0)
         return err_wrap(err, "pulling %s into %s", first->path, layer->path);
@@ -369,7 +389,7 @@ int livechain_settle_pull(struct session *s, struct journal *j,
     if (!s->qmp) {
         if (unpull(j, err) < 0)
             return err->code;
-        j->pull_into = j->pull_from = j->pull_from_format = NULL;
+        forget_pull(j);
         return 0;
     }
     if (livechain_settle(s, err) < 0 || qmp_graph_read(s->qmp, &g, err) < 0)
@@ -380,6 +400,6 @@ int livechain_settle_pull(struct session *s, struct journal *j,
     /* another QEMU than the one that pulled, with another chain */
     if (unpull(j, err) < 0)
         return err->code;
-    j->pull_into = j->pull_from = j->pull_from_format = NULL;
+    forget_pull(j);
     return 0;
 }

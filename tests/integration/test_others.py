@@ -4,6 +4,8 @@ folder) or have open is neither removed nor changed, and is named."""
 
 import json
 import os
+import subprocess
+import time
 
 from lib import image
 from lib.case import Case
@@ -220,6 +222,39 @@ class Others(Case):
         b.quit()
         self.q("delete", "vm", "leaf")  # nobody could know
         self.assertFalse(os.path.exists(leaf))
+
+    def reader(self, path):
+        """As a backup does."""
+        sock = os.path.join(self.tmp, "nbd")
+        p = subprocess.Popen(["qemu-nbd", "-r", "-t", "-f", "qcow2", "-k", sock,
+                              path])
+        self.addCleanup(p.wait)
+        self.addCleanup(p.kill)
+        deadline = time.monotonic() + 20
+        while not os.path.exists(sock):
+            self.assertLess(time.monotonic(), deadline)
+            time.sleep(0.01)
+        return p
+
+    def test_what_a_backup_reads_is_merged_later(self):
+        """QEMU cannot begin its own merge then; no other verb waits."""
+        self.q("delete", "vm", "root", "middle")
+        leaf = self.layer("leaf")
+        reader = self.reader(leaf)
+        self.q("delete", "vm", "leaf")
+        self.assertIn('%s stays for now: ' % leaf, self.q.stderr)
+        self.assertIn('Failed to get "write" lock', self.q.stderr)
+        self.assertEqual([], self.q.names("vm"))
+        self.q("create", "vm", "more")
+        self.assertEqual("running", self.vm.state())
+        self.assertIn(leaf, self.left())
+        self.q("delete", "vm", "more")
+        reader.kill()
+        reader.wait()
+        self.q("recover", "vm")
+        self.assertEqual([], self.left())
+        self.assertEqual({self.vm.disks[0].path}, self.disk_files(self.vm))
+        self.vm.io(self.vm.disks[0], "read -P 9 0 64k")
 
     # ------------------------------------------------------- dropped otherwise
 
