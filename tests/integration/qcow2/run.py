@@ -14,7 +14,10 @@ SEED .. SEED+COUNT-1.
 The deep ones can be done bit by bit: --state keeps what has passed and how
 much that was, for this very command, and is gone on from; --seconds begins
 nothing new after that time. Seeds come first, each test a few of them in turn,
-so that whoever stops early has seen something of everything."""
+so that whoever stops early has seen something of everything.
+
+SIGTERM and SIGINT end the tests at hand, too, which then clean up: no mount and
+no loop device is left."""
 
 import argparse
 import collections
@@ -23,6 +26,7 @@ import importlib
 import inspect
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -34,6 +38,7 @@ import qtools
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CHUNK = 100  # chains of one process, so that a hang is found and told
+ENDING = (signal.SIGTERM, signal.SIGINT)
 DEEP_CHUNK = {"test_crash": 1, "test_merge": 10}  # to be done in a minute
 
 
@@ -122,7 +127,58 @@ def figures(text):
     return re.findall(r"^[.FEsx]*((?:merges|states|kills): .*)", text, re.M)
 
 
-def run(job, args, state, until):
+def one(name):
+    """The process of a class. An exception that leaves a test lets it clean
+    up; KeyboardInterrupt would not."""
+    def result(*argv, **kw):
+        r = unittest.TextTestResult(*argv, **kw)
+
+        def end(number, _):
+            for n in ENDING:
+                signal.signal(n, signal.SIG_IGN)
+            r.failfast = True  # of what is left of this test
+            r.stop()
+            sys.exit(128 + number)
+        for n in ENDING:
+            signal.signal(n, end)
+        return r
+    suite = unittest.defaultTestLoader.loadTestsFromName(name)
+    r = unittest.TextTestRunner(resultclass=result).run(suite)
+    return 0 if r.wasSuccessful() else 1
+
+
+class Running:
+    """Processes of tests."""
+
+    def __init__(self):
+        self.lock, self.all, self.ended = threading.Lock(), set(), 0
+        for n in ENDING:
+            signal.signal(n, self.end)
+
+    def end(self, number, _):
+        with self.lock:
+            self.ended = self.ended or number
+            for p in self.all:
+                p.terminate()
+
+    def run(self, argv, timeout, **kw):
+        """Exit code and output; None when it was ended."""
+        with self.lock:
+            if self.ended:
+                return None
+            p = subprocess.Popen(argv, **kw)
+            self.all.add(p)
+        try:
+            out, _ = p.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            p.terminate()
+            out, _ = p.communicate()
+        with self.lock:
+            self.all.remove(p)
+        return None if self.ended else (p.returncode, out)
+
+
+def run(job, args, state, until, running):
     """(passed, failed, skipped), or None when there was no time for it."""
     if time.monotonic() >= until:
         return None
@@ -130,28 +186,30 @@ def run(job, args, state, until):
                DEEP="1" if args.deep else "", PART=str(job.part or 0),
                SAMPLE="1" if args.sample else "", PYTHONDONTWRITEBYTECODE="1")
     start = time.monotonic()
-    p = subprocess.run([sys.executable, "-m", "unittest", job.name], cwd=HERE,
-                       env=env, stdin=subprocess.DEVNULL, text=True,
-                       stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                       errors="replace", timeout=4 * 3600)
+    ended = running.run([sys.executable, __file__, "--one", job.name], 4 * 3600,
+                        cwd=HERE, env=env, stdin=subprocess.DEVNULL, text=True,
+                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                        errors="replace")
+    if not ended:
+        return None
+    code, out = ended
     took = time.monotonic() - start
-    ran = re.search(r"^Ran (\d+) test", p.stdout, re.M)
-    skipped = re.search(r"skipped=(\d+)", p.stdout)
+    ran = re.search(r"^Ran (\d+) test", out, re.M)
+    skipped = re.search(r"skipped=(\d+)", out)
     ran, skipped = (int(m.group(1)) if m else 0 for m in (ran, skipped))
-    failed = {m for m in re.findall(r"^(?:FAIL|ERROR): (\w+)", p.stdout,
-                                    re.M)}
-    if p.returncode and not failed:
+    failed = set(re.findall(r"^(?:FAIL|ERROR): (\w+)", out, re.M))
+    if code and not failed:
         failed = {job.name}
     word = "failed" if failed else "skipped" if skipped == ran else "passed"
     print("%-7s %s (%.1f s)" % (word, job, took), flush=True)
     if failed or skipped and not job.part:
-        print(p.stdout.rstrip(), flush=True)
+        print(out.rstrip(), flush=True)
     else:
-        for line in figures(p.stdout):
+        for line in figures(out):
             print("        " + line, flush=True)
     if not failed:
         state.add(job, "%.0f s, %d skipped; %s" % (
-            took, skipped, "; ".join(figures(p.stdout))))
+            took, skipped, "; ".join(figures(out))))
     return ran - len(failed) - skipped, len(failed), skipped
 
 
@@ -164,16 +222,20 @@ def main():
     ap.add_argument("--seconds", type=float, default=float("inf"))
     ap.add_argument("--sample", action="store_true")
     ap.add_argument("-j", dest="jobs", type=int, default=2)
+    ap.add_argument("--one", help=argparse.SUPPRESS)
     ap.add_argument("words", nargs="*")
     args = ap.parse_args()
+    if args.one:
+        return one(args.one)
     if args.deep:
         os.environ["DEEP"] = "1"  # the modules look at it
     until = time.monotonic() + args.seconds
     state = State(args.state)
     todo = [j for j in jobs(args) if str(j) not in state.passed]
-    before = len(state.passed)
+    before, running = len(state.passed), Running()
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(lambda j: run(j, args, state, until), todo))
+        results = list(pool.map(lambda j: run(j, args, state, until, running),
+                                todo))
     done = [r for r in results if r]
     passed, failed, skipped = (sum(r[i] for r in done) for i in range(3))
     print("qcow2: %d passed, %d failed, %d skipped" %
@@ -182,6 +244,8 @@ def main():
         print("of all jobs %d had passed before, %d did now, %d are left" %
               (before, len(state.passed) - before,
                before + len(todo) - len(state.passed)))
+    if running.ended:
+        return 128 + running.ended
     return 1 if failed or not (passed + skipped or before) else 0
 
 

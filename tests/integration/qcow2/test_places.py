@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import unittest
 
@@ -59,6 +60,13 @@ class Reflinks(unittest.TestCase):
             self.skipTest("%s is not installed" % mkfs[0])
         root = qtools.scratch()
         image, mount = os.path.join(root, "fs.img"), os.path.join(root, "m")
+
+        def undo():
+            qtools.run("umount", mount)
+            for line in qtools.run("losetup", "-j", image).out.splitlines():
+                qtools.run("losetup", "-d", line.split(":")[0])
+            shutil.rmtree(root, True)
+        self.addCleanup(undo)
         os.makedirs(mount)
         with open(image, "wb") as f:
             f.truncate(1 << 30)
@@ -67,15 +75,7 @@ class Reflinks(unittest.TestCase):
                              image).out.strip()
         r = qtools.run("mount", "-t", fs, device, mount)
         if r.rc:
-            qtools.run("losetup", "-d", device)
-            shutil.rmtree(root)
             self.skipTest("cannot mount %s: %s" % (fs, r.err))
-
-        def undo():
-            qtools.run("umount", mount)
-            qtools.run("losetup", "-d", device)
-            shutil.rmtree(root, True)
-        self.addCleanup(undo)
         return mount, os.path.basename(device)
 
     def written(self, device):
@@ -151,6 +151,45 @@ class Reflinks(unittest.TestCase):
         r = m.run("auto")
         self.assertEqual(r.rc, 0, str(r))
         self.assertEqual(m.merged(), [])
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root to mount")
+@unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "losetup", "mkfs.xfs"),
+                 qtools.missing("qemu-img", "qemu-io", "losetup", "mkfs.xfs"))
+class AnEndedRun(unittest.TestCase):
+    """Of tests, by a signal."""
+
+    def test_leaves_nothing_behind(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with self.subTest(number):
+                d = qtools.scratch()
+                self.addCleanup(shutil.rmtree, d, True)
+                self.ended(d, number)
+                self.assertEqual(self.mounts(d), [])
+                self.assertNotIn(d, qtools.must("losetup", "-a").out)
+                self.assertEqual(os.listdir(d), [])
+
+    def mounts(self, below):
+        with open("/proc/mounts") as f:
+            return [l for l in f if below in l]
+
+    def ended(self, d, number):
+        run = os.path.join(os.path.dirname(os.path.abspath(__file__)),
+                           "run.py")
+        p = subprocess.Popen([sys.executable, run, "Reflinks"],
+                             env=dict(os.environ, QCOW2_TMP=d),
+                             stdin=subprocess.DEVNULL, text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        try:
+            while p.poll() is None and not self.mounts(d):
+                time.sleep(0.02)
+            if p.poll() is not None:
+                self.skipTest("nothing was mounted: " + p.stdout.read())
+        finally:
+            if p.poll() is None:
+                p.send_signal(number)
+            out, _ = p.communicate(timeout=60)
+        self.assertEqual(p.returncode, 128 + number, out)
 
 
 @unittest.skipIf(qtools.missing(), qtools.missing())
