@@ -91,6 +91,10 @@ void launch_argv_free(char **argv); /* NULL is fine */
 int launch_check_ram(const struct launch_record *rec, const char *const *ids,
                      size_t count, struct qstill_error *err);
 
+/* Whether the block's memory backend is read-only: a start maps its file, and
+ * nothing can be loaded into it. */
+bool launch_ram_is_readonly(const struct launch_record *rec, const char *id);
+
 /* ---------------------------------------------------------------- hinders */
 
 enum launch_weight {

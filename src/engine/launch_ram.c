@@ -307,6 +307,12 @@ static const char *backend_of(const char *block)
     return strncmp(block, OBJECTS, n) == 0 ? block + n : block;
 }
 
+static bool is_on(const char *value)
+{
+    return strcmp(value, "on") == 0 || strcmp(value, "true") == 0 ||
+           strcmp(value, "yes") == 0 || strcmp(value, "y") == 0;
+}
+
 static int map_default(struct launch_args *args, const char *id,
                        const struct launch_ram *ram, bool readonly,
                        struct qstill_error *err)
@@ -410,4 +416,22 @@ int launch_check_ram(const struct launch_record *rec, const char *const *ids,
                            ids[i]);
     }
     return 0;
+}
+
+bool launch_ram_is_readonly(const struct launch_record *rec, const char *id)
+{
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
+    CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error scratch = {0};
+    const char *readonly, *rom;
+    size_t arg;
+
+    if (launch_args_parse(&args, rec->argv, &scratch) < 0 ||
+        find_object(&args, backend_of(id), &arg, &scratch) < 0 ||
+        arg == args.count ||
+        opts_parse(&o, args.v[arg].value, "qom-type", &scratch) < 0)
+        return false;
+    readonly = opts_get(&o, "readonly");
+    rom = opts_get(&o, "rom");
+    return readonly && is_on(readonly) && !(rom && strcmp(rom, "off") == 0);
 }

@@ -26,6 +26,12 @@ int revert_open_set(struct revert *r, struct qstill_error *err)
     return ramset_open(&r->set, memfd, err);
 }
 
+/* QEMU would end: its memory is what the file holds now. */
+static bool is_readonly(const struct revert *r, const char *id)
+{
+    return r->s.rec.has_launch && launch_ram_is_readonly(&r->s.rec.launch, id);
+}
+
 /* The blocks that the snapshot's guest calls its RAM: in `mapped`, those are
  * mapped instead of sent. */
 static int fill_restore(struct revert *r, const struct manifest *m,
@@ -40,14 +46,14 @@ static int fill_restore(struct revert *r, const struct manifest *m,
     *o = (struct restore_options){
         .set = r->set,
         .machine = m->machine,
-        .pages = without_main ? RESTORE_UNMAPPED : RESTORE_ALL,
+        .pages = RESTORE_UNMAPPED,
         .zeros = RESTORE_SKIP_ZEROS,
         .mapped = mapped,
     };
     for (size_t i = 0; i < m->block_count; i++) {
         const struct manifest_block *b = &m->blocks[i];
 
-        if (b->main && without_main)
+        if (b->main && (without_main || is_readonly(r, b->id)))
             mapped[o->mapped_count++] = b->id;
         /* A file or shared memory may hold what an earlier VM left there. */
         if (b->main && b->origin && !strstr(b->origin, "backend-ram"))
@@ -67,9 +73,20 @@ int revert_check_files(struct revert *r, struct qstill_error *err)
     return 0;
 }
 
+static void tell_readonly(struct revert *r, const struct manifest *m)
+{
+    for (size_t i = 0; i < m->block_count; i++)
+        if (m->blocks[i].main && is_readonly(r, m->blocks[i].id))
+            store_note(r->store,
+                       "RAM block %s is read-only: it has what its file holds "
+                       "now",
+                       m->blocks[i].id);
+}
+
 int revert_load_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
+    const struct manifest *m = tree_find(&r->s.tree, r->id);
     CLEANUP(closep) int rfd = -1;
     struct restore_options o;
     int fds[2];
@@ -77,9 +94,9 @@ int revert_load_enter(void *ctx, struct qstill_error *err)
     if (r->o.dry_run || !r->started || r->way == WAY_DISK)
         return 0;
     if (revert_open_set(r, err) < 0 ||
-        fill_restore(r, tree_find(&r->s.tree, r->id), r->way == WAY_MAPPED, &o,
-                     err) < 0)
+        fill_restore(r, m, r->way == WAY_MAPPED, &o, err) < 0)
         return err->code;
+    tell_readonly(r, m);
     if (pipe2(fds, O_CLOEXEC) < 0)
         return err_errno(err, errno, "no pipe");
     rfd = fds[0];
@@ -106,8 +123,8 @@ static int load_failed(struct revert *r, const char *why,
         return revert_say_how(r, err);
     }
     start_last_words(&r->s, words, sizeof(words));
-    return err_set(err, QSTILL_E_FAILED, "QEMU did not take the memory: %s%s%s",
-                   why, words[0] ? ": " : "", words);
+    err_set(err, QSTILL_E_FAILED, "QEMU did not take the memory: %s%s%s", why,
+            words[0] ? ": " : "", words);
     return revert_say_how(r, err);
 }
 

@@ -59,7 +59,7 @@ struct procmem_block {
 /*
  * Finds the blocks with how == PROCMEM_UNKNOWN. The VM is stopped, so that
  * the comparison means something. Not finding a block is no error: see `how`.
- * CORRUPT when a known block is not mapped as long as it should be.
+ * FAILED when a known block is not mapped as long as it should be.
  */
 int procmem_find(struct procmem *p, struct procmem_block *blocks, size_t count,
                  struct qstill_error *err);

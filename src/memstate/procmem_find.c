@@ -67,8 +67,10 @@ static size_t find_map(const struct maps *m, uint64_t at)
     return low;
 }
 
-/* Is all of [from, from + len) mapped as RAM is? */
-static bool is_mapped(const struct maps *m, uint64_t from, uint64_t len)
+/* Is all of [from, from + len) mapped as RAM is? (Of a file that is opened
+ * read-only it may not be written.) */
+static bool is_mapped(const struct maps *m, uint64_t from, uint64_t len,
+                      bool writable)
 {
     uint64_t to;
 
@@ -76,7 +78,7 @@ static bool is_mapped(const struct maps *m, uint64_t from, uint64_t len)
         return false;
     for (size_t i = find_map(m, from); from < to; i++) {
         if (i == m->count || m->map[i].start > from || !m->map[i].readable ||
-            !m->map[i].writable)
+            (writable && !m->map[i].writable))
             return false;
         from = m->map[i].end;
     }
@@ -94,7 +96,7 @@ static bool begins_at(const struct maps *m, uint64_t start, uint64_t end)
     size_t i = find_map(m, start);
 
     return i < m->count && m->map[i].start == start &&
-           is_mapped(m, start, end - start);
+           is_mapped(m, start, end - start, true);
 }
 
 static bool overlaps_known(const struct procmem_block *blocks, size_t count,
@@ -219,8 +221,8 @@ static int check_known(const struct maps *m, const struct procmem_block *blocks,
                            "RAM block '%.100s' is longer than its maximum",
                            blocks[i].id);
         if (blocks[i].how == PROCMEM_KNOWN &&
-            !is_mapped(m, blocks[i].hva, blocks[i].max))
-            return err_set(err, QSTILL_E_CORRUPT,
+            !is_mapped(m, blocks[i].hva, blocks[i].max, false))
+            return err_set(err, QSTILL_E_FAILED,
                            "RAM block '%.100s' is not mapped at %#llx",
                            blocks[i].id, (unsigned long long)blocks[i].hva);
     }

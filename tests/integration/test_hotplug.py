@@ -165,9 +165,63 @@ class Spare(Case):
         self.problem("d0", "no memory backend of the command line")
         self.assertTrue(self.q.check("vm")["ok"])
 
+    def test_a_launcher_that_does_not_plug_it(self):
+        """Nobody can tell before: the disks are the old ones."""
+        vm = self.tiny_vm(attach=False, extra=["-m", "8M,slots=4,maxmem=1G"])
+        script = os.path.join(self.tmp, "run")
+        with open(script, "w") as f:
+            f.write("import json, os, subprocess\n"
+                    "argv = json.loads(os.environ['QSTILL_ARGV_JSON'])\n"
+                    "subprocess.Popen(argv, stdin=subprocess.DEVNULL,\n"
+                    "                 start_new_session=True)\n")
+        self.attach(vm, "--launcher", "exec python3 " + script)
+        plug(vm, "d0")
+        self.q("create", "vm", "one", "--memory")
+        failure = self.q.fails("failed", "QEMU did not take the memory",
+                               "revert", "vm", "one", "--restore", "eager")
+        self.assertIn("old disks", failure.hint)
+        self.assertEqual("running", vm.state())
+
     def problem(self, block, says):
         problems = self.q.check("vm", "--memory")["problems"]
         self.assertEqual(["plugged-memory"], [p["code"] for p in problems])
         self.assertRegex(problems[0]["message"],
                          "RAM block %s .*%s" % (block, says))
         self.assertIn("--launcher", problems[0]["hint"])
+
+
+class ReadOnly(Case):
+    """Memory that the guest may not write: an nvdimm of a file."""
+    cost = 10
+
+    def check(self, share):
+        path = os.path.join(self.tmp, "nv")
+        with open(path, "wb") as f:
+            f.write(b"nv" * (8 << 20))
+        vm = self.tiny_vm(machine="pc,nvdimm=on", extra=[
+            "-m", "8M,slots=4,maxmem=1G", "-object",
+            "memory-backend-file,id=n0,size=16M,readonly=on,share=%s,"
+            "mem-path=%s" % (share, path), "-device",
+            "nvdimm,id=nv0,memdev=n0,unarmed=on"])
+        modes = self.q.check("vm", "--memory")["captureModes"]
+        self.assertRegex(modes["cow"], "'n0'.* mapping of the file")
+        self.assertIsNone(modes["paused"])
+        pid = vm.pid()
+        for snap, mode in ("one", "auto"), ("two", "paused"):
+            made = self.q("create", "vm", snap, "--memory", "--mode", mode)
+            self.assertIn("n0.ram", os.listdir(
+                self.q.memory_dir("vm", made["id"])))
+            for way in "auto", "inplace":
+                self.q("revert", "vm", snap, "--restore", way)
+                self.assertEqual(pid, vm.pid())
+        # A new process has what the file holds: QEMU ends when the memory is
+        # written.
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertNotEqual(pid, vm.pid())
+        self.assertIn("n0 is read-only", self.q.stderr)
+
+    def test_of_a_shared_mapping(self):
+        self.check("on")
+
+    def test_of_a_private_mapping(self):
+        self.check("off")

@@ -297,6 +297,32 @@ static void ram_that_no_start_makes_is_named(void **state)
     }
 }
 
+static void a_backend_is_read_only_unless_its_ram_is_not(void **state)
+{
+    static const struct {
+        const char *object;
+        bool is;
+    } cases[] = {
+        {"memory-backend-file,id=n0,size=1M,mem-path=/f,readonly=on", true},
+        {"memory-backend-file,id=n0,size=1M,mem-path=/f", false},
+        {"memory-backend-file,id=n0,size=1M,mem-path=/f,readonly=off", false},
+        {"memory-backend-file,id=n0,mem-path=/f,readonly=on,rom=off", false},
+        {"memory-backend-file,id=n1,mem-path=/f,readonly=on", false},
+        {"{\"qom-type\":\"memory-backend-file\",\"id\":\"n0\","
+         "\"readonly\":true}",
+         true},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        const char *argv[] = {"q", "-object", cases[i].object, NULL};
+        struct launch_record rec = launch_case_record(argv);
+
+        if (launch_ram_is_readonly(&rec, "/objects/n0") != cases[i].is)
+            fail_msg("%s", cases[i].object);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -305,6 +331,7 @@ int main(void)
         cmocka_unit_test(read_only_files_allow_a_balloon),
         cmocka_unit_test(ram_mapped_from_a_snapshot_becomes_ordinary_again),
         cmocka_unit_test(ram_that_no_start_makes_is_named),
+        cmocka_unit_test(a_backend_is_read_only_unless_its_ram_is_not),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

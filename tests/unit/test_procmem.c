@@ -197,6 +197,21 @@ static void find_tells_when_nothing_fits(void **state)
     assert_int_equal(block.hva, 0);
 }
 
+static void a_known_block_may_be_read_only(void **state)
+{
+    struct fixture *f = *state;
+    uint8_t *a = make_block(f, SIZE_A, 4096, 1);
+    struct procmem_block blocks[] = {unknown("a", SIZE_A),
+                                     unknown("b", SIZE_A)};
+
+    assert_int_equal(mprotect(a, SIZE_A, PROT_READ), 0);
+    blocks[0].hva = (uintptr_t)a;
+    blocks[0].how = PROCMEM_KNOWN;
+    find(f, blocks, 2);
+    assert_int_equal(blocks[0].how, PROCMEM_KNOWN);
+    assert_int_equal(blocks[1].how, PROCMEM_UNKNOWN);
+}
+
 static void find_refuses_a_known_block_that_is_not_mapped(void **state)
 {
     struct fixture *f = *state;
@@ -206,8 +221,7 @@ static void find_refuses_a_known_block_that_is_not_mapped(void **state)
 
     block.hva = (uintptr_t)a;
     block.how = PROCMEM_KNOWN;
-    assert_int_equal(procmem_find(f->mem, &block, 1, &f->err),
-                     QSTILL_E_CORRUPT);
+    assert_int_equal(procmem_find(f->mem, &block, 1, &f->err), QSTILL_E_FAILED);
     snprintf(want, sizeof(want), "RAM block 'a' is not mapped at %p",
              (void *)a);
     assert_string_equal(f->err.message, want);
@@ -245,6 +259,7 @@ int main(void)
         T(find_gives_one_place_to_one_block_only),
         T(find_prefers_a_guard_of_one_page),
         T(find_tells_when_nothing_fits),
+        T(a_known_block_may_be_read_only),
         T(find_refuses_a_known_block_that_is_not_mapped),
         T(read_crosses_mappings_and_names_where_it_stops),
     };
