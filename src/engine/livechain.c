@@ -247,6 +247,23 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
     return journal_save(s->vmfd, j, err);
 }
 
+/* The guest goes on with `to`, and the record could not say so: with QEMU gone,
+ * recovery finds that only in the old head's being gone. It held nothing that
+ * `to` has not. */
+static void drop_old_head(struct session *s, const struct vm_disk *d,
+                          const struct journal *j)
+{
+    struct qstill_error ignored = {0};
+    const char *live;
+
+    if (!j->pivot_from || session_refresh(s, &ignored) < 0)
+        return;
+    live = session_live_path(s, d);
+    if (live && session_same_file(live, j->pivot_to) &&
+        !session_same_file(live, j->pivot_from))
+        layer_remove(j->pivot_from, &ignored);
+}
+
 static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
                           const char *to_format, struct journal *j,
                           struct qstill_error *err)
@@ -260,7 +277,8 @@ static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
     j->was_running = had || was_running;
     if (was_running && qmp_stop(s->qmp, 0, err) < 0)
         return err->code;
-    pivot(s, d, to, to_format, j, err);
+    if (pivot(s, d, to, to_format, j, err) < 0)
+        drop_old_head(s, d, j);
     if (livechain_resume(s, was_running, &second) < 0 && err->code == 0)
         *err = second;
     return err->code;
