@@ -141,6 +141,12 @@ static void check_layers(struct report_obj *o, struct session *s)
                  s->vm);
         problem_of(o, "lost-parent", &e);
     }
+    for (size_t i = 0; i < s->tree.count; i++) {
+        struct manifest *one;
+
+        if (tree_resolve(&s->tree, s->tree.nodes[i].name, &one, &e) < 0)
+            problem_of(o, "name-twice", &e);
+    }
     for (size_t i = 0; i < s->tree.count; i++)
         for (size_t k = 0; k < s->tree.nodes[i].disk_count; k++)
             if (layer_check(&s->tree.nodes[i].disks[k], &e) < 0) {

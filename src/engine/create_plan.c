@@ -21,10 +21,7 @@
 
 static int check_name_free(struct create *c, struct qstill_error *err)
 {
-    struct manifest *other = NULL;
-    struct qstill_error scratch = {0};
-
-    if (tree_resolve(&c->s.tree, c->name, &other, &scratch) == 0) {
+    if (tree_taken(&c->s.tree, c->name)) {
         err_set(err, QSTILL_E_BUSY, "a snapshot named %s exists already",
                 c->name);
         return err_hint(err, "take another name, or delete that one");

@@ -261,13 +261,14 @@ static int rename_locked(int vmfd, const char *snap, const char *new_name,
 {
     CLEANUP(closep) int snapsfd = -1, fd = -1;
     CLEANUP(tree_fini) struct tree tree = {0};
-    struct manifest *m = NULL, *other = NULL;
-    struct qstill_error scratch = {0};
+    const struct manifest *other;
+    struct manifest *m = NULL;
 
     if (tree_load(vmfd, &tree, err) < 0 ||
         tree_resolve(&tree, snap, &m, err) < 0)
         return err->code;
-    if (tree_resolve(&tree, new_name, &other, &scratch) == 0 && other != m)
+    other = tree_taken(&tree, new_name);
+    if (other && other != m)
         return err_set(err, QSTILL_E_BUSY, "a snapshot named %s exists already",
                        new_name);
     m->name = arena_strdup(&m->arena, new_name);

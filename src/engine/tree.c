@@ -243,10 +243,38 @@ struct manifest *tree_find(const struct tree *t, const char *id)
     return NULL;
 }
 
+struct manifest *tree_named(const struct tree *t, const char *name,
+                            const struct manifest *after)
+{
+    for (size_t i = after ? (size_t)(after - t->nodes) + 1 : 0; i < t->count;
+         i++)
+        if (strcmp(t->nodes[i].name, name) == 0)
+            return &t->nodes[i];
+    return NULL;
+}
+
+struct manifest *tree_taken(const struct tree *t, const char *name)
+{
+    struct manifest *m = tree_find(t, name);
+
+    return m ? m : tree_named(t, name, NULL);
+}
+
+static int ambiguous(const struct manifest *a, const struct manifest *b,
+                     struct qstill_error *err)
+{
+    err_set(err, QSTILL_E_PRECONDITION,
+            "two snapshots have the name %s: %s "
+            "and %s",
+            a->name, a->id, b->id);
+    return err_hint(err, "name it by its id, or give it another name: qstill "
+                         "rename VM ID NEW");
+}
+
 int tree_resolve(const struct tree *t, const char *snap, struct manifest **out,
                  struct qstill_error *err)
 {
-    struct manifest *found = tree_find(t, snap);
+    struct manifest *found = tree_find(t, snap), *second = NULL;
     const struct tree_damage *d = tree_find_damaged(t, snap);
 
     if (name_check("snapshot name", snap, err) < 0)
@@ -255,11 +283,12 @@ int tree_resolve(const struct tree *t, const char *snap, struct manifest **out,
         err_set(err, d->code, "%s", d->message);
         return err_hint(err, "%s", d->hint);
     }
-    for (size_t i = 0; !found && i < t->count; i++) {
-        if (strcmp(t->nodes[i].name, snap) != 0)
-            continue;
-        found = &t->nodes[i];
+    if (!found) {
+        found = tree_named(t, snap, NULL);
+        second = found ? tree_named(t, snap, found) : NULL;
     }
+    if (second)
+        return ambiguous(found, second, err);
     if (!found) {
         err_set(err, QSTILL_E_NOT_FOUND, "no snapshot named %s", snap);
         return err_hint(err, t->damaged_count == 0

@@ -40,8 +40,14 @@ const struct tree_damage *tree_find_damaged(const struct tree *t,
                                             const char *id);
 /* What it is called in a sentence: "damaged". */
 const char *tree_damage_word(const struct tree_damage *d);
-/* By id, else by name (names are unique within a VM): NOT_FOUND, and its code
- * for the id of a damaged one. */
+/* The next one of that name behind `after` (NULL: the first), or NULL. */
+struct manifest *tree_named(const struct tree *t, const char *name,
+                            const struct manifest *after);
+/* Whose name or id it is: nobody else is to get it. NULL: it is free. */
+struct manifest *tree_taken(const struct tree *t, const char *name);
+/* By id, else by name: NOT_FOUND, its code for the id of a damaged one, and
+ * PRECONDITION for a name that several have: no verb gives one away twice, but
+ * a manifest can be brought back from a backup. */
 int tree_resolve(const struct tree *t, const char *snap, struct manifest **out,
                  struct qstill_error *err);
 size_t tree_children(const struct tree *t, const char *id);

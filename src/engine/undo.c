@@ -131,15 +131,15 @@ static int plan_snapshots(struct undo *u, const struct vm_trash *t,
     for (size_t i = 0; i < t->id_count; i++) {
         CLEANUP(manifest_fini) struct manifest m = {.arena = ARENA_INIT};
         CLEANUP(closep) int fd = -1;
-        struct qstill_error none = {0};
-        struct manifest *taken = NULL;
+        const struct manifest *taken;
         char name[TRASH_NAME_LEN];
 
         trash_name(t->ids[i], name);
         if (store_opendirat(u->s.snapsfd, name, &fd, err) < 0 ||
             manifest_load(fd, &m, err) < 0)
             return err_wrap(err, "snapshot %s", t->ids[i]);
-        if (tree_resolve(&u->s.tree, m.name, &taken, &none) == 0) {
+        taken = tree_taken(&u->s.tree, m.name);
+        if (taken) {
             err_set(err, QSTILL_E_BUSY, "a snapshot named %s exists again (%s)",
                     m.name, taken->id);
             return err_hint(err, "rename that one first");

@@ -491,6 +491,37 @@ class Edited(Case):
         self.assertEqual([], self.problems())
 
 
+class Twice(Tree):
+    """A manifest that was brought back has the name of another by now."""
+
+    def test_a_name_of_two_is_nobodys(self):
+        path = self.q.manifest_path("vm", self.ids["leaf"])
+        self.q("rename", "vm", "twig", "other")
+        self.q("rename", "vm", "leaf", "twig")
+        shutil.copy(path, self.tmp + "/backup")
+        self.q("rename", "vm", "twig", "leaf")
+        self.q("rename", "vm", "other", "twig")
+        shutil.copy(self.tmp + "/backup", path)
+        both = sorted([self.ids["leaf"], self.ids["twig"]])
+        with self.nothing_changes(self.vm):
+            for argv in (["info", "vm", "twig"], ["verify", "vm", "twig"],
+                         ["delete", "vm", "twig"], ["revert", "vm", "twig"],
+                         ["rename", "vm", "twig", "new"]):
+                failure = self.q.fails("precondition", "two snapshots.*twig",
+                                       *argv)
+                self.assertEqual(both, sorted(
+                    i for i in both if i in failure.message))
+                self.assertIn("id", failure.hint)
+            self.q.fails("busy", "exists", "create", "vm", "twig")
+            self.q.fails("busy", "exists", "rename", "vm", "root", "twig")
+            problems = self.q.check("vm")["problems"]
+            self.assertEqual(["name-twice"], [p["code"] for p in problems])
+        self.q("delete", "vm", self.ids["twig"])
+        self.q("rename", "vm", "twig", "leaf")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.is_whole("root", "middle", "leaf")
+
+
 class Several(Case):
     """Recovery of all VMs of a store."""
 
