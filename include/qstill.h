@@ -197,7 +197,10 @@ struct qstill_snapshot {
                               others read are merged, see the dry run */
     double frozen_ms;      /* how long the guest was frozen; 0: it was not */
     uint64_t frozen_filesystems;  /* of the mounted ones; fewer: the others */
-    uint64_t mounted_filesystems; /* could not be. 0: the agent did not say */
+    uint64_t mounted_filesystems; /* could not be. 0: the agent did not say.
+                                     Not quiesced, and frozen all the same: the
+                                     memory is of a guest that others froze, or
+                                     thawed too early */
 };
 
 /* One whose manifest cannot be used. Its layers are not known: until it is

@@ -289,6 +289,21 @@ static void check_thawable(struct report_obj *o, const struct session *s)
                 "--force without it");
 }
 
+/* As a create sees it, which leaves a paused VM as it is. */
+static void check_agent(struct report_obj *o, struct session *s,
+                        const struct qstill_check_options *options)
+{
+    bool paused = session_vm_is_paused(s);
+    struct qstill_error e = {0};
+
+    if (options->quiesce && paused)
+        store_note(s->store, "VM %s is paused: it is not quiesced", s->vm);
+    if (options->quiesce && !paused && quiesce_check(s, &e) < 0)
+        problem_of(o, "agent", &e);
+    else
+        check_thawable(o, s);
+}
+
 static int check_live(struct report_obj *o, struct session *s,
                       const struct qstill_check_options *options,
                       struct qstill_error *err)
@@ -310,10 +325,7 @@ static int check_live(struct report_obj *o, struct session *s,
                    "the RAM of VM %s is a mapping of snapshot %s: modes cow "
                    "and background cannot be used until it is started anew",
                    s->vm, s->rec.mapped);
-    if (options->quiesce && quiesce_check(s, &e) < 0)
-        problem_of(o, "agent", &e);
-    else
-        check_thawable(o, s);
+    check_agent(o, s, options);
     return check_modes(o, s, options, err);
 }
 

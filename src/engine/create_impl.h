@@ -43,6 +43,7 @@ struct create {
     bool published;
     struct memcap mem;
     struct quiesce quiesce;
+    bool found_frozen; /* the guest, by somebody else or earlier */
     bool was_running;
     bool stopped;  /* by us, or by QEMU for us */
     bool switched; /* heads are the new ones */

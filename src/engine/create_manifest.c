@@ -187,7 +187,8 @@ int create_manifest(struct create *c, struct qstill_error *err)
     m->protect = !c->o.no_protect;
     m->quiesced = c->quiesce.filesystems > 0 && !c->quiesce.early;
     m->frozen_ms = c->quiesce.frozen_ms;
-    m->frozen_filesystems = c->quiesce.filesystems;
+    /* one at least: how many somebody else froze is not known */
+    m->frozen_filesystems = c->found_frozen ? 1 : c->quiesce.filesystems;
     m->mounted_filesystems = c->quiesce.mounted;
     m->mode = c->o.memory ? mode_name(c->mode) : MANIFEST_MODE_DISK;
     m->mode_reason = c->why;

@@ -58,6 +58,19 @@ static int plan_live(struct create *c, struct qstill_error *err)
     return 0;
 }
 
+/* Its memory is captured frozen, and whoever reverts to it must know. */
+static void look_whether_frozen(struct create *c)
+{
+    if (!c->o.memory || c->o.quiesce || !c->was_running || !c->s.rec.agent)
+        return;
+    c->found_frozen = c->s.rec.thaw.owed || quiesce_is_frozen(&c->s);
+    if (c->found_frozen)
+        store_note(c->store,
+                   "the guest of VM %s is, or may be, frozen already: a revert "
+                   "to the snapshot thaws it",
+                   c->vm);
+}
+
 static int plan_off(struct create *c, struct qstill_error *err)
 {
     if (c->o.quiesce)
@@ -105,6 +118,7 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
         return err->code;
     if (c->o.quiesce && quiesce_check(&c->s, err) < 0)
         return err->code;
+    look_whether_frozen(c);
     if (c->s.rec.disk_count == 0 && !c->o.memory)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "VM %s has no disk to snapshot", c->vm);

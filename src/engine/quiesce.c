@@ -17,6 +17,8 @@
 
 /* For what is tried again and again. */
 #define ONCE_MS 2000
+/* For what nobody has asked for. */
+#define GLANCE_MS 500
 
 /* `o` may be NULL. */
 static int open_agent(struct session *s, const struct qstill_qga_options *o,
@@ -129,6 +131,20 @@ int quiesce_reach(struct session *s, struct qstill_error *err)
     open_agent(s, &o, &a, err);
     qstill_qga_close(a);
     return err->code;
+}
+
+bool quiesce_is_frozen(struct session *s)
+{
+    struct qstill_qga_options o = QSTILL_QGA_OPTIONS_INIT;
+    struct qstill_error ignored = {0};
+    struct qstill_qga *a = NULL;
+    bool frozen = false;
+
+    o.timeout_ms = GLANCE_MS;
+    if (open_agent(s, &o, &a, &ignored) == 0)
+        qstill_qga_is_frozen(a, &frozen, &ignored);
+    qstill_qga_close(a);
+    return frozen;
 }
 
 /* A guest that was frozen is gone with its QEMU. */

@@ -32,6 +32,8 @@ int quiesce_thaw(struct session *s, struct quiesce *q,
                  struct qstill_error *err);
 /* Once, without waiting for long. */
 int quiesce_thaw_once(struct session *s, struct qstill_error *err);
+/* Whether the agent says that the guest is frozen, if it answers at once. */
+bool quiesce_is_frozen(struct session *s);
 /* Whether there is an agent's socket; one of a VM that is off comes with it. */
 bool quiesce_has_socket(const struct session *s);
 /* Whether the agent answers, without waiting for long. */

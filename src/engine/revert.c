@@ -297,7 +297,11 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     if ((r->started || r->in_process) && revert_run(&r->s, &r->j, err) < 0)
         return err->code;
     revert_lap(r, "run");
-    if (r->j.freezing && r->state == QSTILL_STATE_PAUSED)
+    if (r->j.freezing && !r->s.rec.agent)
+        store_note(r->store,
+                   "the guest of %s was captured frozen: thaw it by hand",
+                   m->name);
+    else if (r->j.freezing && r->state == QSTILL_STATE_PAUSED)
         store_note(r->store,
                    "the guest of %s was captured frozen: when it runs, the "
                    "next verb of qstill thaws it",

@@ -206,13 +206,14 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
 }
 
 /* A guest that was frozen when its memory was taken wakes up frozen: a thaw is
- * owed before it runs. What was owed of the guest before is not any more. */
+ * owed before it runs. What was owed of the guest before is not any more. With
+ * no agent recorded (--force) nobody could ever pay: it is told only. */
 static void owe_thaw(struct session *s, const struct journal *j)
 {
     bool there = s->qmp && (j->pid == 0 || same_process(s, j));
 
     s->rec.thaw = (struct vm_thaw){0};
-    if (j->freezing && there)
+    if (j->freezing && there && s->rec.agent)
         s->rec.thaw = (struct vm_thaw){true, j->pid, j->pid_start};
 }
 

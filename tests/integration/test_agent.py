@@ -132,6 +132,7 @@ class BadAgent(Case):
         self.assertFalse(self.q("create", "vm", "one",
                                 "--quiesce")["quiesced"])
         self.assertIn("paused: it is not quiesced", self.q.stderr)
+        self.assertTrue(self.q.check("vm", "--quiesce")["ok"])
         self.assertNotIn(FREEZE, self.agent.seen)
         self.cont(self.vm)
 
@@ -161,6 +162,24 @@ class SomebodyElse(Case):
         self.assertIn("somebody else has frozen the guest",
                       str(self.q.check("vm", "--quiesce")["problems"]))
         self.assertFalse(self.q("create", "vm", "one")["quiesced"])
+
+    def test_its_memory_is_thawed_after_a_revert(self):
+        self.agent.frozen = True
+        self.assertFalse(self.q("create", "vm", "one", "--memory")["quiesced"])
+        self.assertIn("frozen already: a revert to the snapshot", self.q.stderr)
+        self.assertNotIn(THAW, self.agent.seen)
+        self.q("revert", "vm", "one")
+        self.assertFalse(self.agent.frozen)
+
+    def test_an_agent_that_hangs_does_not_hold_up_a_create(self):
+        self.agent.behave = lambda name: FakeAgent.SILENT
+        begun = time.monotonic()
+        self.q("create", "vm", "one", "--memory")
+        self.assertLess(time.monotonic() - begun, 4)
+        self.agent.seen.clear()
+        self.agent.behave = lambda name: None
+        self.q("revert", "vm", "one")
+        self.assertEqual([], self.agent.seen)
 
     def test_one_who_is_faster_than_we(self):
         def behave(name):
@@ -259,6 +278,30 @@ class Owed(Case):
         self.q.snapshots("vm")
         self.assertLess(time.monotonic() - begun, 4)
         self.assertIsNotNone(self.owed())
+
+    def test_memory_taken_meanwhile_is_thawed_after_a_revert(self):
+        self.revert_unthawed()
+        self.q("create", "vm", "two", "--memory")
+        self.agent.behave = lambda name: None
+        self.q.snapshots("vm")
+        self.assertFalse(self.agent.frozen)
+        self.agent.frozen = True
+        self.q("revert", "vm", "two")
+        self.assertFalse(self.agent.frozen)
+
+    def test_without_an_agent_nobody_is_dunned(self):
+        path = os.path.join(self.store, "vm", "vm.json")
+        with open(path) as f:
+            record = json.load(f)
+        record["agent"] = None
+        with open(path, "w") as f:
+            json.dump(record, f)
+        with self.nothing_changes(self.vm):
+            self.q.fails("precondition", "no guest agent socket", "revert",
+                         "vm", "one")
+        self.q("revert", "vm", "one", "--force")
+        self.assertIn("thaw it by hand", self.q.stderr)
+        self.assertIsNone(self.owed())
 
     def test_a_new_qemu_is_not_frozen(self):
         self.revert_unthawed()
