@@ -44,6 +44,7 @@ struct merge_group {
     char *backing;      /* the name to be stored, or NULL */
     const char *backing_format;
     char *result; /* path */
+    bool *stuck;  /* by layer, from upper on: its name cannot be taken away */
     struct merge_record record;
     uint64_t bytes;
     uint64_t freed;
@@ -91,6 +92,8 @@ void group_fini(struct merge_group *g);
 int group_name_backing(struct merge_group *g, struct qstill_error *err);
 /* Sets g->result. */
 int group_name_result(struct merge_group *g, struct qstill_error *err);
+/* Sets g->stuck. */
+int group_look_at_names(struct merge_group *g, struct qstill_error *err);
 /* Whether the names of the other layers can go, and its own if that changes,
  * when layer t (or MERGE_NO_TARGET) keeps its file. */
 int group_check_names(const struct merge_group *g, size_t t,

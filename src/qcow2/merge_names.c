@@ -153,17 +153,30 @@ int group_name_backing(struct merge_group *g, struct qstill_error *err)
     return 0;
 }
 
+int group_look_at_names(struct merge_group *g, struct qstill_error *err)
+{
+    struct qstill_error ignored;
+
+    if (!g->main || g->m->output || g->m->estimate_only)
+        return 0;
+    g->stuck = calloc(g->last - g->upper + 1, sizeof(bool));
+    if (!g->stuck)
+        return err_nomem(err);
+    for (size_t i = g->upper; i <= g->last; i++)
+        g->stuck[i - g->upper] =
+            removable_check(g->chain->layers[i]->path, &ignored) < 0;
+    return 0;
+}
+
 int group_check_names(const struct merge_group *g, size_t t,
                       struct qstill_error *err)
 {
-    if (!g->main || g->m->output || g->m->estimate_only)
-        return 0;
-    for (size_t i = g->upper; i <= g->last; i++) {
+    for (size_t i = g->upper; g->stuck && i <= g->last; i++) {
         const char *path = g->chain->layers[i]->path;
 
-        if (i == t && strcmp(path, g->result) == 0)
+        if (!g->stuck[i - g->upper] || (i == t && strcmp(path, g->result) == 0))
             continue;
-        if (removable_check(path, err) < 0)
+        if (removable_check(path, err) < 0) /* why */
             return err->code;
     }
     return 0;

@@ -37,6 +37,7 @@ void group_fini(struct merge_group *g)
     image_close(g->fresh);
     free(g->backing);
     free(g->result);
+    free(g->stuck);
     if (!g->main && g->chain) {
         /* all but the first layer, and the aio, are the merge's own */
         image_close(g->chain->layers[0]);
@@ -577,7 +578,8 @@ static int choose(struct merge_group *g, struct qstill_error *err)
 
 int group_plan(struct merge_group *g, struct qstill_error *err)
 {
-    if (group_name_result(g, err) < 0 || lock_and_load(g, err) < 0 ||
+    if (group_name_result(g, err) < 0 || group_look_at_names(g, err) < 0 ||
+        lock_and_load(g, err) < 0 ||
         chain_view(g->chain, g->upper, g->last, &g->view, err) < 0 ||
         choose(g, err) < 0)
         return err->code;
