@@ -314,6 +314,24 @@ static bool is_same_inode(const struct manifest_disk *then,
     return now->dev == then->dev || then->mtime_ns;
 }
 
+/* As raw the guest would see the image's tables. A layer that a merge moved
+ * into a raw file may have the hash of what it was. */
+static bool is_misnamed(const struct manifest_disk *d)
+{
+    struct manifest scratch = {.arena = ARENA_INIT};
+    struct manifest_disk now = *d;
+    struct qstill_error ignored = {0};
+    bool same;
+
+    if (!d->header_hash || layer_is_qcow2(d->format))
+        return false;
+    now.format = "qcow2";
+    same = layer_identify(&scratch, &now, &ignored) == 0 &&
+           strcmp(now.header_hash, d->header_hash) == 0;
+    manifest_fini(&scratch);
+    return same;
+}
+
 int layer_check(const struct manifest_disk *d, struct qstill_error *err)
 {
     struct manifest scratch = {.arena = ARENA_INIT};
@@ -327,6 +345,12 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
         err_set(err, QSTILL_E_CORRUPT, "disk %s: %s is a symbolic link now",
                 d->name, d->path);
         return err_hint(err, "bring the original file back");
+    }
+    if (is_misnamed(d)) {
+        err_set(err, QSTILL_E_CORRUPT,
+                "disk %s: %s is a qcow2 image, not %.16s as the snapshot says",
+                d->name, d->path, d->format);
+        return err_hint(err, "bring the store's files back from a backup");
     }
     r = layer_identify(&scratch, &now, err);
 

@@ -480,6 +480,18 @@ class Edited(Case):
         self.assertEqual("running", vm.state())
         self.q("verify", "vm", "one")
 
+    def test_another_format(self):
+        """The guest would see the tables of the image as its disk."""
+        self.edit('"format": "qcow2"', '"format": "raw"')
+        for more in ((), ("--stopped",)):
+            self.q.fails("corrupt", "is a qcow2 image, not raw", "revert",
+                         "vm", "one", *more)
+        self.q.fails("corrupt", "is a qcow2 image, not raw", "delete", "vm",
+                     "one")
+        self.assertIn("layer-changed", self.problems())
+        self.edit('"format": "raw"', '"format": "qcow2"')
+        self.q("verify", "vm", "one")
+
     def test_the_record_of_a_vm(self):
         path = os.path.join(self.store, "vm", "vm.json")
         self.edit('"mapped": null', '"mapped": "%s"' % self.made["id"], path)
