@@ -465,6 +465,30 @@ class Killed(InParts):
         self.q("create", "vm", "after", "--memory", "--mode", "cow")
         self.q("verify", "vm", "after")
 
+    def test_stopped_by_a_signal_we_hold_the_guest_until_we_go_on_or_die(self):
+        vm = self.running_vm(append="JUNK=24 DIRTY=1", smp=2)
+        vm.serial.wait("JUNK-READY")
+        for last in (signal.SIGCONT, signal.SIGKILL):
+            p = self.q.start("create", "vm", last.name, "--memory", "--mode",
+                             "cow", "--bwlimit", "20M")
+            self.q.wait_journal("vm", p)
+            time.sleep(1)  # the copy takes longer
+            p.send_signal(signal.SIGSTOP)
+            time.sleep(1)  # until it wants to write what is protected
+            self.stands_still(vm, 2)
+            since = vm.serial.mark()
+            p.send_signal(last)
+            self.goes_on(vm, since)
+            status, out, err = self.q.finish(p)
+            if last == signal.SIGCONT:
+                self.assertEqual(0, status, out + err)
+                self.q("verify", "vm", last.name)
+            else:
+                self.q("recover", "vm")
+                self.assertEqual([signal.SIGCONT.name], self.q.names("vm"))
+            vm.serial.wait(r"junk pass=\d+ bad=0", vm.serial.mark())
+        self.assertEqual([], vm.serial.wrong())
+
     def inject(self, vm, step, kill_after=None):
         """What became of a probe that dies at that step, or so late."""
         p = subprocess.Popen([PROBE, "inject", str(vm.pid()), str(step)],
