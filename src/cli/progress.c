@@ -48,8 +48,8 @@ static void phase_over(struct progress *p)
     if (!p->cli->verbose || !p->phase[0])
         return;
     progress_clear(p->cli);
-    fprintf(p->cli->say, "qstill: %s: %s: %.0f ms\n", p->cli->verb->name, p->phase,
-            (now_s() - p->phase_began) * 1000);
+    fprintf(p->cli->say, "qstill: %s: %s: %.0f ms\n", p->cli->verb->name,
+            p->phase, (now_s() - p->phase_began) * 1000);
 }
 
 /* "43%  812 MiB of 1.9 GiB  410 MiB/s  3 s left" */
@@ -133,8 +133,8 @@ void progress_tick(void *user, const struct qstill_progress *now)
     if (p->terminal)
         draw_bar(p, now, words);
     else
-        fprintf(p->cli->say, "qstill: %s: %s %s\n", p->cli->verb->name, p->phase,
-                words);
+        fprintf(p->cli->say, "qstill: %s: %s %s\n", p->cli->verb->name,
+                p->phase, words);
 }
 
 void progress_end(struct progress *p)

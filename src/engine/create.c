@@ -262,9 +262,12 @@ static void switch_undo(void *ctx, struct qstill_error *err)
     struct create *c = ctx;
 
     memcap_abort(&c->mem);
-    if (c->s.qmp && c->journaled &&
-        unwind_resume(&c->s, &c->j, &unthawed, err) == 0)
+    if (!c->s.qmp || !c->journaled)
+        return;
+    if (unwind_resume(&c->s, &c->j, &unthawed, err) == 0)
         *err = unthawed;
+    else if (err->code == QSTILL_E_UNREACHABLE)
+        unwind_await(&c->s, &c->j, err);
 }
 
 /* -------------------------------------------------------------------- copy */

@@ -13,6 +13,7 @@
 #include "layers.h"
 #include "livechain.h"
 #include "qcow2/lock.h"
+#include "qstill-qmp.h"
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
 #include "session.h"
@@ -21,6 +22,7 @@
 #include "thaw.h"
 
 #define CANCEL_WAIT_MS 10000
+#define PATIENCE_MS    600000
 
 void unwind_tmp_name(const char *id, char out[UNWIND_TMP_LEN])
 {
@@ -119,6 +121,33 @@ int unwind_resume(struct session *s, struct journal *j,
     if (first.code < 0)
         *err = first;
     return first.code;
+}
+
+int unwind_await(struct session *s, const struct journal *j,
+                 struct qstill_error *err)
+{
+    double deadline = clock_ms() + PATIENCE_MS;
+    struct qstill_error now = {0};
+
+    if (!j->was_running)
+        return err->code;
+    store_note(s->store,
+               "QEMU of VM %s does not answer: waiting for it, since the guest "
+               "may stand still then",
+               s->vm);
+    while (clock_ms() < deadline && qstill_qmp_pump(s->qmp, &now) == 0) {
+        if (session_refresh(s, &now) == 0 &&
+            livechain_resume(s, true, &now) == 0) {
+            err_clear(err);
+            return 0;
+        }
+        err_clear(&now);
+        clock_sleep_ms(100);
+    }
+    return err_hint(err,
+                    "VM %s may stand still when its QEMU answers again: "
+                    "qstill recover %s lets it run on",
+                    s->vm, s->vm);
 }
 
 /* The new head cannot go: it stays, on its frozen layer, which nobody names. */

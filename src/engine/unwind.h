@@ -32,6 +32,12 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
  * from now on. */
 int unwind_resume(struct session *s, struct journal *j,
                   struct qstill_error *unthawed, struct qstill_error *err);
+/* Behind an unwind_resume() that QEMU did not answer (`err`): a `stop` that it
+ * was told takes effect when its storage answers again, and nobody else would
+ * let the guest run then. Waits for that, minutes; `err` is cleared when the
+ * guest runs, and says what to do when not. */
+int unwind_await(struct session *s, const struct journal *j,
+                 struct qstill_error *err);
 /* QMP cannot be had, for the reason in *err, which is returned: the guest is
  * thawed at least, through its agent's own socket, and the journal says so. */
 int unwind_thaw(struct session *s, struct journal *j, struct buf *text,

@@ -384,7 +384,7 @@ class Early(Case):
 class DeafQemu(Case):
     """QEMU answers nobody for a while, its agent's socket does."""
     either = True
-    limit = 200
+    limit = 300
 
     def setUp(self):
         super().setUp()
@@ -405,6 +405,27 @@ class DeafQemu(Case):
             status, _, err = self.q.finish(p, 100)
         self.assertEqual(9, status, err)
         self.assertIn("has not answered 'transaction'", err)
+        self.assertFalse(self.agent.frozen)
+        self.assertEqual("running", self.vm.state())
+
+    def test_a_stop_that_comes_late_is_followed_by_cont(self):
+        """Storage that hangs keeps QEMU in its `stop`: here a signal does."""
+        pid = self.vm.pid()
+
+        def behave(name):
+            if name == STATUS and self.agent.frozen:
+                os.kill(pid, signal.SIGSTOP)
+            if name == THAW:
+                later = threading.Timer(120, os.kill, (pid, signal.SIGCONT))
+                later.start()
+                self.addCleanup(later.join)
+        self.addCleanup(os.kill, pid, signal.SIGCONT)
+        self.agent.behave = behave
+        with self.nothing_changes(self.vm):
+            p = self.q.start("create", "vm", "one", "--quiesce", "--memory")
+            status, _, err = self.q.finish(p, 250)
+        self.assertEqual(9, status, err)
+        self.assertIn("has not answered 'stop'", err)
         self.assertFalse(self.agent.frozen)
         self.assertEqual("running", self.vm.state())
 
