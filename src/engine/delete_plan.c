@@ -143,6 +143,23 @@ static void describe_damaged(struct del *c)
                        t->damaged[i].id);
 }
 
+/* Before anything is gone: each layer is noted in vm.json until it is merged.
+ */
+static int check_count(const struct del *c, struct qstill_error *err)
+{
+    size_t layers = c->s.rec.hidden_count;
+
+    for (size_t i = 0; i < c->s.tree.count; i++)
+        if (c->doomed[i])
+            layers += c->s.tree.nodes[i].disk_count;
+    if (layers <= VM_HIDDEN_MAX)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%zu layers would have to be merged, the most at once is %d",
+            layers, VM_HIDDEN_MAX);
+    return err_hint(err, "delete fewer snapshots at once");
+}
+
 int delete_plan_enter(void *ctx, struct qstill_error *err)
 {
     CLEANUP(layers_fini) struct layers all = {0};
@@ -156,6 +173,8 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
         return err->code;
     if (c->o.children)
         mark_children(c);
+    if (check_count(c, err) < 0)
+        return err->code;
     if (session_connect(&c->s, err) < 0 ||
         (c->s.qmp && (ready_settled(&c->s, err) < 0 ||
                       session_check_heads(&c->s, err) < 0)) ||

@@ -359,6 +359,25 @@ int vmrecord_set_mapped(struct vm_record *rec, const char *id,
     return dup_into(rec, &rec->mapped, id, err);
 }
 
+/* The arena gives nothing back: an array of thousands is not copied for each
+ * one more. */
+static int grow_hidden(struct vm_record *rec, struct qstill_error *err)
+{
+    size_t cap = rec->hidden_count < 16 ? 16 : 2 * rec->hidden_count;
+    struct vm_hidden *more;
+
+    if (rec->hidden_count < rec->hidden_cap)
+        return 0;
+    more = arena_array(&rec->arena, cap, sizeof(*more));
+    if (!more)
+        return err_nomem(err);
+    if (rec->hidden_count > 0)
+        memcpy(more, rec->hidden, rec->hidden_count * sizeof(*more));
+    rec->hidden = more;
+    rec->hidden_cap = cap;
+    return 0;
+}
+
 int vmrecord_hide(struct vm_record *rec, const char *disk, const char *path,
                   const char *format, struct qstill_error *err)
 {
@@ -370,13 +389,9 @@ int vmrecord_hide(struct vm_record *rec, const char *disk, const char *path,
     if (rec->hidden_count >= VM_HIDDEN_MAX)
         return err_set(err, QSTILL_E_FAILED, "over %d hidden layers",
                        VM_HIDDEN_MAX);
-    more = arena_array(&rec->arena, rec->hidden_count + 1, sizeof(*more));
-    if (!more)
-        return err_nomem(err);
-    if (rec->hidden_count > 0)
-        memcpy(more, rec->hidden, rec->hidden_count * sizeof(*more));
-    rec->hidden = more;
-    more += rec->hidden_count;
+    if (grow_hidden(rec, err) < 0)
+        return err->code;
+    more = &rec->hidden[rec->hidden_count];
     if (dup_into(rec, &more->disk, disk, err) < 0 ||
         dup_into(rec, &more->path, path, err) < 0 ||
         dup_into(rec, &more->format, format, err) < 0)

@@ -11,8 +11,10 @@
 #include "launch.h"
 
 /* QEMU itself stops at a few hundred disks; a manifest stays small. */
-#define VM_DISKS_MAX  256
-#define VM_HIDDEN_MAX 4096
+#define VM_DISKS_MAX 256
+/* All layers of 1000 snapshots of 16 disks that are deleted at once; at 300
+ * bytes and two names of 100 each that is 8 MiB, half of JSON_FILE_MAX. */
+#define VM_HIDDEN_MAX 16384
 /* Operations whose trash is kept, and snapshots that one took away. */
 #define VM_TRASH_MAX       64
 #define VM_TRASH_FILES_MAX 65536
@@ -75,7 +77,7 @@ struct vm_record {
     const char *mapped;  /* id of the snapshot whose RAM files QEMU maps */
     size_t disk_count;
     struct vm_disk *disks;
-    size_t hidden_count;
+    size_t hidden_count, hidden_cap;
     struct vm_hidden *hidden;
     size_t trash_count; /* oldest first */
     struct vm_trash *trash;

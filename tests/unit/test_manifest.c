@@ -271,6 +271,35 @@ static void a_record_keeps_heads_hidden_layers_and_the_launch(void **state)
     vmrecord_fini(&r);
 }
 
+/* 500 snapshots of 16 disks that are deleted at once. */
+static void a_record_hides_the_layers_of_a_large_tree(void **state)
+{
+    struct fixture *f = *state;
+    struct vm_disk disk = {.name = "d",
+                           .attach_path = "a",
+                           .attach_format = "raw",
+                           .head_path = "/a",
+                           .head_format = "raw"};
+    struct vm_record w = {
+        .name = "v", .qmp = "/q", .disk_count = 1, .disks = &disk};
+    struct vm_record r;
+    char path[64];
+
+    for (int i = 0; i < 8000; i++) {
+        snprintf(path, sizeof(path), "/var/lib/images/vm/disk.%d.qcow2", i);
+        assert_int_equal(vmrecord_hide(&w, "d", path, "qcow2", &f->err), 0);
+    }
+    assert_int_equal(vmrecord_save(f->fd, &w, &f->err), 0);
+    arena_fini(&w.arena);
+    assert_int_equal(vmrecord_load(f->fd, &r, &f->err), 0);
+    assert_int_equal(r.hidden_count, 8000);
+    assert_text(r.hidden[7999].path, path);
+    assert_int_equal(vmrecord_hide(&r, "d", "/more", "raw", &f->err), 0);
+    assert_text(r.hidden[8000].path, "/more");
+    assert_text(r.hidden[7999].path, path);
+    vmrecord_fini(&r);
+}
+
 static void a_journal_keeps_its_phase_disks_and_pivot(void **state)
 {
     struct fixture *f = *state;
@@ -316,6 +345,7 @@ int main(void)
         T(a_damaged_manifest_is_corrupt_and_named),
         T(a_negative_size_is_refused),
         T(a_record_keeps_heads_hidden_layers_and_the_launch),
+        T(a_record_hides_the_layers_of_a_large_tree),
         T(a_journal_keeps_its_phase_disks_and_pivot),
     };
 
