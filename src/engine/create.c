@@ -60,6 +60,10 @@ static int freeze_enter(void *ctx, struct qstill_error *err)
 
     if (c->o.dry_run || !c->o.quiesce)
         return 0;
+    /* QEMU stops the guest by itself, and a stopped one cannot freeze */
+    if (c->o.memory && c->mode == MODE_PRECOPY)
+        store_note(c->store, "mode precopy: the guest is frozen for as long as "
+                             "its memory is copied");
     if (freeze(c, err) < 0)
         return err->code;
     if (c->quiesce.filesystems > 0 &&

@@ -62,6 +62,13 @@ class BadAgent(Case):
             self.assertGreater(m["frozenMs"], 0)
             self.assertFalse(self.agent.frozen)
 
+    def test_precopy_says_how_long_it_is_frozen(self):
+        for mode in ("precopy", "background"):
+            self.q("create", "vm", mode, "--quiesce", "--memory", "--mode",
+                   mode)
+            (self.assertIn if mode == "precopy" else self.assertNotIn)(
+                "frozen for as long as its memory is copied", self.q.stderr)
+
     def test_one_that_froze_and_never_says_so(self):
         def silent():
             self.agent.frozen = True
