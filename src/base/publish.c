@@ -98,7 +98,7 @@ static bool is_absent(int dirfd, const char *name)
            errno == ENOENT;
 }
 
-int publish_unlink(int dirfd, const char *name, struct qstill_error *err)
+int publish_unlink_later(int dirfd, const char *name, struct qstill_error *err)
 {
     if (unlinkat(dirfd, name, 0) < 0) {
         int why = errno;
@@ -107,5 +107,12 @@ int publish_unlink(int dirfd, const char *name, struct qstill_error *err)
             return 0;
         return err_errno(err, why, "cannot remove %s", name);
     }
-    return publish_sync_dir(dirfd, err);
+    return 0;
+}
+
+int publish_unlink(int dirfd, const char *name, struct qstill_error *err)
+{
+    return publish_unlink_later(dirfd, name, err) < 0
+               ? err->code
+               : publish_sync_dir(dirfd, err);
 }

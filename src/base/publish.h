@@ -33,6 +33,8 @@ int publish_rename(int dirfd, const char *from, const char *to,
 
 /* Unlinks and makes it durable; a name that is gone already is fine. */
 int publish_unlink(int dirfd, const char *name, struct qstill_error *err);
+/* The same, durable when the directory is synced. */
+int publish_unlink_later(int dirfd, const char *name, struct qstill_error *err);
 
 /* fsync of a directory. */
 int publish_sync_dir(int dirfd, struct qstill_error *err);

@@ -28,23 +28,20 @@ static bool can_wait(const struct collapse *c, const struct qstill_error *err)
 }
 
 /* That a manifest names a file does not make it ours. */
-static int leave_file(struct collapse *c, const struct layer *l,
-                      struct qstill_error *err)
+static void leave_file(struct collapse *c, const struct layer *l)
 {
     store_note(c->s->store,
                "%s stays: a snapshot of disk %s named it, but it is no layer "
                "that qstill has made of that disk; if nobody needs it: "
                "chattr -i FILE; rm FILE",
                l->path, l->disk);
-    return collapse_forget(c->s, l->path, err);
 }
 
 static int drop_file(struct collapse *c, const struct layer *l,
                      struct qstill_error *err)
 {
     if (livechain_release(c->s, l->path, err) < 0 ||
-        layer_remove_unused(l->path, err) < 0 ||
-        collapse_forget(c->s, l->path, err) < 0)
+        layer_remove_unused(l->path, err) < 0)
         return err->code;
     if (c->text)
         buf_printf(c->text, "removed %s\n", l->path);
@@ -90,8 +87,6 @@ static int expect_changes(struct collapse *c, const struct step *st,
 {
     bool any = false;
 
-    if (step_is_cheap(st))
-        return 0;
     for (size_t i = 0; i < c->all.count; i++) {
         const struct layer *l = &c->all.items[i];
 
@@ -106,13 +101,10 @@ static int take_step(struct collapse *c, const struct step *st,
 {
     switch (st->kind) {
     case STEP_NONE:
-        return 0;
     case STEP_FORGET:
-        return collapse_forget(c->s, st->first->path, err);
     case STEP_REMOVE:
-        return drop_file(c, st->first, err);
     case STEP_LEAVE:
-        return leave_file(c, st->first, err);
+        return 0; /* those of sweep() */
     case STEP_MERGE:
     case STEP_TAKE:
     case STEP_LOWER:
@@ -221,18 +213,129 @@ static void tell_stuck(struct collapse *c, const struct step *st,
                    st->first->path, why->message, c->s->vm);
 }
 
+static int give_up_for_now(struct collapse *c, struct stuck *stuck,
+                           const struct step *st,
+                           const struct qstill_error *why,
+                           struct qstill_error *err)
+{
+    if (c->text)
+        buf_printf(c->text, "%s stays hidden: %s\n", st->first->path,
+                   why->message);
+    tell_stuck(c, st, why);
+    return stuck_add(stuck, st->first->path, err);
+}
+
+/* ---------------------------------------------------- what nobody reads */
+
+/* In memory. What is left is a child still, of whatever it reads. */
+static void let_go(struct collapse *c, const struct step *st)
+{
+    struct layer *l = st->first;
+
+    vmrecord_unhide(&c->s->rec, l->path);
+    l->hidden = false;
+    if (st->kind == STEP_LEAVE || !l->below || l->head || l->owner)
+        return;
+    l->below->children--;
+    l->below = NULL;
+}
+
+static int sweep_one(struct collapse *c, struct stuck *stuck,
+                     const struct step *st, struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+
+    if (st->kind == STEP_LEAVE)
+        leave_file(c, st->first);
+    if (st->kind != STEP_REMOVE || drop_file(c, st->first, &why) == 0) {
+        let_go(c, st);
+        return 0;
+    }
+    c->no_room = false;
+    if (!can_wait(c, &why)) {
+        *err = why;
+        return err->code;
+    }
+    st->first->stuck = true;
+    return give_up_for_now(c, stuck, st, &why, err);
+}
+
+/* The names of one wave are gone for good before the files below go: a file
+ * without its backing file could not be told to be one of ours. */
+static int sync_wave(const struct layer *const *wave, size_t n,
+                     struct qstill_error *err)
+{
+    const char *synced = NULL; /* mostly all are in one folder */
+
+    for (size_t i = 0; i < n; i++) {
+        const char *path = wave[i]->path, *slash = strrchr(path, '/');
+        size_t len = slash ? (size_t)(slash - path) + 1 : 0;
+
+        if (synced && strncmp(synced, path, len) == 0 &&
+            !strchr(synced + len, '/'))
+            continue;
+        if (layer_sync_dir(path, err) < 0)
+            return err->code;
+        synced = path;
+    }
+    return 0;
+}
+
+static int sweep_wave(struct collapse *c, struct stuck *stuck,
+                      struct step *wave, bool *any, struct qstill_error *err)
+{
+    CLEANUP(freep) const struct layer **removed = NULL;
+    size_t n = 0, gone = 0;
+
+    for (size_t i = 0; i < c->all.count; i++) {
+        wave[n] = collapse_step(c, &c->all.items[i]);
+        n += step_is_cheap(&wave[n]);
+    }
+    removed = calloc(n + 1, sizeof(*removed));
+    if (!removed)
+        return err_nomem(err);
+    for (size_t i = 0; i < n; i++) {
+        if (sweep_one(c, stuck, &wave[i], err) < 0)
+            return err->code;
+        if (wave[i].kind == STEP_REMOVE && !wave[i].first->hidden)
+            removed[gone++] = wave[i].first;
+    }
+    *any = n > 0;
+    return sync_wave(removed, gone, err);
+}
+
+/* From the leaves down. The record follows at the end: what is gone by then it
+ * forgets in any case. */
+static int sweep(struct collapse *c, struct stuck *stuck, bool *more,
+                 struct qstill_error *err)
+{
+    CLEANUP(freep) struct step *wave = calloc(c->all.count + 1, sizeof(*wave));
+    bool any = true;
+
+    if (!wave)
+        return err_nomem(err);
+    while (any) {
+        if (sweep_wave(c, stuck, wave, &any, err) < 0)
+            return err->code;
+        *more |= any;
+    }
+    return *more ? vmrecord_save(c->s->vmfd, &c->s->rec, err) : 0;
+}
+
 static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
                     struct qstill_error *err)
 {
     *more = false;
-    if (load(c, stuck, err) < 0 || choose_kept(c, err) < 0)
+    if (load(c, stuck, err) < 0 || choose_kept(c, err) < 0 ||
+        sweep(c, stuck, more, err) < 0)
         return err->code;
-    /* twice: what nobody reads goes first, and gives room */
-    for (size_t i = 0; i < 2 * c->all.count; i++) {
-        struct step st = collapse_step(c, &c->all.items[i % c->all.count]);
+    if (*more) /* the merges see the graph anew */
+        return 0;
+    for (size_t i = 0; i < c->all.count; i++) {
+        struct step st = collapse_step(c, &c->all.items[i]);
         struct qstill_error why = {0};
 
-        if (st.kind == STEP_NONE || (i < c->all.count && !step_is_cheap(&st)))
+        if (st.kind == STEP_NONE)
             continue;
         *more = true;
         c->no_room = false;
@@ -249,11 +352,7 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
         /* once more: the least that a merge needs is a journal */
         if (c->no_room && spare_give_up(c->s->vmfd, c->wanted))
             continue;
-        if (c->text)
-            buf_printf(c->text, "%s stays hidden: %s\n", st.first->path,
-                       why.message);
-        tell_stuck(c, &st, &why);
-        if (stuck_add(stuck, st.first->path, err) < 0)
+        if (give_up_for_now(c, stuck, &st, &why, err) < 0)
             return err->code;
     }
     return 0;

@@ -52,7 +52,10 @@ static int open_parent(const char *path, const char **name, int *dirfd,
 
 /* Takes lockfd over: it is closed when the name is gone, for the room is given
  * back bit by bit only of a file that nobody else has open. */
-static int remove_file(const char *path, int lockfd, struct qstill_error *err)
+static int remove_file(const char *path, int lockfd,
+                       int (*unlink_it)(int dirfd, const char *name,
+                                        struct qstill_error *err),
+                       struct qstill_error *err)
 {
     CLEANUP(closep) int lock = lockfd;
     CLEANUP(closep) int dirfd = -1;
@@ -63,7 +66,7 @@ static int remove_file(const char *path, int lockfd, struct qstill_error *err)
         open_parent(path, &name, &dirfd, err) < 0)
         return err->code;
     fd = giveback_open(dirfd, name);
-    if (publish_unlink(dirfd, name, err) < 0) {
+    if (unlink_it(dirfd, name, err) < 0) {
         closep(&fd);
         return err_wrap(err, "%s", path);
     }
@@ -75,7 +78,7 @@ static int remove_file(const char *path, int lockfd, struct qstill_error *err)
 
 int layer_remove(const char *path, struct qstill_error *err)
 {
-    return remove_file(path, -1, err);
+    return remove_file(path, -1, publish_unlink, err);
 }
 
 /* Locked until the fd is closed; -1 when there is no such file. */
@@ -103,8 +106,9 @@ int layer_remove_unused(const char *path, struct qstill_error *err)
 {
     int fd = -1;
 
-    return lock_unused(path, &fd, err) < 0 ? err->code
-                                           : remove_file(path, fd, err);
+    return lock_unused(path, &fd, err) < 0
+               ? err->code
+               : remove_file(path, fd, publish_unlink_later, err);
 }
 
 int layer_sync_dir(const char *path, struct qstill_error *err)

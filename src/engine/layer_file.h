@@ -29,7 +29,8 @@ int layer_new_path(struct session *s, const struct vm_disk *d,
                    struct qstill_error *err);
 /* Removes a file durably; one that is gone already is fine. */
 int layer_remove(const char *path, struct qstill_error *err);
-/* The same, unless a QEMU or one of us has it open: BUSY. */
+/* The same, unless a QEMU or one of us has it open: BUSY. It is durable when
+ * the directory is synced. */
 int layer_remove_unused(const char *path, struct qstill_error *err);
 /* That alone. */
 int layer_check_unused(const char *path, struct qstill_error *err);
