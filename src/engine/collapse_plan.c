@@ -105,12 +105,8 @@ static const char *upper_holder(const struct collapse *c, const struct step *st)
                         l->other);
 }
 
-static struct step live_step(struct collapse *c, struct step st)
+static struct step live_choice(struct collapse *c, struct step st)
 {
-    const char *why = upper_holder(c, &st);
-
-    if (why)
-        return held(why);
     /* QEMU would write to a torn one, and not open it the next time */
     if (st.child->head && !st.last->torn &&
         (st.last->first_image ||
@@ -129,6 +125,15 @@ static struct step live_step(struct collapse *c, struct step st)
             ? STEP_SWAP_LIVE
             : STEP_PULL_LIVE;
     return st;
+}
+
+static struct step live_step(struct collapse *c, struct step st)
+{
+    struct step choice = live_choice(c, st);
+
+    return choice.kind != STEP_NONE && upper_holder(c, &st)
+               ? held(upper_holder(c, &st))
+               : choice;
 }
 
 static struct step off_step(struct collapse *c, struct step st)
