@@ -120,7 +120,7 @@ static int add_children(struct merge *m, const struct merge_request *q,
     if (m->output)
         return 0;
     if (children_find(m->chain, first, last, q->children, q->child_count,
-                      q->seen, &m->children, err) < 0)
+                      m->seen, &m->children, err) < 0)
         return err->code;
     for (size_t i = from; i < m->children.n; i++) {
         const struct child *ch = &m->children.v[i];
@@ -143,7 +143,7 @@ static int find_heirs(struct merge *m, const struct merge_request *q,
         return err_set(err, QSTILL_E_USAGE,
                        "only the top of a chain can take a lower name");
     return children_find(m->chain, upper, upper, q->children, q->child_count,
-                         q->seen, &m->heirs, err);
+                         m->seen, &m->heirs, err);
 }
 
 /* The top alone, like an overlay that is found outside. */
@@ -302,7 +302,7 @@ static int plan(struct merge *m, const struct merge_request *q,
         mark_dropped(m, q, err) < 0)
         return err->code;
     if (aio_open(&m->chain->aio, m->io, NULL, err) < 0 ||
-        make_groups(m, q, err) < 0)
+        merge_note_dirs(m, err) < 0 || make_groups(m, q, err) < 0)
         return err->code;
     for (size_t i = 0; i < m->group_count; i++)
         if (group_plan(&m->groups[i], err) < 0)
@@ -327,7 +327,8 @@ int merge_open(struct merge **out, const struct io *io,
     m->gentle = q->gentle;
     m->journal_dir = -1;
     m->journal = (struct merge_journal)MERGE_JOURNAL_INIT;
-    if (q->output && !(m->output = strdup(q->output)))
+    m->seen = q->seen ? q->seen : (m->own_seen = children_seen_new());
+    if (!m->seen || (q->output && !(m->output = strdup(q->output))))
         return err_nomem(err);
     if (set_journal(m, q, err) < 0 || plan(m, q, err) < 0)
         return err->code;
@@ -467,6 +468,8 @@ void merge_close(struct merge *m)
     merge_journal_fini(&m->journal); /* where it is needed the file stays */
     children_fini(&m->children);
     children_fini(&m->heirs);
+    children_seen_free(m->own_seen);
+    free(m->dirs);
     chain_close(m->chain);
     closep(&m->journal_dir);
     free(m->journal_name);

@@ -42,7 +42,8 @@ struct merge_request {
     size_t drop_count;
     const char *const *children; /* overlays outside of the directories */
     size_t child_count;
-    struct children_seen *seen; /* children.h; may be NULL */
+    /* children.h; may be NULL, else it outlives the merge */
+    struct children_seen *seen;
     enum merge_direction direction;
     /* R gets the name of the lowest dropped layer instead of U's, and U's
      * overlays are made to name it. For the case that the last snapshot goes

@@ -10,7 +10,9 @@
  *   trim    blocks that nothing refers to go back to the filesystem
  *
  * Up to the flip a failure cuts the file to its old length, or removes the new
- * one. After it the journal stays until the rest is done.
+ * one. After it the journal stays until the rest is done. No lock keeps others
+ * from making an overlay of what is to go (qemu-img create asks for none): as
+ * late as there is a way back it is looked for once more.
  *
  * A target whose clusters are written over (MERGE_OVERWRITE, and raw ones) has
  * no way back once data moves. A qcow2 one is marked before (torn.h), so that
@@ -151,6 +153,11 @@ static int unmark_torn(struct merge_group *g, struct qstill_error *err)
     return 0;
 }
 
+static bool has_no_way_back(const struct merge_group *g)
+{
+    return g->kind == MERGE_OVERWRITE || g->kind == MERGE_INTO_RAW;
+}
+
 static int begin(struct merge_group *g, struct qstill_error *err)
 {
     struct merge *m = g->m;
@@ -162,6 +169,8 @@ static int begin(struct merge_group *g, struct qstill_error *err)
                               .gentle = m->gentle,
                               .share = g->kind != MERGE_OVERWRITE};
 
+    if (has_no_way_back(g) && group_check_overlays(g, err) < 0)
+        return err->code;
     if (!m->output) {
         if (group_make_record(g, err) < 0 ||
             merge_journal_write(&m->journal, &g->record, err) < 0)
@@ -290,6 +299,8 @@ static int flip(struct merge_group *g, struct qstill_error *err)
 {
     int r;
 
+    if (!has_no_way_back(g) && group_check_overlays(g, err) < 0)
+        return err->code;
     /* whatever the result is now, it may be the new one: only forward */
     g->phase = PHASE_NAMES;
     r = g->kind == MERGE_INTO_RAW ? flip_raw(g, err) : flip_header(g, err);

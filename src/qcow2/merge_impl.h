@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* What the files of the merge share: merge.c (the whole), merge_plan.c (how),
- * merge_names.c (paths), merge_group.c (the steps), merge_raw.c (into a raw
- * base), merge_recover.c and merge_recover_dir.c. */
+ * merge_names.c (paths), merge_overlays.c (of what goes), merge_group.c (the
+ * steps), merge_raw.c (into a raw base), merge_recover.c and
+ * merge_recover_dir.c. */
 #ifndef QSTILL_QCOW2_MERGE_IMPL_H
 #define QSTILL_QCOW2_MERGE_IMPL_H
 
@@ -66,7 +67,11 @@ struct merge {
     struct chain *chain;
     bool *drop; /* by layer */
     struct children children;
-    struct children heirs; /* overlays of U, when R gets another name */
+    struct children heirs;      /* overlays of U, when R gets another name */
+    struct children_seen *seen; /* of the request, or own_seen */
+    struct children_seen *own_seen;
+    struct merge_dir *dirs; /* by layer: before overlays were looked for */
+    bool dirs_tell;         /* any change since shows in them */
     struct merge_group *groups;
     size_t group_count;
     size_t now; /* the group at work */
@@ -98,6 +103,12 @@ int group_look_at_names(struct merge_group *g, struct qstill_error *err);
  * when layer t (or MERGE_NO_TARGET) keeps its file. */
 int group_check_names(const struct merge_group *g, size_t t,
                       struct qstill_error *err);
+
+/* merge_overlays.c */
+/* Before overlays are looked for. */
+int merge_note_dirs(struct merge *m, struct qstill_error *err);
+/* BUSY when somebody has made one of what is to go since. */
+int group_check_overlays(struct merge_group *g, struct qstill_error *err);
 
 /* merge_record.c: fills g->record. */
 int group_make_record(struct merge_group *g, struct qstill_error *err);

@@ -234,6 +234,32 @@ class WhileAMergeRuns(unittest.TestCase):
                 self.assertIn("lock", w.out + w.err)
                 self.stop(p)
 
+    def test_an_overlay_that_is_made_meanwhile(self):
+        """QEMU's locks do not hinder that; without its layer it were lost."""
+        for p in self.paths:
+            os.unlink(p)
+        chain(self.dir, data=2 * MIB, run=256 << 10, size=32 * MIB)
+        new = os.path.join(self.dir, "new.qcow2")
+        for direction in ("up", "new"):
+            with self.subTest(direction=direction):
+                before = [qtools.guest_hash(p, "qcow2") for p in self.paths]
+                p = self.start(direction)
+                qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-b",
+                            self.paths[1], "-F", "qcow2", new)
+                out, err = p.communicate(timeout=60)
+                self.assertEqual(p.returncode, 5, out + err)
+                self.assertRegex(err, "new.qcow2 was made meanwhile, and "
+                                 "stands on .*mid\n.*try again")
+                self.assertEqual(before[1], qtools.guest_hash(new, "qcow2"))
+                self.assertEqual(before, [qtools.guest_hash(p, "qcow2")
+                                          for p in self.paths])
+                self.assertEqual(sorted(os.listdir(self.dir)),
+                                 sorted(map(os.path.basename,
+                                            self.paths + [new])))
+                for p in self.paths:
+                    self.assertEqual(qtools.qemu_check(p), (0, 0, 0))
+                os.unlink(new)
+
     def test_a_second_merge_is_refused(self):
         p = self.start("up")
         r = qtools.image("merge", self.paths[2], "--drop", self.paths[1])
@@ -286,7 +312,7 @@ class BeforeTheLocks(unittest.TestCase):
         return {n: qtools.file_hash(self.path(n))
                 for n in os.listdir(self.dir)}
 
-    def stopped(self, name):
+    def stopped(self, name, direction="up"):
         """strace's Popen, and the pid of the merge, stopped when it opens the
         file by its path for the first time."""
         p = subprocess.Popen(
@@ -294,7 +320,7 @@ class BeforeTheLocks(unittest.TestCase):
              self.path(name), "-e", "inject=openat:signal=STOP:when=1",
              qtools.QSTILL, "--json", "image", "merge", self.path("top"),
              "--drop", self.path("mid"), "--drop", self.path("low"),
-             "--direction", "up"], stdin=subprocess.DEVNULL,
+             "--direction", direction], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         until = time.monotonic() + 30
         while time.monotonic() < until:
@@ -308,12 +334,12 @@ class BeforeTheLocks(unittest.TestCase):
         p.kill()
         self.fail("the merge did not come to its look for overlays")
 
-    def race(self, change, where=ALL_OPEN):
+    def race(self, change, where=ALL_OPEN, direction="up"):
         """The merge's result, and the files as `change` left them."""
         self.make()
         if os.path.exists(self.log):
             os.unlink(self.log)
-        p, pid = self.stopped(where)
+        p, pid = self.stopped(where, direction)
         try:
             change()
             after = self.files()
@@ -370,6 +396,22 @@ class BeforeTheLocks(unittest.TestCase):
         self.assertEqual(r.rc, 5, str(r))
         self.assertRegex(r.err, "another backing file")
         self.assertEqual(self.files(), after)
+
+    def test_an_overlay_that_is_made_after_the_look(self):
+        """In time also where there is no way back once it has begun."""
+        def change():
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-b", "mid",
+                        "-F", "qcow2", self.path("new"))
+        for direction in ("up", "down", "new"):
+            with self.subTest(direction=direction):
+                r, after = self.race(change, direction=direction)
+                self.assertEqual(r.rc, 5, str(r))
+                self.assertRegex(r.err, "new was made meanwhile, and stands "
+                                 "on .*mid")
+                kept = {n: h for n, h in after.items()
+                        if n not in ("kid", "other")}
+                now = self.files()
+                self.assertEqual(kept, {n: now.get(n) for n in kept})
 
     def test_nothing_changed(self):
         r, _ = self.race(lambda: None)
