@@ -47,7 +47,8 @@ struct qstill_vmm {
      * until resume(): no vCPU, no device thread. When it fails, the VM runs.
      * After resume(), until the capture is complete, no page of shared RAM may
      * be given back through its file (a hole punched into the memfd by a
-     * balloon): that is no write fault, and the page would be zero. */
+     * balloon): that is no write fault, and the page would be zero. A VMM that
+     * does so sets `gives_back`. */
     int (*pause)(void *user, struct qstill_error *err);
     /* Called once for each pause() that returned 0. */
     int (*resume)(void *user, struct qstill_error *err);
@@ -82,10 +83,17 @@ struct qstill_memory_options {
      * another one the system call is injected with ptrace. */
     bool has_userfaultfd;
     int userfaultfd;
+    uint32_t reserved; /* 0 */
+    /* The VMM gives memory back while the VM runs (a balloon). Shared memory
+     * and huge pages are then not for mode cow: auto takes paused. Private
+     * memory is: a page that goes before it was saved makes the capture fail.
+     */
+    bool gives_back;
 };
 #define QSTILL_MEMORY_OPTIONS_INIT                                             \
     {                                                                          \
-        sizeof(struct qstill_memory_options), 0, 0, 0, 0, 0, 0, false, 0       \
+        sizeof(struct qstill_memory_options), 0, 0, 0, 0, 0, 0, false, 0, 0,   \
+            false                                                              \
     }
 
 /*

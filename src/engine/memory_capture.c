@@ -107,6 +107,7 @@ static int open_cow(struct capturing *c, const struct capture_options *co,
     c->given = -1;
     cow.copiers = c->o.copiers;
     cow.pool_bytes = c->o.pool_bytes;
+    cow.gives_back = c->o.gives_back;
     return capture_cow_open(&c->cap, c->o.pid, c->sources, c->count, &cow, co,
                             err);
 }

@@ -383,6 +383,33 @@ static int mute_load(void *user, const void *state, size_t length,
     return QSTILL_E_CORRUPT;
 }
 
+static void shared_memory_that_is_given_back_is_not_for_cow(void **state)
+{
+    struct toy *t = *state;
+    struct qstill_job *job = NULL;
+
+    begin_in(t, COW_MEMFD, false);
+    t->options.gives_back = true;
+    t->options.mode = "cow";
+    assert_int_equal(capture(t, &job), QSTILL_E_PRECONDITION);
+    assert_non_null(strstr(t->err.message, "'main' is shared memory"));
+    assert_non_null(strstr(t->err.message, "gives back unseen"));
+    expect_nothing(t);
+    t->options.mode = NULL;
+    good_capture(t, "paused");
+    cow_stress_stop(&t->stress);
+}
+
+static void private_memory_that_is_given_back_is(void **state)
+{
+    struct toy *t = *state;
+
+    begin(t);
+    t->options.gives_back = true;
+    good_capture(t, "cow");
+    cow_stress_stop(&t->stress);
+}
+
 static void callbacks_may_fail_without_a_word(void **state)
 {
     struct qstill_job *job = NULL;
@@ -627,6 +654,8 @@ int main(int argc, char **argv)
         T(a_vm_without_device_state_needs_no_callbacks_for_it),
         T(mode_paused_holds_it_for_the_whole_copy),
         T(auto_takes_paused_where_cow_cannot_be_and_says_why),
+        T(shared_memory_that_is_given_back_is_not_for_cow),
+        T(private_memory_that_is_given_back_is),
         T(callbacks_may_fail_without_a_word),
         T(regions_are_apart_and_have_names_of_their_own),
         T(callbacks_that_fail_leave_it_running_and_no_files),
