@@ -161,8 +161,9 @@ struct qstill_image_merge_options {
  * layer, keeps its path and what a guest sees through it. Nothing is changed
  * when it is refused: NOT_FOUND (a layer that is not in the chain), USAGE
  * (TOP itself), PRECONDITION, CORRUPT, BUSY, PERMISSION, NO_SPACE (seen before
- * the first change). A job that dies is finished or undone by qstill_image_recover(),
- * which all functions here that change something call first.
+ * the first change). A job that dies is finished or undone by
+ * qstill_image_recover(), which all functions here that change something call
+ * first.
  */
 int qstill_image_merge(const char *top,
                        const struct qstill_image_merge_options *options,

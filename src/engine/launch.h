@@ -86,7 +86,8 @@ void launch_argv_free(char **argv); /* NULL is fine */
 /*
  * Whether a start from this record makes these RAM blocks, all of memory
  * backends: PRECONDITION names the first one that it does not make, or makes
- * for no device: that was plugged into the running machine. What cannot be told passes.
+ * for no device: that was plugged into the running machine. What cannot be told
+ * passes.
  */
 int launch_check_ram(const struct launch_record *rec, const char *const *ids,
                      size_t count, struct qstill_error *err);
