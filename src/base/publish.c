@@ -112,6 +112,9 @@ int publish_unlink_later(int dirfd, const char *name, struct qstill_error *err)
 
 int publish_unlink(int dirfd, const char *name, struct qstill_error *err)
 {
+    /* nor is there a sync of what may be no place for files: /proc */
+    if (is_absent(dirfd, name))
+        return 0;
     return publish_unlink_later(dirfd, name, err) < 0
                ? err->code
                : publish_sync_dir(dirfd, err);
