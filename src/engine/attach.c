@@ -16,12 +16,6 @@
 #include "spare.h"
 #include "trash.h"
 
-/* A disk that takes part: writable, with a medium, a file underneath. */
-static bool takes_part(const struct qmp_disk *q)
-{
-    return !q->read_only && *q->path;
-}
-
 static bool name_is_free(const struct vm_record *rec, const char *name)
 {
     return *name && !vmrecord_disk(rec, name);
@@ -119,7 +113,7 @@ static int read_disks(struct vm_record *rec, struct qstill_qmp *q,
     if (!rec->disks)
         return err_nomem(err);
     for (size_t i = 0; i < disks.count; i++)
-        if (takes_part(&disks.items[i]) &&
+        if (session_takes_part(&disks.items[i]) &&
             add_disk(rec, &disks.items[i], i, err) < 0)
             return err->code;
     return 0;

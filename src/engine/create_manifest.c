@@ -158,6 +158,14 @@ static int fill_host(struct manifest *m, struct qstill_error *err)
     return 0;
 }
 
+/* One may have been plugged in since the plan. */
+static int check_known(struct create *c, struct qstill_error *err)
+{
+    if (session_refresh(&c->s, err) < 0)
+        return err->code;
+    return session_check_known(&c->s, err);
+}
+
 int create_manifest_ask(struct create *c, struct qstill_error *err)
 {
     struct manifest *m = &c->manifest;
@@ -165,7 +173,9 @@ int create_manifest_ask(struct create *c, struct qstill_error *err)
     if (c->manifest_asked)
         return 0;
     c->manifest_asked = true;
-    if ((c->s.qmp && fill_qemu(c, m, err) < 0) || fill_host(m, err) < 0)
+    if (c->s.qmp && (check_known(c, err) < 0 || fill_qemu(c, m, err) < 0))
+        return err->code;
+    if (fill_host(m, err) < 0)
         return err->code;
     return c->o.memory ? ask_memory(c, m, err) : 0;
 }

@@ -253,11 +253,26 @@ static int check_host(struct session *s, const struct manifest *m, bool force,
     return 0;
 }
 
+/* A guest whose memory is of then would find the disk as it is now; one that
+ * boots finds it so after each reset. */
+static int check_known(struct session *s, bool memory, bool force,
+                       struct qstill_error *err)
+{
+    if (session_check_known(s, err) == 0)
+        return 0;
+    if (memory && !force)
+        return err_hint(err, "unplug it, or use --force: it stays as it is");
+    store_note(s->store, "%s: it stays as it is", err->message);
+    return err_clear(err);
+}
+
 int preflight(struct session *s, const struct manifest *m, bool memory,
               bool force, struct qstill_error *err)
 {
     if (check_disks(s, m, force, err) < 0)
         return err_wrap(err, "snapshot %s", m->name);
+    if (s->qmp && check_known(s, memory, force, err) < 0)
+        return err->code;
     if (!memory)
         return 0;
     if (preflight_memory(s, m, err) < 0)

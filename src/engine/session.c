@@ -297,6 +297,37 @@ int session_check_heads(struct session *s, struct qstill_error *err)
     return 0;
 }
 
+bool session_takes_part(const struct qmp_disk *q)
+{
+    return !q->read_only && *q->path;
+}
+
+static bool is_known(const struct session *s, const struct qmp_disk *q)
+{
+    for (size_t i = 0; i < s->rec.disk_count; i++)
+        if (session_live_disk(s, &s->rec.disks[i]) == q)
+            return true;
+    return false;
+}
+
+/* One without a device is none of the guest's. */
+int session_check_known(const struct session *s, struct qstill_error *err)
+{
+    for (size_t i = 0; i < s->live.count; i++) {
+        const struct qmp_disk *q = &s->live.items[i];
+
+        if (!session_takes_part(q) || !*q->qdev || is_known(s, q))
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION,
+                "disk %s of VM %s (%s) came after the VM was attached, and is "
+                "in no snapshot",
+                *q->qdev_id ? q->qdev_id : q->qdev, s->vm, q->path);
+        return err_hint(err, "unplug it, or %sdetach and attach the VM with it",
+                        s->tree.count > 0 ? "delete the snapshots, " : "");
+    }
+    return 0;
+}
+
 /* As QEMU itself would look it up. */
 static bool qemu_finds(int pid, const char *name, const char *head)
 {

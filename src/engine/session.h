@@ -71,6 +71,14 @@ const char *session_live_path(struct session *s, const struct vm_disk *d);
  * and that file the one that QEMU has open (CORRUPT else), with what to do. */
 int session_check_heads(struct session *s, struct qstill_error *err);
 
+/* Whether snapshots are of this disk, too: it has a medium that can be written.
+ */
+bool session_takes_part(const struct qmp_disk *q);
+
+/* The guest of a running VM must write to no disk that the record does not have
+ * (PRECONDITION else), with what to do: it is in no snapshot. */
+int session_check_known(const struct session *s, struct qstill_error *err);
+
 /* QEMU must find a raw image by the name it knows: becoming a frozen layer, it
  * is opened anew by that name. PRECONDITION else, with what to do. Looks
  * through QEMU's own root and working directory; one that cannot be seen is

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Memory that comes and goes while the VM runs: between the look at the RAM
-and the instant of a snapshot, and what no device uses."""
+and the instant of a snapshot, and what no device uses. Disks that come when
+the VM is attached already."""
 
 import json
 import os
 
+from lib import image
 from lib.case import QEMU_VERSION, Case
 
 FREEZE = "guest-fsfreeze-freeze"
@@ -225,3 +227,92 @@ class ReadOnly(Case):
 
     def test_of_a_private_mapping(self):
         self.check("off")
+
+
+class Disks(Case):
+    """A disk that came after the attach is in no snapshot: who reverts to one
+    would have the memory of then and this disk of now."""
+    cost = 10
+
+    def plug(self, vm, name, *options, device=True):
+        path = os.path.join(self.tmp, name + ".qcow2")
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", path, "2M")
+        vm.hmp("drive_add 0 " + ",".join(["if=none", "format=qcow2", "file=" +
+                                          path, "id=" + name, *options]))
+        if device:
+            vm.hmp("device_add virtio-blk-pci,drive=%s,id=%s-dev" %
+                   (name, name))
+        return path
+
+    def test_one_that_can_be_written_is_refused(self):
+        vm = self.tiny_vm()
+        self.q("create", "vm", "disks")
+        self.q("create", "vm", "base", "--memory")
+        words = "x-dev.*%s.*no snapshot" % self.plug(vm, "x")
+        for more in ([], ["--memory"]):
+            problem, = self.q.check("vm", *more)["problems"]
+            self.assertEqual("unknown-disk", problem["code"])
+            self.assertRegex(problem["message"], words)
+            self.assertRegex(problem["hint"], "unplug it")
+        for argv, hint in ((["create", "vm", "new"], "attach"),
+                           (["create", "vm", "new", "--memory"], "attach"),
+                           (["revert", "vm", "base"], "--force"),
+                           (["revert", "vm", "base", "--restore", "eager"],
+                            "--force"),
+                           (["revert", "vm", "disks", "--keep"], "attach")):
+            with self.subTest(argv=argv), self.nothing_changes(vm):
+                failure = self.q.fails("precondition", words, *argv)
+                self.assertRegex(failure.hint, "unplug it.*" + hint)
+        # Without memory the guest boots, and is told so.
+        self.q("revert", "vm", "disks")
+        self.assertRegex(self.q.stderr, words + ".*stays as it is")
+        self.q("revert", "vm", "base", "--force")
+        self.assertRegex(self.q.stderr, words + ".*stays as it is")
+        # A new process was started as the VM was at its attach.
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("create", "vm", "new", "--memory")
+
+    def test_one_that_comes_in_the_freeze(self):
+        """After the look at the disks, and before the instant."""
+        self.tiny_vm_with_agent()
+        vm = self.vm
+        for n, more in enumerate(([], ["--memory"])):
+            came = []
+
+            def behave(name):
+                if name == FREEZE and not came:
+                    came.append(self.plug(vm, "x%d" % n))
+            self.agent.behave = behave
+            files = self.disk_files(vm)
+            self.q.fails("precondition", "x%d-dev.*no snapshot" % n, "create",
+                         "vm", "new", "--quiesce", *more)
+            self.agent.wait_thawed()
+            self.assertEqual(1, len(came))
+            self.assertEqual(files, self.disk_files(vm))
+            self.assertEqual([], self.q.names("vm"))
+            vm.end()
+            vm.start()
+
+    def test_one_is_taken_in_by_a_new_attach(self):
+        vm = self.tiny_vm()
+        self.plug(vm, "x")
+        failure = self.q.fails("precondition", "x-dev", "create", "vm", "new")
+        self.assertIn("detach and attach", failure.hint)
+        self.q("detach", "vm")
+        self.attach(vm)
+        made = self.q("create", "vm", "new", "--memory")
+        self.assertEqual({"disk0-dev", "x-dev"}, {
+            d["name"] for d in self.q.info("vm", made["id"])["disks"]})
+
+    def test_what_no_guest_writes_to_is_no_reason(self):
+        """A disk for reading, a drive without a medium, one that no device
+        has."""
+        vm = self.tiny_vm(extra=["-device", "virtio-scsi-pci,id=scsi"])
+        self.plug(vm, "x", "readonly=on")
+        self.plug(vm, "spare", device=False)
+        vm.hmp("device_add scsi-cd,bus=scsi.0,id=cd")
+        self.assertEqual([], self.q.check("vm", "--memory")["problems"])
+        self.q("create", "vm", "one", "--memory")
+        pid = vm.pid()
+        self.q("revert", "vm", "one", "--restore", "inplace")
+        self.assertEqual(pid, vm.pid())
