@@ -6,6 +6,7 @@ done in parts (lib/points.py)."""
 
 import contextlib
 import ctypes
+import json
 import os
 import shutil
 import signal
@@ -465,17 +466,19 @@ class Killed(InParts):
         self.q("create", "vm", "after", "--memory", "--mode", "cow")
         self.q("verify", "vm", "after")
 
-    def test_stopped_by_a_signal_we_go_on_or_die_and_so_the_guest_goes_on(self):
-        vm = self.running_vm(append="JUNK=48 DIRTY=1")
+    def test_stopped_by_a_signal_we_hold_the_guest_until_we_go_on_or_die(self):
+        vm = self.running_vm(append="JUNK=24 DIRTY=1", smp=2)
         vm.serial.wait("JUNK-READY")
         for last in (signal.SIGCONT, signal.SIGKILL):
-            p = self.q.start("create", "vm", last.name, "--memory", "--mode",
-                             "cow", "--bwlimit", "8M")
-            self.q.wait_journal("vm", p)
-            time.sleep(1)  # the copy takes longer
-            p.send_signal(signal.SIGSTOP)
-            # meanwhile it may want to write what is protected, and wait
-            time.sleep(3)
+            with vm.monitor() as other:
+                p = self.q.start("create", "vm", last.name, "--memory",
+                                 "--mode", "cow", "--bwlimit", "20M")
+                # before what the guest writes to all the time is copied
+                while json.loads(other.line()).get("event") != "RESUME":
+                    pass
+                p.send_signal(signal.SIGSTOP)
+            time.sleep(1)  # until it wants to write what is protected
+            self.stands_still(vm, 2)
             since = vm.serial.mark()
             p.send_signal(last)
             self.goes_on(vm, since)
