@@ -3,12 +3,20 @@
 #ifndef QSTILL_BASE_FILE_H
 #define QSTILL_BASE_FILE_H
 
+#include <dirent.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
 #include "buf.h"
 #include "error.h"
+
+/* CLEANUP(closedirp) DIR *d = NULL; */
+static inline void closedirp(DIR **d)
+{
+    if (*d)
+        closedir(*d);
+}
 
 /* openat() with O_CLOEXEC, O_NOFOLLOW and O_NONBLOCK (no hang on a FIFO), and
  * only regular files: anything else is PRECONDITION. */

@@ -18,6 +18,7 @@
 #include "image.h"
 #include "job.h"
 #include "qcow2/merge.h"
+#include "qcow2/merge_names.h"
 
 struct merge_job {
     struct qstill_job *job; /* ours; set once it exists */
@@ -240,11 +241,9 @@ int qstill_image_recover(const char *path, bool *did,
                          struct qstill_error *caller)
 {
     struct qstill_error scratch, *err = err_door(caller, &scratch);
-    const char *slash = strrchr(path, '/');
-    CLEANUP(freep)
-    char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+    CLEANUP(freep) char *dir = path_dir(path);
 
     if (!dir)
         return err_nomem(err);
-    return merge_recover_dir(io_real(), dir, did, err);
+    return merge_recover_dir(io_real(), dir[0] ? dir : ".", did, err);
 }

@@ -12,7 +12,7 @@
 #include "base/arena.h"
 #include "base/buf.h"
 #include "base/error.h"
-#include "json_parse.h"
+#include "base/json_parse.h"
 
 /* 16 MiB: a manifest with 16 disks, 64 RAM blocks and an argv of 2 MiB (the
  * kernel's own limit for one) stays far below. */

@@ -76,8 +76,7 @@ static int probe_blockers(struct session *s, struct mode_report *r,
         else
             snprintf(r->blocked, sizeof(r->blocked), "%s", why);
     }
-    if (m.state == QMP_MIGRATION_ACTIVE ||
-        m.state == QMP_MIGRATION_PRE_SWITCHOVER)
+    if (qmp_migration_is_on(m.state))
         refuse(r, "migrating", READY_MIGRATING, "wait until it is over");
     return 0;
 }

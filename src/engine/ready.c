@@ -31,8 +31,7 @@ int ready_settled(const struct session *s, struct qstill_error *err)
 
     if (qmp_migration_read(s->qmp, &m, err) < 0)
         return err->code;
-    if (m.state != QMP_MIGRATION_ACTIVE &&
-        m.state != QMP_MIGRATION_PRE_SWITCHOVER)
+    if (!qmp_migration_is_on(m.state))
         return 0;
     err_set(err, QSTILL_E_PRECONDITION, READY_MIGRATING);
     return err_hint(err, "wait until it is over");

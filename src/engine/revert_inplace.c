@@ -121,11 +121,14 @@ static int heads_anew(struct revert *r, struct qstill_error *err)
 
 /* A guest that somebody else has started meanwhile ran with memory of two
  * times: it is stopped, what it wrote to the disks is dropped, and its pages
- * are compared again. */
-static int pages_again(struct revert *r, bool *again, struct qstill_error *err)
+ * are compared again: then it is not *done. */
+static int pages_again(struct revert *r, bool *done, struct qstill_error *err)
 {
-    if (qmp_was_resumed(r->s.qmp, again, err) < 0 || !*again)
+    bool resumed;
+
+    if (qmp_was_resumed(r->s.qmp, &resumed, err) < 0 || !resumed)
         return err->code;
+    *done = false;
     r->spoiled = true;
     if (qmp_stop(r->s.qmp, 0, err) < 0)
         return err->code;
@@ -152,7 +155,6 @@ static int pages_and_devices(struct revert *r, bool *done,
                              struct qstill_error *err)
 {
     uint64_t bytes_done, bytes_total;
-    bool again = false;
 
     if (inplace_pages_step(&r->inplace, done, &bytes_done, &bytes_total, err) <
         0)
@@ -160,19 +162,13 @@ static int pages_and_devices(struct revert *r, bool *done,
     job_measure(r->job, bytes_done, bytes_total);
     if (!*done)
         return job_wait_on(r->job, pageback_fd(r->inplace.pages), err);
-    if (job_wait_on(r->job, -1, err) < 0 || pages_again(r, &again, err) < 0)
+    if (job_wait_on(r->job, -1, err) < 0 || pages_again(r, done, err) < 0 ||
+        !*done)
         return err->code;
-    if (again) {
-        *done = false;
-        return 0;
-    }
     revert_lap(r, "pages");
-    if (inplace_load(&r->inplace, err) < 0 || pages_again(r, &again, err) < 0)
+    if (inplace_load(&r->inplace, err) < 0 || pages_again(r, done, err) < 0 ||
+        !*done)
         return err->code;
-    if (again) {
-        *done = false;
-        return 0;
-    }
     revert_lap(r, "devices");
     buf_printf(job_text(r->job), "%llu of %llu pages written back\n",
                (unsigned long long)r->inplace.result.written_pages,

@@ -29,12 +29,6 @@ void unwind_tmp_name(const char *id, char out[UNWIND_TMP_LEN])
     snprintf(out, UNWIND_TMP_LEN, ".%.64s.tmp", id);
 }
 
-static bool under_way(enum qmp_migration_state state)
-{
-    return state == QMP_MIGRATION_ACTIVE ||
-           state == QMP_MIGRATION_PRE_SWITCHOVER;
-}
-
 static int cancel_migration(struct session *s, struct qstill_error *err)
 {
     double deadline = clock_ms() + CANCEL_WAIT_MS;
@@ -47,7 +41,7 @@ static int cancel_migration(struct session *s, struct qstill_error *err)
 
         if (qmp_migration_read(s->qmp, &m, err) < 0)
             return err->code;
-        busy = under_way(m.state);
+        busy = qmp_migration_is_on(m.state);
         if (busy && clock_ms() > deadline) {
             err_set(err, QSTILL_E_BUSY,
                     "a migration of VM %s (%s) does not end, though it was "

@@ -157,12 +157,6 @@ static int compare_ranked(const void *a, const void *b)
     return (x->tid > y->tid) - (x->tid < y->tid);
 }
 
-static void closedirp(DIR **dir)
-{
-    if (*dir)
-        closedir(*dir);
-}
-
 static int rank_all(pid_t pid, struct ranked *all, size_t *count,
                     struct qstill_error *err)
 {

@@ -40,6 +40,13 @@ char *path_dir(const char *path)
     return strndup(path, slash ? (size_t)(slash - path) + 1 : 0);
 }
 
+const char *path_base(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash ? slash + 1 : path;
+}
+
 bool path_same_dir(const char *a, const char *b)
 {
     const char *x = strrchr(a, '/'), *y = strrchr(b, '/');

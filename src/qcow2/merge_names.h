@@ -11,6 +11,8 @@
 int path_absolute(const char *path, char **out, struct qstill_error *err);
 /* The directory part with its slash, or "". */
 char *path_dir(const char *path);
+/* What follows it. */
+const char *path_base(const char *path);
 bool path_same_dir(const char *a, const char *b);
 /* Opens the directory of a path; *base is the name in it. */
 int path_open_dir(const char *path, int *dirfd, const char **base,

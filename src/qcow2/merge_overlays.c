@@ -23,14 +23,12 @@ struct merge_dir {
 
 static int dir_of(const char *path, struct stat *st, struct qstill_error *err)
 {
-    const char *slash = strrchr(path, '/');
-    CLEANUP(freep)
-    char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+    CLEANUP(freep) char *dir = path_dir(path);
 
     if (!dir)
         return err_nomem(err);
-    if (stat(dir, st) < 0)
-        return err_errno(err, errno, "cannot stat %s", dir);
+    if (stat(dir[0] ? dir : ".", st) < 0)
+        return err_errno(err, errno, "cannot stat the directory of %s", path);
     return 0;
 }
 

@@ -11,13 +11,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/file.h"
 #include "merge_impl.h"
-
-static void closedirp(DIR **d)
-{
-    if (*d)
-        closedir(*d);
-}
 
 static bool is_dropped(const struct merge_request *q, const struct image *img)
 {

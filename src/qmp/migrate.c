@@ -333,8 +333,7 @@ int qmp_save_devices_check(struct qstill_qmp *q, struct qstill_error *err)
                        "this QEMU has no xen-save-devices-state");
     if (qmp_migration_read(q, &m, err) < 0)
         return err->code;
-    if (m.state == QMP_MIGRATION_ACTIVE ||
-        m.state == QMP_MIGRATION_PRE_SWITCHOVER)
+    if (qmp_migration_is_on(m.state))
         return err_set(err, QSTILL_E_BUSY, "a migration is under way ('%s')",
                        m.status);
     for (size_t i = 0; i < m.blocked.count; i++)

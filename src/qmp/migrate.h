@@ -73,6 +73,12 @@ enum qmp_migration_state {
     QMP_MIGRATION_FAILED,
     QMP_MIGRATION_CANCELLED
 };
+/* Whether one is under way. */
+static inline bool qmp_migration_is_on(enum qmp_migration_state state)
+{
+    return state == QMP_MIGRATION_ACTIVE ||
+           state == QMP_MIGRATION_PRE_SWITCHOVER;
+}
 /* By the word of query-migrate or of the MIGRATION event. */
 enum qmp_migration_state qmp_migration_state_of(const char *status);
 

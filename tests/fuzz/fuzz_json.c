@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/json_parse.h"
+#include "base/json_parse.h"
 
 #define CHECK(x)                                                               \
     do {                                                                       \

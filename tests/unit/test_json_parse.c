@@ -10,7 +10,7 @@
 #include <cmocka.h>
 
 #include "base/buf.h"
-#include "engine/json_parse.h"
+#include "base/json_parse.h"
 
 static struct arena arena;
 static struct qstill_error err;

@@ -8,14 +8,14 @@
  * object that has a member twice, numbers that a value cannot hold, and what
  * goes beyond the limits below.
  */
-#ifndef QSTILL_ENGINE_JSON_PARSE_H
-#define QSTILL_ENGINE_JSON_PARSE_H
+#ifndef QSTILL_BASE_JSON_PARSE_H
+#define QSTILL_BASE_JSON_PARSE_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "base/arena.h"
-#include "base/error.h"
+#include "arena.h"
+#include "error.h"
 
 /* Our files nest 5 deep. The parser recurses, some 200 bytes of stack a level.
  */

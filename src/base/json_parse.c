@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/cleanup.h"
+#include "cleanup.h"
 
 /* Digits of a number; more make it no better. */
 #define NUMBER_MAX 512
