@@ -6,7 +6,9 @@
 #include <unistd.h>
 
 #include "layers.h"
+#include "qcow2/backing_name.h"
 #include "qcow2/children.h"
+#include "qcow2/merge_names.h"
 #include "session.h"
 
 /* More than a disk can have; then it is a loop. */
@@ -40,20 +42,36 @@ static int mark(struct marking *m, struct layer *l, const char *overlay,
     return l->other ? 0 : err_nomem(err);
 }
 
-/* json:{...} and the like: whoever has a layer's file name in it may mean that
- * layer. */
-static int mark_mentioned(struct marking *m, const struct overlay *o,
+struct mention {
+    struct marking *m;
+    const char *overlay;
+};
+
+/* By the file, or, as it may be meant from elsewhere, by its name alone. */
+static int mark_mentioned(void *user, const char *path,
                           struct qstill_error *err)
 {
-    for (size_t i = 0; i < m->all->count; i++) {
-        struct layer *l = &m->all->items[i];
-        const char *slash = strrchr(l->path, '/');
+    const struct mention *by = user;
+    struct layers *all = by->m->all;
+    const struct layer *same = layers_find(all, path);
 
-        if (strstr(o->name, slash ? slash + 1 : l->path) &&
-            mark(m, l, m->vm ? m->image : o->path, true, err) < 0)
+    for (size_t i = 0; i < all->count; i++) {
+        struct layer *l = &all->items[i];
+
+        if ((l == same || strcmp(path_base(l->path), path_base(path)) == 0) &&
+            mark(by->m, l, by->overlay, true, err) < 0)
             return err->code;
     }
     return 0;
+}
+
+/* Of an overlay whose backing file has no plain name. */
+static int mark_named(struct marking *m, const struct overlay *o,
+                      struct qstill_error *err)
+{
+    struct mention by = {m, m->vm ? m->image : o->path};
+
+    return backing_name_files(o->path, o->name, mark_mentioned, &by, err);
 }
 
 /* --------------------------------------------------------------- in folders */
@@ -76,7 +94,7 @@ static int visit_file(void *user, const struct overlay *o,
     const struct layer *self;
 
     if (!o->backing)
-        return mark_mentioned(m, o, err);
+        return mark_named(m, o, err);
     if (!l)
         return 0;
     /* a layer by another name, through a folder that is a link */
@@ -142,7 +160,7 @@ static int visit_next(void *user, const struct overlay *o,
     struct marking *m = user;
 
     if (!o->backing)
-        return mark_mentioned(m, o, err);
+        return mark_named(m, o, err);
     m->next = arena_strdup(&m->s->rec.arena, o->backing);
     return m->next ? 0 : err_nomem(err);
 }

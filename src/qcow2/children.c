@@ -8,36 +8,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 
 #include "base/bytes.h"
-#include "base/sum.h"
+#include "base/file.h"
+#include "backing_name.h"
+#include "children_seen.h"
+#include "merge_names.h"
 
 /* A directory with more entries is no place of images. */
 #define MAX_ENTRIES 1000000u
-#define SETTLED_S   2
-
-/* A file of a directory, as long as it is as `st` says. */
-struct entry {
-    char *path;
-    struct stat st;
-    bool settled; /* what changes it from now on changes its times, too */
-    char *name;   /* of its backing file; NULL: none */
-    bool qed;
-};
-
-/* Open addressing by path; 0 is free, else an index plus one. */
-struct children_seen {
-    struct entry *v;
-    size_t n, cap;
-    uint32_t *slots;
-    size_t slot_count; /* a power of two */
-};
 
 struct search {
     const struct io *io;
     struct children_seen *seen; /* may be NULL */
-    int (*judge)(struct search *s, const struct entry *e,
+    int (*judge)(struct search *s, const struct seen_file *e,
                  struct qstill_error *err);
     /* of a chain: */
     const struct chain *c;
@@ -53,116 +37,6 @@ void children_fini(struct children *ch)
         free(ch->v[i].path);
     free(ch->v);
     *ch = (struct children){0};
-}
-
-/* ---------------------------------------------------------- what was seen */
-
-struct children_seen *children_seen_new(void)
-{
-    return calloc(1, sizeof(struct children_seen));
-}
-
-static void entry_fini(struct entry *e)
-{
-    free(e->path);
-    free(e->name);
-    *e = (struct entry){0};
-}
-
-void children_seen_free(struct children_seen *seen)
-{
-    if (!seen)
-        return;
-    for (size_t i = 0; i < seen->n; i++)
-        entry_fini(&seen->v[i]);
-    free(seen->v);
-    free(seen->slots);
-    free(seen);
-}
-
-static size_t slot_of(const struct children_seen *seen, const char *path)
-{
-    size_t at = (size_t)sum_bytes(path, strlen(path), 0);
-
-    for (at &= seen->slot_count - 1; seen->slots[at] != 0;
-         at = (at + 1) & (seen->slot_count - 1))
-        if (strcmp(seen->v[seen->slots[at] - 1].path, path) == 0)
-            break;
-    return at;
-}
-
-static struct entry *seen_find(const struct children_seen *seen,
-                               const char *path)
-{
-    size_t at;
-
-    if (!seen || seen->slot_count == 0)
-        return NULL;
-    at = slot_of(seen, path);
-    return seen->slots[at] ? &seen->v[seen->slots[at] - 1] : NULL;
-}
-
-/* A change within the clock's tick of another does not show in its time. */
-static bool is_settled(const struct stat *st)
-{
-    return time(NULL) - st->st_ctim.tv_sec > SETTLED_S;
-}
-
-static bool is_as_seen(const struct entry *e, int dirfd, const char *name)
-{
-    struct stat st;
-
-    return e->settled && fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-           st.st_dev == e->st.st_dev && st.st_ino == e->st.st_ino &&
-           st.st_size == e->st.st_size &&
-           st.st_mtim.tv_sec == e->st.st_mtim.tv_sec &&
-           st.st_mtim.tv_nsec == e->st.st_mtim.tv_nsec &&
-           st.st_ctim.tv_sec == e->st.st_ctim.tv_sec &&
-           st.st_ctim.tv_nsec == e->st.st_ctim.tv_nsec;
-}
-
-static bool seen_grow(struct children_seen *seen)
-{
-    size_t cap = seen->cap ? 2 * seen->cap : 256;
-    struct entry *v;
-    uint32_t *slots;
-
-    if (seen->n < seen->cap)
-        return true;
-    v = realloc(seen->v, cap * sizeof(*v));
-    if (v)
-        seen->v = v;
-    slots = calloc(2 * cap, sizeof(*slots));
-    if (!v || !slots) {
-        free(slots);
-        return false;
-    }
-    free(seen->slots);
-    seen->slots = slots;
-    seen->slot_count = 2 * cap;
-    seen->cap = cap;
-    for (size_t i = 0; i < seen->n; i++)
-        slots[slot_of(seen, seen->v[i].path)] = (uint32_t)i + 1;
-    return true;
-}
-
-/* Takes over what is in *e. */
-static int seen_put(struct children_seen *seen, struct entry *e,
-                    struct qstill_error *err)
-{
-    struct entry *old = seen_find(seen, e->path);
-
-    if (old) {
-        entry_fini(old);
-        *old = *e;
-    } else if (seen_grow(seen)) {
-        seen->v[seen->n] = *e;
-        seen->slots[slot_of(seen, e->path)] = (uint32_t)++seen->n;
-    } else {
-        return err_nomem(err);
-    }
-    *e = (struct entry){0};
-    return 0;
 }
 
 /* ------------------------------------------------------------ the overlays */
@@ -252,21 +126,28 @@ static int stored_name(const struct io *io, int fd, char **out, bool *qed,
     return io_read_upto(io, fd, *out, (size_t)len, off, &got, err);
 }
 
-/* json:{...} and the like: whoever has a layer's file name in it may mean that
- * layer. */
-static bool mentions_layer(const struct search *s, const char *name,
-                           size_t *which)
-{
-    for (size_t i = s->first; i <= s->last; i++) {
-        const char *path = s->c->layers[i]->path;
-        const char *slash = strrchr(path, '/');
+struct mention {
+    const struct search *s;
+    bool yes;
+    size_t which;
+};
 
-        if (strstr(name, slash ? slash + 1 : path)) {
-            *which = i;
-            return true;
-        }
+/* By the file, or, as it may be meant from elsewhere, by its name alone. */
+static int is_mentioned(void *user, const char *path, struct qstill_error *err)
+{
+    struct mention *m = user;
+    const struct chain *c = m->s->c;
+    const char *name = path_base(path);
+    struct stat st;
+
+    (void)err;
+    if (!m->yes && stat(path, &st) == 0)
+        m->yes = is_layer(c, &st, m->s->first, m->s->last, &m->which);
+    for (size_t i = m->s->first; !m->yes && i <= m->s->last; i++) {
+        m->which = i;
+        m->yes = strcmp(name, path_base(c->layers[i]->path)) == 0;
     }
-    return false;
+    return 0;
 }
 
 static int names_layer(const struct search *s, const char *path,
@@ -274,14 +155,18 @@ static int names_layer(const struct search *s, const char *path,
                        struct qstill_error *err)
 {
     CLEANUP(freep) char *backing = NULL;
+    struct mention m = {.s = s};
     struct stat st;
 
     *yes = false;
     if (chain_resolve(path, name, &backing, err) < 0) {
         if (err->code != QSTILL_E_PRECONDITION)
             return err->code;
-        *err = (struct qstill_error){0};
-        *yes = mentions_layer(s, name, which);
+        err_clear(err);
+        if (backing_name_files(path, name, is_mentioned, &m, err) < 0)
+            return err->code;
+        *yes = m.yes;
+        *which = m.which;
         return 0;
     }
     *yes = stat(backing, &st) == 0 &&
@@ -306,18 +191,18 @@ static int take_child(struct search *s, const char *path, int fd, size_t which,
 }
 
 /* What a file is, without a word on whether it concerns us. */
-static int read_entry(const struct search *s, int fd, struct entry *e,
+static int read_entry(const struct search *s, int fd, struct seen_file *e,
                       struct qstill_error *err)
 {
     if (fstat(fd, &e->st) < 0)
         return err_errno(err, errno, "cannot stat %s", e->path);
-    e->settled = is_settled(&e->st);
+    e->settled = seen_is_settled(&e->st);
     if (stored_name(s->io, fd, &e->name, &e->qed, err) < 0)
         return err_wrap(err, "%s", e->path);
     return 0;
 }
 
-static int judge_child(struct search *s, const struct entry *e,
+static int judge_child(struct search *s, const struct seen_file *e,
                        struct qstill_error *err)
 {
     size_t which = 0;
@@ -350,13 +235,13 @@ static int visit_overlay(struct search *s, struct overlay *o,
     if (chain_resolve(o->path, o->name, &backing, err) < 0) {
         if (err->code != QSTILL_E_PRECONDITION)
             return err->code;
-        *err = (struct qstill_error){0};
+        err_clear(err);
     }
     o->backing = backing;
     return s->v->visit(s->v->user, o, err);
 }
 
-static int visit(struct search *s, const struct entry *e,
+static int visit(struct search *s, const struct seen_file *e,
                  struct qstill_error *err)
 {
     struct overlay o = {.path = e->path, .name = e->name, .fixed = e->qed};
@@ -369,7 +254,7 @@ static int look_at(struct search *s, const char *path, const char *real,
                    struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
-    struct entry e = {.path = strdup(path)};
+    struct seen_file e = {.path = strdup(path)};
     int r;
 
     if (!e.path)
@@ -379,14 +264,14 @@ static int look_at(struct search *s, const char *path, const char *real,
         r = read_entry(s, fd, &e, err);
     if (r == 0)
         r = s->judge(s, &e, err);
-    entry_fini(&e);
+    seen_file_fini(&e);
     return r;
 }
 
 /* A file of a directory; `e` has its path. One that cannot be looked into may
  * be an overlay: then nothing is merged. */
 static int look_at_new(struct search *s, int dirfd, const char *name,
-                       struct entry *e, struct qstill_error *err)
+                       struct seen_file *e, struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
 
@@ -394,7 +279,7 @@ static int look_at_new(struct search *s, int dirfd, const char *name,
         if (err->code == QSTILL_E_NOT_FOUND ||
             err->code == QSTILL_E_PRECONDITION) {
             /* gone meanwhile; a link, no regular file */
-            *err = (struct qstill_error){0};
+            err_clear(err);
             return 0;
         }
         err_wrap(err, "it may stand on a layer that goes: %s", e->path);
@@ -408,8 +293,8 @@ static int look_at_new(struct search *s, int dirfd, const char *name,
 static int look_at_entry(struct search *s, int dirfd, const char *dir,
                          const char *name, struct qstill_error *err)
 {
-    struct entry e = {0};
-    const struct entry *old;
+    struct seen_file e = {0};
+    const struct seen_file *old;
     int r = 0;
 
     if (asprintf(&e.path, "%s%s", dir, name) < 0) {
@@ -418,10 +303,10 @@ static int look_at_entry(struct search *s, int dirfd, const char *dir,
     }
     old = seen_find(s->seen, e.path);
     if (!s->v || !s->v->knows || !s->v->knows(s->v->user, e.path))
-        r = old && is_as_seen(old, dirfd, name)
+        r = old && seen_is_as_it_was(old, dirfd, name)
                 ? s->judge(s, old, err)
                 : look_at_new(s, dirfd, name, &e, err);
-    entry_fini(&e);
+    seen_file_fini(&e);
     return r;
 }
 
@@ -511,12 +396,6 @@ static int look_at_link(struct search *s, int dirfd, const char *dir,
                 : judge_link(s, path, real, &st, err);
 }
 
-static void closedirp(DIR **d)
-{
-    if (*d)
-        closedir(*d);
-}
-
 /* The files, or the links, of a directory; `dir` ends with a slash, or is
  * empty. */
 static int look_into(struct search *s, const char *dir, bool links,
@@ -544,28 +423,18 @@ static int look_into(struct search *s, const char *dir, bool links,
                  : 0;
 }
 
-static char *dir_part(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return strndup(path, slash ? (size_t)(slash - path) + 1 : 0);
-}
-
 static int look_into_all(struct search *s, bool links, struct qstill_error *err)
 {
     const struct chain *c = s->c;
 
     for (size_t i = 0; i < c->n; i++) {
-        CLEANUP(freep) char *dir = dir_part(c->layers[i]->path);
+        CLEANUP(freep) char *dir = path_dir(c->layers[i]->path);
         bool seen = false;
 
         if (!dir)
             return err_nomem(err);
-        for (size_t k = 0; k < i && !seen; k++) {
-            CLEANUP(freep) char *other = dir_part(c->layers[k]->path);
-
-            seen = other && strcmp(dir, other) == 0;
-        }
+        for (size_t k = 0; k < i && !seen; k++)
+            seen = path_same_dir(c->layers[k]->path, c->layers[i]->path);
         if (!seen && look_into(s, dir, links, err) < 0)
             return err->code;
     }

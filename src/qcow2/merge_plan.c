@@ -196,20 +196,22 @@ static int check_format(const struct merge_group *g, enum qcow2_format format,
                              : "merge down");
 }
 
-/* A file has the same bytes under each of its names. By another one U may take
- * in what is below it, and the lowest layer may stay as it is; whatever else is
+/* A file has the same bytes under each of its names, but there its backing file
+ * may be another one. Only the lowest layer may stay as it is; whatever else is
  * done to a layer changes what is seen there, or takes its backing file away.
  */
 static int check_links(const struct merge_group *g, size_t t,
                        struct qstill_error *err)
 {
-    bool last_goes = t == g->upper || t == MERGE_NO_TARGET;
+    bool last_stays = t == g->upper || t == MERGE_NO_TARGET;
+    /* of an overlay from outside, the layers are its chain's */
+    size_t end = g->main ? g->last : g->upper;
     struct stat st;
 
-    if (!g->main || g->m->output)
+    if (g->m->output)
         return 0;
-    for (size_t i = g->upper; i <= g->last; i++) {
-        if ((i == g->upper && t == g->upper) || (i == g->last && last_goes))
+    for (size_t i = g->upper; i <= end; i++) {
+        if (i > g->upper && i == g->last && last_stays)
             continue;
         if (fstat(layer(g, i)->fd, &st) < 0)
             return err_errno(err, errno, "cannot stat %s", layer(g, i)->path);

@@ -177,6 +177,20 @@ class Others(Case):
         self.q("delete", "vm", "leaf")
         self.assertFalse(os.path.exists(leaf))
 
+    def test_a_leaf_by_a_name_that_is_no_plain_one(self):
+        """As QEMU writes it where a name is not ASCII."""
+        leaf = self.layer("leaf")
+        self.q("revert", "vm", "middle", "--keep-trash", "0")
+        name = os.path.basename(leaf)
+        over = self.overlay(
+            os.path.join(self.vm.dir, "copy.of.leaf"),
+            'json:{"driver":"qcow2","file":{"driver":"file","filename":"%s"}}' %
+            leaf.replace(name, "\\u%04x%s" % (ord(name[0]), name[1:])))
+        self.refused("precondition", over + " stands on it", "leaf", path=over)
+        os.unlink(over)
+        self.q("delete", "vm", "leaf")
+        self.assertFalse(os.path.exists(leaf))
+
     def test_an_inner_layer_below_an_overlay_of_nobody(self):
         """The engine gives it what it needs; not beside a running VM."""
         over = self.overlay(os.path.join(self.vm.dir, "copy.of.middle"),

@@ -531,6 +531,48 @@ class MergesAreRefused(MergeCase):
                 self.refused(6, "kid.*symbolic link.*b1", top, "--drop", b1)
                 os.unlink(link)
 
+    def named(self, name):
+        """kid, an overlay of b1 by that name, which only QEMU understands."""
+        b0, b1, top = self.chain3()
+        os.symlink("b1", self.path("alias"))
+        kid = self.create("kid", MIB)
+        qtools.must("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2",
+                    "-b", name % self.dir, kid)
+        return kid, top, b1
+
+    def test_a_child_whose_backing_name_is_no_plain_one(self):
+        """By an escape, through a link, by a protocol, in a json: in it; and
+        one that cannot be read."""
+        at = '{"driver":"file","filename":"%s"}'
+        for name, words in (
+                ('json:{"driver":"qcow2","file":' + at % r"%s/\u0062\u0031" +
+                 "}", "kid.*stands on"),
+                ('json:{"driver":"qcow2","file":' + at % "%s/alias" + "}",
+                 "kid.*stands on"),
+                ('json:{"driver":"qcow2","file.filename":"%s/alias"}',
+                 "kid.*stands on"),
+                ('json:{"file.filename":"file:%s/alias"}', "kid.*stands on"),
+                (r'json:{"file.filename":"json:{\"filename\":\"%s/alias\"}"}',
+                 "kid.*stands on"),
+                ("file:%s/alias", "kid.*stands on"),
+                ("json:{'driver':'qcow2','file.filename':'%s/alias'}",
+                 "kid.*cannot be told")):
+            with self.subTest(name=name):
+                for n in os.listdir(self.dir):
+                    os.unlink(self.path(n))
+                kid, top, b1 = self.named(name)
+                self.refused(6, words, top, "--drop", b1)
+
+    def test_names_that_lead_elsewhere(self):
+        for name in ('json:{"driver":"qcow2","file.filename":"%s/other"}',
+                     "file:%s/other", "nbd://nowhere/%s"):
+            with self.subTest(name=name):
+                for n in os.listdir(self.dir):
+                    os.unlink(self.path(n))
+                kid, top, b1 = self.named(name)
+                r = qtools.image("merge", top, "--drop", b1)
+                self.assertEqual(r.rc, 0, str(r))
+
     def test_a_child_behind_a_link_that_is_named_itself(self):
         top, b1, real, link = self.linked_child(None)
         r = qtools.image("merge", top, "--drop", b1, "--child", real)
@@ -573,11 +615,22 @@ class MergesAreRefused(MergeCase):
     def test_hard_links(self):
         """What has another name is not written over, and keeps its backing
         file."""
-        for name, refused in (("top", ("down", "new")), ("b2", DIRECTIONS),
+        for name, refused in (("top", DIRECTIONS), ("b2", DIRECTIONS),
                               ("b1", ("down",)), ("b0", ())):
             for direction in qtools.sample(DIRECTIONS, self.id() + name):
                 self.hard_linked(name, direction, direction in refused and
                                  name + ".*hard link")
+
+    def test_a_hard_link_to_a_child(self):
+        """Elsewhere its backing file may be another one of that name."""
+        b0, b1, top = self.chain3()
+        kid = self.create("kid", MIB, "b1", writes=["write -q -P 7 4k 4k"])
+        elsewhere = qtools.scratch()
+        self.addCleanup(shutil.rmtree, elsewhere, True)
+        os.link(kid, os.path.join(elsewhere, "kid"))
+        want = self.view(kid)
+        self.refused(6, "kid.*hard link", top, "--drop", b1)
+        self.assertEqual(want, self.view(kid))
 
     def test_a_hard_link_to_the_top_with_snapshots(self):
         """Neither may its file be rewritten nor its name be taken."""
