@@ -368,12 +368,13 @@ def main():
 
     begun = time.monotonic()
     run = Run(args)
-    jobs = queue.Queue()
+    jobs, idle = queue.Queue(), queue.Queue()
     all_jobs = collect(run, args)
     for job in all_jobs:
-        jobs.put(job)
-    threads = [threading.Thread(target=run.work, args=(jobs,))
-               for _ in range(max(1, args.j))]
+        (idle if job[2].idle else jobs).put(job)
+    # one more beside the others for those that only wait
+    threads = [threading.Thread(target=run.work, args=(q,))
+               for q in [idle] + [jobs] * max(1, args.j)]
     for t in threads:
         t.start()
     for t in threads:

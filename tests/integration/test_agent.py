@@ -391,6 +391,7 @@ class Early(Case):
 class DeafQemu(Case):
     """QEMU answers nobody for a while, its agent's socket does."""
     either = True
+    idle = True
     limit = 300
 
     def setUp(self):

@@ -61,6 +61,7 @@ def scratch_root():
 
 class Case(unittest.TestCase):
     limit = 120     # seconds for one test
+    idle = False    # waits for minutes, and needs no CPU for that
     cost = 10       # a guess in seconds, to start the long ones first
     versions = ("7.2", "10.0")
     # See --either of run.py. either: depends little on QEMU's version; dealt:
