@@ -284,9 +284,7 @@ static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
     return err->code;
 }
 
-/* Somebody else has a file open, as a backup that reads a frozen layer: QEMU
- * has not begun, and will when that one is done. */
-static int begin_refused(struct qstill_error *err)
+int livechain_refused(struct qstill_error *err)
 {
     if (err->code == QSTILL_E_FAILED && strstr(err->message, "\" lock"))
         err->code = QSTILL_E_BUSY;
@@ -316,7 +314,7 @@ int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
         return missing_node(d, to, err);
     c.device = head->name;
     c.base_node = base->name;
-    if (qmp_block_commit(s->qmp, &c, err) < 0 && begin_refused(err) < 0)
+    if (qmp_block_commit(s->qmp, &c, err) < 0 && livechain_refused(err) < 0)
         return err_wrap(err, "folding %s into %s", d->head_path, to);
     if (wait_job(s, QMP_JOB_READY, err) < 0 ||
         qmp_job_read(s->qmp, JOB_ID, &job, err) < 0)
@@ -366,7 +364,7 @@ int livechain_pull(struct session *s, struct vm_disk *d,
     if (journal_save(s->vmfd, j, err) < 0)
         return err->code;
     if (qmp_block_stream(s->qmp, &st, err) < 0) {
-        if (begin_refused(err) == QSTILL_E_BUSY)
+        if (livechain_refused(err) == QSTILL_E_BUSY)
             forget_pull(j);
         return err_wrap(err, "pulling %s into %s", first->path, layer->path);
     }

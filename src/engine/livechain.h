@@ -54,6 +54,11 @@ const struct qmp_node *livechain_node(struct session *s,
                                       const struct vm_disk *d,
                                       const char *path);
 
+/* BUSY in place of FAILED when QEMU says that somebody else has a file open, as
+ * a backup that reads a frozen layer: it has not begun, and will when that one
+ * is done. */
+int livechain_refused(struct qstill_error *err);
+
 /* Whether any node of QEMU's has that file open. */
 int livechain_has_open(struct session *s, const char *path, bool *yes,
                        struct qstill_error *err);

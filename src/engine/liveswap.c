@@ -66,19 +66,41 @@ static int add_node(struct session *s, const struct qmp_node *old,
 
 static int reopen_above(struct session *s, const struct vm_disk *d,
                         const struct qmp_node *above, const char *node,
-                        struct qstill_error *err)
+                        bool read_only, struct qstill_error *err)
 {
     struct qmp_blockdev b = {.node = above->name,
                              .driver = "qcow2",
                              .file_node = above->file->name,
                              .backing = node,
-                             .read_only = above->read_only,
+                             .read_only = read_only,
                              .cache_direct = above->cache_direct,
                              .cache_no_flush = above->cache_no_flush,
                              .discard = launch_discard(s, d),
                              .detect_zeroes = above->detect_zeroes};
 
     return qmp_blockdev_reopen(s->qmp, &b, err);
+}
+
+/* The header of the layer above is to be written. While somebody else reads
+ * that file QEMU refuses, and it should before anything is done: so the node is
+ * open for writing from there to the end, and nobody comes in between. A head
+ * is anyway. */
+static int open_above(struct session *s, const struct vm_disk *d,
+                      const struct journal *j, bool read_only,
+                      struct qstill_error *err)
+{
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+    const struct qmp_node *above;
+
+    if (session_same_file(d->head_path, j->swap_above))
+        return 0;
+    if (qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
+    above = livechain_node(s, &g, d, j->swap_above);
+    if (!above || !above->file || !above->below ||
+        above->read_only == read_only)
+        return 0; /* another chain than before has its own words */
+    return reopen_above(s, d, above, above->below->name, read_only, err);
 }
 
 /* What QEMU has below the layer above now. */
@@ -120,7 +142,7 @@ static int swap_nodes(struct collapse *c, struct vm_disk *d,
                        "the live chain of disk %s is not as it was", d->name);
     if (add_node(s, old, last->below, c->j->swap_to, node, err) < 0)
         return err->code;
-    return reopen_above(s, d, above, node, err);
+    return reopen_above(s, d, above, node, above->read_only, err);
 }
 
 /* ----------------------------------------------------------------- on disk
@@ -274,11 +296,15 @@ static int give_up(struct session *s, struct journal *j,
 static int swap(struct collapse *c, struct vm_disk *d, const struct step *st,
                 const char *node, struct qstill_error *err)
 {
+    if (open_above(c->s, d, c->j, false, err) < 0)
+        return livechain_refused(err);
     if (merge_into_new(c, st, err) < 0 ||
         (c->s->paranoid &&
          layer_compare(st->child->path, c->j->swap_to, err) < 0) ||
         swap_nodes(c, d, st, node, err) < 0 ||
-        name_new_file(c->s, d, c->j, err) < 0 || verify_header(c->j, err) < 0)
+        name_new_file(c->s, d, c->j, err) < 0 ||
+        open_above(c->s, d, c->j, true, err) < 0 ||
+        verify_header(c->j, err) < 0)
         return err->code;
     return finish(c->s, c->j, err);
 }
@@ -340,6 +366,8 @@ int liveswap_settle(struct session *s, struct journal *j,
             return err->code;
         does = true;
     }
+    if (d && s->qmp && open_above(s, d, j, true, err) < 0)
+        return err->code;
     if (!does)
         return give_up(s, j, err);
     if (verify_header(j, err) < 0)

@@ -4,10 +4,13 @@
  * open: the layer that stays and those that go are merged into a new file, and
  * QEMU is given that instead.
  *
+ *   open      blockdev-reopen of the layer above for writing: BUSY when others
+ *             read it, and nothing has been done
  *   merge     into the new file, durable
  *   add       blockdev-add of it, over what the old layers stood on
  *   reopen    blockdev-reopen of the layer above, with the new node below it
  *   header    change-backing-file: the layer above names the new file on disk
+ *   close     blockdev-reopen of the layer above for reading again
  *   verify    QEMU's graph and that header, read back
  *   manifest  the snapshot names the new file; the old one is hidden
  *

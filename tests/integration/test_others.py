@@ -275,6 +275,36 @@ class Others(Case):
         self.assertEqual({self.vm.disks[0].path}, self.disk_files(self.vm))
         self.vm.io(self.vm.disks[0], "read -P 9 0 64k")
 
+    def test_a_swap_below_what_a_backup_reads(self):
+        """The layer above cannot be given another backing file then."""
+        self.q("create", "vm", "top")
+        self.write(8)
+        middle, leaf, top = map(self.layer, ("middle", "leaf", "top"))
+        reader = self.reader(top)
+        files = self.disk_files(self.vm)
+        self.q("delete", "vm", "middle")
+        self.assertIn("%s stays for now: " % middle, self.q.stderr)
+        self.assertIn('Failed to get "write" lock', self.q.stderr)
+        self.assertEqual(files, self.disk_files(self.vm))
+        self.assertEqual([middle], self.left())
+        self.assertFalse(os.path.exists(self.q.journal_path("vm")))
+        self.q("create", "vm", "more")
+        reader.kill()
+        reader.wait()
+        self.q("recover", "vm")
+        self.assertEqual([], self.left())
+        self.assertFalse(os.path.exists(leaf))
+        self.assertEqual(3, self.byte(self.layer("leaf")))
+        self.assertEqual(9, self.byte(top))
+        self.reads_only(top)
+        self.vm.io(self.vm.disks[0], "read -P 8 0 64k")
+
+    def reads_only(self, path):
+        """QEMU has the layer open, and not for writing."""
+        nodes = [n for n in self.vm.cmd("query-named-block-nodes", flat=True)
+                 if n["file"] == path]
+        self.assertEqual([True, True], [n["ro"] for n in nodes])
+
     # ------------------------------------------------------- dropped otherwise
 
     def test_a_head_that_a_revert_drops(self):
