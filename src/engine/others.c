@@ -65,12 +65,22 @@ static int mark_mentioned(void *user, const char *path,
     return 0;
 }
 
-/* Of an overlay whose backing file has no plain name. */
+/* Of an overlay whose backing file has no plain name, or of an image with an
+ * external data file: only a raw one can be that. */
 static int mark_named(struct marking *m, const struct overlay *o,
                       struct qstill_error *err)
 {
     struct mention by = {m, m->vm ? m->image : o->path};
 
+    for (size_t i = 0; !o->name && i < m->all->count; i++) {
+        struct layer *l = &m->all->items[i];
+
+        if (strcmp(l->format, "raw") == 0 &&
+            mark(m, l, by.overlay, true, err) < 0)
+            return err->code;
+    }
+    if (!o->name)
+        return 0;
     return backing_name_files(o->path, o->name, mark_mentioned, &by, err);
 }
 

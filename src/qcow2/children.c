@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/bytes.h"
 #include "base/file.h"
 #include "backing_name.h"
 #include "children_seen.h"
@@ -89,43 +88,6 @@ static bool known(const struct search *s, const struct stat *st)
     return false;
 }
 
-#define QED_HEADER  64u
-#define QED_AT_NAME 56u /* its offset and length, 32 bits each */
-
-/* The backing name as it stands in the header, whatever else that holds: it is
- * at the same place in every version of qcow, and elsewhere in qed, the only
- * other format whose images QEMU lets stand on qcow2 and raw ones. NULL: there
- * is none. */
-static int stored_name(const struct io *io, int fd, char **out, bool *qed,
-                       struct qstill_error *err)
-{
-    uint8_t raw[QED_HEADER] = {0};
-    uint64_t off, len;
-    size_t got;
-
-    *out = NULL;
-    *qed = false;
-    if (io_read_upto(io, fd, raw, sizeof(raw), 0, &got, err) < 0)
-        return err->code;
-    if (get_be32(raw + QCOW2_AT_MAGIC) == QCOW2_MAGIC) {
-        off = get_be64(raw + QCOW2_AT_BACKING_OFFSET);
-        len = get_be32(raw + QCOW2_AT_BACKING_LEN);
-    } else if (memcmp(raw, "QED\0", 4) == 0) {
-        *qed = true;
-        off = get_le64(raw + QED_AT_NAME) & UINT32_MAX;
-        len = get_le64(raw + QED_AT_NAME) >> 32;
-    } else {
-        return 0;
-    }
-    if (off == 0 || off > 1u << QCOW2_MAX_CLUSTER_BITS || len == 0 ||
-        len > QCOW2_MAX_BACKING_NAME)
-        return 0;
-    *out = calloc(1, (size_t)len + 1);
-    if (!*out)
-        return err_nomem(err);
-    return io_read_upto(io, fd, *out, (size_t)len, off, &got, err);
-}
-
 struct mention {
     const struct search *s;
     bool yes;
@@ -197,9 +159,31 @@ static int read_entry(const struct search *s, int fd, struct seen_file *e,
     if (fstat(fd, &e->st) < 0)
         return err_errno(err, errno, "cannot stat %s", e->path);
     e->settled = seen_is_settled(&e->st);
-    if (stored_name(s->io, fd, &e->name, &e->qed, err) < 0)
+    if (stored_names_read(s->io, fd, &e->names, err) < 0)
         return err_wrap(err, "%s", e->path);
     return 0;
+}
+
+/* The name of a data file is not taken from where the image is, but from where
+ * QEMU is. */
+static int check_data_file(const struct search *s, const char *path,
+                           const struct stored_names *names,
+                           struct qstill_error *err)
+{
+    struct mention m = {.s = s};
+
+    if (names->data &&
+        backing_name_files(path, names->data, is_mentioned, &m, err) < 0)
+        return err->code;
+    for (size_t i = s->first; names->data_untold && !m.yes && i <= s->last; i++)
+        if (s->c->layers[i]->info.format == QCOW2_FORMAT_RAW) {
+            m.yes = true;
+            m.which = i;
+        }
+    return m.yes ? err_set(err, QSTILL_E_PRECONDITION, "%s %s its data in %s",
+                           path, names->data ? "has" : "may have",
+                           s->c->layers[m.which]->path)
+                 : 0;
 }
 
 static int judge_child(struct search *s, const struct seen_file *e,
@@ -209,13 +193,17 @@ static int judge_child(struct search *s, const struct seen_file *e,
     bool yes;
     int fd;
 
-    if (is_layer(s->c, &e->st, 0, s->c->n - 1, &which) || !e->name)
+    if (is_layer(s->c, &e->st, 0, s->c->n - 1, &which))
         return 0;
-    if (names_layer(s, e->path, e->name, &yes, &which, err) < 0)
+    if (check_data_file(s, e->path, &e->names, err) < 0)
+        return err->code;
+    if (!e->names.backing)
+        return 0;
+    if (names_layer(s, e->path, e->names.backing, &yes, &which, err) < 0)
         return err->code;
     if (!yes || known(s, &e->st))
         return 0;
-    if (e->qed)
+    if (e->names.qed)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "%s, a qed image, stands on %s: only qcow2 overlays can "
                        "be dealt with",
@@ -225,28 +213,31 @@ static int judge_child(struct search *s, const struct seen_file *e,
     return take_child(s, e->path, fd, which, err);
 }
 
-static int visit_overlay(struct search *s, struct overlay *o,
-                         struct qstill_error *err)
+static int visit_names(struct search *s, const char *path,
+                       const struct stored_names *names, bool fixed,
+                       struct qstill_error *err)
 {
     CLEANUP(freep) char *backing = NULL;
+    struct overlay o = {.path = path, .name = names->data, .fixed = true};
 
-    if (!o->name)
+    if ((names->data || names->data_untold) &&
+        s->v->visit(s->v->user, &o, err) < 0)
+        return err->code;
+    if (!names->backing)
         return 0;
-    if (chain_resolve(o->path, o->name, &backing, err) < 0) {
+    if (chain_resolve(path, names->backing, &backing, err) < 0) {
         if (err->code != QSTILL_E_PRECONDITION)
             return err->code;
         err_clear(err);
     }
-    o->backing = backing;
-    return s->v->visit(s->v->user, o, err);
+    o = (struct overlay){path, names->backing, backing, fixed};
+    return s->v->visit(s->v->user, &o, err);
 }
 
 static int visit(struct search *s, const struct seen_file *e,
                  struct qstill_error *err)
 {
-    struct overlay o = {.path = e->path, .name = e->name, .fixed = e->qed};
-
-    return visit_overlay(s, &o, err);
+    return visit_names(s, e->path, &e->names, e->names.qed, err);
 }
 
 /* The file itself may have another name than the one it goes by. */
@@ -310,16 +301,15 @@ static int look_at_entry(struct search *s, int dirfd, const char *dir,
     return r;
 }
 
-/* `path` leads to `real`; the backing file's name. */
-static int name_behind_link(struct search *s, const char *path,
-                            const char *real, char **name,
-                            struct qstill_error *err)
+/* `path` leads to `real`. */
+static int names_behind_link(struct search *s, const char *path,
+                             const char *real, struct stored_names *names,
+                             struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
-    bool qed;
 
     if (io_openat(s->io, AT_FDCWD, real, O_RDONLY, 0, &fd, err) < 0 ||
-        stored_name(s->io, fd, name, &qed, err) < 0)
+        stored_names_read(s->io, fd, names, err) < 0)
         return err_wrap(err, "it may stand on a layer that goes: %s", path);
     return 0;
 }
@@ -327,17 +317,18 @@ static int name_behind_link(struct search *s, const char *path,
 static int judge_link(struct search *s, const char *path, const char *real,
                       const struct stat *st, struct qstill_error *err)
 {
-    CLEANUP(freep) char *backing = NULL;
+    CLEANUP(stored_names_fini) struct stored_names names = {0};
     size_t which = 0;
     bool yes;
 
     if (is_layer(s->c, st, 0, s->c->n - 1, &which) || known(s, st))
         return 0;
-    if (name_behind_link(s, path, real, &backing, err) < 0)
+    if (names_behind_link(s, path, real, &names, err) < 0 ||
+        check_data_file(s, path, &names, err) < 0)
         return err->code;
-    if (!backing)
+    if (!names.backing)
         return 0;
-    if (names_layer(s, path, backing, &yes, &which, err) < 0)
+    if (names_layer(s, path, names.backing, &yes, &which, err) < 0)
         return err->code;
     if (!yes)
         return 0;
@@ -355,16 +346,14 @@ static int visit_link(struct search *s, const char *path, const char *real,
     CLEANUP(freep)
     char *dir = strndup(path, slash ? (size_t)(slash - path) + 1 : 0);
     CLEANUP(freep) char *home = dir ? realpath(*dir ? dir : ".", NULL) : NULL;
-    CLEANUP(freep) char *name = NULL;
-    struct overlay o = {.path = path, .fixed = true};
+    CLEANUP(stored_names_fini) struct stored_names names = {0};
 
     if (home && strlen(home) == (size_t)(end - real) &&
         strncmp(home, real, strlen(home)) == 0)
         return 0;
-    if (name_behind_link(s, path, real, &name, err) < 0)
-        return err->code;
-    o.name = name;
-    return visit_overlay(s, &o, err);
+    return names_behind_link(s, path, real, &names, err) < 0
+               ? err->code
+               : visit_names(s, path, &names, true, err);
 }
 
 /* QEMU opens an image by a link, too, and takes the name of its backing file

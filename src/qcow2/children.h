@@ -36,7 +36,8 @@ void children_seen_free(struct children_seen *seen);
  * Overlays of layers [first, last] of the chain that are no layers of it.
  * `named` are looked at, too. What cannot be opened, and an overlay that we
  * cannot deal with (unknown features, damage, no format named, seen through a
- * symbolic link), is an error: a merge would orphan it. `out` must be zeroed;
+ * symbolic link), or one of these layers being the external data file of
+ * another image, is an error: a merge would orphan it. `out` must be zeroed;
  * `seen` may be NULL.
  */
 int children_find(const struct chain *c, size_t first, size_t last,
@@ -48,13 +49,16 @@ void children_fini(struct children *ch);
 bool children_may_be(const struct chain *c, size_t first, size_t last,
                      const char *path);
 
-/* A file that names a backing file. */
+/* A file that names a backing file, or an external data file. */
 struct overlay {
     const char *path;
-    const char *name;    /* of its backing file, as the header has it */
-    const char *backing; /* the same as a path; NULL: it is no plain one */
-    bool fixed; /* no merge can deal with it: a qed image, or seen through a
-                   symbolic link to elsewhere */
+    const char *name;    /* of that file, as the header has it; NULL: it has
+                            an external data file, and does not say which */
+    const char *backing; /* the same as a path; NULL: it is no plain one, or
+                            that of a data file, which QEMU takes from where it
+                            runs */
+    bool fixed; /* no merge can deal with it: a qed image, a data file's, or
+                   seen through a symbolic link to elsewhere */
 };
 
 struct overlay_visitor {

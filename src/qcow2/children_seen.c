@@ -26,7 +26,7 @@ struct children_seen *children_seen_new(void)
 void seen_file_fini(struct seen_file *e)
 {
     free(e->path);
-    free(e->name);
+    stored_names_fini(&e->names);
     *e = (struct seen_file){0};
 }
 

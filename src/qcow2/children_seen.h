@@ -6,14 +6,14 @@
 #include <sys/stat.h>
 
 #include "children.h"
+#include "stored_names.h"
 
 /* A file of a directory, as long as it is as `st` says. */
 struct seen_file {
     char *path;
     struct stat st;
     bool settled; /* what changes it from now on changes its times, too */
-    char *name;   /* of its backing file; NULL: none */
-    bool qed;
+    struct stored_names names;
 };
 void seen_file_fini(struct seen_file *f);
 

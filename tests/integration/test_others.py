@@ -94,6 +94,20 @@ class Others(Case):
         self.assertFalse(os.path.exists(leaf))
         self.assertEqual(3, self.byte(path))
 
+    def test_a_layer_that_is_an_external_data_file(self):
+        root = self.layer("root")
+        folder, name = os.path.split(root)
+        # made with another file, for qemu-img makes that anew
+        other, x = os.path.join(folder, "z" * len(name)), folder + "/x"
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                  "data_file=" + other, x, "2M")
+        os.unlink(other)
+        with open(x, "r+b") as f:
+            raw = f.read()
+            f.seek(0)
+            f.write(raw.replace(other.encode(), root.encode()))
+        self.refused("precondition", "x stands on it", "root", path=root)
+
     def test_an_inner_layer_below_a_clone_of_another_vm(self):
         """By a file between that nobody knows."""
         between = self.overlay(os.path.join(self.tmp, "c", "between.qcow2"),

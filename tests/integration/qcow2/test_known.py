@@ -429,14 +429,16 @@ class MergesAreRefused(MergeCase):
         top = self.create("top", MIB, "b1", writes=["write -q -P 3 64k 64k"])
         return b0, b1, top
 
+    def hashes(self):
+        return {n: qtools.file_hash(self.path(n))
+                for n in os.listdir(self.dir) if os.path.isfile(self.path(n))}
+
     def refused(self, rc, words, *argv, **kw):
-        before = {n: qtools.file_hash(self.path(n))
-                  for n in os.listdir(self.dir)}
+        before = self.hashes()
         r = qtools.image("merge", *argv, **kw)
         self.assertEqual(r.rc, rc, str(r))
         self.assertRegex(r.err, words)
-        self.assertEqual(before, {n: qtools.file_hash(self.path(n))
-                                  for n in os.listdir(self.dir)})
+        self.assertEqual(before, self.hashes())
         return r
 
     def test_a_layer_that_is_not_there(self):
@@ -572,6 +574,60 @@ class MergesAreRefused(MergeCase):
                 kid, top, b1 = self.named(name)
                 r = qtools.image("merge", top, "--drop", b1)
                 self.assertEqual(r.rc, 0, str(r))
+
+    def data_file(self, name, where=None):
+        """A raw image below an overlay is the external data file of x."""
+        for n in os.listdir(self.dir):
+            if os.path.isdir(self.path(n)):
+                shutil.rmtree(self.path(n))
+            else:
+                os.unlink(self.path(n))
+        raw, top = self.path("d.raw"), self.path("top")
+        os.mkdir(self.path("elsewhere"))
+        x = self.path(where or "x")
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                    "data_file=%s,data_file_raw=on" % (name % self.dir), x,
+                    "1M", cwd=self.dir)
+        qtools.must("qemu-io", "-c", "write -q -P 7 0 1M", x, cwd=self.dir)
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-b", raw, "-F",
+                    "raw", top)
+        qtools.must("qemu-io", "-c", "write -q -P 3 512k 64k", top)
+        return raw, top, x
+
+    def test_the_external_data_file_of_another_image(self):
+        """By each name; seen through a link; with a name that is no more."""
+        for name in ("%s/d.raw", "d.raw%.0s", "file:%s/d.raw"):
+            for direction in ("up", "down", "new"):
+                with self.subTest(name=name, direction=direction):
+                    raw, top, x = self.data_file(name)
+                    self.refused(6, "x has its data in .*d.raw", top, "--drop",
+                                 raw, "--direction", direction)
+                    qtools.must("qemu-io", "-c", "read -q -P 7 0 1M", x,
+                                cwd=self.dir)
+        raw, top, x = self.data_file("%s/d.raw", "elsewhere/x")
+        os.symlink(x, self.path("link"))
+        self.refused(6, "link has its data in .*d.raw", top, "--drop", raw)
+        raw, top, x = self.data_file("%s/d.raw")
+        with open(x, "r+b") as f: # the extension's type
+            f.seek(112)
+            self.assertEqual(f.read(4), b"DATA")
+            f.seek(112)
+            f.write(b"XATA")
+        self.refused(6, "x may have its data in .*d.raw", top, "--drop", raw)
+
+    def test_an_external_data_file_that_is_no_layer(self):
+        raw, top, x = self.data_file("%s/d.raw", "elsewhere/x")
+        r = qtools.image("merge", top, "--drop", raw, "--direction", "new")
+        self.assertEqual(r.rc, 0, str(r)) # nobody looks elsewhere
+        for i in range(2):
+            raw, top, x = self.data_file("%s/d.raw")
+            shutil.copy(raw, self.path("other.raw"))
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                        "data_file=other.raw,data_file_raw=on", x, "1M",
+                        cwd=self.dir)
+            r = qtools.image("merge", top, "--drop", raw)
+            self.assertEqual(r.rc, 0, str(r))
+            qtools.must("qemu-io", "-c", "read -q -P 0 0 1M", x, cwd=self.dir)
 
     def test_a_child_behind_a_link_that_is_named_itself(self):
         top, b1, real, link = self.linked_child(None)

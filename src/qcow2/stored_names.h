@@ -1,0 +1,24 @@
+/* SPDX-License-Identifier: MIT */
+/* Which other files an image's header names, whatever else it holds: for
+ * children.c, which must not miss one for damage elsewhere. */
+#ifndef QSTILL_QCOW2_STORED_NAMES_H
+#define QSTILL_QCOW2_STORED_NAMES_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+#include "base/io.h"
+
+struct stored_names {
+    char *backing;    /* NULL: it stands on nothing */
+    char *data;       /* its external data file; NULL: none, or not told */
+    bool data_untold; /* it has one, but the header does not say which */
+    bool qed;
+};
+
+/* `out` must be zeroed. */
+int stored_names_read(const struct io *io, int fd, struct stored_names *out,
+                      struct qstill_error *err);
+void stored_names_fini(struct stored_names *names);
+
+#endif
