@@ -46,6 +46,17 @@ static int explain(const char *path, struct qstill_error *err)
     return err->code;
 }
 
+/* The directory's project was changed since the plan. */
+static bool take_project(const struct io *io, const struct merge_record *r)
+{
+    CLEANUP(closep) int fd = -1;
+    struct qstill_error ignored = {0};
+
+    return io_openat(io, AT_FDCWD, r->target.path, O_RDONLY, 0, &fd,
+                     &ignored) == 0 &&
+           removable_take_project(fd, r->result.path);
+}
+
 static int rename_result(const struct io *io, const struct merge_record *r,
                          struct qstill_error *err)
 {
@@ -57,6 +68,9 @@ static int rename_result(const struct io *io, const struct merge_record *r,
         path_open_dir(r->result.path, &to, &to_name, err) < 0)
         return err->code;
     if (io_rename(io, from, from_name, to, to_name, 0, err) == 0)
+        return 0;
+    if (take_project(io, r) && err_clear(err) == 0 &&
+        io_rename(io, from, from_name, to, to_name, 0, err) == 0)
         return 0;
     return explain(r->target.path, err) == err->code
                ? explain(r->result.path, err)

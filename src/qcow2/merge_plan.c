@@ -227,11 +227,32 @@ static int check_links(const struct merge_group *g, size_t t,
     return 0;
 }
 
+/* The file of layer t is to get the name g->result. */
+static int check_rename(const struct merge_group *g, size_t t,
+                        struct qstill_error *err)
+{
+    const struct image *img = layer(g, t);
+    bool same;
+
+    if (strcmp(img->path, g->result) == 0)
+        return 0;
+    if (removable_same_mount(img->path, g->result, &same, err) < 0)
+        return err->code;
+    if (same && removable_same_project(img->fd, g->result))
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            same ? "%s is of another project (quota) than what may be called %s"
+                 : "%s and %s are on different filesystems, or mounts of one",
+            img->path, g->result);
+    return err_hint(err, "merge up or into a new file");
+}
+
 static int check_up(const struct merge_group *g, struct qstill_error *err)
 {
     if (check_links(g, g->upper, err) < 0 ||
         check_format(g, layer(g, g->upper)->info.format, err) < 0 ||
-        check_snapshots(g, g->upper, err) < 0)
+        check_snapshots(g, g->upper, err) < 0 ||
+        check_rename(g, g->upper, err) < 0)
         return err->code;
     return check_kept_snapshots(g, g->upper, err);
 }
@@ -247,25 +268,6 @@ static int check_new(const struct merge_group *g, struct qstill_error *err)
         return err_set(err, QSTILL_E_PERMISSION,
                        "a new file cannot be given the owner of %s", u->path);
     return check_snapshots(g, MERGE_NO_TARGET, err);
-}
-
-/* The file of layer t is to get the name g->result. */
-static int check_rename(const struct merge_group *g, size_t t,
-                        struct qstill_error *err)
-{
-    const struct image *img = layer(g, t);
-    bool same;
-
-    if (strcmp(img->path, g->result) == 0)
-        return 0;
-    if (removable_same_mount(img->path, g->result, &same, err) < 0)
-        return err->code;
-    if (same)
-        return 0;
-    err_set(err, QSTILL_E_PRECONDITION,
-            "%s and %s are on different filesystems, or mounts of one",
-            img->path, g->result);
-    return err_hint(err, "merge up or into a new file");
 }
 
 static int check_down(const struct merge_group *g, size_t t,

@@ -3,7 +3,9 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -133,4 +135,41 @@ int removable_same_mount(const char *from, const char *to, bool *same,
             (!(a.stx_mask & b.stx_mask & STATX_MNT_ID) ||
              a.stx_mnt_id == b.stx_mnt_id);
     return 0;
+}
+
+/* The project of a file, and the one that its new directory asks for. */
+static bool projects_differ(int fd, const char *to, struct fsxattr *file,
+                            uint32_t *wanted)
+{
+    CLEANUP(closep) int dir = -1;
+    struct qstill_error ignored = {0};
+    struct fsxattr there;
+    const char *base;
+
+    if (path_open_dir(to, &dir, &base, &ignored) < 0 ||
+        ioctl(dir, FS_IOC_FSGETXATTR, &there) < 0 ||
+        ioctl(fd, FS_IOC_FSGETXATTR, file) < 0)
+        return false;
+    *wanted = there.fsx_projid;
+    return (there.fsx_xflags & FS_XFLAG_PROJINHERIT) &&
+           there.fsx_projid != file->fsx_projid;
+}
+
+bool removable_same_project(int fd, const char *to)
+{
+    struct fsxattr file;
+    uint32_t wanted;
+
+    return !projects_differ(fd, to, &file, &wanted);
+}
+
+bool removable_take_project(int fd, const char *to)
+{
+    struct fsxattr file;
+    uint32_t wanted;
+
+    if (!projects_differ(fd, to, &file, &wanted))
+        return false;
+    file.fsx_projid = wanted;
+    return ioctl(fd, FS_IOC_FSSETXATTR, &file) == 0;
 }

@@ -20,4 +20,11 @@ int removable_explain_open(const char *path, struct qstill_error *err);
 int removable_same_mount(const char *from, const char *to, bool *same,
                          struct qstill_error *err);
 
+/* Whether the project of a file, as quotas count it, lets it take that name: a
+ * directory that gives its project to what is made in it takes no file of
+ * another one (EXDEV). What has no projects lets it. */
+bool removable_same_project(int fd, const char *to);
+/* Gives an open file the project that the name asks for. Whether it took it. */
+bool removable_take_project(int fd, const char *to);
+
 #endif

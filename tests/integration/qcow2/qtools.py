@@ -121,6 +121,30 @@ def qstill(*argv, **kw):
     return run(QSTILL, *argv, **kw)
 
 
+def loop_mount(test, fs, *mkfs):
+    """(directory, device's name) of a new filesystem, gone when the test is."""
+    if not shutil.which(mkfs[0]):
+        test.skipTest("%s is not installed" % mkfs[0])
+    root = scratch()
+    path, mount = os.path.join(root, "fs.img"), os.path.join(root, "m")
+
+    def undo():
+        run("umount", mount)
+        for line in run("losetup", "-j", path).out.splitlines():
+            run("losetup", "-d", line.split(":")[0])
+        shutil.rmtree(root, True)
+    test.addCleanup(undo)
+    os.makedirs(mount)
+    with open(path, "wb") as f:
+        f.truncate(1 << 30)
+    must(*mkfs, path)
+    device = must("losetup", "--find", "--show", path).out.strip()
+    r = run("mount", "-t", fs, device, mount)
+    if r.rc:
+        test.skipTest("cannot mount %s: %s" % (fs, r.err))
+    return mount, os.path.basename(device)
+
+
 def image(verb, *argv, **kw):
     """`qstill --json image VERB ...`"""
     return run(QSTILL, "--json", "image", verb, *argv, **kw)

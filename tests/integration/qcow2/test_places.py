@@ -56,27 +56,7 @@ class Reflinks(unittest.TestCase):
     """Where blocks can be shared no data moves at all."""
 
     def mounted(self, fs, *mkfs):
-        if not shutil.which(mkfs[0]):
-            self.skipTest("%s is not installed" % mkfs[0])
-        root = qtools.scratch()
-        image, mount = os.path.join(root, "fs.img"), os.path.join(root, "m")
-
-        def undo():
-            qtools.run("umount", mount)
-            for line in qtools.run("losetup", "-j", image).out.splitlines():
-                qtools.run("losetup", "-d", line.split(":")[0])
-            shutil.rmtree(root, True)
-        self.addCleanup(undo)
-        os.makedirs(mount)
-        with open(image, "wb") as f:
-            f.truncate(1 << 30)
-        qtools.must(*mkfs, image)
-        device = qtools.must("losetup", "--find", "--show",
-                             image).out.strip()
-        r = qtools.run("mount", "-t", fs, device, mount)
-        if r.rc:
-            self.skipTest("cannot mount %s: %s" % (fs, r.err))
-        return mount, os.path.basename(device)
+        return qtools.loop_mount(self, fs, *mkfs)
 
     def written(self, device):
         os.sync()

@@ -3,14 +3,34 @@
 """Layers that cannot be removed or replaced: refused before anything changes.
 And merges that cannot be finished: others go on, their own chain does not."""
 
+import fcntl
 import os
 import shutil
+import struct
 import unittest
 
 import qtools
 
 MIB = 1 << 20
 DIRECTIONS = ("auto", "up", "down", "new")
+
+
+FS_IOC_FSGETXATTR, FS_IOC_FSSETXATTR = 0x801C581F, 0x401C5820
+PROJINHERIT = 0x200
+
+
+def set_project(path, number):
+    """Of a directory, and so of what is made in it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        raw = bytearray(28)
+        fcntl.ioctl(fd, FS_IOC_FSGETXATTR, raw)
+        flags, = struct.unpack_from("=I", raw, 0)
+        struct.pack_into("=I", raw, 0, flags | PROJINHERIT)
+        struct.pack_into("=I", raw, 12, number)
+        fcntl.ioctl(fd, FS_IOC_FSSETXATTR, raw)
+    finally:
+        os.close(fd)
 
 
 class Stuck(unittest.TestCase):
@@ -148,6 +168,30 @@ class WhatCannotGoIsRefused(Stuck):
         self.mount("--bind", self.path("other"), d)
         self.each_direction(6, "/d is a mount point", "unmount", u, d,
                             ("up", "new", "down"))
+
+    def test_directories_of_two_projects(self):
+        """On XFS: Linux has no projects of ext4 without CONFIG_QUOTA."""
+        self.dir, _ = qtools.loop_mount(self, "xfs", "mkfs.xfs", "-q")
+        for number, name in enumerate("pq"):
+            os.makedirs(self.path(name))
+            set_project(self.path(name), 100 + number)
+        d, u = self.pair("p/d", "q/u")
+        self.each_direction(6, "p/d is of another project", "merge up", u, d,
+                            ("down",))
+        self.goes_now(u, d)
+        os.unlink(u)
+        d, u = self.pair("p/d", "q/u")
+        r = self.merge(u, "--drop", d, "--direction", "new")
+        self.assertEqual(r.rc, 0, str(r))
+        self.shows(u, 1, 2, 0)
+
+    def test_a_file_from_before_its_directory_had_a_project(self):
+        self.dir, _ = qtools.loop_mount(self, "xfs", "mkfs.xfs", "-q")
+        d, u = self.pair()
+        set_project(self.dir, 100)
+        self.each_direction(6, "/d is of another project", "merge up", u, d,
+                            ("down",))
+        self.goes_now(u, d)
 
     def test_two_mounts_of_one_filesystem(self):
         """Their names cannot be changed into each other."""
@@ -302,6 +346,22 @@ class OneMergeThatCannotEnd(Stuck):
         self.assertEqual(r.rc, 0, str(r))
         self.shows(top, 0, 0, 0, 4, 5, 6)
         self.shows(u, 1, 2, 0, 4)
+
+    def test_a_project_that_was_given_meanwhile(self):
+        """The file takes that of its new directory, or stays for ever."""
+        self.dir, _ = qtools.loop_mount(self, "xfs", "mkfs.xfs", "-q")
+        os.makedirs(self.path("p"))
+        os.makedirs(self.path("q"))
+        d, u = self.pair("p/d", "q/u")
+        self.killed(u, d, "down", "rename,renameat,renameat2")
+        self.assertTrue(os.path.exists(d))
+        set_project(self.path("q"), 101)
+        other = self.pair("p/e", "q/v")
+        r = self.merge(other[1], "--drop", other[0])
+        self.assertEqual(r.rc, 0, str(r))
+        self.shows(u, 1, 2, 0)
+        self.assertFalse(os.path.exists(d))
+        self.assertEqual(["u", "v"], sorted(os.listdir(self.path("q"))))
 
     def test_the_one_that_fails_says_what_helps(self):
         d, u = self.pair()
