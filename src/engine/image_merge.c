@@ -24,6 +24,8 @@ struct merge_job {
     struct qstill_job *job; /* ours; set once it exists */
     struct arena arena;
     struct merge_request request;
+    const char **drop; /* the request's, to be taken from */
+    size_t drop_asked;
     const char *format; /* of top; NULL: by its first bytes */
     bool dry_run;
     struct merge *merge;
@@ -49,15 +51,22 @@ static double elapsed_ms(const struct merge_job *j)
            (double)(now.tv_nsec - j->start.tv_nsec) / 1e6;
 }
 
-/* All that was to go has gone. */
-static bool is_over(const struct merge_job *j)
+/* What a merge that was finished just now has dropped need not be asked for. */
+static int take_off_gone(struct merge_job *j, struct qstill_error *err)
 {
+    struct merge_request *q = &j->request;
+    size_t left = 0;
     struct stat st;
 
-    for (size_t i = 0; i < j->request.drop_count; i++)
-        if (lstat(j->request.drop[i], &st) == 0 || errno != ENOENT)
-            return false;
-    return j->request.drop_count > 0;
+    for (size_t i = 0; i < q->drop_count; i++) {
+        if (lstat(q->drop[i], &st) == 0 || errno != ENOENT)
+            j->drop[left++] = q->drop[i];
+        else if (buf_printf(job_text(j->job), "%s is not there any more\n",
+                            q->drop[i]) < 0)
+            return err_nomem(err);
+    }
+    q->drop_count = left;
+    return 0;
 }
 
 static int plan_enter(void *ctx, struct qstill_error *err)
@@ -73,7 +82,9 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     if (did && buf_puts(job_text(j->job),
                         "an unfinished merge was finished or undone\n") < 0)
         return err_nomem(err);
-    if (did && is_over(j)) /* it was this one */
+    if (did && take_off_gone(j, err) < 0)
+        return err->code;
+    if (j->request.drop_count == 0 && j->drop_asked > 0) /* it was this one */
         return 0;
     if (image_format_of(j->request.top, j->format, &j->request.format, err) <
             0 ||
@@ -153,8 +164,8 @@ static const struct job_ops ops = {phases, job_free};
 
 /* ---------------------------------------------------------------- arguments */
 
-static const char *const *copy_strings(struct arena *a, const char *const *from,
-                                       size_t n)
+static const char **copy_strings(struct arena *a, const char *const *from,
+                                 size_t n)
 {
     char **v = arena_array(a, n + 1, sizeof(*v));
 
@@ -163,7 +174,7 @@ static const char *const *copy_strings(struct arena *a, const char *const *from,
         if (!v[i])
             return NULL;
     }
-    return (const char *const *)v;
+    return (const char **)v;
 }
 
 static int set_direction(struct merge_request *q, const char *name,
@@ -190,8 +201,8 @@ static int set_request(struct merge_job *j, const char *top,
 
     *q = (struct merge_request)MERGE_REQUEST_INIT;
     q->top = arena_strdup(&j->arena, top);
-    q->drop = copy_strings(&j->arena, o->drop, o->drop_count);
-    q->drop_count = o->drop_count;
+    q->drop = j->drop = copy_strings(&j->arena, o->drop, o->drop_count);
+    q->drop_count = j->drop_asked = o->drop_count;
     q->children = copy_strings(&j->arena, o->children, o->child_count);
     q->child_count = o->child_count;
     q->bwlimit = o->bwlimit;

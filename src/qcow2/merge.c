@@ -27,8 +27,13 @@ static int find_layer(const struct chain *c, const char *path, size_t *out,
 {
     struct stat st;
 
-    if (stat(path, &st) < 0)
-        return err_errno(err, errno, "cannot find layer %s", path);
+    if (stat(path, &st) < 0) {
+        err_errno(err, errno, "cannot find layer %s", path);
+        return err_hint(err, err->code == QSTILL_E_NOT_FOUND
+                                 ? "was it dropped by a merge that was "
+                                   "interrupted? Then name the others only"
+                                 : "");
+    }
     for (size_t i = 0; i < c->n; i++)
         if (c->layers[i]->info.dev == st.st_dev &&
             c->layers[i]->info.ino == st.st_ino) {

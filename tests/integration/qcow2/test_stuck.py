@@ -263,10 +263,15 @@ class OneMergeThatCannotEnd(Stuck):
         journal, = (self.path(n) for n in set(os.listdir(self.dir)) - before)
         return journal
 
-    def killed(self, u, d, direction, call):
-        qtools.run("strace", "-f", "-o", "/dev/null", "-e",
-                   "inject=%s:signal=KILL:when=1" % call, qtools.QSTILL,
-                   "image", "merge", u, "--drop", d, "--direction", direction)
+    def killed(self, u, d, direction, call, nth=1):
+        """d: one layer or several."""
+        drop = [x for name in ([d] if isinstance(d, str) else d)
+                for x in ("--drop", name)]
+        r = qtools.run("strace", "-f", "-o", "/dev/null", "-e",
+                       "inject=%s:signal=KILL:when=%d" % (call, nth),
+                       qtools.QSTILL, "image", "merge", u, *drop,
+                       "--direction", direction)
+        return r.rc != 0
 
     def hide(self, back=False):
         """All journals, or the next merge would begin with them."""
@@ -362,6 +367,39 @@ class OneMergeThatCannotEnd(Stuck):
         self.shows(u, 1, 2, 0)
         self.assertFalse(os.path.exists(d))
         self.assertEqual(["u", "v"], sorted(os.listdir(self.path("q"))))
+
+    def test_the_same_command_again(self):
+        """Layers that are no neighbours are two merges: one may be over."""
+        layers = ("a", "b", "c", "d", "e")
+        done = 0
+        for direction in ("up", "down"):
+            for call in ("unlink,unlinkat", "rename,renameat,renameat2"):
+                for nth in range(1, 9):
+                    for n in os.listdir(self.dir):
+                        os.unlink(self.path(n))
+                    for i, n in enumerate(layers):
+                        self.create(self.path(n), layers[i - 1] if i else None,
+                                    i + 1, 64 * i)
+                    drop = self.path("b"), self.path("d")
+                    if not self.killed(self.path("e"), drop, direction, call,
+                                       nth):
+                        break
+                    gone = [n for n in drop if not os.path.exists(n)]
+                    r = self.merge(self.path("e"), "--drop", drop[0], "--drop",
+                                   drop[1])
+                    if r.rc == 4: # nothing was left to finish
+                        self.assertRegex(r.err, "cannot find layer.*%s" %
+                                         gone[0])
+                        self.assertRegex(r.err, "name the others only")
+                        r = self.merge(self.path("e"), *[
+                            x for n in drop if n not in gone
+                            for x in ("--drop", n)])
+                    self.assertEqual(r.rc, 0, str(r))
+                    self.shows(self.path("e"), 1, 2, 3, 4, 5)
+                    self.assertEqual(["a", "c", "e"],
+                                     sorted(os.listdir(self.dir)))
+                    done += len(gone) == 1
+        self.assertGreaterEqual(done, 2)
 
     def test_the_one_that_fails_says_what_helps(self):
         d, u = self.pair()
