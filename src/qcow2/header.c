@@ -200,10 +200,10 @@ static int read_extensions(struct qcow2_header *h, const uint8_t *raw,
         type = get_be32(raw + at);
         len = get_be32(raw + at + 4);
         at += 8;
+        if (len > end - at) /* QEMU asks that of the end mark, too */
+            return bad(err, "an extension is too large");
         if (type == QCOW2_EXT_END)
             return 0;
-        if (len > end - at)
-            return bad(err, "an extension is too large");
         if (read_extension(h, type, raw + at, len, err) < 0)
             return err->code;
         at += round_up_u64(len, 8);

@@ -173,6 +173,8 @@ extension("extension-longer-than-header", DAMAGED, "extension",
           [(0x1234, b"x")], length=100000)
 extension("extension-length-all-ones", DAMAGED, "extension",
           [(0x1234, b"x")], length=2**32 - 1)
+extension("end-mark-longer-than-header", DAMAGED, "extension",
+          [(0, b"x")], length=100000)
 extension("backing-format-of-16-bytes", DAMAGED, "format|extension",
           [(qimage.EXT_BACKING_FORMAT, b"q" * 16)])
 extension("bitmaps-extension-of-8-bytes", DAMAGED, "bitmap",
