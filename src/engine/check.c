@@ -8,6 +8,7 @@
 
 #include "base/options.h"
 #include "headlock.h"
+#include "headuse.h"
 #include "hostinfo.h"
 #include "journal.h"
 #include "layer_file.h"
@@ -343,6 +344,8 @@ static void check_off(struct report_obj *o, struct session *s,
     o->report.mode_count = MODE_COUNT;
     if (headlock_look(s, &e) < 0)
         problem_of(o, "head-in-use", &e);
+    else if (headuse_check(s, &e) < 0)
+        problem_of(o, "head-shared", &e);
     else if (options->memory || options->quiesce)
         problem(o, "not-running", "the VM does not run",
                 "start it with qstill start");

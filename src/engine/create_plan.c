@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 
 #include "headlock.h"
+#include "headuse.h"
 #include "job.h"
 #include "layer_file.h"
 #include "preflight.h"
@@ -80,7 +81,8 @@ static int plan_off(struct create *c, struct qstill_error *err)
     for (size_t i = 0; i < c->s.rec.disk_count; i++)
         if (ready_head(&c->s.rec.disks[i], err) < 0)
             return err->code;
-    return headlock_take(&c->s, err);
+    return headuse_check(&c->s, err) < 0 ? err->code
+                                         : headlock_take(&c->s, err);
 }
 
 static int describe(struct create *c, struct qstill_error *err)

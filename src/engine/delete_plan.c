@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "delete_impl.h"
+#include "headuse.h"
 #include "job.h"
 #include "layer_file.h"
 #include "layers.h"
@@ -178,6 +179,7 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
     if (session_connect(&c->s, err) < 0 ||
         (c->s.qmp && (ready_settled(&c->s, err) < 0 ||
                       session_check_heads(&c->s, err) < 0)) ||
+        (!c->s.qmp && headuse_check_frozen(&c->s, err) < 0) ||
         ready_store(&c->s, 0, err) < 0 || check_layers(c, err) < 0 ||
         layers_load(&c->s, &all, err) < 0)
         return err->code;

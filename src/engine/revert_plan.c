@@ -6,6 +6,7 @@
 
 #include "headlock.h"
 #include "heads.h"
+#include "headuse.h"
 #include "layer_file.h"
 #include "preflight.h"
 #include "qmp/monitor.h"
@@ -297,7 +298,8 @@ int revert_plan(struct revert *r, struct qstill_error *err)
         note_changed(r, m, err) < 0 || session_connect(&r->s, err) < 0)
         return err->code;
     r->was_on = r->s.qmp != NULL;
-    if (!r->was_on && headlock_take(&r->s, err) < 0)
+    if (!r->was_on &&
+        (headuse_check_frozen(&r->s, err) < 0 || headlock_take(&r->s, err) < 0))
         return err->code;
     r->was_running = r->was_on && r->s.status.running;
     snprintf(r->id, sizeof(r->id), "%s", m->id);

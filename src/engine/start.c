@@ -15,6 +15,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "headuse.h"
 #include "json.h"
 #include "lock.h"
 #include "qmp/machine.h"
@@ -482,7 +483,8 @@ QSTILL_PUBLIC int qstill_vm_start(struct qstill_store *store, const char *vm,
         if (s.qmp) {
             err_set(err, QSTILL_E_BUSY, "VM %s is on already (%s)", vm,
                     s.status.state);
-        } else if (start_vm(&s, &o, &pid, err) == 0 && s.rec.mapped &&
+        } else if (headuse_check(&s, err) == 0 &&
+                   start_vm(&s, &o, &pid, err) == 0 && s.rec.mapped &&
                    vmrecord_set_mapped(&s.rec, NULL, err) == 0) {
             vmrecord_save(s.vmfd, &s.rec, err);
         }

@@ -25,6 +25,7 @@
 #include "base/publish.h"
 #include "delete.h"
 #include "headlock.h"
+#include "headuse.h"
 #include "job.h"
 #include "layer_file.h"
 #include "layers.h"
@@ -177,7 +178,8 @@ static int check_vm(struct undo *u, struct qstill_error *err)
     if (session_connect(&u->s, err) < 0)
         return err->code;
     u->was_on = u->s.qmp != NULL;
-    if (!u->was_on && headlock_take(&u->s, err) < 0)
+    if (!u->was_on &&
+        (headuse_check_frozen(&u->s, err) < 0 || headlock_take(&u->s, err) < 0))
         return err->code;
     u->j.was_running = u->was_on && u->s.status.running;
     if (!u->was_on || u->j.disk_count == 0)

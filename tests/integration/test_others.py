@@ -9,6 +9,7 @@ import time
 
 from lib import image
 from lib.case import Case
+from lib.cli import Qstill
 from lib.tiny import content
 
 
@@ -93,6 +94,27 @@ class Others(Case):
         self.q("delete", "vm", "leaf")
         self.assertFalse(os.path.exists(leaf))
         self.assertEqual(3, self.byte(path))
+
+    def test_a_second_store(self):
+        """The one has frozen what the other takes for the head."""
+        other = Qstill(self, self.q.binary, os.path.join(self.tmp, "other"))
+        for protect in ("--no-protect", None):
+            with self.subTest(protect=protect):
+                other("attach", "vm", "--qmp", self.vm.qmp)
+                self.q("create", "vm", "again", *([protect] if protect else []))
+                self.write(8)
+                self.off()
+                words = "is immutable" if not protect else \
+                    self.head_paths(self.vm)[0] + " stands on head"
+                for argv in (("create", "vm", "x"), ("start", "vm")):
+                    other.fails("precondition", words, *argv)
+                self.assertIn("head-shared", [
+                    p["code"] for p in other.check("vm")["problems"]])
+                self.assertEqual([], self.q.check("vm")["problems"])
+                self.q("start", "vm")
+                self.q("verify", "vm", "again")
+                self.q("delete", "vm", "again")
+                other("detach", "vm")
 
     def test_a_layer_that_is_an_external_data_file(self):
         root = self.layer("root")
