@@ -100,6 +100,26 @@ static int show_created(struct cli *cli, const char *vm, const char *id,
     return 0;
 }
 
+/* What cannot be read now is there all the same: whoever was told of a failure
+ * would create it again. */
+static void show_id(struct cli *cli, const char *id, struct qstill_error *err)
+{
+    struct out o = OUT_INIT(stdout);
+
+    fprintf(stderr,
+            "qstill: create: the snapshot is made, but cannot be read: ");
+    text_safe(stderr, err->message);
+    fputc('\n', stderr);
+    *err = (struct qstill_error){0};
+    if (!cli->json) {
+        puts(id);
+        return;
+    }
+    out_object(&o, NULL);
+    out_text(&o, "id", id);
+    out_end(&o);
+}
+
 static int create_run(struct cli *cli, const struct args *args,
                       struct qstill_error *err)
 {
@@ -108,6 +128,7 @@ static int create_run(struct cli *cli, const struct args *args,
     CLEANUP(free_stringsp) const char **labels = NULL;
     const char *vm = args_operand(args, 0);
     struct qstill_store *store;
+    char id[64];
 
     if (read_options(cli, args, &labels, &options, err) < 0 ||
         cli_store(cli, &store, err) < 0)
@@ -122,7 +143,12 @@ static int create_run(struct cli *cli, const struct args *args,
         return 0;
     }
     show_account(cli, job);
-    return show_created(cli, vm, qstill_create_id(job), err);
+    snprintf(id, sizeof(id), "%s", qstill_create_id(job));
+    run_job_freep(&job); /* its descriptors may be what is lacking */
+    if (show_created(cli, vm, id, err) == 0)
+        return 0;
+    show_id(cli, id, err);
+    return 0;
 }
 
 static const struct option_spec create_options[] = {

@@ -430,7 +430,8 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
     bool more = true;
 
     headlock_release(s); /* what a merge writes to, it locks itself */
-    if (open_protected(s, err) < 0 || layers_settle(s, j, err) < 0)
+    if (session_wake_images(s, err) < 0 || open_protected(s, err) < 0 ||
+        layers_settle(s, j, err) < 0)
         return err->code;
     /* a damaged snapshot may need any of them */
     if (s->tree.damaged_count > 0)

@@ -177,8 +177,9 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
     if (check_count(c, err) < 0)
         return err->code;
     if (session_connect(&c->s, err) < 0 ||
-        (c->s.qmp && (ready_settled(&c->s, err) < 0 ||
-                      session_check_heads(&c->s, err) < 0)) ||
+        (c->s.qmp &&
+         (ready_settled(&c->s, err) < 0 || ready_images(&c->s, err) < 0 ||
+          session_check_heads(&c->s, err) < 0)) ||
         (!c->s.qmp && headuse_check_frozen(&c->s, err) < 0) ||
         ready_store(&c->s, 0, err) < 0 || check_layers(c, err) < 0 ||
         layers_load(&c->s, &all, err) < 0)

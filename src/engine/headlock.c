@@ -99,6 +99,17 @@ int headlock_look(const struct session *s, struct qstill_error *err)
     return 0;
 }
 
+int headlock_moved(const struct session *s, struct qstill_error *err)
+{
+    const struct vm_disk *which = NULL;
+
+    if (!s->qmp || strcmp(s->status.state, "postmigrate") != 0 ||
+        look(s, &which, err) == 0)
+        return 0;
+    err_wrap(err, "VM %s was migrated: disk %s", s->vm, which->name);
+    return err_hint(err, "attach the VM where it runs now");
+}
+
 int headlock_take(struct session *s, struct qstill_error *err)
 {
     headlock_release(s);

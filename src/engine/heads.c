@@ -239,6 +239,8 @@ static int open_heads(struct session *s, const struct journal *j,
 int heads_open(struct session *s, const struct journal *j, const char *tag,
                struct qstill_error *err)
 {
+    if (session_wake_images(s, err) < 0)
+        return err->code;
     return open_heads(s, j, HEADS_NEW, tag, err);
 }
 

@@ -7,10 +7,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "headlock.h"
 #include "layer_file.h"
 #include "qcow2/info.h"
 #include "qmp/job.h"
 #include "qmp/migrate.h"
+#include "qmp/monitor.h"
 #include "session.h"
 
 int ready_state(const struct session *s, struct qstill_error *err)
@@ -32,9 +34,23 @@ int ready_settled(const struct session *s, struct qstill_error *err)
     if (qmp_migration_read(s->qmp, &m, err) < 0)
         return err->code;
     if (!qmp_migration_is_on(m.state))
-        return 0;
+        return headlock_moved(s, err);
     err_set(err, QSTILL_E_PRECONDITION, READY_MIGRATING);
     return err_hint(err, "wait until it is over");
+}
+
+int ready_images(const struct session *s, struct qstill_error *err)
+{
+    bool has = false;
+
+    if (strcmp(s->status.state, "postmigrate") != 0)
+        return 0;
+    if (qmp_has_command(s->qmp, "blockdev-set-active", &has, err) < 0 || has)
+        return err->code;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "VM %s is in state postmigrate: QEMU cannot write to its images",
+            s->vm);
+    return err_hint(err, "resume it (cont), or end it");
 }
 
 int ready_head(const struct vm_disk *d, struct qstill_error *err)

@@ -18,10 +18,14 @@ struct vm_disk;
 /* A guest that panicked, met an I/O error, ... is no state to keep. */
 int ready_state(const struct session *s, struct qstill_error *err);
 
-/* Nobody migrates the VM: whoever takes it over knows the heads of before, and
- * would write to files that are frozen or gone. */
+/* Nobody migrates the VM, or has: whoever takes it over knows the heads of
+ * before, and would write to files that are frozen or gone. */
 #define READY_MIGRATING "a migration of this VM is under way"
 int ready_settled(const struct session *s, struct qstill_error *err);
+
+/* QEMU can write to its images, or will when it is asked to: before 10.0 it has
+ * no way back from a migration but `cont`. */
+int ready_images(const struct session *s, struct qstill_error *err);
 
 /* NOT_FOUND, CORRUPT: a head that no QEMU could open. */
 int ready_head(const struct vm_disk *d, struct qstill_error *err);

@@ -19,6 +19,7 @@
 
 #include "base/publish.h"
 #include "delete.h"
+#include "headlock.h"
 #include "inplace.h"
 #include "job.h"
 #include "journal.h"
@@ -127,7 +128,8 @@ static int recover_delete(struct session *s, struct journal *j,
 static int recover_op(struct session *s, struct journal *j, struct buf *text,
                       struct qstill_error *err)
 {
-    if (session_connect(s, err) < 0 || settle_pivot(s, j, err) < 0)
+    if (session_connect(s, err) < 0 || headlock_moved(s, err) < 0 ||
+        settle_pivot(s, j, err) < 0)
         return unwind_thaw(s, j, text, err);
     switch (j->op) {
     case JOURNAL_CREATE:

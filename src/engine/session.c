@@ -14,6 +14,7 @@
 #include "lock.h"
 #include "opened.h"
 #include "qmp/channel.h"
+#include "qmp/graph.h"
 #include "qstill-qmp.h"
 #include "recover.h"
 #include "settings.h"
@@ -169,6 +170,13 @@ int session_refresh(struct session *s, struct qstill_error *err)
     qmp_disks_fini(&s->live);
     s->live = live;
     return 0;
+}
+
+int session_wake_images(struct session *s, struct qstill_error *err)
+{
+    return s->qmp && strcmp(s->status.state, "postmigrate") == 0
+               ? qmp_blocks_activate(s->qmp, err)
+               : 0;
 }
 
 int session_look_again(struct session *s, struct qstill_error *err)

@@ -57,6 +57,10 @@ void session_disconnect(struct session *s);
 /* Reads status and disks again. */
 int session_refresh(struct session *s, struct qstill_error *err);
 
+/* After a migration that nobody has taken over: its images are taken up again,
+ * or no node could stand on them. */
+int session_wake_images(struct session *s, struct qstill_error *err);
+
 /* For undoing: what QEMU has open now, over a new connection when the old one
  * is broken. A QEMU that is gone is off. */
 int session_look_again(struct session *s, struct qstill_error *err);

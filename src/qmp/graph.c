@@ -167,3 +167,15 @@ int qmp_snapshot_disks(struct qstill_qmp *q, const struct qmp_overlay *overlays,
     return client_call(q, "transaction", json_pack("{s:o}", "actions", actions),
                        NULL, err);
 }
+
+int qmp_blocks_activate(struct qstill_qmp *q, struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *args = json_pack("{s:b}", "active", 1);
+
+    if (!args)
+        return err_nomem(err);
+    if (qstill_qmp_execute(q, "blockdev-set-active", args, 0, NULL, err) < 0 &&
+        err->code == QSTILL_E_PRECONDITION) /* no such command */
+        err_clear(err);
+    return err->code;
+}

@@ -62,6 +62,11 @@ int qmp_change_backing_file(struct qstill_qmp *q, const char *device,
                             const char *node, const char *backing_path,
                             struct qstill_error *err);
 
+/* Takes up all images again that a migration to elsewhere has given up: until
+ * then they can neither be written nor stood on. Fine when there are none, and
+ * where QEMU has no such command (before 10.0: there they can). */
+int qmp_blocks_activate(struct qstill_qmp *q, struct qstill_error *err);
+
 /* Puts another node under a disk device (qom-set DEVICE drive NODE). */
 int qmp_set_drive(struct qstill_qmp *q, const char *qdev, const char *node,
                   struct qstill_error *err);

@@ -215,6 +215,27 @@ class Stores(Case):
                 self.assertEqual([], self.q.snapshots("vm"))
                 self.assertEqual("running", vm.state())
 
+    def test_a_limit_of_open_files(self):
+        """Whatever it is: told to have failed is what was not made."""
+        vm = self.tiny_vm()
+        made = 0
+        for n in range(6, 34):
+            argv = ["create", "vm", "s%d" % n]
+            p = subprocess.run(["prlimit", "--nofile=%d" % n,
+                                *self.q.argv(argv)], timeout=60,
+                               stdin=subprocess.DEVNULL, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            with self.subTest(n=n):
+                self.q("recover", "vm")
+                there = "s%d" % n in self.q.names("vm")
+                self.assertEqual(there, p.returncode == 0, p.stderr)
+                self.assertEqual("running", vm.state())
+                if there:
+                    self.assertIn(self.q.parse(p.stdout)["id"],
+                                  [s["id"] for s in self.q.snapshots("vm")])
+                made += there
+        self.assertTrue(0 < made < 28, made)
+
     def test_that_are_read_only(self):
         self.mount_tmpfs(self.store, "size=200m")
         vm = self.running_vm()

@@ -5,8 +5,10 @@ what it does not pass cannot, with the same words."""
 import contextlib
 import os
 import subprocess
+import time
 
 from lib.case import Case
+from lib.tiny import content
 
 
 class Check(Case):
@@ -296,3 +298,81 @@ class Refused(Case):
             pass
         self.q("create", "vm", "new")
         self.q("delete", "vm", "base", "new")
+
+    def test_a_vm_whose_guest_has_halted_runs_after_a_revert(self):
+        vm = self.tiny_vm(extra=["-device", "pvpanic", "-action",
+                                 "panic=pause", "-no-shutdown"])
+        self.q("create", "vm", "base")
+        for state, how in (("guest-panicked", "o /b 0x505 1"),
+                           ("shutdown", "o /w 0x604 0x2000")):
+            with self.subTest(state=state):
+                while vm.state() != state: # once the firmware is up
+                    vm.hmp(how)
+                    time.sleep(0.1)
+                said = self.q("revert", "vm", "base")
+                self.assertEqual("running", said["state"])
+                self.assertEqual("running", vm.state())
+
+    def state(self, vm, wanted):
+        while vm.state() != wanted:
+            time.sleep(0.02)
+
+    def migrated(self):
+        """(source in postmigrate, who took it over and writes to its head)."""
+        vm = self.tiny_vm()
+        self.q("create", "vm", "base")
+        vm.write(vm.disks[0], 0, 5)
+        head, = self.head_paths(vm)
+        disk = self.disk(vm="taken", size=2 << 20, pattern=False)
+        disk.path = head
+        taken = self.tiny_vm("taken", disks=[disk], attach=False,
+                             extra=["-incoming", "defer"])
+        uri = "unix:" + os.path.join(self.tmp, "mig")
+        taken.cmd("migrate-incoming", uri=uri)
+        vm.cmd("migrate", uri=uri)
+        self.state(vm, "postmigrate")
+        self.state(taken, "running")
+        taken.write(taken.disks[0], 0, 6)
+        return vm, taken, head
+
+    def test_a_vm_that_has_moved_to_another_qemu(self):
+        vm, taken, head = self.migrated()
+        self.paused_on_purpose.add("vm")
+        for argv in (["revert", "vm", "base"], ["delete", "vm", "base"],
+                     ["revert", "vm", "base", "--stopped"],
+                     ["create", "vm", "new"]):
+            with self.subTest(argv=argv):
+                status, out, err = self.q.finish(self.q.start(*argv))
+                self.assertNotEqual(0, status)
+                self.assertRegex(err, "postmigrate|is in use")
+                self.assertTrue(os.path.exists(head))
+        said = self.q.check("vm")["problems"]
+        self.assertEqual(["vm-state", "migrating"], [p["code"] for p in said])
+        self.assertIn("is in use", said[1]["message"])
+        taken.write(taken.disks[0], 0, 7)
+        taken.quit()
+
+    def test_a_delete_after_a_migration_to_nowhere(self):
+        """To a file, say: all can be done once nobody has taken it over."""
+        vm, taken, head = self.migrated()
+        taken.quit()
+        if not any(c["name"] == "blockdev-set-active"
+                   for c in vm.cmd("query-commands")):
+            with self.nothing_changes(vm):
+                self.q.fails("precondition", "cannot write", "delete", "vm",
+                             "base")
+            vm.cmd("cont")
+        self.q("delete", "vm", "base")
+        if vm.state() != "running":
+            self.assertEqual("postmigrate", vm.state())
+            vm.cmd("cont")
+        vm.write(vm.disks[0], 1, 8)
+        self.assertEqual([6, 8], content(self.head_paths(vm)[0], "qcow2")[:2])
+
+    def test_a_revert_after_a_migration_to_nowhere(self):
+        vm, taken, head = self.migrated()
+        taken.quit()
+        self.q("revert", "vm", "base", "--start")
+        self.assertEqual("running", vm.state())
+        vm.write(vm.disks[0], 1, 8)
+        self.assertEqual([0, 8], content(self.head_paths(vm)[0], "qcow2")[:2])
