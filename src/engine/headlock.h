@@ -17,9 +17,9 @@ struct session;
  * VM's lock waits for that a moment. */
 int headlock_look(const struct session *s, struct qstill_error *err);
 
-/* The same of a VM whose QEMU has been migrated from and still answers: who took
- * it over, on this host or by a shared filesystem that passes locks on, has its
- * heads. 0 for any other VM. */
+/* The same of a VM whose QEMU has been migrated from and still answers: who
+ * took it over, on this host or by a shared filesystem that passes locks on,
+ * has its heads. 0 for any other VM. */
 int headlock_moved(const struct session *s, struct qstill_error *err);
 
 /* Keeps writers away from the heads, until they are released: whoever opened
