@@ -158,7 +158,9 @@ static int stop_guest(struct create *c, struct qstill_error *err)
         return err->code;
     if (c->was_running) {
         c->stopped = true;
-        return qmp_stop(c->s.qmp, 0, err);
+        return qmp_stop(c->s.qmp, 0, err) < 0
+                   ? err->code /* its own event comes before its reply */
+                   : qmp_was_stopped(c->s.qmp, &before, err);
     }
     if (qmp_status_read(c->s.qmp, &c->s.status, err) < 0)
         return err->code;
@@ -174,6 +176,17 @@ static int check_stopped(struct create *c, struct qstill_error *err)
     if (qmp_was_resumed(c->s.qmp, &resumed, err) < 0)
         return err->code;
     return resumed ? resumed_by_others(c, err) : 0;
+}
+
+/* `background` stops the guest by itself at its instant: that there was a guest
+ * to stop means that somebody had resumed it since we did. */
+static int check_not_stopped_again(struct create *c, struct qstill_error *err)
+{
+    bool again;
+
+    if (qmp_was_stopped(c->s.qmp, &again, err) < 0)
+        return err->code;
+    return again ? resumed_by_others(c, err) : 0;
 }
 
 static int resume_guest(struct create *c, struct qstill_error *err)
@@ -245,7 +258,8 @@ static int switch_step(void *ctx, bool *done, struct qstill_error *err)
         return switch_precopy(c, err);
     /* `background` starts the guest by itself, at its instant. */
     if (memcap_instant_taken(&c->mem, &taken, err) < 0 ||
-        (c->mode != MODE_BACKGROUND && check_stopped(c, err) < 0) ||
+        (c->mode == MODE_BACKGROUND ? check_not_stopped_again(c, err)
+                                    : check_stopped(c, err)) < 0 ||
         check_pause(c, clock_ms() - c->stop_ms, err) < 0)
         return err->code;
     if (!taken) {

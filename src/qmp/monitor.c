@@ -291,20 +291,32 @@ int qmp_wait_event(struct qstill_qmp *q, const char *const *names,
     return 0;
 }
 
-int qmp_was_resumed(struct qstill_qmp *q, bool *yes, struct qstill_error *err)
+/* Takes all events of that name that have arrived. */
+static int take_all(struct qstill_qmp *q, const char *name, bool *yes,
+                    struct qstill_error *err)
 {
-    static const char *const resume[] = {"RESUME", NULL};
+    const char *const names[] = {name, NULL};
     struct qmp_event event;
     bool found = true;
 
     *yes = false;
     /* no more than one queue's worth, as below */
     for (int i = 0; found && i < QSTILL_QMP_EVENTS_MAX; i++) {
-        if (qmp_wait_event(q, resume, 0, &event, &found, err) < 0)
+        if (qmp_wait_event(q, names, 0, &event, &found, err) < 0)
             return err->code;
         *yes = *yes || found;
     }
     return 0;
+}
+
+int qmp_was_resumed(struct qstill_qmp *q, bool *yes, struct qstill_error *err)
+{
+    return take_all(q, "RESUME", yes, err);
+}
+
+int qmp_was_stopped(struct qstill_qmp *q, bool *yes, struct qstill_error *err)
+{
+    return take_all(q, "STOP", yes, err);
 }
 
 int qmp_drop_events(struct qstill_qmp *q, struct qstill_error *err)

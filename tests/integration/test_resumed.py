@@ -36,6 +36,40 @@ class Resumed(Reverts):
         self.refused(status, err)
         self.goes_on(vm)
 
+    def test_between_the_stop_and_the_instant_of_background(self):
+        """QEMU takes that instant by itself, and stops who runs meanwhile.
+        Whether the other comes at that time is chance: counted."""
+        vm = self.running_vm()
+        caught = 0
+        for n in range(40):
+            events = []
+            with vm.monitor() as other:
+                p = self.q.start("create", "vm", "n%d" % n, "--memory",
+                                 "--mode", "background")
+                while "STOP" not in events:
+                    events.append(json.loads(other.line()).get("event"))
+                time.sleep(n % 10 / 2000)
+                other.send({"execute": "cont"})
+                status, out, err = self.q.finish(p)
+                other.send({"execute": "query-status", "id": "end"})
+                while True:
+                    line = json.loads(other.line())
+                    if line.get("id") == "end":
+                        break
+                    events.append(line.get("event"))
+            stops = events.count("STOP")
+            resumed = "resumed by somebody else" in err
+            self.assertEqual(5 if resumed else 0, status, err)
+            if stops > 1: # QEMU stopped it a second time
+                self.assertTrue(resumed, "%s: %s" % (events, out))
+                caught += 1
+            if status == 0:
+                self.q("delete", "vm", "n%d" % n)
+            if caught == 3:
+                break
+        self.goes_on(vm)
+        self.assertLess(0, caught, "nobody came at that time")
+
     def test_in_a_capture_of_a_paused_guest(self):
         vm = self.running_vm()
         vm.cmd("stop")
