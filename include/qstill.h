@@ -86,13 +86,21 @@ typedef void qstill_note_fn(void *user, const char *text);
 void qstill_store_set_note(struct qstill_store *store, qstill_note_fn *fn,
                            void *user);
 
+/* A limit as setrlimit(2) has it: RLIMIT_..., and RLIM_INFINITY for none. */
+struct qstill_limit {
+    int resource;
+    uint64_t soft;
+    uint64_t hard;
+};
+
 /*
  * How the library has a QEMU process started: `argv` is NULL-terminated,
  * `env` NULL-terminated "K=V" strings, `cwd` a directory, `log` a file for
  * stdout and stderr, uid and gid those of the QEMU that was recorded. Must
  * return at once with the pid (0 when a launcher command detached), or a
  * negative code. `launcher` is NULL, or the command of `attach --launcher`,
- * to be run by /bin/sh instead of argv, with `env` added.
+ * to be run by /bin/sh instead of argv, with `env` added. `limits` are those of
+ * the QEMU that was recorded, to be set as far as that is allowed.
  */
 struct qstill_launch {
     size_t size;
@@ -103,6 +111,8 @@ struct qstill_launch {
     const char *launcher;
     uint32_t uid;
     uint32_t gid;
+    const struct qstill_limit *limits;
+    size_t limit_count;
 };
 typedef int qstill_launch_fn(void *user, const struct qstill_launch *launch,
                              int *pid, struct qstill_error *err);

@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -114,6 +115,22 @@ static int become_user(const struct plan *p)
     return 0;
 }
 
+/* As far as we may: the engine has seen to it that QEMU can live with that. */
+static void set_limits(const struct plan *p)
+{
+    for (size_t i = 0; i < p->launch->limit_count; i++) {
+        const struct qstill_limit *l = &p->launch->limits[i];
+        struct rlimit r = {l->soft, l->hard}, now;
+
+        if (setrlimit((enum __rlimit_resource)l->resource, &r) == 0 ||
+            getrlimit((enum __rlimit_resource)l->resource, &now) < 0)
+            continue;
+        r.rlim_max = r.rlim_max < now.rlim_max ? r.rlim_max : now.rlim_max;
+        r.rlim_cur = r.rlim_cur < r.rlim_max ? r.rlim_cur : r.rlim_max;
+        setrlimit((enum __rlimit_resource)l->resource, &r);
+    }
+}
+
 /* Leaves descriptors 0 to 3 and no other: what stays behind must not hold our
  * locks, sockets or the caller's pipes. */
 static void close_others(void)
@@ -136,6 +153,7 @@ static _Noreturn void child_exec(const struct plan *p)
     enum step step = STEP_USER;
 
     close_others_at_exec();
+    set_limits(p);
     if (become_user(p) == 0) {
         step = STEP_CHDIR;
         if (!p->launch->cwd || chdir(p->launch->cwd) == 0) {

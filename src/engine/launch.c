@@ -296,6 +296,7 @@ int launch_read(pid_t pid, struct launch_record *out, struct qstill_error *err)
         read_ids(dirfd, pid, &rec, err) < 0)
         return err->code;
     trim_deleted(rec.exe);
+    limits_read(pid, &rec.limits);
     *out = rec;
     memset(&rec, 0, sizeof(rec));
     return 0;

@@ -17,6 +17,7 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "limits.h"
 
 struct launch_record {
     char **argv;  /* ends with NULL; at least argv[0] */
@@ -25,6 +26,7 @@ struct launch_record {
     uint32_t uid; /* effective ids */
     uint32_t gid;
     char *exe; /* absolute path of the binary */
+    struct limits limits;
 };
 
 /* Every member is malloc'ed; a zeroed record is fine. */

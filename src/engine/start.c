@@ -88,6 +88,10 @@ int start_check(struct session *s, const struct start_options *o,
                        "no launch function: this program cannot start a VM");
     if (!s->rec.has_launch)
         return s->rec.launcher ? 0 : no_record(s, err);
+    if (s->pid > 0) /* somebody may have started it anew, or prlimit(1) it */
+        limits_read(s->pid, &s->rec.launch.limits);
+    if (limits_check(&s->rec.launch.limits, err) < 0)
+        return err->code;
     disks = arena_array(&s->rec.arena, s->rec.disk_count + 1, sizeof(*disks));
     if (!disks)
         return err_nomem(err);
@@ -315,6 +319,8 @@ static int launch(struct session *s, const struct launch_change *change,
     l.launcher = s->rec.launcher;
     l.uid = s->rec.has_launch ? s->rec.launch.uid : (uint32_t)geteuid();
     l.gid = s->rec.has_launch ? s->rec.launch.gid : (uint32_t)getegid();
+    l.limits = s->rec.launch.limits.v;
+    l.limit_count = s->rec.launch.limits.n;
     r = s->store->launch(s->store->launch_user, &l, pid, err);
     launch_argv_free(argv);
     if (r < 0 && err->code == 0)

@@ -215,6 +215,45 @@ class Stores(Case):
                 self.assertEqual([], self.q.snapshots("vm"))
                 self.assertEqual("running", vm.state())
 
+    def test_the_limits_of_a_command_are_none_of_the_vms(self):
+        """A new QEMU has those of the one before it, of today."""
+        def limits():
+            with open("/proc/%d/limits" % vm.pid()) as f:
+                return f.read()
+        vm = self.tiny_vm()
+        self.q("create", "vm", "one", "--memory")
+        subprocess.run(["prlimit", "--pid", str(vm.pid()),
+                        "--nofile=3000:3000", "--core=0:0"], check=True)
+        before, pid = limits(), vm.pid()
+        self.assertIn("3000", before)
+        for argv in (["revert", "vm", "one", "--restore", "eager"],
+                     ["revert", "vm", "one", "--restore", "mapped"],
+                     ["revert", "vm", "one", "--stopped"], ["start", "vm"]):
+            with self.subTest(argv=argv):
+                p = self.limited(":", *argv)
+                self.assertEqual(0, p.returncode, p.stderr)
+                if "--stopped" not in argv:
+                    self.assertEqual("running", vm.state())
+                    self.assertNotEqual(pid, vm.pid())
+                    self.assertEqual(before, limits())
+                    pid = vm.pid()
+        argv = ["revert", "vm", "one", "--restore", "eager"]
+        p = self.limited("", *argv)
+        if p.returncode != 0: # who may raise a hard limit can do it
+            self.q.failed("precondition", "limit of as=unlimited", argv,
+                          p.returncode, p.stdout, p.stderr)
+            self.assertEqual(pid, vm.pid())
+        self.assertEqual("running", vm.state())
+        self.assertEqual(before, limits())
+
+    def limited(self, soft_only, *argv):
+        return subprocess.run(
+            ["prlimit", *["--%s%s" % (word, soft_only) for word in (
+                "as=80000000", "fsize=64000000", "nofile=64",
+                "memlock=65536")], *self.q.argv(argv)], timeout=60,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True)
+
     def test_a_limit_of_open_files(self):
         """Whatever it is: told to have failed is what was not made."""
         vm = self.tiny_vm()

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: MIT */
+#include "limits.h"
+
+#include <inttypes.h>
+#include <linux/capability.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+
+static const struct kind {
+    const char *name; /* prlimit(1)'s */
+    int resource;
+    bool vital;
+} kinds[] = {
+    {"as", RLIMIT_AS, true},
+    {"core", RLIMIT_CORE, false},
+    {"cpu", RLIMIT_CPU, true},
+    {"data", RLIMIT_DATA, true},
+    {"fsize", RLIMIT_FSIZE, true},
+    {"locks", RLIMIT_LOCKS, false},
+    {"memlock", RLIMIT_MEMLOCK, false},
+    {"msgqueue", RLIMIT_MSGQUEUE, false},
+    {"nice", RLIMIT_NICE, false},
+    {"nofile", RLIMIT_NOFILE, false},
+    {"nproc", RLIMIT_NPROC, false},
+    {"rss", RLIMIT_RSS, false},
+    {"rtprio", RLIMIT_RTPRIO, false},
+    {"rttime", RLIMIT_RTTIME, false},
+    {"sigpending", RLIMIT_SIGPENDING, false},
+    {"stack", RLIMIT_STACK, false},
+};
+
+void limits_read(pid_t pid, struct limits *out)
+{
+    struct limits l = {.n = 0};
+
+    for (size_t i = 0; i < ARRAY_LEN(kinds); i++) {
+        struct rlimit r;
+
+        if (prlimit(pid, (enum __rlimit_resource)kinds[i].resource, NULL, &r) <
+            0)
+            return;
+        l.v[l.n++] =
+            (struct qstill_limit){kinds[i].resource, r.rlim_cur, r.rlim_max};
+    }
+    *out = l;
+}
+
+static const struct kind *kind_of(int resource)
+{
+    for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
+        if (kinds[i].resource == resource)
+            return &kinds[i];
+    return NULL;
+}
+
+static bool parse_value(const char *text, char end, uint64_t *out,
+                        const char **behind)
+{
+    static const char no_limit[] = "unlimited";
+    char *stop;
+
+    if (strncmp(text, no_limit, sizeof(no_limit) - 1) == 0) {
+        *out = RLIM_INFINITY;
+        *behind = text + sizeof(no_limit);
+        return text[sizeof(no_limit) - 1] == end;
+    }
+    *out = strtoull(text, &stop, 10);
+    *behind = stop + 1;
+    return text[0] >= '0' && text[0] <= '9' && *stop == end;
+}
+
+static int parse_word(const char *word, struct limits *out,
+                      struct qstill_error *err)
+{
+    size_t len = strcspn(word, "=");
+    const char *at = word + len + 1;
+    struct qstill_limit l = {0};
+
+    if (!word[len] || !parse_value(at, ':', &l.soft, &at) ||
+        !parse_value(at, '\0', &l.hard, &at))
+        return err_set(err, QSTILL_E_CORRUPT, "\"%.64s\" is no limit", word);
+    for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
+        if (strlen(kinds[i].name) == len &&
+            strncmp(word, kinds[i].name, len) == 0 && out->n < LIMITS_MAX) {
+            l.resource = kinds[i].resource;
+            out->v[out->n++] = l;
+        }
+    return 0;
+}
+
+int limits_parse(char *const *words, struct limits *out,
+                 struct qstill_error *err)
+{
+    out->n = 0;
+    for (; words && *words; words++)
+        if (parse_word(*words, out, err) < 0)
+            return err->code;
+    return 0;
+}
+
+static const char *value_text(uint64_t value, char text[24])
+{
+    if (value == RLIM_INFINITY)
+        return "unlimited";
+    snprintf(text, 24, "%" PRIu64, value);
+    return text;
+}
+
+int limits_format(const struct limits *l, struct arena *a, char ***out,
+                  struct qstill_error *err)
+{
+    char **v = arena_array(a, l->n + 1, sizeof(*v));
+    char soft[24], hard[24];
+
+    if (!v)
+        return err_nomem(err);
+    for (size_t i = 0; i < l->n; i++) {
+        v[i] = arena_printf(a, "%s=%s:%s", kind_of(l->v[i].resource)->name,
+                            value_text(l->v[i].soft, soft),
+                            value_text(l->v[i].hard, hard));
+        if (!v[i])
+            return err_nomem(err);
+    }
+    *out = v;
+    return 0;
+}
+
+/* root may lack it, in a container say. */
+static bool may_raise(void)
+{
+    struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct d[_LINUX_CAPABILITY_U32S_3] = {{0}};
+
+    return syscall(SYS_capget, &h, d) == 0 &&
+           (d[CAP_TO_INDEX(CAP_SYS_RESOURCE)].effective &
+            CAP_TO_MASK(CAP_SYS_RESOURCE));
+}
+
+int limits_check(const struct limits *l, struct qstill_error *err)
+{
+    char had[24], have[24];
+
+    for (size_t i = 0; i < l->n; i++) {
+        const struct kind *k = kind_of(l->v[i].resource);
+        struct rlimit r;
+
+        if (!k->vital ||
+            getrlimit((enum __rlimit_resource)k->resource, &r) < 0 ||
+            l->v[i].soft <= r.rlim_max || may_raise())
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION,
+                "QEMU has a limit of %s=%s, and would get %s from here",
+                k->name, value_text(l->v[i].soft, had),
+                value_text(r.rlim_max, have));
+        return err_hint(err, "raise it for qstill (ulimit -H -a), or run it "
+                             "with CAP_SYS_RESOURCE");
+    }
+    return 0;
+}
