@@ -5,6 +5,7 @@
  */
 #include <stdio.h>
 #include <string.h>
+#include <sys/statvfs.h>
 
 #include "base/options.h"
 #include "headlock.h"
@@ -17,6 +18,7 @@
 #include "others.h"
 #include "preflight.h"
 #include "qmp/machine.h"
+#include "qmp/ram.h"
 #include "quiesce.h"
 #include "ready.h"
 #include "session.h"
@@ -202,6 +204,11 @@ static void check_memory(struct report_obj *o, struct session *s)
         }
 }
 
+static void tell_machine(void *user, struct qstill_error *why)
+{
+    problem_of(user, "machine-changed", why);
+}
+
 /* The way round invtsc for whoever has no right to capture from outside. */
 static void explain_invtsc(struct report_obj *o, struct session *s,
                            const struct mode_report *r)
@@ -221,6 +228,28 @@ static void explain_invtsc(struct report_obj *o, struct session *s,
              "with the right to trace QEMU (mode cow: %s)",
              argument, r->reason[MODE_COW]);
     problem(o, "invtsc", r->blocked, hint);
+}
+
+/* Zero pages and what balloons have given back take no room: nobody knows
+ * before, so it hinders nothing. */
+static void note_room(struct session *s)
+{
+    CLEANUP(qmp_ram_fini) struct qmp_ram ram = QMP_RAM_INIT;
+    struct qstill_error ignored = {0};
+    uint64_t need = 0, room;
+    struct statvfs fs;
+
+    if (qmp_ram_read(s->qmp, &ram, &ignored) < 0 || fstatvfs(s->vmfd, &fs) < 0)
+        return;
+    room = (uint64_t)fs.f_bavail * fs.f_frsize;
+    for (size_t i = 0; i < ram.count; i++)
+        need += *ram.blocks[i].name ? ram.blocks[i].used : 0;
+    if (room < need)
+        store_note(s->store,
+                   "the store has %llu MiB left, VM %s has %llu MiB of RAM: a "
+                   "snapshot with memory fits only if enough of it is zero",
+                   (unsigned long long)room >> 20, s->vm,
+                   (unsigned long long)need >> 20);
 }
 
 static int check_modes(struct report_obj *o, struct session *s,
@@ -243,6 +272,7 @@ static int check_modes(struct report_obj *o, struct session *s,
     o->report.mode_count = MODE_COUNT;
     if (!options->memory)
         return 0;
+    note_room(s);
     if (preflight_plugged(s, &e) < 0)
         problem_of(o, "plugged-memory", &e);
     if (r.refused[0])
@@ -370,7 +400,8 @@ static int check_all(struct report_obj *o, struct session *s,
     if (thaw_check(s, &e) < 0)
         problem_of(o, "frozen", &e);
     name_tpm(s);
-    if (session_try(s, err) < 0 || check_others(o, s, err) < 0)
+    if (session_try(s, err) < 0 || check_others(o, s, err) < 0 ||
+        preflight_foresee(s, tell_machine, o, err) < 0)
         return err->code;
     if (!s->qmp) {
         check_off(o, s, options);

@@ -175,25 +175,53 @@ int preflight_memory(struct session *s, const struct manifest *m,
     return 0;
 }
 
+/* What a snapshot is compared with, read once. */
+struct today {
+    struct qmp_machine machine;
+    struct qmp_cpus cpus;
+    struct hostinfo host;
+    bool host_read;
+};
+
+static void today_fini(struct today *t)
+{
+    qmp_machine_fini(&t->machine);
+    qmp_cpus_fini(&t->cpus);
+}
+
+static int read_process(struct session *s, struct today *t,
+                        struct qstill_error *err)
+{
+    return qmp_machine_read(s->qmp, &t->machine, err) < 0
+               ? err->code
+               : qmp_cpus_read(s->qmp, &t->cpus, err);
+}
+
+static int compare_process(struct session *s, const struct manifest *m,
+                           const struct today *t, bool force,
+                           struct qstill_error *err)
+{
+    const char *accel = t->machine.kvm ? "kvm" : "tcg";
+
+    if (differ(m->machine, t->machine.type))
+        return fatal(err, "machine type", m->machine, t->machine.type);
+    if (differ(m->accel, accel))
+        return fatal(err, "accelerator", m->accel, accel);
+    if (differ(m->cpu_type, t->cpus.type))
+        return fatal(err, "CPU type", m->cpu_type, t->cpus.type);
+    if (differ(m->qemu_version, t->machine.version))
+        return risky(s, force, err, "QEMU version", m->qemu_version,
+                     t->machine.version);
+    return 0;
+}
+
 int preflight_process(struct session *s, const struct manifest *m, bool force,
                       struct qstill_error *err)
 {
-    CLEANUP(qmp_machine_fini) struct qmp_machine now = QMP_MACHINE_INIT;
-    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
+    CLEANUP(today_fini) struct today t = {0};
 
-    if (qmp_machine_read(s->qmp, &now, err) < 0 ||
-        qmp_cpus_read(s->qmp, &cpus, err) < 0)
-        return err->code;
-    if (differ(m->machine, now.type))
-        return fatal(err, "machine type", m->machine, now.type);
-    if (differ(m->accel, now.kvm ? "kvm" : "tcg"))
-        return fatal(err, "accelerator", m->accel, now.kvm ? "kvm" : "tcg");
-    if (differ(m->cpu_type, cpus.type))
-        return fatal(err, "CPU type", m->cpu_type, cpus.type);
-    if (differ(m->qemu_version, now.version))
-        return risky(s, force, err, "QEMU version", m->qemu_version,
-                     now.version);
-    return 0;
+    return read_process(s, &t, err) < 0 ? err->code
+                                        : compare_process(s, m, &t, force, err);
 }
 
 static bool is_same_file(const char *a, const char *b)
@@ -228,26 +256,27 @@ int preflight_binary(struct session *s, const struct manifest *m, bool force,
 }
 
 /* TCG emulates its CPU; only under KVM the host's shows through. */
-static int check_host(struct session *s, const struct manifest *m, bool force,
-                      struct qstill_error *err)
+static int check_host(struct session *s, const struct manifest *m,
+                      struct today *t, bool force, struct qstill_error *err)
 {
-    struct hostinfo now;
     char then_khz[32], now_khz[32];
 
     if (!m->accel || strcmp(m->accel, "kvm") != 0)
         return 0;
-    if (hostinfo_read(&now, err) < 0)
+    if (!t->host_read && hostinfo_read(&t->host, err) < 0)
         return err->code;
-    if (differ(m->host.cpu_model, now.cpu_model) &&
-        risky(s, force, err, "CPU model", m->host.cpu_model, now.cpu_model) < 0)
+    t->host_read = true;
+    if (differ(m->host.cpu_model, t->host.cpu_model) &&
+        risky(s, force, err, "CPU model", m->host.cpu_model,
+              t->host.cpu_model) < 0)
         return err->code;
     if (m->host.tsc_khz)
-        hostinfo_need_tsc(&now);
-    if (!hostinfo_same_tsc(m->host.tsc_khz, now.tsc_khz)) {
+        hostinfo_need_tsc(&t->host);
+    if (!hostinfo_same_tsc(m->host.tsc_khz, t->host.tsc_khz)) {
         snprintf(then_khz, sizeof(then_khz), "%llu kHz",
                  (unsigned long long)m->host.tsc_khz);
         snprintf(now_khz, sizeof(now_khz), "%llu kHz",
-                 (unsigned long long)now.tsc_khz);
+                 (unsigned long long)t->host.tsc_khz);
         return risky(s, force, err, "TSC frequency", then_khz, now_khz);
     }
     return 0;
@@ -269,6 +298,8 @@ static int check_known(struct session *s, bool memory, bool force,
 int preflight(struct session *s, const struct manifest *m, bool memory,
               bool force, struct qstill_error *err)
 {
+    CLEANUP(today_fini) struct today t = {0};
+
     if (check_disks(s, m, force, err) < 0)
         return err_wrap(err, "snapshot %s", m->name);
     if (s->qmp && check_known(s, memory, force, err) < 0)
@@ -279,7 +310,28 @@ int preflight(struct session *s, const struct manifest *m, bool memory,
         return err->code;
     if (s->qmp && preflight_process(s, m, force, err) < 0)
         return err->code;
-    return check_host(s, m, force, err);
+    return check_host(s, m, &t, force, err);
+}
+
+int preflight_foresee(struct session *s, preflight_tell_fn *tell, void *user,
+                      struct qstill_error *err)
+{
+    CLEANUP(today_fini) struct today t = {0};
+
+    if (s->qmp && read_process(s, &t, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < s->tree.count; i++) {
+        const struct manifest *m = &s->tree.nodes[i];
+        struct qstill_error why = {0};
+
+        if (!m->memory_included ||
+            ((!s->qmp || compare_process(s, m, &t, false, &why) == 0) &&
+             check_host(s, m, &t, false, &why) == 0))
+            continue;
+        err_wrap(&why, "snapshot %s", m->name);
+        tell(user, &why);
+    }
+    return 0;
 }
 
 int preflight_plugged(struct session *s, struct qstill_error *err)

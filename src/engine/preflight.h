@@ -30,6 +30,11 @@ int preflight_below(struct session *s, struct qstill_error *err);
  * fit. A new one is asked before anything is loaded into it. */
 int preflight_process(struct session *s, const struct manifest *m, bool force,
                       struct qstill_error *err);
+/* Which snapshots with memory preflight() would refuse without force, for the
+ * machine (of a VM that answers), the CPU and its clock; with the reason. */
+typedef void preflight_tell_fn(void *user, struct qstill_error *why);
+int preflight_foresee(struct session *s, preflight_tell_fn *tell, void *user,
+                      struct qstill_error *err);
 /* Whether the QEMU that would be started is the one that runs now, or the
  * snapshot's. */
 int preflight_binary(struct session *s, const struct manifest *m, bool force,

@@ -182,6 +182,8 @@ class Stores(Case):
                              disks=[self.disk("disk0"),
                                     self.disk("disk1", "raw")])
         vm.serial.wait("JUNK-READY")
+        self.assertTrue(self.q.check("vm", "--memory")["ok"])
+        self.assertRegex(self.q.stderr, "[0-9]+ MiB left, .*MiB of RAM")
         for mode in ("paused", "background", "precopy"):
             with self.subTest(mode=mode):
                 since = vm.serial.mark()

@@ -38,6 +38,13 @@ class Preflight(Case):
         except FileNotFoundError:
             pass
 
+    def foreseen(self, says):
+        said = {p["code"]: p for p in self.q.check("vm")["problems"]}
+        self.assertIn("machine-changed", said)
+        self.assertRegex(said["machine-changed"]["message"],
+                         "snapshot one: .*" + says)
+        self.assertTrue(said["machine-changed"]["hint"])
+
     def test_a_difference_is_refused_with_both_values(self):
         vm = self.running_vm()
         nonce = vm.serial.ticks()[-1].nonce
@@ -59,6 +66,7 @@ class Preflight(Case):
             for way in ("auto", "eager"):
                 with self.subTest(what=name, way=way):
                     back = self.edit(vm, "one", **values)
+                    self.foreseen(says)
                     with self.nothing_changes(vm):
                         self.q.fails("precondition", says, "revert", "vm",
                                      "one", "--restore", way)
@@ -88,6 +96,7 @@ class Preflight(Case):
         for values, says in cases:
             with self.subTest(**values):
                 back = self.edit(vm, "one", memory__accel="kvm", **values)
+                self.foreseen(says)
                 with self.nothing_changes(vm):
                     self.q.fails("precondition", says, "revert", "vm", "one")
                 back()
