@@ -341,7 +341,7 @@ static int check_live(struct report_obj *o, struct session *s,
 {
     struct qstill_error e = {0};
 
-    if (ready_state(s, &e) < 0)
+    if (ready_state(s, options->memory, &e) < 0)
         problem_of(o, "vm-state", &e);
     if (ready_settled(s, &e) < 0)
         problem_of(o, "migrating", &e);

@@ -48,8 +48,8 @@ static int plan_memory(struct create *c, struct qstill_error *err)
 static int plan_live(struct create *c, struct qstill_error *err)
 {
     c->was_running = c->s.status.running;
-    if (ready_state(&c->s, err) < 0 || ready_settled(&c->s, err) < 0 ||
-        session_check_heads(&c->s, err) < 0 ||
+    if (ready_state(&c->s, c->o.memory, err) < 0 ||
+        ready_settled(&c->s, err) < 0 || session_check_heads(&c->s, err) < 0 ||
         session_check_known(&c->s, err) < 0 ||
         session_check_names(&c->s, err) < 0)
         return err->code;

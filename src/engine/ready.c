@@ -15,16 +15,33 @@
 #include "qmp/monitor.h"
 #include "session.h"
 
-int ready_state(const struct session *s, struct qstill_error *err)
+bool ready_has_halted(const struct session *s)
+{
+    static const char *const halted[] = {"guest-panicked", "internal-error",
+                                         "io-error",       "shutdown",
+                                         "suspended",      "watchdog"};
+
+    for (size_t i = 0; s->qmp && i < ARRAY_LEN(halted); i++)
+        if (strcmp(s->status.state, halted[i]) == 0)
+            return true;
+    return false;
+}
+
+int ready_state(const struct session *s, bool memory, struct qstill_error *err)
 {
     static const char *const good[] = {"paused", "prelaunch"};
     const char *state = s->status.state;
+    bool halted = ready_has_halted(s);
 
+    if (s->status.running || (halted && !memory))
+        return 0;
     for (size_t i = 0; i < ARRAY_LEN(good); i++)
-        if (s->status.running || strcmp(state, good[i]) == 0)
+        if (strcmp(state, good[i]) == 0)
             return 0;
     err_set(err, QSTILL_E_PRECONDITION, "VM %s is in state %s", s->vm, state);
-    return err_hint(err, "resume it first (cont)");
+    return err_hint(err, halted ? "resume it first (cont), or take its disks "
+                                  "alone, without --memory"
+                                : "resume it first (cont)");
 }
 
 int ready_settled(const struct session *s, struct qstill_error *err)

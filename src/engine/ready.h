@@ -7,6 +7,8 @@
 #ifndef QSTILL_ENGINE_READY_H
 #define QSTILL_ENGINE_READY_H
 
+#include <stdbool.h>
+
 #include "base/error.h"
 
 struct session;
@@ -15,8 +17,12 @@ struct vm_disk;
 /* In a folder: what a new head needs to begin with. */
 #define READY_HEAD_ROOM (64u << 10)
 
-/* A guest that panicked, met an I/O error, ... is no state to keep. */
-int ready_state(const struct session *s, struct qstill_error *err);
+/* Not paused by anybody: the guest, or QEMU, came to a halt by itself. */
+bool ready_has_halted(const struct session *s);
+
+/* Of a guest that panicked, met an I/O error, ... the disks are worth keeping,
+ * the memory is not. */
+int ready_state(const struct session *s, bool memory, struct qstill_error *err);
 
 /* Nobody migrates the VM, or has: whoever takes it over knows the heads of
  * before, and would write to files that are frozen or gone. */

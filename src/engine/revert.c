@@ -32,6 +32,7 @@
 #include "layer_file.h"
 #include "livechain.h"
 #include "preflight.h"
+#include "ready.h"
 #include "start.h"
 #include "trash.h"
 
@@ -96,7 +97,12 @@ static int keep_enter(void *ctx, struct qstill_error *err)
     snprintf(name + n, sizeof(name) - n, "-%03u",
              (unsigned)(ns / 1000000 % 1000));
     o.description = "what the VM was before a revert";
-    o.memory = r->was_on;
+    o.memory = r->was_on && !ready_has_halted(&r->s);
+    if (r->was_on && !o.memory)
+        store_note(r->store,
+                   "VM %s is in state %s: of what it is now the disks alone "
+                   "are kept",
+                   r->vm, r->s.status.state);
     session_close(&r->s);
     r->session_open = false;
     return qstill_create(r->store, r->vm, name, &o, &r->keeping, err);

@@ -22,19 +22,6 @@ const char *revert_way_name(enum way way)
     return way_names[way];
 }
 
-/* Not paused by anybody: the guest, or QEMU, came to a halt by itself. */
-static bool has_halted(const char *state)
-{
-    static const char *const halted[] = {"guest-panicked", "internal-error",
-                                         "io-error",       "shutdown",
-                                         "suspended",      "watchdog"};
-
-    for (size_t i = 0; i < ARRAY_LEN(halted); i++)
-        if (strcmp(state, halted[i]) == 0)
-            return true;
-    return false;
-}
-
 static void choose_state(struct revert *r, const struct manifest *m)
 {
     r->state = r->o.state;
@@ -46,7 +33,7 @@ static void choose_state(struct revert *r, const struct manifest *m)
     else if (!r->was_on)
         r->state = QSTILL_STATE_STOPPED;
     else
-        r->state = r->was_running || has_halted(r->s.status.state)
+        r->state = r->was_running || ready_has_halted(&r->s)
                        ? QSTILL_STATE_RUNNING
                        : QSTILL_STATE_PAUSED;
 }

@@ -181,11 +181,42 @@ class Refused(Case):
         vm.hmp("o /b 0x505 1")
         self.paused_on_purpose.add("vm")
         self.assertEqual("guest-panicked", vm.state())
-        self.refuses("precondition", "vm-state", "guest-panicked")
-        self.q.fails("precondition", "guest-panicked", "create", "vm", "new",
-                     "--memory")
+        with self.nothing_changes(vm):
+            problem, = self.q.check("vm", "--memory")["problems"]
+            self.assertEqual("vm-state", problem["code"])
+            failure = self.q.fails("precondition", "guest-panicked", "create",
+                                   "vm", "new", "--memory")
+            self.assertEqual(problem["hint"], failure.hint)
+            self.assertRegex(failure.hint, "without --memory")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("create", "vm", "new")
+        self.assertEqual("guest-panicked", vm.state())
         vm.end()
         self.assertEqual([], self.q.check("vm")["problems"])
+
+    def test_the_disks_of_a_guest_that_has_halted_are_kept(self):
+        for state, how in (("guest-panicked", "o /b 0x505 1"),
+                           ("shutdown", "o /w 0x604 0x2000")):
+            with self.subTest(state=state):
+                vm = self.tiny_vm(state, extra=[
+                    "-device", "pvpanic", "-action", "panic=pause",
+                    "-no-shutdown"])
+                vm.write(vm.disks[0], 0, 1)
+                self.q("create", state, "base", "--memory")
+                vm.write(vm.disks[0], 0, 2)
+                while vm.state() != state:  # once the firmware is up
+                    vm.hmp(how)
+                    time.sleep(0.1)
+                self.q("revert", state, "base", "--keep")
+                self.assertIn("is in state %s: of what it is now the disks "
+                              "alone are kept" % state, self.q.stderr)
+                self.assertEqual("running", vm.state())
+                vm.io(vm.disks[0], "read -q -P 1 0 64k")
+                kept, = [s for s in self.q.snapshots(state)
+                         if s["name"].startswith("kept-")]
+                self.assertFalse(kept["memoryIncluded"])
+                self.q("revert", state, kept["name"])
+                vm.io(vm.disks[0], "read -q -P 2 0 64k")
 
     def test_a_folder_that_cannot_be_written(self):
         vm = self.tiny_vm()
