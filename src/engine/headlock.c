@@ -64,6 +64,15 @@ static int open_head(const struct vm_disk *d)
                 O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
 }
 
+static int look_opened(const struct vm_disk *d, int except,
+                       struct qstill_error *err)
+{
+    if (opened_by(d->head_path, except) <= 0)
+        return 0;
+    return err_set(err, QSTILL_E_BUSY,
+                   "%s is in use: another process has it open", d->head_path);
+}
+
 static int look(const struct session *s, const struct vm_disk **which,
                 struct qstill_error *err)
 {
@@ -77,10 +86,8 @@ static int look(const struct session *s, const struct vm_disk **which,
         if (fd >= 0 &&
             image_lock_look(fd, d->head_path, IMAGE_LOCK_READ, err) < 0)
             return err->code;
-        if (unlocked && opened_by(d->head_path) > 0)
-            return err_set(err, QSTILL_E_BUSY,
-                           "%s is in use: another process has it open",
-                           d->head_path);
+        if (unlocked && look_opened(d, s->pid, err) < 0)
+            return err->code;
     }
     return 0;
 }
@@ -92,7 +99,7 @@ int headlock_look(const struct session *s, struct qstill_error *err)
 
     while (look(s, &which, err) < 0) {
         if (clock_ms() >= deadline)
-            return explain(s, which, opened_by(which->head_path), err);
+            return explain(s, which, opened_by(which->head_path, 0), err);
         err_clear(err);
         clock_sleep_ms(5);
     }
@@ -103,8 +110,16 @@ int headlock_moved(const struct session *s, struct qstill_error *err)
 {
     const struct vm_disk *which = NULL;
 
-    if (!s->qmp || strcmp(s->status.state, "postmigrate") != 0 ||
-        look(s, &which, err) == 0)
+    if (!s->qmp || strcmp(s->status.state, "postmigrate") != 0)
+        return 0;
+    look(s, &which, err);
+    /* one that waits for `cont` has taken no lock yet, from QEMU 10.0 on */
+    for (size_t i = 0; s->pid > 0 && err->code == 0 && i < s->rec.disk_count;
+         i++) {
+        which = &s->rec.disks[i];
+        look_opened(which, s->pid, err);
+    }
+    if (err->code == 0)
         return 0;
     err_wrap(err, "VM %s was migrated: disk %s", s->vm, which->name);
     return err_hint(err, "attach the VM where it runs now");
@@ -124,7 +139,7 @@ int headlock_take(struct session *s, struct qstill_error *err)
             continue;
         s->held[s->held_count++] = fd;
         if (image_lock(fd, d->head_path, IMAGE_LOCK_READ, err) < 0)
-            return explain(s, d, opened_by(d->head_path), err);
+            return explain(s, d, opened_by(d->head_path, 0), err);
     }
     return 0;
 }

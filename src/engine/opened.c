@@ -68,7 +68,7 @@ bool opened_has(const struct opened *o, const char *path)
     return false;
 }
 
-int opened_by(const char *path)
+int opened_by(const char *path, int except)
 {
     const struct dirent *e;
     DIR *proc = opendir("/proc");
@@ -79,8 +79,8 @@ int opened_by(const char *path)
         struct qstill_error ignored = {0};
         int pid = atoi(e->d_name);
 
-        if (pid > 0 && pid != getpid() && opened_read(&o, pid, &ignored) == 0 &&
-            opened_has(&o, path))
+        if (pid > 0 && pid != getpid() && pid != except &&
+            opened_read(&o, pid, &ignored) == 0 && opened_has(&o, path))
             found = pid;
     }
     if (proc)

@@ -24,8 +24,8 @@ int opened_read(struct opened *o, int pid, struct qstill_error *err);
 void opened_fini(struct opened *o);
 /* Whether one of them is the file that has that name now. */
 bool opened_has(const struct opened *o, const char *path);
-/* A process that has it open, not this one; 0 when none can be seen. Looks at
- * all of /proc: for messages. */
-int opened_by(const char *path);
+/* A process that has it open, not this one nor `except` (0: none); 0 when none
+ * can be seen. Looks at all of /proc: for messages, and what is rare. */
+int opened_by(const char *path, int except);
 
 #endif

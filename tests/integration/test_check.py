@@ -348,7 +348,7 @@ class Refused(Case):
         while vm.state() != wanted:
             time.sleep(0.02)
 
-    def migrated(self):
+    def migrated(self, paused=False):
         """(source in postmigrate, who took it over and writes to its head)."""
         vm = self.tiny_vm()
         self.q("create", "vm", "base")
@@ -357,18 +357,19 @@ class Refused(Case):
         disk = self.disk(vm="taken", size=2 << 20, pattern=False)
         disk.path = head
         taken = self.tiny_vm("taken", disks=[disk], attach=False,
-                             extra=["-incoming", "defer"])
+                             extra=["-incoming", "defer"] + paused * ["-S"])
         uri = "unix:" + os.path.join(self.tmp, "mig")
         taken.cmd("migrate-incoming", uri=uri)
         vm.cmd("migrate", uri=uri)
         self.state(vm, "postmigrate")
+        if paused:
+            self.state(taken, "paused")
+            return vm, taken, head
         self.state(taken, "running")
         taken.write(taken.disks[0], 0, 6)
         return vm, taken, head
 
-    def test_a_vm_that_has_moved_to_another_qemu(self):
-        vm, taken, head = self.migrated()
-        self.paused_on_purpose.add("vm")
+    def left_alone(self, head):
         for argv in (["revert", "vm", "base"], ["delete", "vm", "base"],
                      ["revert", "vm", "base", "--stopped"],
                      ["create", "vm", "new"]):
@@ -377,9 +378,23 @@ class Refused(Case):
                 self.assertNotEqual(0, status)
                 self.assertRegex(err, "postmigrate|is in use")
                 self.assertTrue(os.path.exists(head))
+
+    def test_a_vm_that_has_moved_to_another_qemu(self):
+        vm, taken, head = self.migrated()
+        self.paused_on_purpose.add("vm")
+        self.left_alone(head)
         said = self.q.check("vm")["problems"]
         self.assertEqual(["vm-state", "migrating"], [p["code"] for p in said])
         self.assertIn("is in use", said[1]["message"])
+        taken.write(taken.disks[0], 0, 7)
+        taken.quit()
+
+    def test_a_vm_that_waits_in_another_qemu(self):
+        """It was started with -S: of 10.0 it holds no lock before `cont`."""
+        vm, taken, head = self.migrated(paused=True)
+        self.paused_on_purpose.update(("vm", "taken"))
+        self.left_alone(head)
+        taken.cmd("cont")
         taken.write(taken.disks[0], 0, 7)
         taken.quit()
 
@@ -407,3 +422,13 @@ class Refused(Case):
         self.assertEqual("running", vm.state())
         vm.write(vm.disks[0], 1, 8)
         self.assertEqual([0, 8], content(self.head_paths(vm)[0], "qcow2")[:2])
+
+    def test_a_revert_after_a_migration_to_a_file(self):
+        """Where there are no locks the VM's own QEMU is not another one."""
+        vm = self.tiny_vm(disks=[self.disk(
+            size=2 << 20, pattern=False, options=",file.locking=off")])
+        self.q("create", "vm", "base")
+        vm.cmd("migrate", uri="exec:cat >/dev/null")
+        self.state(vm, "postmigrate")
+        self.q("revert", "vm", "base", "--start")
+        self.assertEqual("running", vm.state())
