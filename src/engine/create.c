@@ -189,6 +189,21 @@ static int check_not_stopped_again(struct create *c, struct qstill_error *err)
     return again ? resumed_by_others(c, err) : 0;
 }
 
+/* precopy: QEMU takes no `cont` from its stop on, but what starts the guest
+ * without one (a debugger) is not asked. What others did before does not count
+ * here either. */
+static int check_stopped_by_qemu(struct create *c, struct qstill_error *err)
+{
+    bool before;
+
+    if (qmp_was_resumed(c->s.qmp, &before, err) < 0 ||
+        qmp_status_read(c->s.qmp, &c->s.status, err) < 0)
+        return err->code;
+    return strcmp(c->s.status.state, "finish-migrate") == 0
+               ? 0
+               : resumed_by_others(c, err);
+}
+
 static int resume_guest(struct create *c, struct qstill_error *err)
 {
     if (!c->stopped)
@@ -230,15 +245,14 @@ static int switch_enter(void *ctx, struct qstill_error *err)
 /* precopy, until QEMU has stopped the guest; then the instant. */
 static int switch_precopy(struct create *c, struct qstill_error *err)
 {
-    bool stopped = false, before;
+    bool stopped = false;
 
-    if (qmp_was_resumed(c->s.qmp, &before, err) < 0 ||
-        memcap_precopy_stopped(&c->mem, c->o.max_pause_ms, &stopped, err) < 0 ||
+    if (memcap_precopy_stopped(&c->mem, c->o.max_pause_ms, &stopped, err) < 0 ||
         !stopped)
         return err->code;
     c->stop_ms = clock_ms();
     c->stopped = true;
-    if (switch_disks(c, err) < 0)
+    if (check_stopped_by_qemu(c, err) < 0 || switch_disks(c, err) < 0)
         return err->code;
     return memcap_instant(&c->mem, err);
 }
@@ -256,7 +270,6 @@ static int switch_step(void *ctx, bool *done, struct qstill_error *err)
     job_measure(c->job, so_far, total);
     if (c->mode == MODE_PRECOPY && !c->switched)
         return switch_precopy(c, err);
-    /* `background` starts the guest by itself, at its instant. */
     if (memcap_instant_taken(&c->mem, &taken, err) < 0 ||
         (c->mode == MODE_BACKGROUND ? check_not_stopped_again(c, err)
                                     : check_stopped(c, err)) < 0 ||

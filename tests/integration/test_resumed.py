@@ -5,6 +5,7 @@ or written back."""
 import json
 import time
 
+from lib.qmp import QMPError
 from test_inplace import Reverts
 
 
@@ -17,11 +18,18 @@ class Resumed(Reverts):
         starts again at once."""
         with vm.monitor() as other:
             p = self.q.start(*args)
-            while json.loads(other.line()).get("event") != "STOP":
-                pass
+            self.until(other, "STOP")
             other.cmd("cont")
             status, _, err = self.q.finish(p)
         return status, err
+
+    @staticmethod
+    def until(monitor, event, status=None):
+        while True:
+            said = json.loads(monitor.line())
+            if said.get("event") == event and (
+                    not status or said["data"]["status"] == status):
+                return
 
     def refused(self, status, err):
         self.assertEqual(5, status, err)
@@ -36,39 +44,36 @@ class Resumed(Reverts):
         self.refused(status, err)
         self.goes_on(vm)
 
-    def test_between_the_stop_and_the_instant_of_background(self):
-        """QEMU takes that instant by itself, and stops who runs meanwhile.
-        Whether the other comes at that time is chance: counted."""
-        vm = self.running_vm()
-        caught = 0
-        for n in range(40):
-            events = []
-            with vm.monitor() as other:
-                p = self.q.start("create", "vm", "n%d" % n, "--memory",
-                                 "--mode", "background")
-                while "STOP" not in events:
-                    events.append(json.loads(other.line()).get("event"))
-                time.sleep(n % 10 / 2000)
-                other.send({"execute": "cont"})
-                status, out, err = self.q.finish(p)
-                other.send({"execute": "query-status", "id": "end"})
-                while True:
-                    line = json.loads(other.line())
-                    if line.get("id") == "end":
-                        break
-                    events.append(line.get("event"))
-            stops = events.count("STOP")
-            resumed = "resumed by somebody else" in err
-            self.assertEqual(5 if resumed else 0, status, err)
-            if stops > 1: # QEMU stopped it a second time
-                self.assertTrue(resumed, "%s: %s" % (events, out))
-                caught += 1
-            if status == 0:
-                self.q("delete", "vm", "n%d" % n)
-            if caught == 3:
-                break
+    def test_before_the_instant_of_a_background_snapshot(self):
+        """QEMU stops the guest itself then: for the second time."""
+        vm = self.running_vm(append="JUNK=160")
+        vm.serial.wait("JUNK-READY")
+        with vm.monitor() as other:
+            p = self.q.start("create", "vm", "one", "--memory", "--mode",
+                             "background")
+            self.until(other, "MIGRATION", "setup")
+            other.cmd("cont")
+            status, _, err = self.q.finish(p)
+            other.cmd("query-status")
+            after = [e["event"] for e in other.events
+                     if e["event"] in ("STOP", "RESUME")]
+        self.assertEqual(["RESUME", "STOP"], after[:2],
+                         "QEMU did not stop it again: nothing is tried")
+        self.refused(status, err)
         self.goes_on(vm)
-        self.assertLess(0, caught, "nobody came at that time")
+
+    def test_before_the_end_of_a_precopy_qemu_does_not_let_them(self):
+        vm = self.running_vm(append="JUNK=40")
+        vm.serial.wait("JUNK-READY")
+        with vm.monitor() as other:
+            p = self.q.start("create", "vm", "one", "--memory", "--mode",
+                             "precopy")
+            self.until(other, "MIGRATION", "pre-switchover")
+            with self.assertRaisesRegex(QMPError, "not finalized"):
+                other.cmd("cont")
+            status, _, err = self.q.finish(p)
+        self.assertEqual(0, status, err)
+        self.goes_on(vm)
 
     def test_in_a_capture_of_a_paused_guest(self):
         vm = self.running_vm()
