@@ -234,6 +234,8 @@ static int switch_enter(void *ctx, struct qstill_error *err)
         return 0;
     if (!c->o.memory)
         return switch_disks(c, err);
+    if (create_manifest_look(c, err) < 0)
+        return err->code;
     if (c->mode == MODE_PRECOPY)
         return memcap_precopy_start(&c->mem, err);
     if (stop_guest(c, err) < 0 || switch_disks(c, err) < 0 ||
@@ -380,6 +382,7 @@ static void create_free(void *ctx)
     manifest_fini(&c->manifest);
     qmp_ram_fini(&c->ram);
     qmp_memdevs_fini(&c->memdevs);
+    qmp_names_fini(&c->devices);
     if (c->session_open)
         session_close(&c->s);
     arena_fini(&c->arena);

@@ -54,6 +54,8 @@ struct create {
     bool manifest_asked;
     struct qmp_ram ram;
     struct qmp_memdevs memdevs;
+    struct qmp_names devices; /* just before the stop */
+    size_t vcpus;
 };
 
 /* create_plan.c: the phases before the guest is stopped. */
@@ -65,6 +67,9 @@ void create_prepare_undo(void *ctx, struct qstill_error *err);
 /* Asks QEMU and the host what the manifest shall say of them; once. With memory
  * it is done while that is copied. */
 int create_manifest_ask(struct create *c, struct qstill_error *err);
+/* With memory, and just before the guest is stopped: the devices and CPUs. What
+ * is asked later must be the same. */
+int create_manifest_look(struct create *c, struct qstill_error *err);
 /* Fills the manifest of the snapshot; with memory, its files are durable
  * then. Strings belong to `c` or to the manifest's arena. */
 int create_manifest(struct create *c, struct qstill_error *err);

@@ -2,6 +2,7 @@
 /* What a snapshot's manifest says: disks, memory, machine and host. */
 #include "create_impl.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "hostinfo.h"
@@ -68,13 +69,55 @@ static int fill_blocks(struct create *c, struct manifest *m,
     return 0;
 }
 
+static bool has_line(const struct qmp_names *list, const char *line)
+{
+    for (size_t i = 0; i < list->count; i++)
+        if (strcmp(list->items[i], line) == 0)
+            return true;
+    return false;
+}
+
+/* Which of the two lists the device state belongs to nobody knows. */
+static int changed(const char *what, const char *how, struct qstill_error *err)
+{
+    err_set(err, QSTILL_E_BUSY, "%s was %s while the snapshot was taken", what,
+            how);
+    return err_hint(err, "create the snapshot again");
+}
+
+static int check_device(const struct qmp_names *other, const char *line,
+                        const char *how, struct qstill_error *err)
+{
+    const char *sum = strstr(line, " #");
+    char name[256];
+
+    if (has_line(other, line))
+        return 0;
+    snprintf(name, sizeof(name), "device %.*s",
+             (int)(sum ? (size_t)(sum - line) : strlen(line)), line);
+    return changed(name, how, err);
+}
+
+static int check_devices(const struct create *c, const struct qmp_names *now,
+                         struct qstill_error *err)
+{
+    for (size_t i = 0; i < now->count; i++)
+        if (check_device(&c->devices, now->items[i], "plugged in", err) < 0)
+            return err->code;
+    for (size_t i = 0; i < c->devices.count; i++)
+        if (check_device(now, c->devices.items[i], "taken out", err) < 0)
+            return err->code;
+    return 0;
+}
+
 /* What the device state belongs to: a revert in place compares it. */
 static int fill_devices(struct create *c, struct manifest *m,
                         struct qstill_error *err)
 {
     CLEANUP(qmp_names_fini) struct qmp_names names = QMP_NAMES_INIT;
 
-    if (qmp_topology_read(c->s.qmp, &names, err) < 0)
+    if (qmp_topology_read(c->s.qmp, &names, err) < 0 ||
+        check_devices(c, &names, err) < 0)
         return err->code;
     m->devices = arena_array(&m->arena, names.count + 1, sizeof(*m->devices));
     if (!m->devices)
@@ -99,6 +142,9 @@ static int ask_memory(struct create *c, struct manifest *m,
         qmp_ram_read(c->s.qmp, &c->ram, err) < 0 ||
         qmp_memdevs_read(c->s.qmp, &c->ram, &c->memdevs, err) < 0)
         return err->code;
+    if (cpus.count != c->vcpus)
+        return changed("a CPU",
+                       cpus.count > c->vcpus ? "plugged in" : "taken out", err);
     m->vcpus = cpus.count;
     m->cpu_type = cpus.type ? arena_strdup(&m->arena, cpus.type) : NULL;
     return 0;
@@ -178,6 +224,16 @@ int create_manifest_ask(struct create *c, struct qstill_error *err)
     if (fill_host(m, err) < 0)
         return err->code;
     return c->o.memory ? ask_memory(c, m, err) : 0;
+}
+
+int create_manifest_look(struct create *c, struct qstill_error *err)
+{
+    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
+
+    if (qmp_cpus_read(c->s.qmp, &cpus, err) < 0)
+        return err->code;
+    c->vcpus = cpus.count;
+    return qmp_topology_read(c->s.qmp, &c->devices, err);
 }
 
 int create_manifest(struct create *c, struct qstill_error *err)

@@ -95,6 +95,37 @@ class Window(Case):
             self.vm.cmd("object-del", id="spare")
 
 
+class AfterTheCont(Case):
+    """The device list of a snapshot is that of its device state."""
+    cost = 10
+
+    def plug_when_it_resumes(self, mode):
+        with self.vm.monitor() as other:
+            p = self.q.start("create", "vm", mode, "--memory", "--mode", mode)
+            while json.loads(other.line()).get("event") != "RESUME":
+                pass
+            other.cmd("device_add", driver="virtio-rng-pci", id="late-" + mode)
+            return self.q.finish(p)
+
+    def test_a_device_that_is_plugged_in(self):
+        self.vm = self.tiny_vm()
+        for mode in ("cow", "paused"):
+            status, _, err = self.plug_when_it_resumes(mode)
+            with self.subTest(mode=mode):
+                if status:  # it came before the second look
+                    self.assertEqual(5, status, err)
+                    self.assertRegex(err, r"virtio-rng-pci,late-%s\S* was "
+                                     r"plugged in while" % mode)
+                    self.assertEqual([], self.q.names("vm"))
+                else:
+                    with open(self.q.manifest_path("vm", self.q.info(
+                            "vm", mode)["id"])) as f:
+                        self.assertNotIn("late-" + mode, f.read())
+                    self.q("delete", "vm", mode)
+        self.q("create", "vm", "all", "--memory")
+        self.q("revert", "vm", "all", "--restore", "inplace")
+
+
 class Spare(Case):
     """A memory backend that no device uses has a RAM block without a name,
     which QEMU does not migrate."""
