@@ -6,6 +6,7 @@
 
 #include "inplace.h"
 #include "memstate/procmem.h"
+#include "migerror.h"
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
 #include "qmp/topology.h"
@@ -178,32 +179,11 @@ static int check_capabilities(struct session *s, struct qstill_error *err)
     return 0;
 }
 
-/* From 8.0 or so on (10.0 does, 7.2 does not) QEMU takes the error of its last
- * outgoing migration for one of the load, and of the way back from it. */
-static int check_last_migration(struct session *s, struct qstill_error *err)
-{
-    CLEANUP(qmp_migration_fini) struct qmp_migration mig = QMP_MIGRATION_INIT;
-    CLEANUP(qmp_machine_fini) struct qmp_machine machine = QMP_MACHINE_INIT;
-
-    if (qmp_migration_read(s->qmp, &mig, err) < 0)
-        return err->code;
-    if (mig.state != QMP_MIGRATION_FAILED && !(mig.error && mig.error[0]))
-        return 0;
-    if (qmp_machine_read(s->qmp, &machine, err) < 0)
-        return err->code;
-    if (machine.version && atoi(machine.version) < 8)
-        return 0;
-    return NOT(err,
-               "the last migration of this QEMU failed, and its load "
-               "would end with that error: %s",
-               mig.error && mig.error[0] ? mig.error : mig.status);
-}
-
 int inplace_fits(struct session *s, const struct manifest *m,
                  struct qstill_error *err)
 {
     if (check_state(s, err) < 0 || check_rights(s, err) < 0 ||
-        check_capabilities(s, err) < 0 || check_last_migration(s, err) < 0 ||
+        check_capabilities(s, err) < 0 || migerror_check(s, err) < 0 ||
         check_devices(s, m, err) < 0 || check_cpus(s, m, err) < 0)
         return err->code;
     return check_ram(s, m, err);

@@ -20,6 +20,7 @@
 #include "base/clock.h"
 #include "devices.h"
 #include "memstate/cow.h"
+#include "migerror.h"
 #include "qmp/monitor.h"
 #include "session.h"
 #include "stream_fifo.h"
@@ -222,7 +223,7 @@ int memcap_precopy_start(struct memcap *m, struct qstill_error *err)
     if (check_amended(m, err) < 0 ||
         qmp_migrate_start(m->s->qmp, STREAM_FD_NAME, err) < 0)
         return err->code;
-    m->migrating = true;
+    m->migrating = m->precopied = true;
     return 0;
 }
 
@@ -444,6 +445,8 @@ void memcap_abort(struct memcap *m)
         capture_cancel(m->cap);
     if (m->s->qmp && m->migrating)
         cancel_migration(m);
+    if (m->s->qmp && m->precopied)
+        migerror_clear(m->s);
     if (m->s->qmp && is_stream(m))
         qmp_closefd(m->s->qmp, STREAM_FD_NAME, &ignored);
     take_fdset_back(m);

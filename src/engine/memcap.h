@@ -26,6 +26,7 @@ struct memcap {
     int64_t fdset;   /* QEMU's own of it; negative: none */
     int pipefd;      /* write end until QEMU has it */
     bool migrating;
+    bool precopied; /* a migration of mode precopy was begun */
     bool continued; /* precopy: QEMU was told to go on to the end */
     bool settings_saved;
     struct settings was;

@@ -12,6 +12,7 @@
 #include "layer_file.h"
 #include "layers.h"
 #include "livechain.h"
+#include "migerror.h"
 #include "qcow2/lock.h"
 #include "qstill-qmp.h"
 #include "qmp/migrate.h"
@@ -75,6 +76,7 @@ static int end_migration(struct session *s, struct qstill_error *err)
     if ((stream_fifo_exists(s->vmfd) ? stream_run_out(s, err)
                                      : cancel_migration(s, err)) < 0)
         return err->code;
+    migerror_clear(s);
     qmp_closefd(s->qmp, STREAM_FD_NAME, &ignored);
     settings_mend(s);
     return 0;

@@ -420,8 +420,10 @@ class Switchover(Case):
             self.assertNotIn("undo of", p.stdout)
             given_up += p.returncode == 6
             sent = [c for _, c in commands(calls)]
-            at = sent.index("migrate-continue")
-            self.assertNotIn("migrate_cancel", sent[at:])
+            after = sent[sent.index("migrate-continue"):]
+            if "migrate" in after:  # another one, which clears its error
+                after = after[:after.index("migrate")]
+            self.assertNotIn("migrate_cancel", after)
             vm.write(vm.disks[0], i % 8, i + 1)
         self.assertLess(0, given_up)
         self.assertEqual("running", vm.state())

@@ -474,3 +474,27 @@ class Capabilities(Case):
         self.assertEqual(pid, vm.pid())
         self.assertEqual("mapped", self.q("revert", "vm", "one")["restore"])
         self.assertEqual("inplace", self.q("revert", "vm", "one")["restore"])
+
+    def test_a_precopy_of_ours_that_was_given_up(self):
+        """Whose error is cleared: nobody but us is to know of it."""
+        vm = self.tiny_vm()
+        self.q("create", "vm", "one", "--memory")
+        pid = vm.pid()
+        given_up = 0
+        for i in range(20):
+            status, _, err = self.q.finish(self.q.start(
+                "create", "vm", "s%d" % i, "--memory", "--mode", "precopy",
+                "--max-pause-ms", "1"))
+            self.assertIn(status, (0, 6), err)
+            if status == 0:
+                self.q("delete", "vm", "s%d" % i)
+                continue
+            given_up += 1
+            said = vm.cmd("query-migrate")
+            self.assertEqual("running", vm.state())
+            self.assertEqual("inplace", self.q(
+                "revert", "vm", "one", "--restore", "inplace")["restore"], said)
+            self.assertEqual(pid, vm.pid())
+            if given_up == 3:
+                break
+        self.assertLess(0, given_up)
