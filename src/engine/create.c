@@ -247,12 +247,10 @@ static int switch_enter(void *ctx, struct qstill_error *err)
 /* precopy, until QEMU has stopped the guest; then the instant. */
 static int switch_precopy(struct create *c, struct qstill_error *err)
 {
-    bool stopped = false;
-
-    if (memcap_precopy_stopped(&c->mem, c->o.max_pause_ms, &stopped, err) < 0 ||
-        !stopped)
+    if (memcap_precopy_stopped(&c->mem, c->o.max_pause_ms, &c->stop_ms, err) <
+            0 ||
+        c->stop_ms == 0)
         return err->code;
-    c->stop_ms = clock_ms();
     c->stopped = true;
     if (check_stopped_by_qemu(c, err) < 0 || switch_disks(c, err) < 0)
         return err->code;

@@ -22,6 +22,7 @@
 #include "memstate/cow.h"
 #include "migerror.h"
 #include "qmp/monitor.h"
+#include "qstill-qmp.h"
 #include "session.h"
 #include "stream_fifo.h"
 #include "vmram.h"
@@ -31,6 +32,7 @@
 #define PRECOPY_PASSES 6               /* then the guest has to wait */
 #define CANCEL_WAIT_MS 10000
 #define CAPTURE_END_MS 3000
+#define AGE_MAX_MS     60000
 
 static bool is_stream(const struct memcap *m)
 {
@@ -262,21 +264,53 @@ static int push_precopy(struct memcap *m, const struct qmp_migration *mig,
     return qmp_migrate_set_parameters(m->s->qmp, &p, 1, err);
 }
 
+/* We may look long after the guest was stopped; a clock that was set meanwhile
+ * is not believed. */
+static void note_stop(struct memcap *m, const struct qmp_event *event)
+{
+    double age = clock_unix_ms() - ((double)event->seconds * 1e3 +
+                                    (double)event->microseconds / 1e3);
+
+    if (strcmp(event->name, "STOP") == 0)
+        m->precopy_stop_ms =
+            clock_ms() - (age > 0 && age < AGE_MAX_MS ? age : 0);
+}
+
+/* The STOP that came with the end may still be queued. */
+static int find_stop(struct memcap *m, double *stop_ms,
+                     struct qstill_error *err)
+{
+    static const char *const wanted[] = {"STOP", NULL};
+    struct qmp_event event;
+    bool found = true;
+
+    for (int i = 0; found && i < QSTILL_QMP_EVENTS_MAX; i++) {
+        if (qmp_wait_event(m->s->qmp, wanted, 0, &event, &found, err) < 0)
+            return err->code;
+        if (found)
+            note_stop(m, &event);
+    }
+    *stop_ms = m->precopy_stop_ms > 0 ? m->precopy_stop_ms : clock_ms();
+    return 0;
+}
+
 int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
-                           bool *stopped, struct qstill_error *err)
+                           double *stop_ms, struct qstill_error *err)
 {
     CLEANUP(qmp_migration_fini) struct qmp_migration mig = QMP_MIGRATION_INIT;
     static const char *const wanted[] = {"MIGRATION", "STOP", NULL};
     struct qmp_event event;
     bool found = false;
 
+    *stop_ms = 0;
     if (qmp_wait_event(m->s->qmp, wanted, 20, &event, &found, err) < 0 ||
         qmp_migration_read(m->s->qmp, &mig, err) < 0)
         return err->code;
+    if (found)
+        note_stop(m, &event);
     switch (mig.state) {
     case QMP_MIGRATION_PRE_SWITCHOVER:
-        *stopped = true;
-        return 0;
+        return find_stop(m, stop_ms, err);
     case QMP_MIGRATION_FAILED:
     case QMP_MIGRATION_CANCELLED:
     case QMP_MIGRATION_COMPLETED:

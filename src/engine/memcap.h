@@ -31,6 +31,7 @@ struct memcap {
     bool settings_saved;
     struct settings was;
     uint64_t precopy_since_pass;
+    double precopy_stop_ms; /* of the last STOP event, by clock_ms() */
 };
 
 /* Everything that can be done while the guest runs: files, buffers, the
@@ -44,8 +45,9 @@ int memcap_ready(struct memcap *m, bool *ready, struct qstill_error *err);
 /* precopy only: start, and wait for the moment at which QEMU has stopped the
  * VM by itself, before the images are closed. */
 int memcap_precopy_start(struct memcap *m, struct qstill_error *err);
+/* *stop_ms: when that was, by clock_ms() and QEMU's word; 0: not yet. */
 int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
-                           bool *stopped, struct qstill_error *err);
+                           double *stop_ms, struct qstill_error *err);
 
 /* The VM is stopped and its disks are switched: take the instant. */
 int memcap_instant(struct memcap *m, struct qstill_error *err);

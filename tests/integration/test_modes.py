@@ -6,6 +6,7 @@ is a guest that writes one counter to RAM and to its disks without pause
 import hashlib
 import json
 import os
+import signal
 import time
 
 from lib import image
@@ -161,6 +162,20 @@ class Precopy(Mode):
 
     def test_the_pause_that_is_told_is_the_pause_that_was(self):
         self.check_figures()
+
+    def test_a_pause_that_we_see_late_is_told_whole(self):
+        vm = self.junk_vm()
+        with vm.monitor() as other:
+            p = self.q.start("create", "vm", "late", "--memory", "--mode",
+                             "precopy")
+            while json.loads(other.line()).get("event") != "STOP":
+                pass
+            p.send_signal(signal.SIGSTOP)
+            time.sleep(0.4)
+            p.send_signal(signal.SIGCONT)
+            status, out, err = self.q.finish(p)
+        self.assertEqual(0, status, err)
+        self.assertGreater(json.loads(out)["pauseMs"], 400)
 
     def test_the_guest_runs_while_memory_is_copied_and_the_end_counts(self):
         ticks, tick = self.ticks_while_created()
