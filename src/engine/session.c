@@ -10,6 +10,7 @@
 #include "headlock.h"
 #include "inplace.h"
 #include "journal.h"
+#include "launch_renew.h"
 #include "livechain.h"
 #include "lock.h"
 #include "opened.h"
@@ -138,8 +139,10 @@ int session_try(struct session *s, struct qstill_error *err)
         return err->code;
     }
     /* a migration that is under way is the journal's */
-    if (!journal_exists(s->vmfd))
+    if (!journal_exists(s->vmfd)) {
         settings_mend(s);
+        launch_renew(s);
+    }
     return 0;
 }
 

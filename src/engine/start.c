@@ -88,8 +88,6 @@ int start_check(struct session *s, const struct start_options *o,
                        "no launch function: this program cannot start a VM");
     if (!s->rec.has_launch)
         return s->rec.launcher ? 0 : no_record(s, err);
-    if (s->pid > 0) /* somebody may have started it anew, or prlimit(1) it */
-        limits_read(s->pid, &s->rec.launch.limits);
     if (limits_check(&s->rec.launch.limits, err) < 0)
         return err->code;
     disks = arena_array(&s->rec.arena, s->rec.disk_count + 1, sizeof(*disks));
@@ -155,7 +153,8 @@ static int build_env(struct session *s, const struct launch_change *change,
         if (strncmp(rec_env[i], TAG_KEY "=", sizeof(TAG_KEY)) != 0)
             env[n++] = rec_env[i];
     *out = env;
-    if (tag && add_env(s, env, &n, TAG_KEY, tag, err) < 0)
+    /* always there: start_was_ours() */
+    if (add_env(s, env, &n, TAG_KEY, tag ? tag : "-", err) < 0)
         return err->code;
     if (!s->rec.launcher)
         return 0;
@@ -399,9 +398,11 @@ void start_kill(struct session *s, int pid)
     wait_gone(pidfd, pid, QUIT_WAIT_MS);
 }
 
-/* Whether the process was started with this in its environment. */
-static bool has_env(int pid, const char *entry)
+/* Whether the process was started with an entry in its environment that begins
+ * so, or `whole`, that is it. */
+static bool has_env(int pid, const char *entry, bool whole)
 {
+    size_t n = strlen(entry) + (whole ? 1 : 0);
     CLEANUP(closep) int fd = -1;
     CLEANUP(freep) char *env = malloc(ENV_MAX + 1);
     struct qstill_error ignored = {0};
@@ -414,9 +415,14 @@ static bool has_env(int pid, const char *entry)
         return false;
     env[len] = '\0';
     for (const char *e = env; e < env + len; e += strlen(e) + 1)
-        if (strcmp(e, entry) == 0)
+        if (strncmp(e, entry, n) == 0)
             return true;
     return false;
+}
+
+bool start_was_ours(int pid)
+{
+    return has_env(pid, TAG_KEY "=", false);
 }
 
 static int end_stray(struct session *s, int pid, struct qstill_error *err)
@@ -450,7 +456,7 @@ static int end_strays_once(struct session *s, const char *entry, bool *some,
     while (err->code == 0 && (e = readdir(proc))) {
         int pid = atoi(e->d_name);
 
-        if (pid <= 0 || pid == getpid() || !has_env(pid, entry))
+        if (pid <= 0 || pid == getpid() || !has_env(pid, entry, true))
             continue;
         *some = true;
         end_stray(s, pid, err);

@@ -41,6 +41,9 @@ int start_check(struct session *s, const struct start_options *o,
 int start_vm(struct session *s, const struct start_options *o, int *pid,
              struct qstill_error *err);
 
+/* Whether start_vm() started the process (or a launcher, for it). */
+bool start_was_ours(int pid);
+
 /* The last line of the VM's qemu.log, for messages; "" when there is none. */
 void start_last_words(struct session *s, char *out, size_t size);
 

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: MIT */
+#include "launch_renew.h"
+
+#include <string.h>
+
+#include "launch_args.h"
+#include "launch_disk.h"
+#include "session.h"
+#include "start.h"
+
+static bool same_words(char *const *a, char *const *b)
+{
+    size_t i = 0;
+
+    if (!a || !b)
+        return a == b;
+    while (a[i] && b[i] && strcmp(a[i], b[i]) == 0)
+        i++;
+    return !a[i] && !b[i];
+}
+
+static bool is_same(const struct launch_record *a,
+                    const struct launch_record *b)
+{
+    return same_words(a->argv, b->argv) && same_words(a->env, b->env) &&
+           strcmp(a->cwd, b->cwd) == 0;
+}
+
+static bool same_limits(const struct limits *a, const struct limits *b)
+{
+    if (a->n != b->n)
+        return false;
+    for (size_t i = 0; i < a->n; i++)
+        if (a->v[i].resource != b->v[i].resource ||
+            a->v[i].soft != b->v[i].soft || a->v[i].hard != b->v[i].hard)
+            return false;
+    return true;
+}
+
+/* An image that the command line opens once. */
+static bool opens(const struct launch_args *args, const char *cwd,
+                  const char *path)
+{
+    struct qstill_error ignored = {0};
+    struct disk_place place;
+    size_t places = 0;
+
+    return launch_disk_find(args, cwd, path, &place, &places, &ignored) == 0 &&
+           places == 1;
+}
+
+struct image {
+    const char *path, *format;
+};
+
+/* What QEMU may have been started on: the present head, or, when there were
+ * snapshots since, a layer below it. */
+static struct image opened_by(struct session *s, const struct vm_disk *d,
+                              const struct launch_args *args, const char *cwd)
+{
+    if (opens(args, cwd, d->head_path))
+        return (struct image){d->head_path, d->head_format};
+    for (size_t i = 0; i < s->tree.count; i++) {
+        const struct manifest_disk *m =
+            manifest_disk(&s->tree.nodes[i], d->name);
+
+        if (m && opens(args, cwd, m->path))
+            return (struct image){m->path, m->format};
+    }
+    for (size_t i = 0; i < s->rec.hidden_count; i++) {
+        const struct vm_hidden *h = &s->rec.hidden[i];
+
+        if (strcmp(h->disk, d->name) == 0 && opens(args, cwd, h->path))
+            return (struct image){h->path, h->format};
+    }
+    if (opens(args, cwd, d->attach_path))
+        return (struct image){d->attach_path, d->attach_format};
+    return (struct image){NULL, NULL};
+}
+
+static bool was_opened(struct session *s, const struct vm_disk *d)
+{
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
+    struct qstill_error ignored = {0};
+
+    return launch_args_parse(&args, s->rec.launch.argv, &ignored) == 0 &&
+           opens(&args, s->rec.launch.cwd, d->attach_path);
+}
+
+/* *images: one of each disk. A disk that neither command line opens was
+ * plugged in. NULL when all is well, or the disk that is missing. */
+static const struct vm_disk *find_images(struct session *s,
+                                         const struct launch_record *now,
+                                         struct image *images,
+                                         struct qstill_error *err)
+{
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
+
+    if (launch_args_parse(&args, now->argv, err) < 0)
+        return NULL;
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const struct vm_disk *d = &s->rec.disks[i];
+
+        images[i] = opened_by(s, d, &args, now->cwd);
+        if (!images[i].path && s->rec.has_launch && was_opened(s, d))
+            return d;
+    }
+    return NULL;
+}
+
+static int take(struct session *s, const struct launch_record *now,
+                struct qstill_error *err)
+{
+    struct image *images =
+        arena_array(&s->rec.arena, s->rec.disk_count + 1, sizeof(*images));
+    const struct vm_disk *missing;
+
+    if (!images)
+        return err_nomem(err);
+    missing = find_images(s, now, images, err);
+    if (missing)
+        err_set(err, QSTILL_E_PRECONDITION, "does not open disk %s",
+                missing->name);
+    if (err->code < 0 || vmrecord_set_launch(&s->rec, now, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < s->rec.disk_count; i++)
+        if (images[i].path) {
+            s->rec.disks[i].attach_path = images[i].path;
+            s->rec.disks[i].attach_format = images[i].format;
+        }
+    return 0;
+}
+
+/* What no snapshot is bound to, and nothing is lost by. */
+static void save(struct session *s)
+{
+    struct qstill_error ignored = {0};
+
+    if (s->lockfd >= 0)
+        vmrecord_save(s->vmfd, &s->rec, &ignored);
+}
+
+void launch_renew(struct session *s)
+{
+    CLEANUP(launch_record_fini) struct launch_record now = {0};
+    struct qstill_error err = {0};
+    struct launch_record *was = &s->rec.launch;
+    bool same, limits;
+
+    if (s->pid <= 0 || !s->rec.has_launch ||
+        launch_read(s->pid, &now, &err) < 0)
+        return;
+    same = is_same(was, &now) || start_was_ours(s->pid);
+    limits = same_limits(&was->limits, &now.limits);
+    if (same && limits)
+        return;
+    if (now.uid != was->uid || now.gid != was->gid)
+        err_set(&err, QSTILL_E_PRECONDITION, "runs as another user");
+    else if (!same)
+        take(s, &now, &err);
+    if (err.code == 0) {
+        was->limits = now.limits;
+        save(s);
+    } else {
+        store_note(s->store,
+                   "VM %s runs with another command line than the one that is "
+                   "known, and %s: a new process would be started with the "
+                   "old one; detach and attach the VM to change that",
+                   s->vm, err.message);
+    }
+}

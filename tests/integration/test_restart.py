@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""What a VM that is started again is started with: the command line and the
+limits that its QEMU had last, not those of the attach or of the caller."""
+
+import os
+import resource
+import subprocess
+
+from lib.case import Case
+from lib.tiny import content
+
+MIB = 1 << 20
+
+
+class Restart(Case):
+    cost = 5
+
+    def limited(self, limits, args):
+        """The command under these soft limits: (status, stderr)."""
+        def before():
+            for which, n in limits.items():
+                resource.setrlimit(which, (n, resource.getrlimit(which)[1]))
+        p = subprocess.run(self.q.argv(args), stdin=subprocess.DEVNULL,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           text=True, preexec_fn=before, timeout=90)
+        return p.returncode, p.stderr
+
+    @staticmethod
+    def limits(vm):
+        return {n: resource.prlimit(vm.pid(), n) for n in (
+            resource.RLIMIT_FSIZE, resource.RLIMIT_AS, resource.RLIMIT_NOFILE,
+            resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK)}
+
+    @staticmethod
+    def argv(vm):
+        with open("/proc/%d/cmdline" % vm.pid()) as f:
+            return f.read().split("\0")
+
+    def other(self, vm):
+        """The owner ends the VM and starts it with another command line, on
+        its present heads."""
+        heads = vm.heads()
+        vm.quit()
+        for d in vm.disks:
+            d.path, d.fmt = heads[d.id + "-dev"], "qcow2"
+        vm.extra = ["-smbios", "type=1,serial=other"]
+        vm.start()
+
+    def test_the_limits_are_those_that_the_old_qemu_had(self):
+        vm = self.tiny_vm()
+        vm.write(vm.disks[0], 0, 1)
+        self.q("create", "vm", "one", "--memory")
+        # changed since the attach, and a soft one below the hard one
+        # (QEMU 10.0 itself raises its soft one of files at the start)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.prlimit(vm.pid(), resource.RLIMIT_NOFILE, (most - 1, most - 1))
+        most = resource.getrlimit(resource.RLIMIT_CORE)[1]
+        resource.prlimit(vm.pid(), resource.RLIMIT_CORE, (0, most))
+        had = self.limits(vm)
+        small = {resource.RLIMIT_FSIZE: MIB, resource.RLIMIT_AS: 120 * MIB,
+                 resource.RLIMIT_NOFILE: 200}
+        for way in ("eager", "mapped"):
+            with self.subTest(way):
+                old = vm.pid()
+                status, said = self.limited(
+                    small, ["revert", "vm", "one", "--restore", way])
+                self.assertEqual(0, status, said)
+                self.assertNotEqual(old, vm.pid())
+                self.assertEqual(had, self.limits(vm))
+        vm.quit()
+        status, said = self.limited(small, ["start", "vm"])
+        self.assertEqual(0, status, said)
+        self.assertEqual(had, self.limits(vm))
+
+    def test_the_command_line_is_the_last_one(self):
+        vm = self.tiny_vm()
+        disk = vm.disks[0]
+        vm.write(disk, 0, 1)
+        self.q("create", "vm", "one")
+        self.other(vm)
+        vm.write(disk, 0, 2)
+        self.q("create", "vm", "two", "--memory")
+        vm.write(disk, 0, 3)
+        self.q("create", "vm", "three")
+        for argv, holds in ((["revert", "vm", "two", "--restore", "eager"], 2),
+                            (["revert", "vm", "two", "--restore", "mapped"], 2),
+                            (None, 2)):
+            with self.subTest(argv=argv):
+                if argv:
+                    self.q(*argv)
+                else:
+                    vm.quit()
+                    self.q("start", "vm")
+                self.assertIn("type=1,serial=other", self.argv(vm))
+                head = vm.heads()["disk0-dev"]
+                self.assertEqual(holds, content(head, "qcow2")[0])
+        # what we started ourselves is no news, and can be built upon
+        self.q("create", "vm", "four")
+        self.q("revert", "vm", "one", "--stopped")
+        self.q("start", "vm")
+        self.assertIn("type=1,serial=other", self.argv(vm))
+        self.assertNotIn("-incoming", self.argv(vm))
+        head = vm.heads()["disk0-dev"]
+        self.assertEqual(1, content(head, "qcow2")[0])
+
+    def test_a_revert_is_the_first_to_see_the_other_command_line(self):
+        vm = self.tiny_vm()
+        self.q("create", "vm", "one")
+        self.other(vm)
+        self.q("revert", "vm", "one", "--stopped")
+        self.q("start", "vm")
+        self.assertIn("type=1,serial=other", self.argv(vm))
+
+    def test_a_command_line_without_the_disk_is_not_taken(self):
+        vm = self.tiny_vm()
+        config = os.path.join(vm.dir, "config")
+        with open(config, "w") as f:
+            f.write('[drive "disk0"]\n  file = "%s"\n  format = "qcow2"\n'
+                    '  if = "none"\n' % vm.disks[0].path)
+        vm.quit()
+        vm._disk_args = lambda: [
+            "-readconfig", config,
+            "-device", "virtio-blk-pci,drive=disk0,id=disk0-dev"]
+        vm.start()
+        self.q("create", "vm", "one")
+        self.assertIn("does not open disk disk0", self.q.stderr)
+        self.assertIn("detach and attach", self.q.stderr)
+        vm.quit()
+        self.q("start", "vm")
+        self.assertNotIn("-readconfig", self.argv(vm))
