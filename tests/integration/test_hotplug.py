@@ -8,6 +8,7 @@ import os
 
 from lib import image
 from lib.case import QEMU_VERSION, Case
+from lib.tiny import content
 
 FREEZE = "guest-fsfreeze-freeze"
 
@@ -323,6 +324,23 @@ class Disks(Case):
             self.assertEqual([], self.q.names("vm"))
             vm.end()
             vm.start()
+
+    def test_with_snapshots_the_hint_leads_to_a_new_attach(self):
+        vm = self.tiny_vm()
+        self.q("create", "vm", "one", "--memory")
+        self.q("create", "vm", "two")
+        self.plug(vm, "x")
+        failure = self.q.fails("precondition", "x-dev", "create", "vm", "new")
+        self.assertRegex(failure.hint, "delete the snapshots, detach and attach")
+        self.q("delete", "vm", "one", "two")
+        self.q("detach", "vm")
+        self.attach(vm)
+        self.q("create", "vm", "new", "--memory")
+        self.assertEqual(2, len(self.q.info("vm", "new")["disks"]))
+        vm.hmp('qemu-io -d /machine/peripheral/x-dev/virtio-backend '
+               '"write -q -P 7 0 65536"')
+        self.q("revert", "vm", "new")
+        self.assertEqual(0, content(vm.heads()["x-dev"], "qcow2")[0])
 
     def test_one_is_taken_in_by_a_new_attach(self):
         vm = self.tiny_vm()
