@@ -307,7 +307,7 @@ static int plan(struct merge *m, const struct merge_request *q,
         mark_dropped(m, q, err) < 0)
         return err->code;
     if (aio_open(&m->chain->aio, m->io, NULL, err) < 0 ||
-        merge_note_dirs(m, err) < 0 || make_groups(m, q, err) < 0)
+        make_groups(m, q, err) < 0)
         return err->code;
     for (size_t i = 0; i < m->group_count; i++)
         if (group_plan(&m->groups[i], err) < 0)
@@ -474,7 +474,6 @@ void merge_close(struct merge *m)
     children_fini(&m->children);
     children_fini(&m->heirs);
     children_seen_free(m->own_seen);
-    free(m->dirs);
     chain_close(m->chain);
     closep(&m->journal_dir);
     free(m->journal_name);

@@ -70,8 +70,6 @@ struct merge {
     struct children heirs;      /* overlays of U, when R gets another name */
     struct children_seen *seen; /* of the request, or own_seen */
     struct children_seen *own_seen;
-    struct merge_dir *dirs; /* by layer: before overlays were looked for */
-    bool dirs_tell;         /* any change since shows in them */
     struct merge_group *groups;
     size_t group_count;
     size_t now; /* the group at work */
@@ -105,8 +103,6 @@ int group_check_names(const struct merge_group *g, size_t t,
                       struct qstill_error *err);
 
 /* merge_overlays.c */
-/* Before overlays are looked for. */
-int merge_note_dirs(struct merge *m, struct qstill_error *err);
 /* BUSY when somebody has made one of what is to go since. */
 int group_check_overlays(struct merge_group *g, struct qstill_error *err);
 

@@ -103,7 +103,7 @@ class Slow(Deletes):
     def test_cancelled_while_qemu_works(self):
         self.cancelled("leaf", stay=("root", "middle"))
 
-    def test_cancelled_while_the_vm_is_off(self):
+    def two_more(self):
         """Whichever takes the other in, all of that has to be moved."""
         self.vm.quit()
         for i, name in enumerate(("one", "two")):
@@ -113,7 +113,31 @@ class Slow(Deletes):
             self.q("create", "vm", name)
             self.want[name] = self.digest(name)
         self.head = self.head_digest()
+
+    def test_cancelled_while_the_vm_is_off(self):
+        self.two_more()
         self.cancelled("one", stay=("root", "middle", "leaf", "two"))
+
+    def test_an_image_that_is_put_on_a_layer_meanwhile(self):
+        """By its header alone: no name in its folder changes."""
+        self.two_more()
+        (layer, _), = self.frozen(self.vm, "one").values()
+        other = os.path.join(os.path.dirname(layer), "other")
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", other, "64M")
+        time.sleep(3)  # what is older than that is not read again
+        process = self.in_the_middle("one")
+        image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2",
+                  "-b", layer, other)
+        status, out, err = self.q.finish(process, 60)
+        self.assertEqual(self.want["one"], image.digest(other, "qcow2"),
+                         out + err)
+        self.assertEqual(0, status, err)
+        self.assertRegex(err, re.escape(layer) + " stays.*" + re.escape(other))
+        self.is_whole("root", "middle", "leaf", "two")
+        os.unlink(other)
+        self.q("recover", "vm")
+        self.assertFalse(os.path.exists(layer))
+        self.is_whole("root", "middle", "leaf", "two")
 
     def test_killed_while_qemu_works(self):
         process = self.in_the_middle("leaf")
