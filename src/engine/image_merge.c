@@ -51,7 +51,8 @@ static double elapsed_ms(const struct merge_job *j)
            (double)(now.tv_nsec - j->start.tv_nsec) / 1e6;
 }
 
-/* What a merge that was finished just now has dropped need not be asked for. */
+/* What a merge of this top that was finished just now has dropped need not be
+ * asked for. */
 static int take_off_gone(struct merge_job *j, struct qstill_error *err)
 {
     struct merge_request *q = &j->request;
@@ -72,17 +73,17 @@ static int take_off_gone(struct merge_job *j, struct qstill_error *err)
 static int plan_enter(void *ctx, struct qstill_error *err)
 {
     struct merge_job *j = ctx;
-    bool did = false;
+    bool did = false, again = false;
 
     clock_gettime(CLOCK_MONOTONIC, &j->start);
     /* a merge of these images that died comes first */
     if (!j->dry_run &&
-        merge_recover_before(io_real(), &j->request, &did, err) < 0)
+        merge_recover_before(io_real(), &j->request, &did, &again, err) < 0)
         return err->code;
     if (did && buf_puts(job_text(j->job),
                         "an unfinished merge was finished or undone\n") < 0)
         return err_nomem(err);
-    if (did && take_off_gone(j, err) < 0)
+    if (again && take_off_gone(j, err) < 0)
         return err->code;
     if (j->request.drop_count == 0 && j->drop_asked > 0) /* it was this one */
         return 0;

@@ -278,6 +278,17 @@ int merge_describe(const struct merge *m, struct buf *out,
 
 /* --------------------------------------------------------------------- open */
 
+char *merge_journal_name(const char *top)
+{
+    const char *base = path_base(top);
+    char *r;
+
+    return asprintf(&r, MERGE_JOURNAL "%016llx",
+                    (unsigned long long)sum_bytes(base, strlen(base), 0)) < 0
+               ? NULL
+               : r;
+}
+
 static int set_journal(struct merge *m, const struct merge_request *q,
                        struct qstill_error *err)
 {
@@ -289,13 +300,8 @@ static int set_journal(struct merge *m, const struct merge_request *q,
         return err->code;
     if (m->journal_dir < 0)
         return err_errno(err, errno, "cannot keep the journal's directory");
-    base = strrchr(q->top, '/');
-    base = base ? base + 1 : q->top;
-    if (q->journal_name)
-        m->journal_name = strdup(q->journal_name);
-    else if (asprintf(&m->journal_name, MERGE_JOURNAL "%016llx",
-                      (unsigned long long)sum_bytes(base, strlen(base), 0)) < 0)
-        m->journal_name = NULL;
+    m->journal_name =
+        q->journal_name ? strdup(q->journal_name) : merge_journal_name(q->top);
     return m->journal_name ? 0 : err_nomem(err);
 }
 

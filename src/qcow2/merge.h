@@ -141,9 +141,9 @@ int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err);
 /* The same for the directory of request->top, before that merge: one that fails
  * and is about images that the merge has nothing to do with stays, without an
- * error. */
+ * error. *again: one of them was of this top. */
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request, bool *did,
-                         struct qstill_error *err);
+                         bool *again, struct qstill_error *err);
 
 #endif

@@ -86,6 +86,9 @@ struct merge {
 /* merge.c: goes on with the journal of a dead process, which it takes over. */
 void merge_adopt_journal(struct merge *m, struct merge_journal *j);
 
+/* The one beside the images, of merges of this top; NULL without memory. */
+char *merge_journal_name(const char *top);
+
 /* merge_plan.c: locks, loads, chooses the target, plans its rewrite. */
 int group_plan(struct merge_group *g, struct qstill_error *err);
 void group_fini(struct merge_group *g);

@@ -80,16 +80,16 @@ static bool concerns(const struct io *io, const struct merge_request *q,
     return names_touched(q, c, &r);
 }
 
-/* `before` may be NULL. */
+/* `before` and `own`, the name of its journal, may be NULL. */
 static int recover_all(const struct io *io, const char *dir,
-                       const struct merge_request *before, bool *did,
-                       struct qstill_error *err)
+                       const struct merge_request *before, const char *own,
+                       bool *did, bool *again, struct qstill_error *err)
 {
     CLEANUP(closedirp) DIR *d = opendir(dir);
     struct qstill_error first = {0};
     struct dirent *e;
 
-    *did = false;
+    *did = *again = false;
     if (!d)
         return err_errno(err, errno, "cannot look into %s", dir);
     while ((e = readdir(d))) {
@@ -99,10 +99,12 @@ static int recover_all(const struct io *io, const char *dir,
         if (strncmp(e->d_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
             continue;
         ours = !before || concerns(io, before, dirfd(d), e->d_name);
-        if (merge_recover(io, dirfd(d), e->d_name, &one, &why) == 0)
+        if (merge_recover(io, dirfd(d), e->d_name, &one, &why) == 0) {
             *did |= one;
-        else if (why.code != QSTILL_E_BUSY && !first.code && ours)
+            *again |= one && own && strcmp(e->d_name, own) == 0;
+        } else if (why.code != QSTILL_E_BUSY && !first.code && ours) {
             first = why;
+        }
     }
     if (first.code)
         *err = first;
@@ -112,16 +114,19 @@ static int recover_all(const struct io *io, const char *dir,
 int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err)
 {
-    return recover_all(io, dir, NULL, did, err);
+    bool again;
+
+    return recover_all(io, dir, NULL, NULL, did, &again, err);
 }
 
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request, bool *did,
-                         struct qstill_error *err)
+                         bool *again, struct qstill_error *err)
 {
     CLEANUP(freep) char *dir = path_dir(request->top);
+    CLEANUP(freep) char *own = merge_journal_name(request->top);
 
-    if (!dir)
+    if (!dir || !own)
         return err_nomem(err);
-    return recover_all(io, dir[0] ? dir : ".", request, did, err);
+    return recover_all(io, dir[0] ? dir : ".", request, own, did, again, err);
 }

@@ -401,6 +401,20 @@ class OneMergeThatCannotEnd(Stuck):
                     done += len(gone) == 1
         self.assertGreaterEqual(done, 2)
 
+    def test_a_name_that_is_not_there_is_not_taken_for_done(self):
+        """Another chain's merge is finished first; that says nothing."""
+        d, u = self.pair()
+        d2, u2 = self.pair("d2", "u2")
+        self.assertTrue(self.killed(u, d, "up", "unlink,unlinkat"))
+        before = self.hashes()
+        r = self.merge(u2, "--drop", self.path("typo"))
+        self.assertEqual(r.rc, 4, str(r))
+        self.assertRegex(r.err, "cannot find layer .*/typo")
+        self.assertFalse(os.path.exists(d))
+        after = self.hashes()
+        self.assertEqual([before[p] for p in (u2, d2)],
+                         [after[p] for p in (u2, d2)])
+
     def test_the_one_that_fails_says_what_helps(self):
         d, u = self.pair()
         r = qtools.run("strace", "-f", "-o", "/dev/null", "-e",
