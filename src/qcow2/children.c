@@ -172,16 +172,16 @@ static int check_data_file(const struct search *s, const char *path,
 {
     struct mention m = {.s = s};
 
-    if (names->data &&
-        backing_name_files(path, names->data, is_mentioned, &m, err) < 0)
-        return err->code;
+    for (size_t i = 0; i < names->data_count; i++)
+        if (backing_name_files(path, names->data[i], is_mentioned, &m, err) < 0)
+            return err->code;
     for (size_t i = s->first; names->data_untold && !m.yes && i <= s->last; i++)
         if (s->c->layers[i]->info.format == QCOW2_FORMAT_RAW) {
             m.yes = true;
             m.which = i;
         }
     return m.yes ? err_set(err, QSTILL_E_PRECONDITION, "%s %s its data in %s",
-                           path, names->data ? "has" : "may have",
+                           path, names->data_untold ? "may have" : "has",
                            s->c->layers[m.which]->path)
                  : 0;
 }
@@ -218,11 +218,15 @@ static int visit_names(struct search *s, const char *path,
                        struct qstill_error *err)
 {
     CLEANUP(freep) char *backing = NULL;
-    struct overlay o = {.path = path, .name = names->data, .fixed = true};
+    struct overlay o = {.path = path, .fixed = true};
 
-    if ((names->data || names->data_untold) &&
-        s->v->visit(s->v->user, &o, err) < 0)
+    if (names->data_untold && s->v->visit(s->v->user, &o, err) < 0)
         return err->code;
+    for (size_t i = 0; i < names->data_count; i++) {
+        o.name = names->data[i];
+        if (s->v->visit(s->v->user, &o, err) < 0)
+            return err->code;
+    }
     if (!names->backing)
         return 0;
     if (chain_resolve(path, names->backing, &backing, err) < 0) {

@@ -5,13 +5,15 @@
 #define QSTILL_QCOW2_STORED_NAMES_H
 
 #include <stdbool.h>
+#include <stddef.h>
 
 #include "base/error.h"
 #include "base/io.h"
 
 struct stored_names {
-    char *backing;    /* NULL: it stands on nothing */
-    char *data;       /* its external data file; NULL: none, or not told */
+    char *backing; /* NULL: it stands on nothing */
+    char **data;   /* its external data file; the extents of a vmdk */
+    size_t data_count;
     bool data_untold; /* it has one, but the header does not say which */
     bool qed;
 };

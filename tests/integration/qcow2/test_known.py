@@ -615,6 +615,25 @@ class MergesAreRefused(MergeCase):
             f.write(b"XATA")
         self.refused(6, "x may have its data in .*d.raw", top, "--drop", raw)
 
+    def test_the_extent_of_a_vmdk(self):
+        for subformat, extent in (("monolithicFlat", "x-flat.vmdk"),
+                                  ("twoGbMaxExtentFlat", "x-f001.vmdk")):
+            for direction in ("up", "down", "new"):
+                with self.subTest(subformat=subformat, direction=direction):
+                    for n in os.listdir(self.dir):
+                        os.unlink(self.path(n))
+                    x, raw = self.path("x.vmdk"), self.path(extent)
+                    qtools.must("qemu-img", "create", "-q", "-f", "vmdk", "-o",
+                                "subformat=" + subformat, x, "1M")
+                    qtools.must("qemu-io", "-c", "write -q -P 7 0 1M", x)
+                    top = self.create("top", MIB, writes=[
+                        "write -q -P 3 512k 64k"])
+                    qtools.must("qemu-img", "rebase", "-u", "-f", "qcow2",
+                                "-b", extent, "-F", "raw", top)
+                    self.refused(6, "x.vmdk has its data in .*" + extent, top,
+                                 "--drop", raw, "--direction", direction)
+                    qtools.must("qemu-io", "-c", "read -q -P 7 0 1M", x)
+
     def test_an_external_data_file_that_is_no_layer(self):
         raw, top, x = self.data_file("%s/d.raw", "elsewhere/x")
         r = qtools.image("merge", top, "--drop", raw, "--direction", "new")
