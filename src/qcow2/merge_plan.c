@@ -81,6 +81,22 @@ static int check_child(const struct merge_group *g, struct qstill_error *err)
     return err_hint(err, "nothing was done yet: try again");
 }
 
+/* Only the image it was folded into masks what is torn, and is not known here
+ * when there are others. The top alone is that one. */
+static int check_torn(const struct merge_group *g, size_t i,
+                      struct qstill_error *err)
+{
+    const struct image *img = layer(g, i);
+
+    if (i == g->upper)
+        return torn_refuse(img->path, err);
+    if (g->main || g->m->keep_dropped || i > g->upper + 1)
+        return 0;
+    torn_refuse(img->path, err);
+    return err_wrap(err, "%s stands on %s", layer(g, g->upper)->path,
+                    img->path);
+}
+
 static int lock_and_load(struct merge_group *g, struct qstill_error *err)
 {
     for (size_t i = g->upper; i <= g->last; i++) {
@@ -94,8 +110,8 @@ static int lock_and_load(struct merge_group *g, struct qstill_error *err)
             return err->code;
         /* below the one that masks it, it may be read and written */
         if (torn_is(&img->info.header)) {
-            if (i == g->upper)
-                return torn_refuse(img->path, err);
+            if (check_torn(g, i, err) < 0)
+                return err->code;
         } else if (img->info.header.incompatible & QCOW2_INCOMPAT_CORRUPT) {
             err_set(err, QSTILL_E_PRECONDITION, "%s is marked as corrupt",
                     img->path);

@@ -306,9 +306,11 @@ static int recover_torn(const struct io *io, const struct merge_record *r,
         strcmp(r->target.path, r->result.path) == 0 || j->fd < 0)
         return err->code;
     first = *err;
-    if (fold_again(io, r, MERGE_UP, j, err) < 0)
-        return *err = first, err->code;
-    return 0;
+    if (fold_again(io, r, MERGE_UP, j, err) == 0)
+        return 0;
+    if (err->code != QSTILL_E_PRECONDITION)
+        *err = first;
+    return err->code;
 }
 
 /* A fold is left as it is: what the upper image shows is what it always was,

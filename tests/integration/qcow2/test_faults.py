@@ -464,6 +464,35 @@ class MergesSurviveFaults(unittest.TestCase):
         self.assertEqual(r.rc, 0, str(r))
         self.assertEqual(m.merged(), [])
 
+    @unittest.skipIf(PART, "done by part 0")
+    def test_a_cancelled_fold_that_cannot_go_on(self):
+        """The top has a snapshot by then; or the lower image, which is a
+        mixture, has another overlay, which must not take that in."""
+        m, paths, argv = self.fold()
+        kid = os.path.join(os.path.dirname(paths[0]), "kid")
+        if "can only go on" not in self.interrupted(argv).err:
+            self.skipTest("blocks are shared here")
+        qtools.must("qemu-img", "snapshot", "-c", "s", paths[2])
+        r = m.run("down")
+        self.assertEqual(r.rc, 6, str(r))
+        self.assertRegex(r.err, "internal snapshots of .*top see what .*mid")
+        qtools.must("qemu-img", "snapshot", "-d", "s", paths[2])
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-b", paths[1],
+                    "-F", "qcow2", kid)
+        before = qtools.file_hash(kid)
+        for direction in ("down", "up", "auto"):
+            r = m.run(direction)
+            self.assertEqual(r.rc, 6, str(r))
+            self.assertRegex(r.err, "kid stands on .*mid.*neither old nor new")
+        self.assertEqual(before, qtools.file_hash(kid))
+        self.is_marked_as_torn(paths[1])
+        for s in m.survivors():
+            self.assertEqual(qtools.guest_hash(s.path, s.fmt), s.view)
+        os.unlink(kid)
+        r = m.run("down")
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertEqual(m.merged(), [])
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=1)
