@@ -76,11 +76,30 @@ static int try_json(const struct walk *w, const char *json,
                    w->overlay, json);
 }
 
+/* blkdebug:CONFIG:NAME, blkverify:RAW:NAME: two files, each may be one of
+ * these. */
+static int try_both(const struct walk *w, const char *two,
+                    struct qstill_error *err)
+{
+    const char *colon = strchr(two, ':');
+    CLEANUP(freep) char *one = NULL;
+
+    if (!colon)
+        return 0;
+    one = strndup(two, (size_t)(colon - two));
+    if (!one)
+        return err_nomem(err);
+    return try_name(w, one, err) < 0 ? err->code : try_name(w, colon + 1, err);
+}
+
 static int try_name(const struct walk *w, const char *name,
                     struct qstill_error *err)
 {
     const char *file = behind(name, "file:"), *json = behind(name, "json:");
+    const char *two = behind(name, "blkdebug:");
 
+    if (two || (two = behind(name, "blkverify:")))
+        return try_both(w, two, err);
     return json ? try_json(w, json, err) : try_file(w, file ? file : name, err);
 }
 

@@ -557,6 +557,9 @@ class MergesAreRefused(MergeCase):
                 (r'json:{"file.filename":"json:{\"filename\":\"%s/alias\"}"}',
                  "kid.*stands on"),
                 ("file:%s/alias", "kid.*stands on"),
+                ("blkdebug::%s/alias", "kid.*stands on"),
+                ("blkdebug:conf:file:%s/alias", "kid.*stands on"),
+                ("blkverify:%s/alias:other", "kid.*stands on"),
                 ("json:{'driver':'qcow2','file.filename':'%s/alias'}",
                  "kid.*cannot be told")):
             with self.subTest(name=name):
@@ -567,7 +570,8 @@ class MergesAreRefused(MergeCase):
 
     def test_names_that_lead_elsewhere(self):
         for name in ('json:{"driver":"qcow2","file.filename":"%s/other"}',
-                     "file:%s/other", "nbd://nowhere/%s"):
+                     "file:%s/other", "nbd://nowhere/%s",
+                     "blkdebug::%s/other"):
             with self.subTest(name=name):
                 for n in os.listdir(self.dir):
                     os.unlink(self.path(n))
