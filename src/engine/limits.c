@@ -10,6 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 
 static const struct kind {
@@ -87,20 +88,31 @@ static int parse_word(const char *word, struct limits *out,
         return err_set(err, QSTILL_E_CORRUPT, "\"%.64s\" is no limit", word);
     for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
         if (strlen(kinds[i].name) == len &&
-            strncmp(word, kinds[i].name, len) == 0 && out->n < LIMITS_MAX) {
-            l.resource = kinds[i].resource;
-            out->v[out->n++] = l;
+            strncmp(word, kinds[i].name, len) == 0) {
+            out->v[i].soft = l.soft;
+            out->v[i].hard = l.hard;
         }
     return 0;
 }
 
-int limits_parse(char *const *words, struct limits *out,
-                 struct qstill_error *err)
+int limits_parse(const char *text, struct limits *out, struct qstill_error *err)
 {
+    char word[64];
+
     out->n = 0;
-    for (; words && *words; words++)
-        if (parse_word(*words, out, err) < 0)
+    if (!text)
+        return 0;
+    for (; out->n < ARRAY_LEN(kinds); out->n++)
+        out->v[out->n] = (struct qstill_limit){kinds[out->n].resource,
+                                               RLIM_INFINITY, RLIM_INFINITY};
+    while (*text) {
+        size_t len = strcspn(text, " ");
+
+        snprintf(word, sizeof(word), "%.*s", (int)min_u64(len, 1000), text);
+        if (parse_word(word, out, err) < 0)
             return err->code;
+        text += len + (text[len] == ' ');
+    }
     return 0;
 }
 
@@ -112,23 +124,20 @@ static const char *value_text(uint64_t value, char text[24])
     return text;
 }
 
-int limits_format(const struct limits *l, struct arena *a, char ***out,
+int limits_format(const struct limits *l, struct arena *a, char **out,
                   struct qstill_error *err)
 {
-    char **v = arena_array(a, l->n + 1, sizeof(*v));
+    char *text = l->n ? arena_strdup(a, "") : NULL;
     char soft[24], hard[24];
 
-    if (!v)
-        return err_nomem(err);
-    for (size_t i = 0; i < l->n; i++) {
-        v[i] = arena_printf(a, "%s=%s:%s", kind_of(l->v[i].resource)->name,
-                            value_text(l->v[i].soft, soft),
-                            value_text(l->v[i].hard, hard));
-        if (!v[i])
-            return err_nomem(err);
-    }
-    *out = v;
-    return 0;
+    for (size_t i = 0; text && i < l->n; i++)
+        if (l->v[i].soft != RLIM_INFINITY || l->v[i].hard != RLIM_INFINITY)
+            text = arena_printf(a, "%s%s%s=%s:%s", text, *text ? " " : "",
+                                kind_of(l->v[i].resource)->name,
+                                value_text(l->v[i].soft, soft),
+                                value_text(l->v[i].hard, hard));
+    *out = text;
+    return l->n && !text ? err_nomem(err) : 0;
 }
 
 /* root may lack it, in a container say. */

@@ -4,7 +4,8 @@
  * next one: those of who reverts it are made for a command, not for a VM. As
  * text they are words like prlimit(1)'s: "nofile=1024:4096",
  * "as=unlimited:unlimited" (soft:hard; bytes, numbers, ... as setrlimit(2) has
- * them).
+ * them), one blank apart. A resource without a word has none; without a text
+ * (NULL) nothing is known.
  */
 #ifndef QSTILL_ENGINE_LIMITS_H
 #define QSTILL_ENGINE_LIMITS_H
@@ -27,10 +28,10 @@ struct limits {
 void limits_read(pid_t pid, struct limits *out);
 
 /* CORRUPT: no such word. One of a resource that is not known is left out. */
-int limits_parse(char *const *words, struct limits *out,
+int limits_parse(const char *text, struct limits *out,
                  struct qstill_error *err);
-/* A list in the arena that ends with NULL. */
-int limits_format(const struct limits *l, struct arena *a, char ***out,
+/* In the arena; NULL: nothing is known. */
+int limits_format(const struct limits *l, struct arena *a, char **out,
                   struct qstill_error *err);
 
 /* Whether a process of ours may have as much of what QEMU does not live

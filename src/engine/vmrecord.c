@@ -146,9 +146,8 @@ static void read_launch(struct json_in *in, const struct json_value *root,
     l->uid = (uint32_t)json_in_u64(in, o, "uid", JSON_REQUIRED);
     l->gid = (uint32_t)json_in_u64(in, o, "gid", JSON_REQUIRED);
     if (in->err->code == 0)
-        limits_parse(
-            json_in_strings(in, o, "limits", LIMITS_MAX, JSON_OPTIONAL, &n),
-            &l->limits, in->err);
+        limits_parse(json_in_string(in, o, "limits", JSON_OPTIONAL), &l->limits,
+                     in->err);
     rec->has_launch = in->err->code == 0;
 }
 
@@ -272,14 +271,14 @@ static json_t *launch_json(const struct vm_record *rec)
     CLEANUP(arena_fini) struct arena a = ARENA_INIT;
     const struct launch_record *l = &rec->launch;
     struct qstill_error ignored = {0};
-    char **limits = NULL;
+    char *limits = NULL;
 
     if (!rec->has_launch)
         return json_null();
     if (limits_format(&l->limits, &a, &limits, &ignored) < 0)
         return NULL;
     return json_pack("{so so so so so sI sI}", "limits",
-                     json_out_strings(limits, l->limits.n), "argv",
+                     json_out_string(limits), "argv",
                      json_out_strings(l->argv, strings_count(l->argv)), "env",
                      json_out_strings(l->env, strings_count(l->env)), "cwd",
                      json_out_string(l->cwd), "exe", json_out_string(l->exe),
