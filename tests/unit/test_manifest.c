@@ -239,8 +239,12 @@ static void a_record_keeps_heads_hidden_layers_and_the_launch(void **state)
     struct fixture *f = *state;
     char *argv[] = {(char *)"qemu", (char *)"-m", (char *)"64", NULL};
     char *env[] = {(char *)"PATH=/bin", NULL};
-    struct launch_record launch = {argv, (char *)"/", env,
-                                   1,    2,           (char *)"/bin/qemu"};
+    struct launch_record launch = {.argv = argv,
+                                   .cwd = (char *)"/",
+                                   .env = env,
+                                   .uid = 1,
+                                   .gid = 2,
+                                   .exe = (char *)"/bin/qemu"};
     struct vm_disk disk = {.name = "d",
                            .attach_path = "a",
                            .attach_format = "raw",
