@@ -351,7 +351,7 @@ static int new_l1(struct work *w, struct qstill_error *err)
                        "too small",
                        t->path, (unsigned long long)rw->size);
     if (t->size > rw->size ||
-        (!rw->top && needed < keep && has_tables(t, (uint32_t)needed)))
+        (w->hide_end && needed < keep && has_tables(t, (uint32_t)needed)))
         keep = (uint32_t)min_u64(keep, needed);
     rw->l1_size = (uint32_t)max_u64(needed, keep);
     rw->l1 = calloc(rw->l1_size, sizeof(*rw->l1));
@@ -393,6 +393,23 @@ static int check_target(struct rewrite *rw, struct qstill_error *err)
     return 0;
 }
 
+/* An upper image that keeps its file has behind its end what it always had. But
+ * QEMU writes zeros there before it grows an image whose backing file is
+ * longer (bdrv_co_truncate), and only then: when that one goes, they are due.
+ */
+static bool must_hide_end(const struct rewrite *rw)
+{
+    const struct chain *c = rw->chain;
+    size_t below = (size_t)rw->own + 1;
+
+    if (rw->own == REWRITE_NEW)
+        return false;
+    if (!rw->top)
+        return true;
+    return below < c->n && c->layers[below]->size > rw->size &&
+           !(rw->has_backing && rw->backing_size > rw->size);
+}
+
 int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
 {
     CLEANUP(work_finip)
@@ -404,7 +421,8 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
     w.unit = w.extended ? w.cs / QCOW2_SUBCLUSTERS : w.cs;
     w.entry = w.extended ? 16 : 8;
     w.span = w.cs * (w.cs / w.entry);
-    w.cut = rw->own != REWRITE_NEW && !rw->top && rw->size % w.span != 0;
+    w.hide_end = must_hide_end(rw);
+    w.cut = w.hide_end && rw->size % w.span != 0;
     if (check_target(rw, err) < 0)
         return err->code;
     rw->old_end = rw->target->info.file_size;

@@ -28,7 +28,8 @@ struct work {
     size_t hint;   /* first extent that may touch the cluster looked at */
     /* what the target has behind the end is not the disk's: it must not be seen
      * when that grows */
-    bool cut;
+    bool hide_end;
+    bool cut;       /* hide_end, and the last table has entries behind it */
     bool stale_end; /* its last unit has something there */
     struct packed *packed;
     size_t packed_n;

@@ -170,6 +170,49 @@ class Leftovers(test_known.MergeCase):
                 self.grows_into_zeros(99 * 512, make,
                                       "cluster_size=%d" % (1 << bits))
 
+    def test_a_shrunk_upper_image_of_a_longer_layer(self):
+        """QEMU writes zeros before it grows such an image; not without what it
+        stood on. What is merged is `u` and `d`, with nothing or `b` below."""
+        def check(size, options, writes, below):
+            def build():
+                chain = []
+                if below:
+                    chain.append(self.create("b", below, options=options,
+                                             writes=["write -q -P 3 0 32k"]))
+                chain.append(self.create("d", MIB, "b" if below else None,
+                                         options=options,
+                                         writes=["write -q -P 4 64k 512k"]))
+                u = self.create("u", 2 * MIB, "d", options=options,
+                                writes=writes)
+                qtools.must("qemu-img", "resize", "-q", "-f", "qcow2",
+                            "--shrink", u, str(size))
+                return chain + [u], chain[-1:], []
+
+            def judge(m, direction):
+                u = self.path("u")
+                qtools.must("qemu-img", "resize", "-q", "-f", "qcow2", u,
+                            str(size + 3 * MIB))
+                got = self.view(u)[size:]
+                self.assertEqual(got.count(0), len(got), "old bytes show")
+                qtools.must("qemu-img", "resize", "-q", "-f", "qcow2",
+                            "--shrink", u, str(size))
+            self.merge_each(build, judge)
+
+        plain, packed = "write -q -P 8 0 2M", "write -q -c -P 8 64k 64k"
+        for options, size, write, below in (
+                ("cluster_size=64k", 96 * KIB, plain, None),
+                ("cluster_size=64k", 96 * KIB, plain, 64 * KIB),
+                ("cluster_size=64k", 96 * KIB, plain, 2 * MIB),
+                ("cluster_size=64k", 128 * KIB, plain, None),
+                ("cluster_size=64k", 96 * KIB, packed, None),
+                ("cluster_size=512", 97 * KIB, plain, None),
+                ("extended_l2=on", 96 * KIB, plain, None),
+                ("extended_l2=on", 97 * KIB, plain, 64 * KIB),
+                ("extended_l2=on", 97 * KIB, packed, None)):
+            with self.subTest(options=options, size=size, write=write,
+                              below=below):
+                check(size, options, [write], below)
+
     def test_zeros_behind_the_end_are_no_work(self):
         for options in ("cluster_size=64k", "extended_l2=on"):
             def make(path, options=options):
