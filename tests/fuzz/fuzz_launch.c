@@ -69,10 +69,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     CLEANUP(freep) char *text = malloc(size + 1);
     char *argv[WORDS_MAX + 1] = {NULL}, *env[] = {NULL};
-    struct launch_record rec = {.argv = argv,
-                                .cwd = (char *)"/",
-                                .env = env,
-                                .exe = (char *)"/bin/sh"};
+    struct launch_record rec = {
+        .argv = argv, .cwd = (char *)"/", .env = env, .exe = (char *)"/bin/sh"};
     struct launch_disk disk = {"d", "/d.img", "raw", NULL, NULL};
     struct launch_hinder_list list = {0};
     struct qstill_error err = {0};
