@@ -41,7 +41,8 @@ struct qstill_region {
 struct qstill_vmm {
     size_t size;
     void *user; /* first argument of all of these */
-    /* Each returns 0, or a negative code and need not fill `err` then.
+    /* Each returns 0, or a negative code and need not fill `err` then. (Any
+     * other value is a failure, too; with 0 what is in `err` does not count.)
      *
      * When it returns 0, nobody writes to the regions or to the device state
      * until resume(): no vCPU, no device thread. When it fails, the VM runs.
@@ -76,11 +77,14 @@ struct qstill_memory_options {
     uint64_t pool_bytes;   /* for saved pages; 0: 64 MiB */
     pid_t pid;             /* whose memory it is; 0: our own */
     /* A userfaultfd of that process, when `has_userfaultfd` is set: made with
-     * userfaultfd(2), before any UFFDIO_API; for one capture, taken over (on
-     * failure too). A VMM that gives up its rights makes it before. If it was
-     * made with UFFD_USER_MODE_ONLY, the kernel (KVM, vhost, read(2)) must
-     * not write to the regions. Without: our own process makes it; into
-     * another one the system call is injected with ptrace. */
+     * userfaultfd(2), before any UFFDIO_API; for one capture. It is taken over
+     * by the call, whatever that returns, and closed when it fails, when the
+     * capture needs it no more (mode "paused": at the end), with the job at
+     * the latest. Only where `size` is no valid one, or of a time before this
+     * member, it stays the caller's. A VMM that gives up its rights makes it
+     * before. If it was made with UFFD_USER_MODE_ONLY, the kernel (KVM, vhost,
+     * read(2)) must not write to the regions. Without: our own process makes
+     * it; into another one the system call is injected with ptrace. */
     bool has_userfaultfd;
     int userfaultfd;
     uint32_t reserved; /* 0 */
@@ -99,7 +103,8 @@ struct qstill_memory_options {
 /*
  * Captures into the directory `dir`, which must not exist yet and exists when
  * the job is done, durable; until then the files are in DIR.partial (one left
- * by a process that died is replaced). `vmm` and the regions are copied; the
+ * by a process that died is replaced; one with anything else in it than such
+ * files is BUSY, and not touched). `vmm` and the regions are copied; the
  * memory must stay mapped until the job is freed. Memory that may be written
  * without a fault (by a DMA device, or through another mapping of shared
  * memory) is not seen: pause() must cover it, and mode be "paused".

@@ -3,9 +3,6 @@
 
 #include <string.h>
 
-/* No option struct comes near it: a size above is a struct without one. */
-#define OPTIONS_MAX 4096
-
 int options_take(void *to, size_t to_size, const void *from, const char *what,
                  struct qstill_error *err)
 {

@@ -11,6 +11,9 @@
 
 #include "error.h"
 
+/* No option struct comes near it: a size above is a struct without one. */
+#define OPTIONS_MAX 4096
+
 /*
  * Copies the caller's options `from` (NULL: all defaults) into the struct
  * `to` of `to_size` bytes that this library knows. What an older caller does

@@ -62,11 +62,17 @@ int memory_take_regions(struct arena *arena, const struct qstill_region *from,
 
 int memory_called(int result, const char *what, struct qstill_error *err)
 {
-    if (result == 0)
-        return 0;
-    if (err->code == 0)
+    if (result == 0) {
+        err->message[0] = '\0'; /* or the next one's would seem filled */
+        return err_clear(err);
+    }
+    err->message[sizeof(err->message) - 1] = '\0';
+    err->hint[sizeof(err->hint) - 1] = '\0';
+    if (err->code == 0 && !err->message[0])
         return err_set(err, result < 0 ? result : QSTILL_E_FAILED,
                        "%s: the VMM's callback returned %d", what, result);
+    if (err->code >= 0)
+        err->code = result < 0 ? result : QSTILL_E_FAILED;
     return err_wrap(err, "%s", what);
 }
 

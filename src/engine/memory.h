@@ -11,8 +11,10 @@
 int memory_take_regions(struct arena *arena, const struct qstill_region *from,
                         size_t count, struct qstill_region **out,
                         struct qstill_error *err);
-/* What a callback of the VMM's has returned, 0 or an error with a message: one
- * that fails need not fill `err`, and any other value than 0 is a failure. */
+/* What a callback of the VMM's has returned, 0 or an error with a negative code
+ * and a message: one that fails need not fill `err`, any other value than 0 is
+ * a failure, and with 0 what is in `err` does not count. `err` was empty before
+ * the call. */
 int memory_called(int result, const char *what, struct qstill_error *err);
 /* The directory that holds a capture. NOT_FOUND when there is none. */
 int memory_open_dir(const char *dir, int *fd, struct qstill_error *err);

@@ -39,7 +39,7 @@ struct capturing {
     const char *name; /* of the directory, in its parent */
     const char *partial;
     int parent;
-    int dirfd; /* of DIR.partial, locked by us; -1: not ours */
+    int dirfd; /* of DIR.partial, locked by us, empty; -1: not ours */
     int given; /* the caller's userfaultfd, until the capture has it */
     struct capture_source *sources;
     size_t count;
@@ -55,47 +55,76 @@ struct capturing {
 
 /* Whoever had the lock before us may have given the directory its final name
  * meanwhile: what is in it then is not ours. */
-static bool is_still_there(const struct capturing *c)
+static bool is_still_there(const struct capturing *c, int fd)
 {
     struct stat by_name, ours;
 
     return fstatat(c->parent, c->partial, &by_name, AT_SYMLINK_NOFOLLOW) == 0 &&
-           fstat(c->dirfd, &ours) == 0 && by_name.st_ino == ours.st_ino &&
+           fstat(fd, &ours) == 0 && by_name.st_ino == ours.st_ino &&
            by_name.st_dev == ours.st_dev;
 }
 
-static int empty_partial(struct capturing *c, struct qstill_error *err)
+/* Nothing but regular files with the names of a file set. */
+static bool is_of_a_capture(int dirfd, const char *name)
+{
+    struct stat st;
+
+    return ramset_is_file_name(name) &&
+           fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+           S_ISREG(st.st_mode);
+}
+
+static int check_ours(const struct capturing *c, int fd, char *const *names,
+                      size_t count, struct qstill_error *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (is_of_a_capture(fd, names[i]))
+            continue;
+        err_set(err, QSTILL_E_BUSY, "%s is no left capture: it has %.100s",
+                c->partial, names[i]);
+        return err_hint(err, "move it away, or capture under another name");
+    }
+    return 0;
+}
+
+static int empty_partial(const struct capturing *c, int fd,
+                         struct qstill_error *err)
 {
     char **names = NULL;
     size_t count = 0;
-    int r = store_names(c->dirfd, &names, &count, err);
+    int r = store_names(fd, &names, &count, err);
 
+    if (r == 0)
+        r = check_ours(c, fd, names, count, err);
     for (size_t i = 0; i < count && r == 0; i++)
-        if (unlinkat(c->dirfd, names[i], 0) < 0 && errno != ENOENT)
+        if (unlinkat(fd, names[i], 0) < 0 && errno != ENOENT)
             r = err_errno(err, errno, "cannot remove %s of %s", names[i],
                           c->partial);
     store_names_free(names, count);
     return r;
 }
 
-/* What a process left that died at work goes; one that lives has the lock. */
+/* What a process left that died at work goes; one that lives has the lock, and
+ * what is somebody else's stays. */
 static int make_partial(struct capturing *c, struct qstill_error *err)
 {
+    CLEANUP(closep) int fd = -1;
+
     if (faccessat(c->parent, c->name, F_OK, AT_SYMLINK_NOFOLLOW) == 0)
         return err_set(err, QSTILL_E_BUSY, "%s exists already", c->name);
     if (mkdirat(c->parent, c->partial, 0700) < 0 && errno != EEXIST)
         return err_errno(err, errno, "cannot make %s", c->partial);
-    c->dirfd = openat(c->parent, c->partial,
-                      O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-    if (c->dirfd < 0)
+    fd = openat(c->parent, c->partial,
+                O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0)
         return err_errno(err, errno, "cannot open %s", c->partial);
-    if (flock(c->dirfd, LOCK_EX | LOCK_NB) < 0 || !is_still_there(c)) {
-        closep(&c->dirfd);
-        c->dirfd = -1;
+    if (flock(fd, LOCK_EX | LOCK_NB) < 0 || !is_still_there(c, fd))
         return err_set(err, QSTILL_E_BUSY, "another capture is writing %s",
                        c->partial);
-    }
-    return empty_partial(c, err);
+    if (empty_partial(c, fd, err) < 0)
+        return err->code;
+    c->dirfd = take_fd(&fd);
+    return 0;
 }
 
 static int open_cow(struct capturing *c, const struct capture_options *co,
@@ -377,8 +406,9 @@ static int take_options(struct capturing *c, const struct qstill_vmm *vmm,
 {
     if (options_take(&c->o, sizeof(c->o), options, "capture", err) < 0)
         return err->code;
-    if (c->o.has_userfaultfd)
-        c->given = c->o.userfaultfd;
+    if (c->o.has_userfaultfd && c->o.userfaultfd < 0)
+        return err_set(err, QSTILL_E_USAGE, "userfaultfd %d is no descriptor",
+                       c->o.userfaultfd);
     if (options_take(&c->vmm, sizeof(c->vmm), vmm, "VMM", err) < 0)
         return err->code;
     if (!c->vmm.pause || !c->vmm.resume)
@@ -389,6 +419,18 @@ static int take_options(struct capturing *c, const struct qstill_vmm *vmm,
     return take_mode(c, err);
 }
 
+/* What is handed over is ours whatever becomes of the call, also where the
+ * options are refused; -1 where there is nothing, or no size to tell. */
+static int given_userfaultfd(const struct qstill_memory_options *o)
+{
+    if (!o || o->size > OPTIONS_MAX ||
+        o->size < offsetof(struct qstill_memory_options, userfaultfd) +
+                      sizeof(o->userfaultfd) ||
+        !o->has_userfaultfd)
+        return -1;
+    return o->userfaultfd;
+}
+
 QSTILL_PUBLIC int
 qstill_memory_capture(const char *dir, const struct qstill_region *regions,
                       size_t count, const struct qstill_vmm *vmm,
@@ -396,11 +438,13 @@ qstill_memory_capture(const char *dir, const struct qstill_region *regions,
                       struct qstill_job **out, struct qstill_error *caller_err)
 {
     struct qstill_error scratch, *err = err_door(caller_err, &scratch);
+    CLEANUP(closep) int given = given_userfaultfd(options);
     struct capturing *c = calloc(1, sizeof(*c));
 
     if (!c)
         return err_nomem(err);
-    c->parent = c->dirfd = c->given = -1;
+    c->parent = c->dirfd = -1;
+    c->given = take_fd(&given);
     if (take_options(c, vmm, options, err) < 0 ||
         take_regions(c, regions, count, err) < 0 || take_dir(c, dir, err) < 0) {
         capturing_free(c);

@@ -57,6 +57,15 @@ int ramset_file_name(const char *id, char out[RAMSET_NAME_SIZE],
     return 0;
 }
 
+bool ramset_is_file_name(const char *name)
+{
+    size_t len = strlen(name), suffix = sizeof(SUFFIX) - 1;
+
+    return strcmp(name, RAMSET_SUMS_NAME) == 0 ||
+           strcmp(name, RAMSET_DEVICE_NAME) == 0 ||
+           (len > suffix && strcmp(name + len - suffix, SUFFIX) == 0);
+}
+
 uint64_t ramset_scan(const void *data, uint64_t first_page, size_t pages,
                      struct ramset_map *nonzero)
 {

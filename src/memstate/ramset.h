@@ -67,6 +67,8 @@ struct ramset_block {
  */
 int ramset_file_name(const char *id, char out[RAMSET_NAME_SIZE],
                      struct qstill_error *err);
+/* Whether it may be the name of a file of some file set. */
+bool ramset_is_file_name(const char *name);
 
 /* ------------------------------------------------------- pages and chunks */
 
