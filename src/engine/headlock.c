@@ -52,8 +52,8 @@ static int explain(const struct session *s, const struct vm_disk *d, int pid,
     err_wrap(err, "disk %s", d->name);
     return err_hint(err,
                     "end %s; if that is VM %s itself, its QMP socket %s is "
-                    "gone, and nobody can reach it: shut its guest down from "
-                    "inside, then qstill start %s",
+                    "gone: attach it again if it has another one, or shut its "
+                    "guest down from inside, then qstill start %s",
                     who, s->vm, s->rec.qmp, s->vm);
 }
 
@@ -73,6 +73,29 @@ static int look_opened(const struct vm_disk *d, int except,
                    "%s is in use: another process has it open", d->head_path);
 }
 
+/* A QEMU to which the VM has moved, and which waits for `cont`, holds no lock
+ * from QEMU 10.0 on, and has the files open for reading only: but for its
+ * command line it could be a backup. */
+static int look_incoming(const struct session *s, const struct vm_disk **which,
+                         struct qstill_error *err)
+{
+    for (int pid = 0; (pid = opened_next(pid, "incoming")) > 0;) {
+        CLEANUP(opened_fini) struct opened o = {0};
+
+        if (opened_read(&o, pid, err) < 0)
+            return err->code;
+        for (size_t i = 0; i < s->rec.disk_count; i++) {
+            *which = &s->rec.disks[i];
+            if (opened_has(&o, (*which)->head_path))
+                return err_set(err, QSTILL_E_BUSY,
+                               "%s is in use: a QEMU that was started to take "
+                               "a VM over (-incoming) has it open",
+                               (*which)->head_path);
+        }
+    }
+    return 0;
+}
+
 static int look(const struct session *s, const struct vm_disk **which,
                 struct qstill_error *err)
 {
@@ -89,7 +112,7 @@ static int look(const struct session *s, const struct vm_disk **which,
         if (unlocked && look_opened(d, s->pid, err) < 0)
             return err->code;
     }
-    return 0;
+    return s->qmp ? 0 : look_incoming(s, which, err);
 }
 
 int headlock_look(const struct session *s, struct qstill_error *err)

@@ -6,8 +6,11 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "base/cleanup.h"
 
 static int add(struct opened *o, size_t *room, const struct stat *st,
                struct qstill_error *err)
@@ -82,6 +85,43 @@ int opened_by(const char *path, int except)
         if (pid > 0 && pid != getpid() && pid != except &&
             opened_read(&o, pid, &ignored) == 0 && opened_has(&o, path))
             found = pid;
+    }
+    if (proc)
+        closedir(proc);
+    return found;
+}
+
+static bool has_argument(int pid, const char *name)
+{
+    CLEANUP(freep) char *word = NULL;
+    size_t room = 0, dashes;
+    bool has = false;
+    char path[64];
+    FILE *line;
+
+    snprintf(path, sizeof(path), "/proc/%d/cmdline", pid);
+    line = fopen(path, "re");
+    if (!line)
+        return false; /* it has ended */
+    while (!has && getdelim(&word, &room, '\0', line) > 0) {
+        dashes = strspn(word, "-");
+        has = (dashes == 1 || dashes == 2) && strcmp(word + dashes, name) == 0;
+    }
+    fclose(line);
+    return has;
+}
+
+int opened_next(int pid, const char *name)
+{
+    const struct dirent *e;
+    DIR *proc = opendir("/proc");
+    int found = 0;
+
+    while (proc && (e = readdir(proc)) != NULL) {
+        int p = atoi(e->d_name);
+
+        if (p > pid && (!found || p < found) && has_argument(p, name))
+            found = p;
     }
     if (proc)
         closedir(proc);

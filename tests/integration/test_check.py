@@ -398,6 +398,18 @@ class Refused(Case):
         taken.write(taken.disks[0], 0, 7)
         taken.quit()
 
+    def test_a_vm_that_waits_in_another_qemu_when_the_first_has_ended(self):
+        vm, taken, head = self.migrated(paused=True)
+        self.paused_on_purpose.update(("vm", "taken"))
+        vm.quit()
+        self.left_alone(head)
+        said, = self.q.check("vm")["problems"]
+        self.assertIn("is in use", said["message"])
+        taken.cmd("cont")
+        taken.write(taken.disks[0], 0, 7)
+        taken.quit()
+        self.q("delete", "vm", "base")
+
     def test_a_delete_after_a_migration_to_nowhere(self):
         """To a file, say: all can be done once nobody has taken it over."""
         vm, taken, head = self.migrated()
