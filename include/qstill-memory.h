@@ -82,9 +82,11 @@ struct qstill_memory_options {
      * capture needs it no more (mode "paused": at the end), with the job at
      * the latest. Only where `size` is no valid one, or of a time before this
      * member, it stays the caller's. A VMM that gives up its rights makes it
-     * before. If it was made with UFFD_USER_MODE_ONLY, the kernel (KVM, vhost,
-     * read(2)) must not write to the regions. Without: our own process makes
-     * it; into another one the system call is injected with ptrace. */
+     * before, in the process that has the memory (USAGE for one of another:
+     * a daemon's must not be its parent's). If it was made with
+     * UFFD_USER_MODE_ONLY, the kernel (KVM, vhost, read(2)) must not write to
+     * the regions. Without: our own process makes it; into another one the
+     * system call is injected with ptrace. */
     bool has_userfaultfd;
     int userfaultfd;
     uint32_t reserved; /* 0 */
@@ -107,7 +109,8 @@ struct qstill_memory_options {
  * files is BUSY, and not touched). `vmm` and the regions are copied; the
  * memory must stay mapped until the job is freed. Memory that may be written
  * without a fault (by a DMA device, or through another mapping of shared
- * memory) is not seen: pause() must cover it, and mode be "paused".
+ * memory, as a child has it that was forked) is not seen: pause() must cover
+ * it, and mode be "paused". A child's private memory is its own, and free.
  *
  * Errors, here or from the steps: USAGE, BUSY (`dir` exists, or another
  * capture is at work on it), PRECONDITION (memory or a kernel that cannot be

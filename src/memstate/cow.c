@@ -196,6 +196,19 @@ static int register_block(struct cow *cow, const struct capture_source *s,
                    s->id, b->shared ? "shared" : "private", strerror(e));
 }
 
+/* Made by a process before it forked, it is for the parent's memory: what we
+ * read would be written to meanwhile, and nobody would know. */
+static int check_given(const struct cow *cow, const struct cow_block *b,
+                       struct qstill_error *err)
+{
+    if (uffd_is_of(&cow->uffd, cow->pid, b->hva, b->page))
+        return 0;
+    err_set(err, QSTILL_E_USAGE,
+            "the userfaultfd that was given is not of process %d", cow->pid);
+    return err_hint(err, "make it in the process that has the memory, after "
+                         "its last fork");
+}
+
 static int add_block(struct cow *cow, const struct capture_source *s,
                      unsigned index, const struct buf *maps,
                      const struct capture_cow_options *o, struct cow_block *out,
@@ -281,6 +294,8 @@ static int add_blocks(struct cow *cow, struct capture *c,
             : err_nomem(err);
     for (size_t i = 0; i < n && r == 0; i++)
         r = register_block(cow, &sources[blocks[i].index], &blocks[i], err);
+    for (size_t i = 0; i < n && r == 0 && o->uffd >= 0; i++)
+        r = check_given(cow, &blocks[i], err);
     if (r < 0) {
         free_blocks(blocks, n);
         return r;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
@@ -17,6 +18,7 @@
 
 #define FEATURES_NEEDED                                                        \
     (UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_EVENT_REMOVE)
+#define PAGE  4096u
 #define FLAGS (O_CLOEXEC | O_NONBLOCK)
 
 /* For our own memory. */
@@ -231,6 +233,27 @@ int uffd_protect(const struct uffd *u, uint64_t start, uint64_t len)
 int uffd_unprotect(const struct uffd *u, uint64_t start, uint64_t len)
 {
     return writeprotect(u, start, len, 0);
+}
+
+/* Of an entry of /proc/PID/pagemap; there in all kernels that have markers for
+ * pages which were never touched. */
+#define ENTRY_PROTECTED ((uint64_t)1 << 57)
+
+bool uffd_is_of(const struct uffd *u, pid_t pid, uint64_t address, uint64_t len)
+{
+    CLEANUP(closep) int fd = -1;
+    uint64_t entry;
+    char path[40];
+
+    if (!u->unpopulated)
+        return true;
+    snprintf(path, sizeof(path), "/proc/%d/pagemap", (int)pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    if (fd < 0 || uffd_protect(u, address, len) != 0 ||
+        pread(fd, &entry, sizeof(entry),
+              (off_t)(address / PAGE * sizeof(entry))) != sizeof(entry))
+        return true;
+    return entry & ENTRY_PROTECTED;
 }
 
 /* One read may bring so many messages of the kernel's. */

@@ -73,6 +73,15 @@ int uffd_protect(const struct uffd *u, uint64_t start, uint64_t len);
 /* Also wakes the threads that wait for the range. */
 int uffd_unprotect(const struct uffd *u, uint64_t start, uint64_t len);
 
+/*
+ * Whether it is for the memory of process `pid`, and not for that of another
+ * one at the same addresses: the page of `len` bytes at `address`, in a
+ * registered range, is protected by it, and seen to be. True also where that
+ * cannot be seen.
+ */
+bool uffd_is_of(const struct uffd *u, pid_t pid, uint64_t address,
+                uint64_t len);
+
 enum uffd_kind {
     UFFD_WRITE,  /* a thread waits to write at `start` */
     UFFD_REMOVED /* [start, start + len) is about to become zeros */

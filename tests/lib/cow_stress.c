@@ -128,10 +128,48 @@ static void *writer_main(void *arg)
     return NULL;
 }
 
+#define CHILD_STEP ((size_t)29 * PAGE)
+
+static _Noreturn void child_main(const struct cow_stress *s)
+{
+    static const useconds_t later[] = {0, 15000, 60000};
+
+    for (size_t i = 0; i < sizeof(later) / sizeof(later[0]); i++) {
+        usleep(later[i]);
+        for (size_t at = i * PAGE; at < s->size && s->children_write;
+             at += CHILD_STEP)
+            s->ram[at] ^= 0xff;
+    }
+    _exit(0);
+}
+
+/* Two children at a time, so that one is always there. */
+static void *forker_main(void *arg)
+{
+    struct cow_stress *s = arg;
+    pid_t older = 0;
+    int status;
+
+    while (!__atomic_load_n(&s->control->stop, __ATOMIC_RELAXED)) {
+        pid_t child = fork();
+
+        if (child < 0)
+            abort();
+        if (child == 0)
+            child_main(s);
+        if (older && (waitpid(older, &status, 0) != older || status))
+            abort();
+        older = child;
+        __atomic_fetch_add(&s->control->forked, 1, __ATOMIC_SEQ_CST);
+    }
+    waitpid(older, &status, 0);
+    return NULL;
+}
+
 static void start_threads(struct cow_stress *s)
 {
     struct writer *writers = calloc(s->threads, sizeof(*writers));
-    pthread_t *ids = calloc(s->threads, sizeof(*ids));
+    pthread_t *ids = calloc(s->threads + 1, sizeof(*ids));
 
     if (!writers || !ids)
         abort();
@@ -142,6 +180,8 @@ static void start_threads(struct cow_stress *s)
     }
     while (__atomic_load_n(&s->control->up, __ATOMIC_SEQ_CST) < s->threads)
         usleep(500);
+    if (s->forks && pthread_create(&ids[s->threads], NULL, forker_main, s))
+        abort();
     free(writers);
     s->thread_ids = ids;
 }
@@ -189,6 +229,7 @@ bool cow_stress_start(struct cow_stress *s, enum cow_memory kind,
     s->ram = map_memory(s, kind);
     if (!s->ram)
         return false;
+    s->children_write = kind == COW_PRIVATE || kind == COW_THP;
     s->pid = getpid();
     if (!other_process) {
         fill(s);
@@ -283,7 +324,7 @@ void cow_stress_stop(struct cow_stress *s)
         assert_int_equal(waitpid(s->pid, &status, 0), s->pid);
     } else {
         __atomic_store_n(&s->control->stop, 1, __ATOMIC_SEQ_CST);
-        for (unsigned i = 0; i < s->threads; i++)
+        for (unsigned i = 0; i < s->threads + s->forks; i++)
             pthread_join(ids[i], NULL);
         free(ids);
     }

@@ -30,6 +30,7 @@ struct cow_control {
     uint64_t up;
     uint64_t sequence;           /* the next number */
     uint64_t worst_ns;           /* the longest write */
+    uint64_t forked;             /* children that came and went */
     uint64_t stalls[COW_STALLS]; /* bucket: bits of the us it took */
 };
 
@@ -41,6 +42,10 @@ struct cow_stress {
     unsigned hot_mib; /* what the first thread rewrites without end; 0: as
                          the others */
     unsigned pace_us; /* the others sleep so long after 64 writes */
+    /* One more thread forks without end. The child writes to what it has of
+     * private memory, at once and again later, when the capture may be over. */
+    bool forks;
+    bool children_write; /* set by start */
     struct cow_control *control;
     int fd; /* of the memory, or -1 */
     void *thread_ids;

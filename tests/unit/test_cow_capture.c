@@ -14,6 +14,11 @@
 
 #define OVERCOMMIT "/proc/sys/vm/nr_overcommit_hugepages"
 
+static uint64_t forked_by(const struct cow_fixture *f)
+{
+    return __atomic_load_n(&f->stress.control->forked, __ATOMIC_SEQ_CST);
+}
+
 static void rounds(struct cow_fixture *f, enum cow_memory kind, bool other,
                    unsigned count)
 {
@@ -28,8 +33,11 @@ static void rounds(struct cow_fixture *f, enum cow_memory kind, bool other,
         f->options.bwlimit = f->stress.size;
     cow_start(f, kind, other);
     for (unsigned i = 0; i < count; i++) {
+        uint64_t forked = forked_by(f);
+
         cow_round(f);
         faults += f->stats.faults;
+        assert_true(!f->stress.forks || forked_by(f) > forked + 3);
         cow_empty_dir(f);
     }
     /* Else it proved nothing. */
@@ -139,6 +147,35 @@ static void several_copiers_share_the_work(void **state)
     rounds(f, COW_PRIVATE, true, 2);
 }
 
+/* The child has its memory without the userfaultfd (no UFFD_FEATURE_EVENT_FORK)
+ * and without its protection: it never waits, and what it writes is its own.
+ * The parent's pages are shared with it then, and still protected. */
+static void forks(struct cow_fixture *f, enum cow_memory kind, bool other)
+{
+    f->stress.forks = true;
+    rounds(f, kind, other, 2);
+}
+
+static void a_process_that_forks_is_one_cut(void **state)
+{
+    forks(*state, COW_PRIVATE, true);
+}
+
+static void huge_pages_of_a_process_that_forks_are_one_cut(void **state)
+{
+    forks(*state, COW_THP, true);
+}
+
+static void a_memfd_of_a_process_that_forks_is_one_cut(void **state)
+{
+    forks(*state, COW_MEMFD, true);
+}
+
+static void our_own_memory_is_one_cut_when_we_fork(void **state)
+{
+    forks(*state, COW_PRIVATE, false);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -153,6 +190,10 @@ int main(int argc, char **argv)
         T(our_own_memfd_is_one_cut),
         T(an_old_kernel_reads_all_pages_first),
         T(several_copiers_share_the_work),
+        T(a_process_that_forks_is_one_cut),
+        T(huge_pages_of_a_process_that_forks_are_one_cut),
+        T(a_memfd_of_a_process_that_forks_is_one_cut),
+        T(our_own_memory_is_one_cut_when_we_fork),
     };
 
     if (argc > 1)

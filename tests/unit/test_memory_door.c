@@ -15,6 +15,7 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "../lib/cow_fixture.h"
@@ -257,6 +258,33 @@ static void a_negative_descriptor_is_not_taken_for_none(void **state)
     assert_int_equal(d->paused, 0);
 }
 
+/* A monitor that makes it, and only then becomes a process of its own (a
+ * daemon): it is for the memory of the parent, at the same addresses. */
+static void one_of_another_process_is_refused(void **state)
+{
+    struct door *d = *state;
+    int status;
+    pid_t child;
+
+    d->options.has_userfaultfd = true;
+    d->options.userfaultfd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+    if (d->options.userfaultfd < 0) {
+        print_message("skipped: no userfaultfd here\n");
+        skip();
+    }
+    child = fork();
+    assert_true(child >= 0);
+    if (child == 0)
+        _exit(capture(d) != QSTILL_E_USAGE                          ? 1
+              : strstr(d->err.message, "is not of process") == NULL ? 2
+              : d->paused || access(d->partial, F_OK) == 0          ? 3
+                                                                    : 0);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    close(d->options.userfaultfd);
+    assert_int_equal(status, 0);
+    memset(d->ram, 1, SIZE); /* the parent's is as free as it was */
+}
+
 /* ------------------------------------------------------------- callbacks */
 
 static void who_returns_0_has_done_it_whatever_err_says(void **state)
@@ -405,6 +433,7 @@ int main(int argc, char **argv)
         T(a_capture_that_does_not_need_it_closes_it),
         T(options_without_a_size_take_nothing),
         T(a_negative_descriptor_is_not_taken_for_none),
+        T(one_of_another_process_is_refused),
         T(who_returns_0_has_done_it_whatever_err_says),
         T(a_positive_code_is_a_failure),
         T(a_partial_that_is_not_ours_is_left_alone),
