@@ -15,42 +15,27 @@
 
 static const struct kind {
     const char *name; /* prlimit(1)'s */
+    const char *line; /* what the line in /proc/PID/limits begins with */
     int resource;
     bool vital;
 } kinds[] = {
-    {"as", RLIMIT_AS, true},
-    {"core", RLIMIT_CORE, false},
-    {"cpu", RLIMIT_CPU, true},
-    {"data", RLIMIT_DATA, true},
-    {"fsize", RLIMIT_FSIZE, true},
-    {"locks", RLIMIT_LOCKS, false},
-    {"memlock", RLIMIT_MEMLOCK, false},
-    {"msgqueue", RLIMIT_MSGQUEUE, false},
-    {"nice", RLIMIT_NICE, false},
-    {"nofile", RLIMIT_NOFILE, false},
-    {"nproc", RLIMIT_NPROC, false},
-    {"rss", RLIMIT_RSS, false},
-    {"rtprio", RLIMIT_RTPRIO, false},
-    {"rttime", RLIMIT_RTTIME, false},
-    {"sigpending", RLIMIT_SIGPENDING, false},
-    {"stack", RLIMIT_STACK, false},
+    {"as", "Max address space", RLIMIT_AS, true},
+    {"core", "Max core file size", RLIMIT_CORE, false},
+    {"cpu", "Max cpu time", RLIMIT_CPU, true},
+    {"data", "Max data size", RLIMIT_DATA, true},
+    {"fsize", "Max file size", RLIMIT_FSIZE, true},
+    {"locks", "Max file locks", RLIMIT_LOCKS, false},
+    {"memlock", "Max locked memory", RLIMIT_MEMLOCK, false},
+    {"msgqueue", "Max msgqueue size", RLIMIT_MSGQUEUE, false},
+    {"nice", "Max nice priority", RLIMIT_NICE, false},
+    {"nofile", "Max open files", RLIMIT_NOFILE, false},
+    {"nproc", "Max processes", RLIMIT_NPROC, false},
+    {"rss", "Max resident set", RLIMIT_RSS, false},
+    {"rtprio", "Max realtime priority", RLIMIT_RTPRIO, false},
+    {"rttime", "Max realtime timeout", RLIMIT_RTTIME, false},
+    {"sigpending", "Max pending signals", RLIMIT_SIGPENDING, false},
+    {"stack", "Max stack size", RLIMIT_STACK, false},
 };
-
-void limits_read(pid_t pid, struct limits *out)
-{
-    struct limits l = {.n = 0};
-
-    for (size_t i = 0; i < ARRAY_LEN(kinds); i++) {
-        struct rlimit r;
-
-        if (prlimit(pid, (enum __rlimit_resource)kinds[i].resource, NULL, &r) <
-            0)
-            return;
-        l.v[l.n++] =
-            (struct qstill_limit){kinds[i].resource, r.rlim_cur, r.rlim_max};
-    }
-    *out = l;
-}
 
 static const struct kind *kind_of(int resource)
 {
@@ -74,6 +59,48 @@ static bool parse_value(const char *text, char end, uint64_t *out,
     *out = strtoull(text, &stop, 10);
     *behind = stop + 1;
     return text[0] >= '0' && text[0] <= '9' && *stop == end;
+}
+
+static bool value_of(char *word, uint64_t *out)
+{
+    const char *behind;
+
+    return word && parse_value(word, '\0', out, &behind);
+}
+
+static bool take_line(char *line, struct limits *l)
+{
+    char *at, *save;
+
+    for (size_t i = 0; i < ARRAY_LEN(kinds); i++) {
+        size_t len = strlen(kinds[i].line);
+
+        if (strncmp(line, kinds[i].line, len) != 0 || line[len] != ' ')
+            continue;
+        at = line + len;
+        l->v[i].resource = kinds[i].resource;
+        return value_of(strtok_r(at, " ", &save), &l->v[i].soft) &&
+               value_of(strtok_r(NULL, " ", &save), &l->v[i].hard);
+    }
+    return false; /* the title, or one that is not known yet */
+}
+
+/* prlimit(2) needs CAP_SYS_RESOURCE for a process of another user. */
+void limits_read(pid_t pid, struct limits *out)
+{
+    struct limits l = {.n = 0};
+    char path[64], line[256];
+    FILE *f;
+
+    snprintf(path, sizeof(path), "/proc/%d/limits", (int)pid);
+    f = fopen(path, "re");
+    if (!f)
+        return;
+    while (fgets(line, sizeof(line), f))
+        l.n += take_line(line, &l);
+    fclose(f);
+    if (l.n == ARRAY_LEN(kinds))
+        *out = l;
 }
 
 static int parse_word(const char *word, struct limits *out,

@@ -88,7 +88,8 @@ int start_check(struct session *s, const struct start_options *o,
                        "no launch function: this program cannot start a VM");
     if (!s->rec.has_launch)
         return s->rec.launcher ? 0 : no_record(s, err);
-    if (limits_check(&s->rec.launch.limits, err) < 0)
+    /* a launcher may have QEMU started by somebody who can */
+    if (!s->rec.launcher && limits_check(&s->rec.launch.limits, err) < 0)
         return err->code;
     disks = arena_array(&s->rec.arena, s->rec.disk_count + 1, sizeof(*disks));
     if (!disks)

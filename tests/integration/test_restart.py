@@ -72,6 +72,33 @@ class Restart(Case):
         self.assertEqual(0, status, said)
         self.assertEqual(had, self.limits(vm))
 
+    def test_a_limit_that_cannot_be_raised(self):
+        """Whoever a launcher asks to start QEMU, a service manager say, has
+        limits of its own."""
+        def before():
+            resource.setrlimit(resource.RLIMIT_CPU, (3600, 3600))
+        script = os.path.join(self.tmp, "run")
+        with open(script, "w") as f:
+            f.write("import json, os, subprocess\n"
+                    "argv = json.loads(os.environ['QSTILL_ARGV_JSON'])\n"
+                    "subprocess.Popen(argv, stdin=subprocess.DEVNULL,\n"
+                    "                 start_new_session=True)\n")
+        for name, launcher, wanted in (
+                ("own", (), 6),
+                ("by", ("--launcher", "exec python3 " + script), 0)):
+            with self.subTest(name):
+                vm = self.tiny_vm(name, attach=False)
+                self.attach(vm, *launcher)
+                vm.quit()
+                p = subprocess.run(
+                    ["setpriv", "--bounding-set", "-sys_resource",
+                     *self.q.argv(["start", name])], stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                    preexec_fn=before, timeout=90)
+                self.assertEqual(wanted, p.returncode, p.stderr)
+                if wanted:
+                    self.assertIn("would get 3600", p.stderr)
+
     def test_the_command_line_is_the_last_one(self):
         vm = self.tiny_vm()
         disk = vm.disks[0]

@@ -1,10 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* The words of limits. */
+#include <linux/capability.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -31,6 +35,53 @@ static void test_words_come_back(void **state)
         assert_int_equal(again.v[i].resource, own.v[i].resource);
         assert_int_equal(again.v[i].soft, own.v[i].soft);
         assert_int_equal(again.v[i].hard, own.v[i].hard);
+    }
+}
+
+/* prlimit(2) wants a capability for these, which root may not have. */
+static void test_of_another_user(void **state)
+{
+    struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
+    struct __user_cap_data_struct d[_LINUX_CAPABILITY_U32S_3];
+    const struct rlimit most = {12345, 23456};
+    struct limits l = {.n = 0};
+    int pipes[2], status;
+    char byte;
+    pid_t pid;
+
+    (void)state;
+    if (geteuid() != 0)
+        skip();
+    assert_int_equal(pipe(pipes), 0);
+    pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        if (setrlimit(RLIMIT_MEMLOCK, &most) < 0 ||
+            setresuid(65534, 65534, 65534) < 0 || write(pipes[1], "", 1) != 1)
+            _exit(1);
+        pause();
+        _exit(0);
+    }
+    assert_int_equal(read(pipes[0], &byte, 1), 1);
+    assert_int_equal(syscall(SYS_capget, &h, d), 0);
+    d[CAP_TO_INDEX(CAP_SYS_RESOURCE)].effective &=
+        ~CAP_TO_MASK(CAP_SYS_RESOURCE);
+    assert_int_equal(syscall(SYS_capset, &h, d), 0);
+    limits_read(pid, &l);
+    kill(pid, SIGKILL);
+    waitpid(pid, &status, 0);
+    close(pipes[0]);
+    close(pipes[1]);
+    assert_int_equal(l.n, LIMITS_MAX);
+    for (size_t i = 0; i < l.n; i++) {
+        struct rlimit own;
+
+        if (l.v[i].resource == RLIMIT_MEMLOCK)
+            own = most;
+        else
+            getrlimit((enum __rlimit_resource)l.v[i].resource, &own);
+        assert_true(l.v[i].soft == own.rlim_cur);
+        assert_true(l.v[i].hard == own.rlim_max);
     }
 }
 
@@ -73,6 +124,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_words_come_back),
+        cmocka_unit_test(test_of_another_user),
         cmocka_unit_test(test_bad_words),
         cmocka_unit_test(test_what_is_not_known_is_left_out),
     };
