@@ -190,6 +190,26 @@ int flatten_open(struct flatten **out, const struct io *io,
     return 0;
 }
 
+/* The image that was folded into a torn one masks what is half written there;
+ * an overlay that somebody has made on it since does not, and looks the same.
+ */
+static int note_marked(const struct image *img, const struct image *above,
+                       struct buf *out)
+{
+    if (!torn_is(&img->info.header))
+        return buf_printf(out,
+                          "note: %s is marked as corrupt: what is read from "
+                          "it may be wrong\n",
+                          img->path);
+    if (torn_is(&above->info.header)) /* goes with it; never the top */
+        return 0;
+    return buf_printf(out,
+                      "note: %s was being folded into when that broke off: "
+                      "what is read is right if %s was that image, and not if "
+                      "it was made on it later\n",
+                      img->path, above->path);
+}
+
 int flatten_describe(const struct flatten *f, struct buf *out,
                      struct qstill_error *err)
 {
@@ -203,11 +223,7 @@ int flatten_describe(const struct flatten *f, struct buf *out,
         const struct image *img = f->chain->layers[i];
 
         if ((img->info.header.incompatible & QCOW2_INCOMPAT_CORRUPT) &&
-            !torn_is(&img->info.header) &&
-            buf_printf(out,
-                       "note: %s is marked as corrupt: what is read "
-                       "from it may be wrong\n",
-                       img->path) < 0)
+            note_marked(img, i == 0 ? NULL : f->chain->layers[i - 1], out) < 0)
             return err_nomem(err);
     }
     return 0;

@@ -488,7 +488,15 @@ class MergesSurviveFaults(unittest.TestCase):
         self.is_marked_as_torn(paths[1])
         for s in m.survivors():
             self.assertEqual(qtools.guest_hash(s.path, s.fmt), s.view)
-        os.unlink(kid)
+        for path in (paths[2], kid): # nobody can tell which masks it
+            r = qtools.qstill("image", "flatten", path, path + ".flat")
+            self.assertEqual(r.rc, 0, str(r))
+            self.assertRegex(r.err, "note: .*mid was being folded into .* "
+                             "right if .*%s was" % os.path.basename(path))
+        self.assertEqual(qtools.guest_hash(paths[2] + ".flat", "qcow2"),
+                         qtools.guest_hash(paths[2], "qcow2"))
+        for path in (paths[2] + ".flat", kid + ".flat", kid):
+            os.unlink(path)
         r = m.run("down")
         self.assertEqual(r.rc, 0, str(r))
         self.assertEqual(m.merged(), [])
