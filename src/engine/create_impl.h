@@ -39,6 +39,8 @@ struct create {
     struct mode_report modes;
     char why[600];
     struct journal j;
+    uint64_t *sizes; /* of the heads, before the overlays were made; see
+                        layer_virtual_size() */
     bool journaled;
     bool published;
     struct memcap mem;

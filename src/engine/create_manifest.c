@@ -27,7 +27,7 @@ static int fill_disks(struct create *c, struct manifest *m,
         md->node = q ? q->node : NULL;
         md->path = jd->old_path;
         md->format = jd->old_format;
-        md->virtual_size = q ? q->virtual_size : d->virtual_size;
+        md->virtual_size = d->virtual_size;
         if (layer_identify(m, md, err) < 0)
             return err->code;
     }
@@ -204,12 +204,30 @@ static int fill_host(struct manifest *m, struct qstill_error *err)
     return 0;
 }
 
+/* The guest's disk has the size of the overlay now. */
+static int check_sizes(struct create *c, struct qstill_error *err)
+{
+    for (size_t i = 0; i < c->j.disk_count; i++) {
+        const struct journal_disk *d = &c->j.disks[i];
+        uint64_t size;
+
+        if (layer_virtual_size(d->old_path, d->old_format, &size, err) < 0)
+            return err->code;
+        if (size != c->sizes[i])
+            return err_set(err, QSTILL_E_BUSY,
+                           "disk %s was resized while the snapshot was made",
+                           d->disk);
+    }
+    return 0;
+}
+
 /* One may have been plugged in since the plan. */
 static int check_known(struct create *c, struct qstill_error *err)
 {
     if (session_refresh(&c->s, err) < 0)
         return err->code;
-    return session_check_known(&c->s, err);
+    return session_check_known(&c->s, err) < 0 ? err->code
+                                               : check_sizes(c, err);
 }
 
 int create_manifest_ask(struct create *c, struct qstill_error *err)

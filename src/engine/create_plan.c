@@ -228,14 +228,49 @@ static int make_tmp(struct create *c, struct qstill_error *err)
     return prepare_memory(c, memfd, err);
 }
 
+/* A disk may have been resized since the VM was attached, and may be at any
+ * time: an overlay of another size would cut it off. What QEMU says now counts,
+ * and create_manifest_ask() looks whether it still did at the switch. */
+static int look_at_sizes(struct create *c, struct qstill_error *err)
+{
+    size_t n = c->s.rec.disk_count;
+
+    c->sizes = arena_array(&c->arena, n + 1, sizeof(*c->sizes));
+    if (!c->sizes)
+        return err_nomem(err);
+    for (size_t i = 0; i < n; i++)
+        if (layer_virtual_size(c->s.rec.disks[i].head_path,
+                               c->s.rec.disks[i].head_format, &c->sizes[i],
+                               err) < 0)
+            return err->code;
+    if (c->s.qmp && session_refresh(&c->s, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < n; i++) {
+        struct vm_disk *d = &c->s.rec.disks[i];
+        const struct qmp_disk *q = session_live_disk(&c->s, d);
+
+        d->virtual_size = q ? q->virtual_size : c->sizes[i];
+        if (d->virtual_size > 0)
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION,
+                "how large disk %s is cannot be told while VM %s is off: its "
+                "format is %s",
+                d->name, c->vm, d->head_format);
+        return err_hint(err, "start the VM first");
+    }
+    return 0;
+}
+
 static int make_overlays(struct create *c, struct qstill_error *err)
 {
+    if (look_at_sizes(c, err) < 0)
+        return err->code;
     for (size_t i = 0; i < c->s.rec.disk_count; i++) {
         const struct vm_disk *d = &c->s.rec.disks[i];
         const char *path;
 
-        if (layer_create(&c->s, d, d->head_path, d->head_format, c->disk_dir,
-                         c->id, &path, err) < 0)
+        if (layer_create(&c->s, d, d->virtual_size, d->head_path,
+                         d->head_format, c->disk_dir, c->id, &path, err) < 0)
             return err_wrap(err, "overlay of disk %s", d->name);
     }
     return 0;

@@ -213,9 +213,9 @@ int layer_new_path(struct session *s, const struct vm_disk *d,
 }
 
 int layer_create(struct session *s, const struct vm_disk *d,
-                 const char *backing, const char *backing_format,
-                 const char *disk_dir, const char *tag, const char **path,
-                 struct qstill_error *err)
+                 uint64_t virtual_size, const char *backing,
+                 const char *backing_format, const char *disk_dir,
+                 const char *tag, const char **path, struct qstill_error *err)
 {
     struct qcow2_create_options o = QCOW2_CREATE_OPTIONS_INIT;
     const char *new_path = NULL;
@@ -225,7 +225,7 @@ int layer_create(struct session *s, const struct vm_disk *d,
         return err->code;
     if (stat(backing, &st) < 0)
         return err_errno(err, errno, "cannot find %s", backing);
-    o.virtual_size = d->virtual_size;
+    o.virtual_size = virtual_size;
     o.backing = backing;
     o.backing_format = backing_format;
     /* 0600, so it must be QEMU's own; only root can give files away. */
@@ -247,6 +247,22 @@ int layer_info(const char *path, const char *format, struct qcow2_info *info,
     if (qcow2_format_parse(format, &f, err) < 0)
         return err->code;
     return qcow2_info_read(io_real(), AT_FDCWD, path, f, info, err);
+}
+
+int layer_virtual_size(const char *path, const char *format, uint64_t *size,
+                       struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    struct qstill_error ignored = {0};
+    enum qcow2_format f;
+
+    *size = 0;
+    if (qcow2_format_parse(format, &f, &ignored) < 0)
+        return 0;
+    if (layer_info(path, format, &info, err) < 0)
+        return err_wrap(err, "%s", path);
+    *size = info.virtual_size;
+    return 0;
 }
 
 int layer_is_empty(const char *path, const char *format, bool *empty,

@@ -3,6 +3,8 @@
 #ifndef QSTILL_ENGINE_LAYER_FILE_H
 #define QSTILL_ENGINE_LAYER_FILE_H
 
+#include <stdint.h>
+
 #include "base/error.h"
 
 struct manifest;
@@ -14,14 +16,14 @@ struct vm_hidden;
 struct vm_record;
 
 /*
- * Creates an empty overlay for a disk, backed by `backing`, beside it or in
- * disk_dir: "STEM.TAG.qcow2"; 0600 and owned by the user
- * that QEMU runs as. The path goes into the record's arena.
+ * Creates an empty overlay of virtual_size bytes for a disk, backed by
+ * `backing`, beside it or in disk_dir: "STEM.TAG.qcow2"; 0600 and owned by the
+ * user that QEMU runs as. The path goes into the record's arena.
  */
 int layer_create(struct session *s, const struct vm_disk *d,
-                 const char *backing, const char *backing_format,
-                 const char *disk_dir, const char *tag, const char **path,
-                 struct qstill_error *err);
+                 uint64_t virtual_size, const char *backing,
+                 const char *backing_format, const char *disk_dir,
+                 const char *tag, const char **path, struct qstill_error *err);
 /* The path it would get, without a link or ".." in its directory; NOT_FOUND
  * when there is no such directory. */
 int layer_new_path(struct session *s, const struct vm_disk *d,
@@ -57,6 +59,10 @@ int layer_sync(const char *path, struct qstill_error *err);
 int layer_sync_dir(const char *path, struct qstill_error *err);
 /* CORRUPT when a guest does not see the same through both qcow2 images. */
 int layer_compare(const char *a, const char *b, struct qstill_error *err);
+/* The size of the disk that an image shows, as it says itself; 0 when it is in
+ * a format that is not known here ("vdi"). */
+int layer_virtual_size(const char *path, const char *format, uint64_t *size,
+                       struct qstill_error *err);
 /* What an image of that format ("qcow2", "raw") says about itself. */
 int layer_info(const char *path, const char *format, struct qcow2_info *info,
                struct qstill_error *err);

@@ -168,10 +168,17 @@ int revert_make_heads(struct revert *r, struct qstill_error *err)
     const struct manifest *m = tree_find(&r->s.tree, r->id);
 
     for (size_t i = 0; i < m->disk_count; i++) {
-        const struct vm_disk *d = vmrecord_disk(&r->s.rec, m->disks[i].name);
+        const struct manifest_disk *md = &m->disks[i];
+        struct vm_disk *d = vmrecord_disk(&r->s.rec, md->name);
         const char *path;
+        uint64_t size;
 
-        if (layer_create(&r->s, d, m->disks[i].path, m->disks[i].format, NULL,
+        /* its own word before ours: manifests of older versions may have the
+         * size that the disk had when the VM was attached */
+        if (layer_virtual_size(md->path, md->format, &size, err) < 0)
+            return err->code;
+        d->virtual_size = size ? size : md->virtual_size;
+        if (layer_create(&r->s, d, d->virtual_size, md->path, md->format, NULL,
                          r->tag, &path, err) < 0)
             return err_wrap(err, "new head of disk %s", d->name);
     }
