@@ -314,8 +314,9 @@ static int copy_step(void *ctx, bool *done, struct qstill_error *err)
     if (memcap_step(&c->mem, done, &so_far, &total, err) < 0)
         return err->code;
     job_measure(c->job, so_far, total);
-    if (!*done)
-        clock_sleep_ms(2);
+    if (*done)
+        return create_manifest_look_back(c, err);
+    clock_sleep_ms(2);
     return 0;
 }
 

@@ -251,7 +251,19 @@ int create_manifest_look(struct create *c, struct qstill_error *err)
     if (qmp_cpus_read(c->s.qmp, &cpus, err) < 0)
         return err->code;
     c->vcpus = cpus.count;
-    return qmp_topology_read(c->s.qmp, &c->devices, err);
+    if (qmp_topology_read(c->s.qmp, &c->devices, err) < 0)
+        return err->code;
+    return modes_look_again(&c->s, &c->modes, c->mode, err);
+}
+
+int create_manifest_look_back(struct create *c, struct qstill_error *err)
+{
+    if (c->mode != MODE_COW && c->mode != MODE_BACKGROUND)
+        return 0;
+    if (modes_look_again(&c->s, &c->modes, c->mode, err) < 0 &&
+        err->code == QSTILL_E_UNREACHABLE)
+        return err_clear(err); /* a VM that ends now has its snapshot */
+    return err->code;
 }
 
 int create_manifest(struct create *c, struct qstill_error *err)

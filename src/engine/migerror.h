@@ -19,6 +19,13 @@ int migerror_check(struct session *s, struct qstill_error *err);
  * (without pause-before-switchover nothing is done): QEMU forgets the error at
  * the begin of a next one, which is cancelled at once. Where that cannot be
  * done the error stays, and migerror_check() finds it.
+ *
+ * Mode background needs it not: whatever ends it on our side, its stream is
+ * read to the end, and QEMU 10.0 calls it completed (measured: a pause too
+ * long, cancelled, killed and recovered, a full disk, a guest that others
+ * resumed). What is left is a failure of QEMU's own, and a store whose file
+ * system has no FIFOs: another migration to forget that one by may be what
+ * this VM does not survive (modes.c, probe_tcg).
  */
 void migerror_clear(struct session *s);
 

@@ -276,6 +276,9 @@ static int probe_cow(struct session *s, struct mode_report *r,
         capture_cow_check(s->pid, sources, count, r->balloon, &why);
     if (why.code < 0)
         set_reason(r, MODE_COW, why.message);
+    else
+        r->holes_unseen =
+            capture_cow_check(s->pid, sources, count, true, &why) < 0;
     return 0;
 }
 
@@ -327,6 +330,36 @@ int modes_probe(struct session *s, struct mode_report *r,
     if (modes_probe_cow_first(s, r, err) < 0)
         return err->code;
     return modes_probe_rest(s, r, err);
+}
+
+/* Why a capture in `mode` would be wrong by now, or NULL. */
+static const char *hindered(const struct mode_report *now,
+                            const struct mode_report *planned, enum mode mode)
+{
+    if (now->refused[0])
+        return now->refused;
+    if (now->reason[mode][0])
+        return now->reason[mode];
+    if (mode == MODE_COW && now->balloon && planned->holes_unseen)
+        return "a balloon gives shared memory or huge pages back unseen";
+    return NULL;
+}
+
+int modes_look_again(struct session *s, const struct mode_report *planned,
+                     enum mode mode, struct qstill_error *err)
+{
+    struct mode_report now = {0};
+    const char *why;
+
+    if (probe_devices(s, &now, err) < 0)
+        return err->code;
+    why = hindered(&now, planned, mode);
+    if (!why)
+        return 0;
+    err_set(err, QSTILL_E_BUSY,
+            "a device was plugged in while the snapshot was taken: %s", why);
+    return err_hint(err, "qstill check --memory tells which modes are left; "
+                         "create the snapshot again");
 }
 
 int modes_choose(const struct mode_report *r, enum mode wanted, bool paused,

@@ -25,6 +25,7 @@ struct mode_report {
     /* What QEMU's own migrate would be refused for; "" else. */
     char blocked[256];
     bool balloon;                 /* the VM may give memory back */
+    bool holes_unseen;            /* cow: where it did, it would not be seen */
     char reason[MODE_COUNT][256]; /* "" when the mode can be used */
     bool background_open;         /* it was not looked at yet */
 };
@@ -39,6 +40,11 @@ int modes_probe_cow_first(struct session *s, struct mode_report *out,
 /* What that left out, if anything. */
 int modes_probe_rest(struct session *s, struct mode_report *r,
                      struct qstill_error *err);
+
+/* Later, with the same QEMU: BUSY names a device that was plugged in since and
+ * that `mode` cannot be used with. */
+int modes_look_again(struct session *s, const struct mode_report *planned,
+                     enum mode mode, struct qstill_error *err);
 
 /*
  * Takes `wanted`, or the first that fits when it is MODE_COUNT: PRECONDITION

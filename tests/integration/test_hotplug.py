@@ -5,6 +5,7 @@ the VM is attached already."""
 
 import json
 import os
+import time
 
 from lib import image
 from lib.case import QEMU_VERSION, Case
@@ -94,6 +95,63 @@ class Window(Case):
             self.q(*self.create(mode))
             self.assertNotIn("spare", self.blocks(mode))
             self.vm.cmd("object-del", id="spare")
+
+
+class Behind(Case):
+    """A device that takes memory away, or writes to it, where nobody sees it:
+    plugged in after the plan found none."""
+    cost = 15
+
+    def shared(self):
+        return dict(machine="pc,memory-backend=ram", extra=[
+            "-object", "memory-backend-memfd,id=ram,size=8M,share=on"])
+
+    def plug(self, name):
+        self.vm.cmd("device_add", driver="virtio-balloon-pci", id=name)
+
+    def test_a_balloon_before_the_instant(self):
+        self.tiny_vm_with_agent(**self.shared())
+
+        def behave(name):
+            if name == FREEZE:
+                self.agent.behave = lambda name: None
+                self.plug("early")
+        self.agent.behave = behave
+        with self.nothing_changes(self.vm):
+            failure = self.q.fails(
+                "busy", "plugged in while .* a balloon gives shared memory",
+                "create", "vm", "one", "--quiesce", "--memory", "--mode",
+                "cow")
+            self.assertIn("again", failure.hint)
+        self.agent.wait_thawed()
+        self.assertNotEqual("cow", self.q("create", "vm", "one", "--memory")[
+            "mode"])
+
+    def during_the_copy(self, vm):
+        with vm.monitor() as other:
+            p = self.q.start("create", vm.name, "one", "--memory", "--mode",
+                             "cow", "--bwlimit", "40M")
+            while json.loads(other.line()).get("event") != "RESUME":
+                pass
+            time.sleep(0.5)  # what is read right after the instant was read
+            self.assertIsNone(p.poll())
+            other.cmd("device_add", driver="virtio-balloon-pci", id="late")
+            return self.q.finish(p)
+
+    def test_a_balloon_during_the_copy(self):
+        """Of private memory the kernel tells beforehand what goes."""
+        for memory in ("memfd", "default"):
+            with self.subTest(memory=memory):
+                vm = self.running_vm(memory, memory=memory, append="JUNK=16")
+                vm.serial.wait("JUNK-READY")
+                status, out, err = self.during_the_copy(vm)
+                if memory == "memfd":
+                    self.q.failed("busy", "a balloon gives shared memory",
+                                  ["create"], status, out, err)
+                    self.assertEqual([], self.q.names(memory))
+                else:
+                    self.assertEqual(0, status, err)
+                self.assertEqual("running", vm.state())
 
 
 class AfterTheCont(Case):

@@ -498,3 +498,28 @@ class Capabilities(Case):
             if given_up == 3:
                 break
         self.assertLess(0, given_up)
+
+    def test_a_background_of_ours_that_was_given_up(self):
+        """It is read to its end, so QEMU has no error of it."""
+        vm = self.tiny_vm()
+        self.q("create", "vm", "one", "--memory")
+        pid = vm.pid()
+        given_up = 0
+        for i in range(20):
+            status, _, err = self.q.finish(self.q.start(
+                "create", "vm", "s%d" % i, "--memory", "--mode", "background",
+                "--max-pause-ms", "1"))
+            if "mode background cannot be used" in err:
+                self.skipTest(err)
+            self.assertIn(status, (0, 6), err)
+            if status == 0:
+                self.q("delete", "vm", "s%d" % i)
+                continue
+            given_up += 1
+            self.assertEqual("inplace", self.q(
+                "revert", "vm", "one", "--restore", "inplace")["restore"],
+                vm.cmd("query-migrate"))
+            self.assertEqual(pid, vm.pid())
+            if given_up == 3:
+                break
+        self.assertLess(0, given_up)
