@@ -268,13 +268,14 @@ static void a_process_that_is_gone_is_unreachable(void **state)
 {
     struct cow_target t;
     pid_t pid = fork();
+    siginfo_t ended;
 
     (void)state;
     if (pid == 0)
         _exit(0);
     t.pid = pid;
-    usleep(20000); /* a zombie */
-    expect_refusal(&t, QSTILL_E_UNREACHABLE, "has ended");
+    assert_int_equal(waitid(P_PID, (id_t)pid, &ended, WEXITED | WNOWAIT), 0);
+    expect_refusal(&t, QSTILL_E_UNREACHABLE, "has ended"); /* a zombie */
     waitpid(pid, NULL, 0);
     expect_refusal(&t, QSTILL_E_UNREACHABLE, "there is no process");
 }
