@@ -212,8 +212,7 @@ static int follow_fold(struct collapse *c, const struct step *st,
     if (!d || vmrecord_set_head(&s->rec, d->name, st->last->path,
                                 st->last->format, err) < 0)
         return err->code;
-    c->j->pivot_disk = c->j->pivot_from = NULL;
-    c->j->pivot_to = c->j->pivot_to_format = NULL;
+    journal_forget_pivot(c->j);
     return 0;
 }
 
@@ -238,7 +237,7 @@ static void forget_step(struct journal *j)
 {
     j->rewrite_count = 0;
     j->lowering = j->lowered = j->lowered_format = NULL;
-    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+    journal_forget_pivot(j);
 }
 
 static bool all_there(const struct merge_request *r)

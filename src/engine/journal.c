@@ -127,6 +127,7 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
     j.pivot_to = json_in_string(&in, root, "pivotTo", JSON_OPTIONAL);
     j.pivot_to_format =
         json_in_string(&in, root, "pivotToFormat", JSON_OPTIONAL);
+    j.pivot_live = json_in_bool(&in, root, "pivotLive", JSON_OPTIONAL);
     j.rewriting = json_in_string(&in, root, "rewriting", JSON_OPTIONAL);
     j.keep_hidden = json_in_bool(&in, root, "keepHidden", JSON_OPTIONAL);
     j.tell_lost = json_in_bool(&in, root, "tellLost", JSON_OPTIONAL);
@@ -167,7 +168,7 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
         "{si ss ss so so sI so so so so sb sb sb sI sI sb so so so so so so so "
-        "sb so sb}",
+        "sb so sb sb}",
         "version", JOURNAL_VERSION, "op", op_names[j->op], "phase",
         phase_names[j->phase], "snapshot", json_out_string(j->snapshot), "tag",
         json_out_string(j->tag), "keepTrash", (json_int_t)j->keep_trash,
@@ -183,7 +184,7 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
         json_out_string(j->rewriting), "disks", disks_json(j), "work",
         work_json(j), "keepHidden", j->keep_hidden, "rewrites",
         json_out_strings(j->rewrites, j->rewrite_count), "tellLost",
-        j->tell_lost);
+        j->tell_lost, "pivotLive", j->pivot_live);
 
     /* what needs room for more than that is not to begin */
     return json_file_write(vmfd, STORE_JOURNAL, root,
@@ -193,6 +194,12 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
 int journal_remove(int vmfd, struct qstill_error *err)
 {
     return publish_unlink(vmfd, STORE_JOURNAL, err);
+}
+
+void journal_forget_pivot(struct journal *j)
+{
+    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+    j->pivot_live = false;
 }
 
 const char *journal_op_name(enum journal_op op)

@@ -52,12 +52,14 @@ struct journal {
     bool reset;              /* revert: the guest is to boot */
     size_t disk_count;
     struct journal_disk *disks;
-    /* a live commit of a head into its backing layer: at the pivot the VM is
-     * paused, so that both files read the same whatever happens */
+    /* a head is folded into a layer below it, which becomes the head */
     const char *pivot_disk;
     const char *pivot_from;
     const char *pivot_to;
     const char *pivot_to_format;
+    bool pivot_live; /* by QEMU, which had done all but the change itself, and
+                        let no write through: pivot_to reads right from here
+                        on, and pivot_from may be stale */
     /* a frozen layer that a merge rewrites: its manifest follows */
     const char *rewriting;
     size_t rewrite_count; /* the same for one of ours: all that it rewrites */
@@ -86,6 +88,8 @@ struct journal {
 int journal_load(int vmfd, struct journal *out, struct qstill_error *err);
 int journal_save(int vmfd, const struct journal *j, struct qstill_error *err);
 int journal_remove(int vmfd, struct qstill_error *err);
+/* In memory. */
+void journal_forget_pivot(struct journal *j);
 /* What users call it: "create", ... */
 const char *journal_op_name(enum journal_op op);
 bool journal_exists(int vmfd);

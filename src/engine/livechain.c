@@ -183,6 +183,20 @@ static int wait_job(struct session *s, enum qmp_job_state until,
     }
 }
 
+/* As the journal has it. */
+static bool pivot_is_noted(const struct session *s)
+{
+    struct qstill_error ignored = {0};
+    struct journal j;
+    bool noted;
+
+    if (journal_load(s->vmfd, &j, &ignored) < 0)
+        return false;
+    noted = j.pivot_disk && j.pivot_live;
+    journal_fini(&j);
+    return noted;
+}
+
 int livechain_settle(struct session *s, struct qstill_error *err)
 {
     struct qmp_job job;
@@ -190,7 +204,12 @@ int livechain_settle(struct session *s, struct qstill_error *err)
 
     if (qmp_job_read(s->qmp, JOB_ID, &job, &absent) < 0)
         return absent.code == QSTILL_E_NOT_FOUND ? 0 : (*err = absent).code;
-    if (job.state != QMP_JOB_CONCLUDED) {
+    if (job.state == QMP_JOB_PENDING && pivot_is_noted(s)) {
+        /* back again would make the journal wrong */
+        if (qmp_job_finalize(s->qmp, JOB_ID, err) < 0 ||
+            wait_job(s, QMP_JOB_CONCLUDED, err) < 0)
+            return err->code;
+    } else if (job.state != QMP_JOB_CONCLUDED) {
         qmp_job_cancel(s->qmp, JOB_ID, &absent);
         if (wait_job(s, QMP_JOB_CONCLUDED, err) < 0)
             return err->code;
@@ -226,42 +245,55 @@ int livechain_set_head(struct session *s, struct vm_disk *d, const char *to,
     return vmrecord_set_head(&s->rec, d->name, to, to_format, err);
 }
 
-/* The VM is stopped: both files read the same until it runs again. */
+/* Until it is finalized, both files read the same whatever becomes of the
+ * guest or of QEMU: what has been copied is flushed, and no write goes to
+ * either of them. */
+static int complete(struct session *s, struct qstill_error *err)
+{
+    struct qmp_job job;
+
+    if (qmp_job_complete(s->qmp, JOB_ID, err) < 0 ||
+        qmp_job_wait(s->qmp, JOB_ID, QMP_JOB_PENDING, PIVOT_MS, &job, err) < 0)
+        return err->code;
+    if (job.state == QMP_JOB_PENDING)
+        return 0;
+    if (qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) == 0)
+        err_set(err, QSTILL_E_FAILED, "somebody else ended QEMU's job '%s'",
+                JOB_ID);
+    return err->code;
+}
+
+/* A journal that could not be saved may say it all the same. */
+static int note_pivot(struct session *s, struct journal *j,
+                      struct qstill_error *err)
+{
+    if (journal_save(s->vmfd, j, err) == 0 || pivot_is_noted(s))
+        return err_clear(err);
+    journal_forget_pivot(j);
+    return err->code;
+}
+
 static int pivot(struct session *s, struct vm_disk *d, const char *to,
                  const char *to_format, struct journal *j,
                  struct qstill_error *err)
 {
+    if (complete(s, err) < 0)
+        return err->code;
     j->pivot_disk = d->name;
     j->pivot_from = d->head_path;
     j->pivot_to = to;
     j->pivot_to_format = to_format;
-    if (journal_save(s->vmfd, j, err) < 0 ||
-        qmp_job_complete(s->qmp, JOB_ID, err) < 0 ||
+    j->pivot_live = true;
+    if (note_pivot(s, j, err) < 0 ||
+        qmp_job_finalize(s->qmp, JOB_ID, err) < 0 ||
         qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0)
         return err->code;
     if (livechain_release(s, d->head_path, err) < 0 ||
         livechain_set_head(s, d, to, to_format, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
-    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+    journal_forget_pivot(j);
     return journal_save(s->vmfd, j, err);
-}
-
-/* The guest goes on with `to`, and the record could not say so: with QEMU gone,
- * recovery finds that only in the old head's being gone. It held nothing that
- * `to` has not. */
-static void drop_old_head(struct session *s, const struct vm_disk *d,
-                          const struct journal *j)
-{
-    struct qstill_error ignored = {0};
-    const char *live;
-
-    if (!j->pivot_from || session_refresh(s, &ignored) < 0)
-        return;
-    live = session_live_path(s, d);
-    if (live && session_same_file(live, j->pivot_to) &&
-        !session_same_file(live, j->pivot_from))
-        layer_remove(j->pivot_from, &ignored);
 }
 
 static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
@@ -277,8 +309,7 @@ static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
     j->was_running = had || was_running;
     if (was_running && qmp_stop(s->qmp, 0, err) < 0)
         return err->code;
-    if (pivot(s, d, to, to_format, j, err) < 0)
-        drop_old_head(s, d, j);
+    pivot(s, d, to, to_format, j, err);
     if (livechain_resume(s, was_running, &second) < 0 && err->code == 0)
         *err = second;
     return err->code;
@@ -301,7 +332,7 @@ int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
                           struct qstill_error *err)
 {
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
-    struct qmp_commit c = {.job = JOB_ID, .speed = s->bwlimit};
+    struct qmp_commit c = {.job = JOB_ID, .speed = s->bwlimit, .held = true};
     const struct qmp_node *head, *base;
     struct qstill_error second = {0};
     struct qmp_job job;

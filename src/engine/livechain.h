@@ -23,9 +23,11 @@ int livechain_set_head(struct session *s, struct vm_disk *d, const char *to,
 
 /*
  * Folds the disk's head into the layer `to`, which then is the head: record
- * and journal say so durably. The VM is stopped for the pivot only (both files
- * read the same then, so a crash at any instant leaves a right one), and runs
- * again afterwards if it ran. The old head's file is the caller's to remove.
+ * and journal say so durably. The VM is stopped for the pivot only, and runs
+ * again afterwards if it ran. Before QEMU is told to change over, it has done
+ * all else, and lets nothing be written: from then on the journal has `to`, so
+ * a crash at any instant leaves a right one, also when somebody else lets the
+ * guest run on. The old head's file is the caller's to remove.
  * Layers between the two are folded too.
  */
 int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,

@@ -9,8 +9,7 @@
  *           trash when it does not come to its end; of a delete: goes on
  *
  * In front of all: a pivot (the head folded into a layer) is settled by asking
- * QEMU which file it has open; with QEMU gone both files read the same, and
- * the recorded head stays.
+ * QEMU which file it has open; with QEMU gone it is the layer.
  */
 #include "recover.h"
 
@@ -45,19 +44,21 @@ static void say(struct buf *text, const char *what, const char *which)
         buf_printf(text, "%s %s\n", what, which);
 }
 
-/* Our own merge gave the lower file's name to the result, or did not. */
+/* QEMU is gone. What it had folded is the head, whether or not it came to the
+ * change; our own merge has removed the old head, or has not come so far. */
 static int settle_off(struct session *s, struct vm_disk *d, struct journal *j,
                       struct qstill_error *err)
 {
     if (layers_settle_merge(s->vmfd, err) < 0)
         return err->code;
-    if (j->pivot_from && access(j->pivot_from, F_OK) < 0 &&
+    if (j->pivot_from && j->pivot_to_format &&
+        (j->pivot_live || access(j->pivot_from, F_OK) < 0) &&
         access(j->pivot_to, F_OK) == 0 &&
-        (vmrecord_set_head(&s->rec, d->name, j->pivot_to, j->pivot_to_format,
-                           err) < 0 ||
+        (vmrecord_hide(&s->rec, d->name, j->pivot_from, "qcow2", err) < 0 ||
+         livechain_set_head(s, d, j->pivot_to, j->pivot_to_format, err) < 0 ||
          vmrecord_save(s->vmfd, &s->rec, err) < 0))
         return err->code;
-    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+    journal_forget_pivot(j);
     return 0;
 }
 
@@ -80,7 +81,7 @@ static int settle_pivot(struct session *s, struct journal *j,
              vmrecord_save(s->vmfd, &s->rec, err) < 0))
             return err->code;
     }
-    j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
+    journal_forget_pivot(j);
     return 0;
 }
 

@@ -228,6 +228,23 @@ static int thaw(struct session *s, struct journal *j,
     return vmrecord_save(s->vmfd, &s->rec, err);
 }
 
+/* Once: a new head may have been folded into a layer below it since, and its
+ * file may be gone. */
+static int set_new_heads(struct session *s, const struct journal *j,
+                         struct qstill_error *err)
+{
+    for (size_t i = 0; i < j->disk_count; i++) {
+        const struct journal_disk *jd = &j->disks[i];
+        const struct vm_disk *d = vmrecord_disk(&s->rec, jd->disk);
+
+        if (d && strcmp(d->head_path, jd->old_path) == 0 &&
+            vmrecord_set_head(&s->rec, jd->disk, jd->new_path, jd->new_format,
+                              err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
 int revert_finish(struct session *s, struct journal *j, struct buf *text,
                   struct qstill_error *err)
 {
@@ -240,13 +257,8 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
     if (vmrecord_set_mapped(&s->rec, j->mapped, err) < 0 ||
         trash_age(s, j->tag, err) < 0 || trash_put_heads(s, j, err) < 0)
         return err->code;
-    for (size_t i = 0; i < j->disk_count; i++) {
-        const struct journal_disk *d = &j->disks[i];
-
-        if (vmrecord_set_head(&s->rec, d->disk, d->new_path, d->new_format,
-                              err) < 0)
-            return err->code;
-    }
+    if (set_new_heads(s, j, err) < 0)
+        return err->code;
     owe_thaw(s, j);
     /* an undo's may be no snapshot: "" in the journal, null in vm.json */
     if (vmrecord_set_current(&s->rec, *j->snapshot ? j->snapshot : NULL, err) <

@@ -217,6 +217,16 @@ static int untouched(const struct journal *j, const struct journal_disk *jd,
     return layer_is_empty(jd->new_path, jd->new_format, yes, err);
 }
 
+/* By a pivot that has been settled: the file is an old head, and may be stale.
+ */
+static bool is_folded(const struct session *s, const struct journal_disk *jd)
+{
+    for (size_t i = 0; i < s->rec.hidden_count; i++)
+        if (strcmp(s->rec.hidden[i].path, jd->new_path) == 0)
+            return true;
+    return false;
+}
+
 /* QEMU is gone. A guest may have written into the new head before it went. */
 static int fold_back_off(struct session *s, struct journal *j,
                          const struct journal_disk *jd, struct buf *text,
@@ -226,6 +236,8 @@ static int fold_back_off(struct session *s, struct journal *j,
 
     if (access(jd->new_path, F_OK) < 0)
         return give_back(s, jd, err);
+    if (is_folded(s, jd))
+        return 0; /* what is hidden is merged away at the end */
     if (untouched(j, jd, &empty, err) < 0)
         return err->code;
     if (!empty)

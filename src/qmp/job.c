@@ -16,11 +16,11 @@
 int qmp_block_commit(struct qstill_qmp *q, const struct qmp_commit *c,
                      struct qstill_error *err)
 {
-    json_t *args =
-        json_pack("{s:s, s:s, s:s*, s:s*, s:s*, s:I, s:b}", "job-id", c->job,
-                  "device", c->device, "top-node", c->top_node, "base-node",
-                  c->base_node, "backing-file", c->backing_file, "speed",
-                  (json_int_t)c->speed, "auto-dismiss", false);
+    json_t *args = json_pack(
+        "{s:s, s:s, s:s*, s:s*, s:s*, s:I, s:b, s:o*}", "job-id", c->job,
+        "device", c->device, "top-node", c->top_node, "base-node", c->base_node,
+        "backing-file", c->backing_file, "speed", (json_int_t)c->speed,
+        "auto-dismiss", false, "auto-finalize", c->held ? json_false() : NULL);
 
     return client_call(q, "block-commit", args, NULL, err);
 }
@@ -54,9 +54,8 @@ static enum qmp_job_state state_of(const char *status)
         const char *status;
         enum qmp_job_state state;
     } words[] = {
-        {"ready", QMP_JOB_READY},
-        {"standby", QMP_JOB_READY},
-        {"concluded", QMP_JOB_CONCLUDED},
+        {"ready", QMP_JOB_READY},     {"standby", QMP_JOB_READY},
+        {"pending", QMP_JOB_PENDING}, {"concluded", QMP_JOB_CONCLUDED},
         {"null", QMP_JOB_CONCLUDED},
     };
 
@@ -171,6 +170,12 @@ int qmp_job_complete(struct qstill_qmp *q, const char *job,
                      struct qstill_error *err)
 {
     return steer(q, "job-complete", job, err);
+}
+
+int qmp_job_finalize(struct qstill_qmp *q, const char *job,
+                     struct qstill_error *err)
+{
+    return steer(q, "job-finalize", job, err);
 }
 
 /* Whether the job is certainly over (or was never there). */

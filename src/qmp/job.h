@@ -18,6 +18,7 @@ struct qmp_commit {
     const char *base_node;    /* NULL: the chain's base */
     const char *backing_file; /* string for the header above; NULL: base's */
     uint64_t speed;           /* bytes per second; 0: no limit */
+    bool held;                /* its end waits for qmp_job_finalize() */
 };
 int qmp_block_commit(struct qstill_qmp *q, const struct qmp_commit *c,
                      struct qstill_error *err);
@@ -39,8 +40,10 @@ int qmp_snapshot_load(struct qstill_qmp *q, const char *job, const char *tag,
                       const char *vmstate, struct qstill_error *err);
 
 enum qmp_job_state {
-    QMP_JOB_BUSY,     /* created, running, paused, waiting, pending, ... */
+    QMP_JOB_BUSY,     /* created, running, paused, waiting, ... */
     QMP_JOB_READY,    /* ready or standby: wants qmp_job_complete() */
+    QMP_JOB_PENDING,  /* a held one has done its work: qmp_job_finalize(). What
+                         is written to the disk meanwhile waits for that */
     QMP_JOB_CONCLUDED /* over: `error` says how */
 };
 struct qmp_job {
@@ -64,8 +67,8 @@ int qmp_job_read(struct qstill_qmp *q, const char *job, struct qmp_job *out,
                  struct qstill_error *err);
 
 /*
- * Waits until the job is ready or concluded (until = QMP_JOB_READY), or
- * concluded (QMP_JOB_CONCLUDED); *out is its state then. UNREACHABLE when it
+ * Waits until the job has come to that state, or to a later one; *out is its
+ * state then. UNREACHABLE when it
  * takes longer than timeout_ms. A job that concluded with an error is no
  * failure here: see out->error. Events that are no job's stay queued.
  */
@@ -75,8 +78,10 @@ int qmp_job_wait(struct qstill_qmp *q, const char *job,
 
 int qmp_job_complete(struct qstill_qmp *q, const char *job,
                      struct qstill_error *err);
-/* A ready commit that is cancelled leaves the old chain in place. Fine when
- * the job is over or gone. */
+int qmp_job_finalize(struct qstill_qmp *q, const char *job,
+                     struct qstill_error *err);
+/* A ready or pending commit that is cancelled leaves the old chain in place.
+ * Fine when the job is over or gone. */
 int qmp_job_cancel(struct qstill_qmp *q, const char *job,
                    struct qstill_error *err);
 /* Only of a concluded job. Fine when it is gone. */

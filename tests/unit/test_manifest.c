@@ -319,6 +319,7 @@ static void a_journal_keeps_its_phase_disks_and_pivot(void **state)
                         .disks = &d,
                         .pivot_disk = "d",
                         .pivot_to = "/o",
+                        .pivot_live = true,
                         .rewriting = "/r"};
     struct journal r;
 
@@ -333,6 +334,10 @@ static void a_journal_keeps_its_phase_disks_and_pivot(void **state)
     assert_text(r.disks[0].new_format, "qcow2");
     assert_text(r.pivot_to, "/o");
     assert_null(r.pivot_from);
+    assert_true(r.pivot_live);
+    journal_forget_pivot(&r);
+    assert_null(r.pivot_to);
+    assert_false(r.pivot_live);
     assert_text(r.rewriting, "/r");
     journal_fini(&r);
     assert_int_equal(journal_remove(f->fd, &f->err), 0);

@@ -61,14 +61,16 @@ static void optional_arguments_are_left_out_or_sent(void **state)
                            .top_node = "t",
                            .base_node = "b",
                            .backing_file = "/d/b",
-                           .speed = 5};
+                           .speed = 5,
+                           .held = true};
     struct qmp_stream s = {
         .job = "j", .device = "o2", .base_node = "b", .backing_file = "b"};
     struct qstill_qmp *q;
     struct qmp_peer *p = qmp_peer_client(
         "C {\"execute\":\"block-commit\",\"arguments\":{\"job-id\":\"j\","
         "\"device\":\"head\",\"top-node\":\"t\",\"base-node\":\"b\","
-        "\"backing-file\":\"/d/b\",\"speed\":5,\"auto-dismiss\":false}}\n"
+        "\"backing-file\":\"/d/b\",\"speed\":5,\"auto-dismiss\":false,"
+        "\"auto-finalize\":false}}\n"
         "S {\"return\":{}}\n"
         "C {\"execute\":\"block-stream\",\"arguments\":{\"job-id\":\"j\","
         "\"device\":\"o2\",\"base-node\":\"b\",\"backing-file\":\"b\","
