@@ -138,83 +138,6 @@ static int switch_disks(struct create *c, struct qstill_error *err)
     return 0;
 }
 
-static int resumed_by_others(struct create *c, struct qstill_error *err)
-{
-    err_set(err, QSTILL_E_BUSY,
-            "VM %s was resumed by somebody else while its memory was taken",
-            c->vm);
-    return err_hint(err, "create the snapshot again, with nobody else at the "
-                         "VM's monitor");
-}
-
-/* What others did before does not count; from here on nobody but us may start
- * the guest until the instant is taken. */
-static int stop_guest(struct create *c, struct qstill_error *err)
-{
-    bool before;
-
-    c->stop_ms = clock_ms();
-    if (qmp_was_resumed(c->s.qmp, &before, err) < 0)
-        return err->code;
-    if (c->was_running) {
-        c->stopped = true;
-        return qmp_stop(c->s.qmp, 0, err) < 0
-                   ? err->code /* its own event comes before its reply */
-                   : qmp_was_stopped(c->s.qmp, &before, err);
-    }
-    if (qmp_status_read(c->s.qmp, &c->s.status, err) < 0)
-        return err->code;
-    return c->s.status.running ? resumed_by_others(c, err) : 0;
-}
-
-/* RAM and device state, or RAM and disks, would not be of one instant. QEMU
- * tells of it before the guest runs. */
-static int check_stopped(struct create *c, struct qstill_error *err)
-{
-    bool resumed;
-
-    if (qmp_was_resumed(c->s.qmp, &resumed, err) < 0)
-        return err->code;
-    return resumed ? resumed_by_others(c, err) : 0;
-}
-
-/* `background` stops the guest by itself at its instant: that there was a guest
- * to stop means that somebody had resumed it since we did. */
-static int check_not_stopped_again(struct create *c, struct qstill_error *err)
-{
-    bool again;
-
-    if (qmp_was_stopped(c->s.qmp, &again, err) < 0)
-        return err->code;
-    return again ? resumed_by_others(c, err) : 0;
-}
-
-/* precopy: QEMU takes no `cont` from its stop on, but what starts the guest
- * without one (a debugger) is not asked. What others did before does not count
- * here either. */
-static int check_stopped_by_qemu(struct create *c, struct qstill_error *err)
-{
-    bool before;
-
-    if (qmp_was_resumed(c->s.qmp, &before, err) < 0 ||
-        qmp_status_read(c->s.qmp, &c->s.status, err) < 0)
-        return err->code;
-    return strcmp(c->s.status.state, "finish-migrate") == 0
-               ? 0
-               : resumed_by_others(c, err);
-}
-
-static int resume_guest(struct create *c, struct qstill_error *err)
-{
-    if (!c->stopped)
-        return 0;
-    if (qmp_cont(c->s.qmp, err) < 0)
-        return err_wrap(err, "resuming the guest");
-    c->stopped = false;
-    c->pause_ms = clock_ms() - c->stop_ms;
-    return 0;
-}
-
 static int check_pause(struct create *c, double so_far,
                        struct qstill_error *err)
 {
@@ -224,6 +147,14 @@ static int check_pause(struct create *c, double so_far,
             "the pause would have been over %u ms (mode %s, %.0f ms)",
             c->o.max_pause_ms, mode_name(c->mode), so_far);
     return err_hint(err, "allow a longer --max-pause-ms, or another --mode");
+}
+
+static int start_precopy(struct create *c, struct qstill_error *err)
+{
+    if (qmp_status_read(c->s.qmp, &c->s.status, err) < 0 ||
+        (!c->s.status.running && create_stopped_by_others(c, err) < 0))
+        return err->code;
+    return memcap_precopy_start(&c->mem, err);
 }
 
 static int switch_enter(void *ctx, struct qstill_error *err)
@@ -237,9 +168,9 @@ static int switch_enter(void *ctx, struct qstill_error *err)
     if (create_manifest_look(c, err) < 0)
         return err->code;
     if (c->mode == MODE_PRECOPY)
-        return memcap_precopy_start(&c->mem, err);
-    if (stop_guest(c, err) < 0 || switch_disks(c, err) < 0 ||
-        check_stopped(c, err) < 0)
+        return start_precopy(c, err);
+    if (create_stop_guest(c, err) < 0 || switch_disks(c, err) < 0 ||
+        create_check_stopped(c, err) < 0)
         return err->code;
     return memcap_instant(&c->mem, err);
 }
@@ -247,12 +178,17 @@ static int switch_enter(void *ctx, struct qstill_error *err)
 /* precopy, until QEMU has stopped the guest; then the instant. */
 static int switch_precopy(struct create *c, struct qstill_error *err)
 {
-    if (memcap_precopy_stopped(&c->mem, c->o.max_pause_ms, &c->stop_ms, err) <
-            0 ||
-        c->stop_ms == 0)
+    bool by_others = false;
+
+    if (memcap_precopy_stopped(&c->mem, c->o.max_pause_ms, &c->stop_ms,
+                               &by_others, err) < 0)
         return err->code;
+    if (by_others && create_stopped_by_others(c, err) < 0)
+        return err->code;
+    if (c->stop_ms == 0)
+        return 0;
     c->stopped = true;
-    if (check_stopped_by_qemu(c, err) < 0 || switch_disks(c, err) < 0)
+    if (create_check_stopped_by_qemu(c, err) < 0 || switch_disks(c, err) < 0)
         return err->code;
     return memcap_instant(&c->mem, err);
 }
@@ -271,8 +207,8 @@ static int switch_step(void *ctx, bool *done, struct qstill_error *err)
     if (c->mode == MODE_PRECOPY && !c->switched)
         return switch_precopy(c, err);
     if (memcap_instant_taken(&c->mem, &taken, err) < 0 ||
-        (c->mode == MODE_BACKGROUND ? check_not_stopped_again(c, err)
-                                    : check_stopped(c, err)) < 0 ||
+        (c->mode == MODE_BACKGROUND ? create_check_not_stopped_again(c, err)
+                                    : create_check_stopped(c, err)) < 0 ||
         check_pause(c, clock_ms() - c->stop_ms, err) < 0)
         return err->code;
     if (!taken) {
@@ -280,7 +216,7 @@ static int switch_step(void *ctx, bool *done, struct qstill_error *err)
         clock_sleep_ms(1);
         return 0;
     }
-    if (resume_guest(c, err) < 0)
+    if (create_resume_guest(c, err) < 0)
         return err->code;
     memcap_resumed(&c->mem);
     *done = true;

@@ -66,6 +66,20 @@ int create_prepare_enter(void *ctx, struct qstill_error *err);
 int create_prepare_step(void *ctx, bool *done, struct qstill_error *err);
 void create_prepare_undo(void *ctx, struct qstill_error *err);
 
+/* create_stop.c: from here on nobody but us may start the guest until the
+ * instant is taken. One that somebody else has stopped since the plan stays so;
+ * BUSY in a mode that could not leave it so. */
+int create_stop_guest(struct create *c, struct qstill_error *err);
+/* Somebody else has: the rest of it. */
+int create_stopped_by_others(struct create *c, struct qstill_error *err);
+/* BUSY when somebody else has let it run: RAM and device state, or RAM and
+ * disks, would not be of one instant. In the modes in which QEMU stops it: */
+int create_check_stopped(struct create *c, struct qstill_error *err);
+int create_check_not_stopped_again(struct create *c, struct qstill_error *err);
+int create_check_stopped_by_qemu(struct create *c, struct qstill_error *err);
+/* Ends the pause, and measures it. */
+int create_resume_guest(struct create *c, struct qstill_error *err);
+
 /* Asks QEMU and the host what the manifest shall say of them; once. With memory
  * it is done while that is copied. */
 int create_manifest_ask(struct create *c, struct qstill_error *err);

@@ -294,8 +294,21 @@ static int find_stop(struct memcap *m, double *stop_ms,
     return 0;
 }
 
+/* QEMU's own stop has another state. */
+static int look_who_stopped(struct memcap *m, bool *by_others,
+                            struct qstill_error *err)
+{
+    struct qmp_status status;
+
+    if (qmp_status_read(m->s->qmp, &status, err) < 0)
+        return err->code;
+    *by_others = strcmp(status.state, "paused") == 0;
+    return 0;
+}
+
 int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
-                           double *stop_ms, struct qstill_error *err)
+                           double *stop_ms, bool *by_others,
+                           struct qstill_error *err)
 {
     CLEANUP(qmp_migration_fini) struct qmp_migration mig = QMP_MIGRATION_INIT;
     static const char *const wanted[] = {"MIGRATION", "STOP", NULL};
@@ -303,6 +316,7 @@ int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
     bool found = false;
 
     *stop_ms = 0;
+    *by_others = false;
     if (qmp_wait_event(m->s->qmp, wanted, 20, &event, &found, err) < 0 ||
         qmp_migration_read(m->s->qmp, &mig, err) < 0)
         return err->code;
@@ -316,6 +330,9 @@ int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
     case QMP_MIGRATION_COMPLETED:
         return migration_failed(m, &mig, err);
     default:
+        if (found && strcmp(event.name, "STOP") == 0 &&
+            look_who_stopped(m, by_others, err) < 0)
+            return err->code;
         return push_precopy(m, &mig, max_pause_ms, err);
     }
 }

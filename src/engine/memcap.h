@@ -45,9 +45,11 @@ int memcap_ready(struct memcap *m, bool *ready, struct qstill_error *err);
 /* precopy only: start, and wait for the moment at which QEMU has stopped the
  * VM by itself, before the images are closed. */
 int memcap_precopy_start(struct memcap *m, struct qstill_error *err);
-/* *stop_ms: when that was, by clock_ms() and QEMU's word; 0: not yet. */
+/* *stop_ms: when that was, by clock_ms() and QEMU's word; 0: not yet.
+ * *by_others: the VM stands still, but QEMU has not stopped it for this. */
 int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
-                           double *stop_ms, struct qstill_error *err);
+                           double *stop_ms, bool *by_others,
+                           struct qstill_error *err);
 
 /* The VM is stopped and its disks are switched: take the instant. */
 int memcap_instant(struct memcap *m, struct qstill_error *err);

@@ -107,3 +107,48 @@ class Resumed(Reverts):
         since = vm.serial.mark()
         vm.cmd("cont")
         self.goes_on_from(vm, ticks[0], nonce, since)
+
+
+class Stopped(Reverts):
+    """Somebody else stops the guest while a snapshot of it is prepared."""
+    limit = 180
+    cost = 60
+
+    def stopped_meanwhile(self, vm, mode, *more):
+        """(status, stderr) of a create, where that came before its own stop:
+        on a busy machine it may not."""
+        for _ in range(5):
+            with vm.monitor() as other:
+                p = self.q.start("create", "vm", "one", "--memory", "--mode",
+                                 mode, *more)
+                self.q.wait_journal("vm", p)
+                other.cmd("stop")
+                status, _, err = self.q.finish(p)
+                if other.cmd("query-status")["status"] == "paused":
+                    return status, err
+                if status == 0:
+                    self.q("delete", "vm", "one")
+        self.fail("qstill has let it run again")
+
+    def test_it_stays_so(self):
+        vm = self.running_vm(append="JUNK=160")
+        vm.serial.wait("JUNK-READY")
+        self.paused_on_purpose.add("vm")
+        for mode, more in (("cow", ()), ("paused", ()),
+                           ("precopy", ("--bwlimit", "100M"))):
+            with self.subTest(mode=mode):
+                status, err = self.stopped_meanwhile(vm, mode, *more)
+                if mode == "precopy":
+                    self.assertEqual(5, status, err)
+                    self.assertIn("was stopped by somebody else", err)
+                    self.assertEqual([], self.q("list", "vm")["snapshots"])
+                else:
+                    self.assertEqual(0, status, err)
+                    one = self.q.info("vm", "one")
+                    with open(self.q.manifest_path("vm", one["id"])) as f:
+                        self.assertEqual("paused", json.load(f)["runState"])
+                    self.q("delete", "vm", "one")
+                self.stands_still(vm)
+                vm.cmd("cont")
+                self.goes_on(vm)
+        self.paused_on_purpose.discard("vm")
