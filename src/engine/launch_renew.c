@@ -108,6 +108,28 @@ static const struct vm_disk *find_images(struct session *s,
     return NULL;
 }
 
+/* Whatever a VM is started on later: where its disks came from stays. */
+static int keep_first_images(struct session *s, struct qstill_error *err)
+{
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        struct vm_disk *d = &s->rec.disks[i];
+
+        d->first_path = session_first_image(&s->rec, d);
+        if (!d->first_path)
+            return err_nomem(err);
+    }
+    return 0;
+}
+
+/* What was read of it before is all there was: it has not ended meanwhile. */
+static bool is_alive(pid_t pid)
+{
+    CLEANUP(launch_record_fini) struct launch_record again = {0};
+    struct qstill_error ignored = {0};
+
+    return launch_read(pid, &again, &ignored) == 0;
+}
+
 static int take(struct session *s, const struct launch_record *now,
                 struct qstill_error *err)
 {
@@ -121,7 +143,8 @@ static int take(struct session *s, const struct launch_record *now,
     if (missing)
         err_set(err, QSTILL_E_PRECONDITION, "does not open disk %s",
                 missing->name);
-    if (err->code < 0 || vmrecord_set_launch(&s->rec, now, err) < 0)
+    if (err->code < 0 || keep_first_images(s, err) < 0 ||
+        vmrecord_set_launch(&s->rec, now, err) < 0)
         return err->code;
     for (size_t i = 0; i < s->rec.disk_count; i++)
         if (images[i].path) {
@@ -147,12 +170,16 @@ void launch_renew(struct session *s)
     struct launch_record *was = &s->rec.launch;
     bool same, limits;
 
-    if (s->pid <= 0 || !s->rec.has_launch ||
-        launch_read(s->pid, &now, &err) < 0)
+    if (s->pid <= 0 || !s->rec.has_launch)
         return;
-    same = is_same(was, &now) || start_was_ours(s->pid);
+    /* first: of a process that ends meanwhile the environment reads as empty,
+     * and then its command line does, too */
+    same = start_was_ours(s->pid);
+    if (launch_read(s->pid, &now, &err) < 0)
+        return;
+    same = same || is_same(was, &now);
     limits = same_limits(&was->limits, &now.limits);
-    if (same && limits)
+    if ((same && limits) || !is_alive(s->pid))
         return;
     if (now.uid != was->uid || now.gid != was->gid)
         err_set(&err, QSTILL_E_PRECONDITION, "runs as another user");

@@ -192,7 +192,7 @@ int layer_new_path(struct session *s, const struct vm_disk *d,
                    struct qstill_error *err)
 {
     struct arena *a = &s->rec.arena;
-    char *base = session_resolve(a, &s->rec.launch, d->attach_path);
+    const char *base = session_first_image(&s->rec, d);
     char *stem = base ? stem_of(a, base) : NULL;
     CLEANUP(freep) char *dir = NULL;
 

@@ -293,8 +293,7 @@ int layers_reload(struct session *s, const struct layers *old,
             one->below->children++;
     }
     for (size_t i = 0; i < s->rec.disk_count; i++) {
-        const char *first = session_resolve(&s->rec.arena, &s->rec.launch,
-                                            s->rec.disks[i].attach_path);
+        const char *first = session_first_image(&s->rec, &s->rec.disks[i]);
         struct layer *one = first ? layers_find(&l, first) : NULL;
 
         if (one)

@@ -80,8 +80,7 @@ static char *backing_of(struct session *s, const char *path)
 static bool is_first(struct session *s, const struct vm_disk *d,
                      const char *path)
 {
-    const char *first =
-        session_resolve(&s->rec.arena, &s->rec.launch, d->attach_path);
+    const char *first = session_first_image(&s->rec, d);
 
     /* QEMU's name may lead there by a link or ".." */
     return first && session_same_file(first, path);

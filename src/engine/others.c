@@ -198,8 +198,7 @@ static int walk(struct marking *m, const char *image, struct qstill_error *err)
 /* All layers of a disk stand on its first image, which is never given up. */
 static const char *lowest_of(struct vm_record *rec, const struct vm_disk *d)
 {
-    const char *first =
-        session_resolve(&rec->arena, &rec->launch, d->attach_path);
+    const char *first = session_first_image(rec, d);
 
     return first && *first == '/' && access(first, F_OK) == 0 ? first
                                                               : d->head_path;

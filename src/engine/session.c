@@ -220,6 +220,13 @@ char *session_resolve(struct arena *a, const struct launch_record *launch,
     return arena_printf(a, "%s/%s", launch->cwd, path);
 }
 
+const char *session_first_image(struct vm_record *rec, const struct vm_disk *d)
+{
+    return d->first_path
+               ? d->first_path
+               : session_resolve(&rec->arena, &rec->launch, d->attach_path);
+}
+
 bool session_same_file(const char *a, const char *b)
 {
     struct stat x, y;

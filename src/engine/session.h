@@ -94,6 +94,10 @@ bool session_vm_is_paused(const struct session *s);
 /* Resolves QEMU's file name: relative to its working directory, no json:. */
 char *session_resolve(struct arena *a, const struct launch_record *launch,
                       const char *path);
+/* The image that a disk came from, absolute, in the record's arena; NULL: out
+ * of memory. Its path and its name stay the disk's, whatever a VM is started on
+ * later. */
+const char *session_first_image(struct vm_record *rec, const struct vm_disk *d);
 /* The same file: by name, or by device and inode. */
 bool session_same_file(const char *a, const char *b);
 

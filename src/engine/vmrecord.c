@@ -29,6 +29,7 @@ static void read_disks(struct json_in *in, const struct json_value *root,
         d->device = json_in_string(in, o, "device", JSON_OPTIONAL);
         d->attach_path = json_in_string(in, o, "attachPath", JSON_REQUIRED);
         d->attach_format = json_in_string(in, o, "attachFormat", JSON_REQUIRED);
+        d->first_path = json_in_path(in, o, "firstPath", JSON_OPTIONAL);
         d->head_path = json_in_path(in, o, "headPath", JSON_REQUIRED);
         d->head_format = json_in_string(in, o, "headFormat", JSON_REQUIRED);
         d->virtual_size = json_in_u64(in, o, "virtualSize", JSON_REQUIRED);
@@ -193,15 +194,17 @@ static json_t *disks_json(const struct vm_record *rec)
         const struct vm_disk *d = &rec->disks[i];
 
         json_array_append_new(
-            array, json_pack("{so so so so so so so sI}", "name",
-                             json_out_string(d->name), "qdev",
-                             json_out_string(d->qdev), "device",
-                             json_out_string(d->device), "attachPath",
-                             json_out_string(d->attach_path), "attachFormat",
-                             json_out_string(d->attach_format), "headPath",
-                             json_out_string(d->head_path), "headFormat",
-                             json_out_string(d->head_format), "virtualSize",
-                             (json_int_t)d->virtual_size));
+            array,
+            json_pack("{so so so so so so* so so sI}", "name",
+                      json_out_string(d->name), "qdev",
+                      json_out_string(d->qdev), "device",
+                      json_out_string(d->device), "attachPath",
+                      json_out_string(d->attach_path), "attachFormat",
+                      json_out_string(d->attach_format), "firstPath",
+                      d->first_path ? json_out_string(d->first_path) : NULL,
+                      "headPath", json_out_string(d->head_path), "headFormat",
+                      json_out_string(d->head_format), "virtualSize",
+                      (json_int_t)d->virtual_size));
     }
     return array;
 }

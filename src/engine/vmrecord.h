@@ -23,8 +23,11 @@ struct vm_disk {
     const char *name;        /* what users call it: qdev id, drive id, ... */
     const char *qdev;        /* query-block's qdev, or NULL */
     const char *device;      /* query-block's device name, or NULL */
-    const char *attach_path; /* as QEMU named it when attached */
+    const char *attach_path; /* as QEMU named it when it was started */
     const char *attach_format;
+    /* where the disk came from, absolute, once attach_path is another; see
+     * session_first_image() */
+    const char *first_path;
     const char *head_path; /* the writable top image now; absolute */
     const char *head_format;
     uint64_t virtual_size;

@@ -130,6 +130,24 @@ class Restart(Case):
         head = vm.heads()["disk0-dev"]
         self.assertEqual(1, content(head, "qcow2")[0])
 
+    def test_where_the_disks_came_from_stays(self):
+        """Names of layers, and what is left when all snapshots are deleted."""
+        vm = self.tiny_vm()
+        first = vm.disks[0].path
+        vm.write(vm.disks[0], 0, 1)
+        self.q("create", "vm", "one")
+        self.other(vm)
+        for name in ("two", "three"):
+            self.q("create", "vm", name)
+            self.assertRegex(os.path.basename(self.head_paths(vm)[0]),
+                             r"^disk0\.[a-z0-9]{12}\.qcow2$")
+        vm.write(vm.disks[0], 1, 2)
+        self.q("revert", "vm", "two")
+        self.q("create", "vm", "four")
+        self.q("delete", "vm", "one", "two", "three", "four")
+        self.assertEqual([first], self.head_paths(vm))
+        self.assertEqual({first}, self.disk_files(vm))
+
     def test_a_revert_is_the_first_to_see_the_other_command_line(self):
         vm = self.tiny_vm()
         self.q("create", "vm", "one")
