@@ -389,6 +389,10 @@ int livechain_pull(struct session *s, struct vm_disk *d,
         return missing_node(d, top ? last->path : layer->path, err);
     st.device = top->name;
     st.base_node = gone->below ? gone->below->name : NULL;
+    /* QEMU's own choice may be a "json:" with all of the chain below in it,
+     * which the next merge there makes wrong */
+    if (gone->below && last->backing && is_file(s, gone->below, last->backing))
+        st.backing_file = last->backing;
     j->pull_into = layer->path;
     j->pull_from = first->path;
     j->pull_from_format = first->format;
