@@ -7,11 +7,13 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 
-/* QEMU's limits: a table of at most 2^28 entries (0x8000000 * 2) would be
- * 2 GiB; we hold tables in memory and take 2^22 entries: 32 MiB of table, a
- * bitmap of 256 GiB at 64 KiB clusters. */
-#define MAX_TABLE_ENTRIES (1u << 22)
-#define MAX_NAME          1023u
+/* QEMU's limit of the clusters of one bitmap; its table then has at most 2^20
+ * entries. */
+#define MAX_BITMAP_BYTES (512ull << 20)
+/* Ours, of all tables of an image: they are held in memory at once. At 64 KiB
+ * clusters that is over a thousand of the largest bitmaps. */
+#define MAX_TABLES_BYTES (64ull << 20)
+#define MAX_NAME         1023u
 
 enum { FIXED = 24 };
 
@@ -54,7 +56,7 @@ static int parse_one(const struct image *img, const uint8_t *p, size_t left,
         b->granularity_bits < BITMAP_MIN_GRANULARITY ||
         b->granularity_bits > BITMAP_MAX_GRANULARITY ||
         memchr(p + FIXED + extra, 0, name) ||
-        b->table_entries > MAX_TABLE_ENTRIES ||
+        b->table_entries * img->cluster_size > MAX_BITMAP_BYTES ||
         b->table_offset % img->cluster_size || b->table_offset == 0)
         return bad(img, "an entry holds impossible values", err);
     b->extra_len = (uint32_t)extra;
@@ -93,6 +95,7 @@ int bitmaps_load(const struct image *img, struct bitmaps *out,
 {
     const struct qcow2_header *h = &img->info.header;
     CLEANUP(freep) uint8_t *dir = NULL;
+    uint64_t tables = 0;
     size_t at = 0;
 
     if (!image_is_qcow2(img) || !h->has_bitmaps)
@@ -109,8 +112,13 @@ int bitmaps_load(const struct image *img, struct bitmaps *out,
         size_t used = 0;
 
         if (parse_one(img, dir + at, h->bitmap_dir_size - at, b, &used, err) <
-                0 ||
-            load_table(img, b, err) < 0)
+            0)
+            return err->code;
+        tables += 8 * (uint64_t)b->table_entries;
+        if (tables > MAX_TABLES_BYTES)
+            return bad(img, "its tables are larger than all of them can be",
+                       err);
+        if (load_table(img, b, err) < 0)
             return err->code;
         at = min_u64(at + used, h->bitmap_dir_size);
     }

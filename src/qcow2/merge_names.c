@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "merge_impl.h"
 #include "removable.h"
@@ -94,6 +95,7 @@ static void tidy(char *path)
     while (*from) {
         if (begin && from[0] == '.' && from[1] == '/') {
             from += 2;
+            from += strspn(from, "/"); /* or ".//a" became "/a" */
             continue;
         }
         begin = *from == '/';
@@ -126,6 +128,18 @@ static int compose(const struct merge_group *g, char **out,
     return 0;
 }
 
+/* The name leads to the layer it was made for, from where it will stand. */
+static bool leads_to(const struct merge_group *g, const struct image *below)
+{
+    CLEANUP(freep) char *path = NULL;
+    struct qstill_error ignored = {0};
+    struct stat st;
+
+    return chain_resolve(g->result, g->backing, &path, &ignored) == 0 &&
+           stat(path, &st) == 0 && st.st_dev == below->info.dev &&
+           st.st_ino == below->info.ino;
+}
+
 int group_name_backing(struct merge_group *g, struct qstill_error *err)
 {
     const struct chain *c = g->chain;
@@ -151,6 +165,11 @@ int group_name_backing(struct merge_group *g, struct qstill_error *err)
         r = path_absolute(below->path, &g->backing, err);
     if (r < 0)
         return r;
+    if (!leads_to(g, below)) {
+        free(take_ptr(&g->backing));
+        if (path_absolute(below->path, &g->backing, err) < 0)
+            return err->code;
+    }
     len = strlen(g->backing);
     if (len > QCOW2_MAX_BACKING_NAME)
         return err_set(err, QSTILL_E_PRECONDITION,

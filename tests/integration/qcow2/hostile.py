@@ -427,6 +427,32 @@ table("bitmap-table-past-end", ASIDE, "bitmap|end", bit(0, "Q", 1 << 44),
       bitmap=True)
 table("bitmap-table-unaligned", ASIDE, "bitmap", bit(0, "Q", 4100),
       bitmap=True)
+
+
+@case("bitmaps-that-share-a-table", ASIDE, "tables are larger")
+def bitmaps_that_share_a_table(path):
+    """Each is within all bounds, as is the file: 2 MiB long, 128 MiB to hold
+    in memory (or 4 GiB with 65,535 of them)."""
+    b = good(16)
+    b.bitmap("backup", 9, {0, 5, 77})
+    b.write(path)
+    entries = 8192  # QEMU's 512 MiB of clusters
+    at = -(-os.path.getsize(path) // b.cs) * b.cs
+    directory = b"".join(
+        struct.pack(">QIIBBHI8s", at, entries, 0, 1, 9, 8, 0, b"%08d" % i)
+        for i in range(2000))
+    with open(path, "r+b") as f:
+        head = f.read(4096)
+        ext = head.index(struct.pack(">II", BITMAPS, 24))
+        f.seek(ext + 8)
+        f.write(struct.pack(">IIQQ", 2000, 0, len(directory),
+                            at + 8 * entries))
+        f.truncate(at + 8 * entries)
+        f.seek(at + 8 * entries)
+        f.write(directory)
+        f.truncate(-(-f.tell() // b.cs) * b.cs)
+
+
 table("bitmap-table-huge", ASIDE, "bitmap", bit(8, "I", 2**32 - 1),
       bitmap=True)
 table("bitmap-granularity-63", ASIDE, "bitmap|granularity",

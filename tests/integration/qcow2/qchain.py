@@ -107,7 +107,8 @@ class Chain:
         rel = os.path.relpath(backing.path, os.path.dirname(path))
         if ":" in rel.split("/")[0]:
             return "./" + rel
-        return self.rng.choice((rel, rel, rel, "./" + rel, backing.path))
+        return self.rng.choice((rel, rel, "./" + rel, ".//" + rel,
+                                backing.path))
 
     def _layer(self, name, backing, size, bits):
         rng = self.rng

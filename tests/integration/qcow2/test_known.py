@@ -298,6 +298,20 @@ class NothingButTheLayerGoes(MergeCase):
             return [b0, b1, b2], [b1], []
         self.merge_each(build)
 
+    def test_names_with_needless_slashes_and_dots(self):
+        """".//b0" is no "/b0"."""
+        def build():
+            os.makedirs(self.path("x"))
+            b0 = self.create("b0", MIB, writes=["write -q -P 1 0 1M"])
+            b1 = self.create("b1", MIB, ".//b0",
+                             writes=["write -q -P 2 0 64k"])
+            b2 = self.create("x/b2", MIB, "..//.//b1",
+                             writes=["write -q -P 3 64k 64k"])
+            b3 = self.create("x/b3", MIB, "././/b2")
+            kid = self.create("kid", MIB, ".//b1")
+            return [b0, b1, b2, b3], [b1], [kid]
+        self.merge_each(build)
+
     def test_a_layer_named_with_a_colon(self):
         def build():
             b0 = self.create("a:b0", MIB, writes=["write -q -P 1 0 1M"])
