@@ -7,6 +7,7 @@
 
 #include "create_impl.h"
 #include "qmp/machine.h"
+#include "ready.h"
 
 static int resumed_by_others(struct create *c, struct qstill_error *err)
 {
@@ -21,6 +22,12 @@ static int resumed_by_others(struct create *c, struct qstill_error *err)
  * let it run again. Only a frozen one must run to be thawed. */
 int create_stopped_by_others(struct create *c, struct qstill_error *err)
 {
+    if (qmp_status_read(c->s.qmp, &c->s.status, err) < 0)
+        return err->code;
+    if (ready_has_halted(&c->s)) {
+        c->stopped = c->was_running = c->j.was_running = false;
+        return ready_state(&c->s, true, err);
+    }
     if (c->quiesce.frozen)
         return 0;
     c->stopped = c->was_running = c->j.was_running = false;
@@ -41,7 +48,8 @@ int create_stop_guest(struct create *c, struct qstill_error *err)
     bool before, now = false;
 
     c->stop_ms = clock_ms();
-    if (qmp_was_resumed(c->s.qmp, &before, err) < 0)
+    if (qmp_was_resumed(c->s.qmp, &before, err) < 0 ||
+        qmp_was_reset(c->s.qmp, &before, err) < 0)
         return err->code;
     if (c->was_running) {
         if (qmp_was_stopped(c->s.qmp, &before, err) < 0)
@@ -62,11 +70,18 @@ int create_stop_guest(struct create *c, struct qstill_error *err)
  * tells of it before the guest runs. */
 int create_check_stopped(struct create *c, struct qstill_error *err)
 {
-    bool resumed;
+    bool resumed, reset;
 
-    if (qmp_was_resumed(c->s.qmp, &resumed, err) < 0)
+    if (qmp_was_resumed(c->s.qmp, &resumed, err) < 0 ||
+        qmp_was_reset(c->s.qmp, &reset, err) < 0)
         return err->code;
-    return resumed ? resumed_by_others(c, err) : 0;
+    if (resumed)
+        return resumed_by_others(c, err);
+    return reset ? err_set(err, QSTILL_E_BUSY,
+                           "VM %s was reset by somebody else while its memory "
+                           "was taken",
+                           c->vm)
+                 : 0;
 }
 
 /* `background` stops the guest by itself at its instant: that there was a guest

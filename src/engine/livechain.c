@@ -18,6 +18,7 @@
 #include "qmp/graph.h"
 #include "qmp/job.h"
 #include "qmp/migrate.h"
+#include "ready.h"
 #include "session.h"
 
 /* One job at a time works on a VM, under its lock. */
@@ -224,6 +225,14 @@ int livechain_resume(struct session *s, bool was_running,
 
     if (!was_running)
         return 0;
+    /* shut down, say: nobody owes it a `cont`, and QEMU would refuse */
+    if (session_refresh(s, err) < 0)
+        return err->code;
+    if (ready_has_halted(s) && strcmp(s->status.state, "internal-error") != 0) {
+        store_note(s->store, "VM %s has halted by itself (%s) and stays so",
+                   s->vm, s->status.state);
+        return 0;
+    }
     for (;;) {
         if (qmp_cont(s->qmp, err) == 0)
             return session_refresh(s, err);

@@ -319,6 +319,11 @@ int qmp_was_stopped(struct qstill_qmp *q, bool *yes, struct qstill_error *err)
     return take_all(q, "STOP", yes, err);
 }
 
+int qmp_was_reset(struct qstill_qmp *q, bool *yes, struct qstill_error *err)
+{
+    return take_all(q, "RESET", yes, err);
+}
+
 int qmp_drop_events(struct qstill_qmp *q, struct qstill_error *err)
 {
     /* no more than one queue's worth: a peer that never stops is left alone */

@@ -86,6 +86,8 @@ int qmp_wait_event(struct qstill_qmp *q, const char *const *names,
 int qmp_was_resumed(struct qstill_qmp *q, bool *yes, struct qstill_error *err);
 /* The same of a guest that ran and was stopped. */
 int qmp_was_stopped(struct qstill_qmp *q, bool *yes, struct qstill_error *err);
+/* The same of a machine that was reset. */
+int qmp_was_reset(struct qstill_qmp *q, bool *yes, struct qstill_error *err);
 /* Throws away all that is queued or has arrived. */
 int qmp_drop_events(struct qstill_qmp *q, struct qstill_error *err);
 

@@ -3,6 +3,7 @@
 or written back."""
 
 import json
+import os
 import time
 
 from lib.qmp import QMPError
@@ -152,3 +153,33 @@ class Stopped(Reverts):
                 vm.cmd("cont")
                 self.goes_on(vm)
         self.paused_on_purpose.discard("vm")
+
+    def test_a_guest_that_shuts_down_meanwhile_owes_nothing(self):
+        vm = self.running_vm(append="JUNK=160", extra=[
+            "-action", "reboot=shutdown,shutdown=pause"])
+        vm.serial.wait("JUNK-READY")
+        self.paused_on_purpose.add("vm")
+        p = self.q.start("create", "vm", "one", "--memory")
+        self.q.wait_journal("vm", p)
+        vm.cmd("system_reset")
+        status, _, err = self.q.finish(p)
+        self.assertEqual("shutdown", vm.state())
+        self.assertEqual(6, status, err)
+        self.assertIn("in state shutdown", err)
+        self.assertEqual([], self.q("list", "vm")["snapshots"])
+        self.assertFalse(os.path.exists(os.path.join(
+            self.store, "vm", "journal.json")))
+        vm.end()
+
+    def test_a_reset_in_the_pause(self):
+        """RAM and device state would not be of one instant."""
+        vm = self.running_vm()
+        with vm.monitor() as other:
+            p = self.q.start("create", "vm", "one", "--memory", "--mode",
+                             "paused", "--bwlimit", "16M")
+            Resumed.until(other, "STOP")
+            other.cmd("system_reset")
+            status, _, err = self.q.finish(p)
+        self.assertEqual(5, status, err)
+        self.assertIn("was reset by somebody else", err)
+        self.assertEqual([], self.q("list", "vm")["snapshots"])
