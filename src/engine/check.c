@@ -16,6 +16,7 @@
 #include "layers.h"
 #include "modes.h"
 #include "others.h"
+#include "plugged.h"
 #include "preflight.h"
 #include "qmp/machine.h"
 #include "qmp/ram.h"
@@ -275,6 +276,8 @@ static int check_modes(struct report_obj *o, struct session *s,
     note_room(s);
     if (preflight_plugged(s, &e) < 0)
         problem_of(o, "plugged-memory", &e);
+    else if (plugged_check_now(s, &e) < 0)
+        problem_of(o, "plugged-device", &e);
     if (r.refused[0])
         problem(o, r.refused_code, r.refused, r.refused_hint);
     else if (!any)

@@ -8,6 +8,7 @@
 #include "heads.h"
 #include "headuse.h"
 #include "layer_file.h"
+#include "plugged.h"
 #include "preflight.h"
 #include "qmp/monitor.h"
 #include "ready.h"
@@ -123,7 +124,8 @@ static int check_start(struct revert *r, const struct manifest *m,
     if (revert_fill_start(r, m, &o, err) < 0)
         return err->code;
     if (o.incoming && r->s.rec.has_launch && !r->s.rec.launcher &&
-        check_ram(r, m, err) < 0)
+        (check_ram(r, m, err) < 0 ||
+         plugged_check(&r->s, m->devices, m->device_count, err) < 0))
         return err->code;
     if (start_check(&r->s, &o, err) == 0)
         return 0;

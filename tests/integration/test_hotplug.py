@@ -97,6 +97,58 @@ class Window(Case):
             self.vm.cmd("object-del", id="spare")
 
 
+class Devices(Case):
+    """A device state that only the running process can take back."""
+    cost = 10
+
+    def plug(self, name):
+        self.vm.cmd("device_add", driver="virtio-rng-pci", id=name)
+
+    def test_one_that_was_plugged_in_is_not_in_a_new_process(self):
+        self.vm = self.tiny_vm()
+        self.q("create", "vm", "before", "--memory")
+        self.plug("n1")
+        problems = self.q.check("vm", "--memory")["problems"]
+        self.assertEqual(["plugged-device"], [p["code"] for p in problems])
+        self.assertIn("virtio-rng-pci,n1", problems[0]["message"])
+        self.q("create", "vm", "one", "--memory")
+        says = r"virtio-rng-pci,n1@\S+ was plugged in, and is not on the"
+        for how in ("eager", "mapped"):
+            for more in ((), ("--dry-run",)):
+                with self.subTest(how=how), self.nothing_changes(self.vm):
+                    failure = self.q.fails("precondition", says, "revert",
+                                           "vm", "one", "--restore", how,
+                                           *more)
+                    self.assertIn("--launcher", failure.hint)
+        self.assertEqual("inplace", self.q("revert", "vm", "one")["restore"])
+        pid = self.vm.pid()
+        self.plug("n2")
+        with self.nothing_changes(self.vm):
+            self.q.fails("precondition", says, "revert", "vm", "one")
+        self.assertEqual(pid, self.vm.pid())
+        # It is not of this snapshot: a new process has all that it needs.
+        self.assertNotEqual("inplace",
+                            self.q("revert", "vm", "before")["restore"])
+        self.assertEqual("running", self.vm.state())
+        # Nobody is left who has it.
+        with self.nothing_changes(self.vm):
+            self.q.fails("precondition", says, "revert", "vm", "one")
+
+    def test_those_of_the_command_line_are(self):
+        for n, extra in enumerate((
+                ["-device", "virtio-rng-pci,id=n1"],
+                ["-device", '{"driver":"virtio-rng-pci","id":"n1"}'],
+                ["-usb", "-device", "usb-tablet,id=n1"])):
+            with self.subTest(extra=extra):
+                name = "v%d" % n
+                vm = self.tiny_vm(name, extra=extra)
+                self.assertTrue(self.q.check(name, "--memory")["ok"])
+                self.q("create", name, "one", "--memory")
+                for how in ("eager", "mapped"):
+                    self.q("revert", name, "one", "--restore", how)
+                vm.end()
+
+
 class Behind(Case):
     """A device that takes memory away, or writes to it, where nobody sees it:
     plugged in after the plan found none."""

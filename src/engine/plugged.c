@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: MIT */
+#include "plugged.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "launch_args.h"
+#include "launch_opts.h"
+#include "qmp/monitor.h"
+#include "qmp/topology.h"
+#include "session.h"
+
+#define ID_MAX 128
+#define MEMORY "memory/" /* plugged memory is launch_check_ram()'s */
+
+struct id {
+    char text[ID_MAX];
+    size_t label; /* length of the line's part that names the device */
+};
+
+/* "BUS/TYPE,ID@ADDRESS #SUM"; false for a device without an id. */
+static bool take_id(const char *line, struct id *out)
+{
+    const char *sum = strstr(line, " #");
+    const char *type = strchr(line, '/'), *comma, *at;
+    size_t len;
+
+    out->label = sum ? (size_t)(sum - line) : strlen(line);
+    if (!type || type >= line + out->label ||
+        strncmp(line, MEMORY, strlen(MEMORY)) == 0)
+        return false;
+    comma = memchr(type, ',', out->label - (size_t)(type - line));
+    if (!comma)
+        return false;
+    len = out->label - (size_t)(comma + 1 - line);
+    at = memchr(comma + 1, '@', len);
+    if (at)
+        len = (size_t)(at - comma - 1);
+    snprintf(out->text, sizeof(out->text), "%.*s", (int)len, comma + 1);
+    return len > 0 && len < sizeof(out->text);
+}
+
+/* What we cannot read may make any device. */
+static bool makes(const struct launch_arg *arg, const char *id)
+{
+    CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error scratch = {0};
+    const char *has;
+
+    if (launch_arg_is(arg, "readconfig"))
+        return true;
+    if (!launch_arg_is(arg, "device") || !arg->value)
+        return false;
+    if (opts_parse(&o, arg->value, "driver", &scratch) < 0)
+        return true;
+    has = opts_get(&o, "id");
+    return has && strcmp(has, id) == 0;
+}
+
+static bool is_on_line(const struct launch_args *args, const char *id)
+{
+    for (size_t i = 0; i < args->count; i++)
+        if (makes(&args->v[i], id))
+            return true;
+    return false;
+}
+
+static bool has_label(const struct qmp_names *now, const char *line, size_t len)
+{
+    for (size_t i = 0; i < now->count; i++)
+        if (strncmp(now->items[i], line, len) == 0 &&
+            strncmp(now->items[i] + len, " #", 2) == 0)
+            return true;
+    return false;
+}
+
+/* Of the VM since its start: a machine makes devices with ids of its own, and
+ * other options than -device do. */
+static int was_there(struct session *s, const struct qmp_names *now,
+                     const char *line, const struct id *id, bool *there,
+                     struct qstill_error *err)
+{
+    char path[sizeof("/machine/peripheral/") + ID_MAX];
+    bool late = false;
+
+    *there = has_label(now, line, id->label);
+    if (!*there)
+        return 0;
+    snprintf(path, sizeof(path), "/machine/peripheral/%s", id->text);
+    if (qmp_qom_get_bool(s->qmp, path, "hotplugged", &late, err) < 0)
+        return err->code == QSTILL_E_NOT_FOUND ? err_clear(err) : err->code;
+    *there = !late;
+    return 0;
+}
+
+static int check(struct session *s, const struct qmp_names *now,
+                 char *const *devices, size_t count, struct qstill_error *err)
+{
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
+
+    if (launch_args_parse(&args, s->rec.launch.argv, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < count; i++) {
+        struct id id;
+        bool there;
+
+        if (!take_id(devices[i], &id) || is_on_line(&args, id.text))
+            continue;
+        if (was_there(s, now, devices[i], &id, &there, err) < 0)
+            return err->code;
+        if (there)
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION,
+                "device %.*s was plugged in, and is not on the command line of "
+                "QEMU",
+                (int)id.label, devices[i]);
+        return err_hint(err, "start the VM with this device, or attach it with "
+                             "a --launcher CMD that does");
+    }
+    return 0;
+}
+
+int plugged_check(struct session *s, char *const *devices, size_t count,
+                  struct qstill_error *err)
+{
+    CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
+
+    if (!s->qmp || !s->rec.has_launch || s->rec.launcher)
+        return 0;
+    if (qmp_topology_read(s->qmp, &now, err) < 0)
+        return err->code;
+    return check(s, &now, devices, count, err);
+}
+
+int plugged_check_now(struct session *s, struct qstill_error *err)
+{
+    CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
+
+    if (!s->qmp || !s->rec.has_launch || s->rec.launcher)
+        return 0;
+    if (qmp_topology_read(s->qmp, &now, err) < 0)
+        return err->code;
+    return check(s, &now, now.items, now.count, err);
+}
