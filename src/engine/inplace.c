@@ -114,7 +114,8 @@ static int find_roms(struct inplace *p, struct qstill_error *err)
     CLEANUP(qmp_roms_fini) struct qmp_roms roms = {0};
 
     if (qmp_ram_map_read(p->s->qmp, &map, err) < 0 ||
-        qmp_roms_read(p->s->qmp, &roms, err) < 0)
+        qmp_roms_read(p->s->qmp, &roms, err) < 0 ||
+        qmp_loaders_read(p->s->qmp, &roms, err) < 0)
         return err->code;
     return qmp_roms_locate(&roms, &map, &p->ram, &p->roms, err);
 }

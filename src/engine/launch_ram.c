@@ -23,6 +23,7 @@ static const char *const kept_keys[] = {
 #define HOLES  "would punch holes into the saved RAM"
 #define SHARES "shares the RAM with another process"
 #define KEEPS  "keeps its content in the file"
+#define WRITES "writes into the RAM at each reset, unseen"
 
 /* Devices that a private mapping of our file would break, or that would break
  * the file. Found anywhere in the arguments of these options. */
@@ -40,6 +41,7 @@ static const struct {
     {"device", "ivshmem-plain", SHARES, false},
     {"device", "nvdimm", KEEPS, false},
     {"device", "virtio-pmem", KEEPS, false},
+    {"device", "data-len", WRITES, false}, /* a loader's */
 };
 
 static bool is_against(const struct launch_arg *arg, size_t k, bool readonly)

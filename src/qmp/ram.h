@@ -115,6 +115,9 @@ struct qmp_roms {
     }
 int qmp_roms_read(struct qstill_qmp *q, struct qmp_roms *out,
                   struct qstill_error *err);
+/* Appends what loader devices write (loaders.c), which is not in that list. */
+int qmp_loaders_read(struct qstill_qmp *q, struct qmp_roms *out,
+                     struct qstill_error *err);
 void qmp_roms_fini(struct qmp_roms *r);
 
 /* A part of a RAM block; whole pages. */

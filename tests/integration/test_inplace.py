@@ -4,6 +4,7 @@ memory and disks are the snapshot's byte for byte."""
 
 import contextlib
 import os
+import re
 import signal
 import time
 
@@ -430,6 +431,45 @@ class Failures(Reverts):
                 vm.serial.wait(r"sync count=\d+ bad=0", vm.serial.mark())
                 self.check_nothing_left(vm)
         self.back(vm, "one", ticks[0], nonce)
+
+
+class Loader(Case):
+    """`-device loader,data=` writes into RAM at each reset, in no list."""
+    cost = 5
+    at = 0x600000
+
+    def memory(self, vm, data=None):
+        said = vm.hmp("gpa2hva 0x%x" % self.at)
+        hva = int(re.search(r"is (0x\w+)", said).group(1), 16)
+        with open("/proc/%d/mem" % vm.pid(), "r+b", buffering=0) as f:
+            f.seek(hva)
+            if data is None:
+                return f.read(4096)
+            f.write(data)
+
+    def test_what_it_writes_is_not_in_the_way(self):
+        vm = self.tiny_vm(extra=[
+            "-m", "96M",  # small blocks are mended in any case
+            "-device", "loader,addr=0x%x,data=0x1122334455667788,data-len=8"
+            % (self.at + 16), "-device", '{"driver":"loader","id":"l2",'
+            '"addr":%d,"data":5,"data-len":4}' % (self.at + 256)])
+        self.assertEqual(bytes(range(0x11, 0x99, 0x11))[::-1],
+                         self.memory(vm)[16:24])
+        mine = bytes(range(1, 256)) * 16 + bytes(16)
+        self.memory(vm, mine)
+        self.q("create", "vm", "one", "--memory")
+        for how in ("inplace", "eager", "auto"):
+            with self.subTest(how=how):
+                self.memory(vm, b"\xee" * 4096)
+                self.q("revert", "vm", "one", "--restore", how)
+                self.assertEqual(mine, self.memory(vm))
+        with self.nothing_changes(vm):
+            self.q.fails("precondition", "loader.* writes into the RAM at "
+                         "each reset", "revert", "vm", "one", "--restore",
+                         "mapped")
+        vm.end()
+        self.assertEqual("eager", self.q("revert", "vm", "one")["restore"])
+        self.assertEqual(mine, self.memory(vm))
 
 
 class Capabilities(Case):
