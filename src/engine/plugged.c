@@ -6,6 +6,8 @@
 
 #include "launch_args.h"
 #include "launch_opts.h"
+#include "manifest.h"
+#include "qmp/machine.h"
 #include "qmp/monitor.h"
 #include "qmp/topology.h"
 #include "session.h"
@@ -120,25 +122,79 @@ static int check(struct session *s, const struct qmp_names *now,
     return 0;
 }
 
-int plugged_check(struct session *s, char *const *devices, size_t count,
+/* CPUs are on no bus, and in no line. */
+static bool is_cpu(const struct qmp_device *d)
+{
+    static const char end[] = "-cpu";
+    size_t len = strlen(d->type);
+
+    return len > strlen(end) && strcmp(d->type + len - strlen(end), end) == 0;
+}
+
+static int count_late(struct session *s, size_t *out, struct qstill_error *err)
+{
+    CLEANUP(qmp_devices_fini) struct qmp_devices devices = QMP_DEVICES_INIT;
+
+    *out = 0;
+    if (qmp_devices_read(s->qmp, &devices, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < devices.count; i++) {
+        bool late = false;
+
+        if (is_cpu(&devices.items[i]) &&
+            qmp_qom_get_bool(s->qmp, devices.items[i].path, "hotplugged", &late,
+                             err) < 0)
+            return err->code;
+        *out += late;
+    }
+    return 0;
+}
+
+/* `wanted` 0: those that the VM has. */
+static int check_cpus(struct session *s, uint64_t wanted,
+                      struct qstill_error *err)
+{
+    CLEANUP(qmp_cpus_fini) struct qmp_cpus cpus = QMP_CPUS_INIT;
+    size_t late;
+
+    if (qmp_cpus_read(s->qmp, &cpus, err) < 0 || count_late(s, &late, err) < 0)
+        return err->code;
+    if (late == 0 || (wanted && wanted <= cpus.count - late))
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%zu of %zu CPUs were plugged in, and are not on the command line "
+            "of QEMU",
+            late, cpus.count);
+    return err_hint(err, "start the VM with these CPUs, or attach it with a "
+                         "--launcher CMD that does");
+}
+
+static bool is_launched(const struct session *s)
+{
+    return s->qmp && s->rec.has_launch && !s->rec.launcher;
+}
+
+int plugged_check(struct session *s, const struct manifest *m,
                   struct qstill_error *err)
 {
     CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
 
-    if (!s->qmp || !s->rec.has_launch || s->rec.launcher)
+    if (!is_launched(s))
         return 0;
-    if (qmp_topology_read(s->qmp, &now, err) < 0)
+    if (qmp_topology_read(s->qmp, &now, err) < 0 ||
+        check(s, &now, m->devices, m->device_count, err) < 0)
         return err->code;
-    return check(s, &now, devices, count, err);
+    return m->vcpus ? check_cpus(s, m->vcpus, err) : 0;
 }
 
 int plugged_check_now(struct session *s, struct qstill_error *err)
 {
     CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
 
-    if (!s->qmp || !s->rec.has_launch || s->rec.launcher)
+    if (!is_launched(s))
         return 0;
-    if (qmp_topology_read(s->qmp, &now, err) < 0)
+    if (qmp_topology_read(s->qmp, &now, err) < 0 ||
+        check(s, &now, now.items, now.count, err) < 0)
         return err->code;
-    return check(s, &now, now.items, now.count, err);
+    return check_cpus(s, 0, err);
 }

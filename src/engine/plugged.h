@@ -1,25 +1,24 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Devices that were plugged into a VM while it ran. A new process that is
- * started from its command line is without them, and could not load a memory
+ * Devices and CPUs that were plugged into a VM while it ran. A new process that
+ * is started from its command line is without them, and could not load a memory
  * that has them: that comes out when the old process is gone.
  */
 #ifndef QSTILL_ENGINE_PLUGGED_H
 #define QSTILL_ENGINE_PLUGGED_H
 
-#include <stddef.h>
-
 #include "base/error.h"
 
+struct manifest;
 struct session;
 
 /*
- * Whether a start from the recorded command line would make these devices
- * (lines of qmp/topology.h): PRECONDITION names one that it would not. Known by
- * their ids, so a device that was plugged in without one is not found. Of a VM
- * that answers.
+ * Whether a start from the recorded command line would make the snapshot's
+ * devices and CPUs: PRECONDITION names what it would not. Devices are known by
+ * their ids, so one that was plugged in without is not found. Of a VM that
+ * answers.
  */
-int plugged_check(struct session *s, char *const *devices, size_t count,
+int plugged_check(struct session *s, const struct manifest *m,
                   struct qstill_error *err);
 /* The same of those that the VM has now. */
 int plugged_check_now(struct session *s, struct qstill_error *err);

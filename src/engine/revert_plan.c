@@ -124,8 +124,7 @@ static int check_start(struct revert *r, const struct manifest *m,
     if (revert_fill_start(r, m, &o, err) < 0)
         return err->code;
     if (o.incoming && r->s.rec.has_launch && !r->s.rec.launcher &&
-        (check_ram(r, m, err) < 0 ||
-         plugged_check(&r->s, m->devices, m->device_count, err) < 0))
+        (check_ram(r, m, err) < 0 || plugged_check(&r->s, m, err) < 0))
         return err->code;
     if (start_check(&r->s, &o, err) == 0)
         return 0;

@@ -3,16 +3,14 @@
  * `-device loader,addr=A,data=D,data-len=N` writes N bytes to A at each reset,
  * and stands in no list of QEMU's. (With a file, its ROM is in `info roms`.)
  */
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
-#include "client.h"
-#include "field.h"
+#include "machine.h"
 #include "monitor.h"
 #include "ram.h"
 
 #define LOADERS_MAX 1024u
-#define PATH_SIZE   320
 
 static int add_rom(struct qmp_roms *roms, uint64_t addr, uint64_t size,
                    struct qstill_error *err)
@@ -49,35 +47,16 @@ static int add_loader(struct qstill_qmp *q, const char *path,
     return len ? add_rom(roms, addr, len, err) : 0;
 }
 
-static int add_folder(struct qstill_qmp *q, const char *folder,
-                      struct qmp_roms *roms, struct qstill_error *err)
-{
-    CLEANUP(json_decrefp) json_t *list = NULL;
-    size_t i;
-    json_t *v;
-
-    if (client_call(q, "qom-list", json_pack("{s:s}", "path", folder), &list,
-                    err) < 0)
-        return err->code;
-    json_array_foreach(list, i, v)
-    {
-        char path[PATH_SIZE];
-
-        if (strcmp(field_string(v, "type", ""), "child<loader>") != 0)
-            continue;
-        snprintf(path, sizeof(path), "%s/%.256s", folder,
-                 field_string(v, "name", ""));
-        if (add_loader(q, path, roms, err) < 0)
-            return err->code;
-    }
-    return 0;
-}
-
 int qmp_loaders_read(struct qstill_qmp *q, struct qmp_roms *out,
                      struct qstill_error *err)
 {
-    if (add_folder(q, "/machine/peripheral", out, err) < 0 ||
-        add_folder(q, "/machine/peripheral-anon", out, err) < 0)
-        return err_wrap(err, "reading the VM's loaders");
+    CLEANUP(qmp_devices_fini) struct qmp_devices devices = QMP_DEVICES_INIT;
+
+    if (qmp_devices_read(q, &devices, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < devices.count; i++)
+        if (strcmp(devices.items[i].type, "loader") == 0 &&
+            add_loader(q, devices.items[i].path, out, err) < 0)
+            return err_wrap(err, "asking what a loader writes");
     return 0;
 }

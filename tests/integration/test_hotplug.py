@@ -134,6 +134,25 @@ class Devices(Case):
         with self.nothing_changes(self.vm):
             self.q.fails("precondition", says, "revert", "vm", "one")
 
+    def test_a_cpu_that_was_plugged_in_is_not_either(self):
+        self.vm = self.tiny_vm(extra=["-smp", "1,maxcpus=2"])
+        self.q("create", "vm", "before", "--memory")
+        at = [c for c in self.vm.cmd("query-hotpluggable-cpus")
+              if "qom-path" not in c][0]
+        self.vm.cmd("device_add", driver=at["type"], id="cpu1", **at["props"])
+        problems = self.q.check("vm", "--memory")["problems"]
+        self.assertEqual(["plugged-device"], [p["code"] for p in problems])
+        says = "1 of 2 CPUs were plugged in, and are not on the command line"
+        self.assertIn(says, problems[0]["message"])
+        self.q("create", "vm", "one", "--memory")
+        for how in ("eager", "mapped"):
+            with self.subTest(how=how), self.nothing_changes(self.vm):
+                self.q.fails("precondition", says, "revert", "vm", "one",
+                             "--restore", how)
+        self.assertEqual("inplace", self.q("revert", "vm", "one")["restore"])
+        self.assertEqual("mapped",
+                         self.q("revert", "vm", "before")["restore"])
+
     def test_those_of_the_command_line_are(self):
         for n, extra in enumerate((
                 ["-device", "virtio-rng-pci,id=n1"],
