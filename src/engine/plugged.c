@@ -95,8 +95,23 @@ static int was_there(struct session *s, const struct qmp_names *now,
     return 0;
 }
 
+/* Disks have rules of their own, which `check` tells of (unknown-disk): one
+ * that is read-only, or a drive without a medium, is no problem there. */
+static bool is_disk(const char *line)
+{
+    static const char *const types[] = {"virtio-blk",  "scsi-", "ide-",
+                                        "usb-storage", "nvme",  "floppy"};
+    const char *type = strchr(line, '/');
+
+    for (size_t i = 0; type && i < ARRAY_LEN(types); i++)
+        if (strncmp(type + 1, types[i], strlen(types[i])) == 0)
+            return true;
+    return false;
+}
+
 static int check(struct session *s, const struct qmp_names *now,
-                 char *const *devices, size_t count, struct qstill_error *err)
+                 char *const *devices, size_t count, bool disks,
+                 struct qstill_error *err)
 {
     CLEANUP(launch_args_fini) struct launch_args args = {0};
 
@@ -106,7 +121,8 @@ static int check(struct session *s, const struct qmp_names *now,
         struct id id;
         bool there;
 
-        if (!take_id(devices[i], &id) || is_on_line(&args, id.text))
+        if (!take_id(devices[i], &id) || (!disks && is_disk(devices[i])) ||
+            is_on_line(&args, id.text))
             continue;
         if (was_there(s, now, devices[i], &id, &there, err) < 0)
             return err->code;
@@ -182,7 +198,7 @@ int plugged_check(struct session *s, const struct manifest *m,
     if (!is_launched(s))
         return 0;
     if (qmp_topology_read(s->qmp, &now, err) < 0 ||
-        check(s, &now, m->devices, m->device_count, err) < 0)
+        check(s, &now, m->devices, m->device_count, true, err) < 0)
         return err->code;
     return m->vcpus ? check_cpus(s, m->vcpus, err) : 0;
 }
@@ -194,7 +210,7 @@ int plugged_check_now(struct session *s, struct qstill_error *err)
     if (!is_launched(s))
         return 0;
     if (qmp_topology_read(s->qmp, &now, err) < 0 ||
-        check(s, &now, now.items, now.count, err) < 0)
+        check(s, &now, now.items, now.count, false, err) < 0)
         return err->code;
     return check_cpus(s, 0, err);
 }

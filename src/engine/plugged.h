@@ -20,7 +20,7 @@ struct session;
  */
 int plugged_check(struct session *s, const struct manifest *m,
                   struct qstill_error *err);
-/* The same of those that the VM has now. */
+/* The same of those that the VM has now, but for disks. */
 int plugged_check_now(struct session *s, struct qstill_error *err);
 
 #endif
