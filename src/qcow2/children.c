@@ -131,9 +131,18 @@ static int names_layer(const struct search *s, const char *path,
         *which = m.which;
         return 0;
     }
-    *yes = stat(backing, &st) == 0 &&
-           is_layer(s->c, &st, s->first, s->last, which);
-    return 0;
+    if (stat(backing, &st) == 0) {
+        *yes = is_layer(s->c, &st, s->first, s->last, which);
+        return 0;
+    }
+    /* as another host or a container names it, perhaps */
+    if (is_mentioned(&m, backing, err) < 0 || !m.yes)
+        return err->code;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%s may stand on %s: its backing file %s cannot be found from here",
+            path, s->c->layers[m.which]->path, name);
+    return err_hint(err, "qemu-img rebase -u gives it the right name; or "
+                         "remove it, or move it elsewhere");
 }
 
 /* An overlay of ours must be one that a merge can deal with: without its layer
@@ -186,6 +195,42 @@ static int check_data_file(const struct search *s, const char *path,
                  : 0;
 }
 
+static bool same_folder(const char *a, const char *b)
+{
+    CLEANUP(freep) char *x = path_dir(a), *y = path_dir(b);
+    struct stat p, q;
+
+    return x && y && stat(*x ? x : ".", &p) == 0 &&
+           stat(*y ? y : ".", &q) == 0 && p.st_dev == q.st_dev &&
+           p.st_ino == q.st_ino;
+}
+
+/* A second name, by a link of either kind, of a layer or of an overlay that
+ * will get another backing name (`changes`). QEMU takes a relative one from
+ * where it opens the image: in another folder than its own that is another
+ * image, which would lose its layer, or show something else. */
+static int judge_name(struct search *s, const char *path, const char *own,
+                      const char *name, bool changes, struct qstill_error *err)
+{
+    CLEANUP(freep) char *backing = NULL;
+    struct stat st;
+    size_t which;
+
+    if (!name || name[0] == '/' || same_folder(path, own))
+        return 0;
+    if (chain_resolve(path, name, &backing, err) < 0)
+        return err->code == QSTILL_E_PRECONDITION /* json: the same there */
+                   ? err_clear(err)
+                   : err->code;
+    if (stat(backing, &st) < 0 ||
+        (!changes && !is_layer(s->c, &st, s->first, s->last, &which)))
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%s is a name of %s, and from there its backing file %s is another",
+            path, own, name);
+    return err_hint(err, "remove that link, or put an image of its own there");
+}
+
 static int judge_child(struct search *s, const struct seen_file *e,
                        struct qstill_error *err)
 {
@@ -194,7 +239,8 @@ static int judge_child(struct search *s, const struct seen_file *e,
     int fd;
 
     if (is_layer(s->c, &e->st, 0, s->c->n - 1, &which))
-        return 0;
+        return judge_name(s, e->path, s->c->layers[which]->path,
+                          e->names.backing, which + 1 == s->first, err);
     if (check_data_file(s, e->path, &e->names, err) < 0)
         return err->code;
     if (!e->names.backing)
@@ -323,12 +369,14 @@ static int judge_link(struct search *s, const char *path, const char *real,
 {
     CLEANUP(stored_names_fini) struct stored_names names = {0};
     size_t which = 0;
-    bool yes;
+    bool layer = is_layer(s->c, st, 0, s->c->n - 1, &which), yes;
 
-    if (is_layer(s->c, st, 0, s->c->n - 1, &which) || known(s, st))
-        return 0;
-    if (names_behind_link(s, path, real, &names, err) < 0 ||
-        check_data_file(s, path, &names, err) < 0)
+    if (names_behind_link(s, path, real, &names, err) < 0)
+        return err->code;
+    if (layer || known(s, st))
+        return judge_name(s, path, real, names.backing,
+                          !layer || which + 1 == s->first, err);
+    if (check_data_file(s, path, &names, err) < 0)
         return err->code;
     if (!names.backing)
         return 0;

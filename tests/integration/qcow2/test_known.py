@@ -540,6 +540,62 @@ class MergesAreRefused(MergeCase):
         os.symlink(real, link)
         return top, b1, real, link
 
+    def test_a_name_of_a_layer_above_that_is_another_image(self):
+        """From where the link stands its backing file is the one that goes."""
+        for link in (os.symlink, os.link):
+            for direction in ("up", "new", "auto"):
+                with self.subTest(link=link.__name__, direction=direction):
+                    for d in ("A", "B"):
+                        shutil.rmtree(self.path(d), ignore_errors=True)
+                        os.makedirs(self.path(d))
+                    low = self.create("B/base", MIB,
+                                      writes=["write -q -P 1 0 1M"])
+                    self.create("A/base", MIB, "../B/base",
+                                writes=["write -q -P 2 0 64k"])
+                    top = self.create("A/top", MIB, "base",
+                                      writes=["write -q -P 3 64k 64k"])
+                    link(top, self.path("B/top"))
+                    view = qtools.guest_hash(self.path("B/top"), "qcow2")
+                    self.refused(6, "B/top is a name of .*A/top", top,
+                                 "--drop", low, "--direction", direction)
+                    self.assertEqual(view, qtools.guest_hash(
+                        self.path("B/top"), "qcow2"))
+
+    def test_a_link_that_shows_another_image(self):
+        """Also of an overlay that would get another name for its layer."""
+        for name in ("top", "kid"):
+            with self.subTest(name):
+                for d in ("A", "B"):
+                    shutil.rmtree(self.path(d), ignore_errors=True)
+                    os.makedirs(self.path(d))
+                self.create("B/low", MIB, writes=["write -q -P 1 0 1M"])
+                self.create("B/mid", MIB, writes=["write -q -P 2 0 1M"])
+                mid = self.create("A/mid", MIB, "../B/low",
+                                  writes=["write -q -P 3 0 64k"])
+                top = self.create("A/top", MIB, "mid")
+                self.create("A/kid", MIB, "mid")
+                os.symlink("../A/" + name, self.path("B/" + name))
+                self.refused(6, "B/%s is a name of .*A/%s" % (name, name), top,
+                             "--drop", mid)
+                os.unlink(self.path("B/" + name))
+                # from a folder where nothing has that name it is no image
+                os.unlink(self.path("B/mid"))
+                os.symlink("../A/" + name, self.path("B/" + name))
+                r = qtools.image("merge", top, "--drop", mid)
+                self.assertEqual(r.rc, 0, str(r))
+
+    def test_an_overlay_whose_name_leads_nowhere_from_here(self):
+        """Another host, or a container, may see the layer there."""
+        b0, b1, top = self.chain3()
+        other = self.path("other")
+        qtools.must("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b",
+                    "/elsewhere/b1", "-F", "qcow2", other, "1M")
+        self.refused(6, "other may stand on .*b1", top, "--drop", b1)
+        qtools.must("qemu-img", "rebase", "-u", "-f", "qcow2", "-b",
+                    "/elsewhere/b2", "-F", "qcow2", other)
+        r = qtools.image("merge", top, "--drop", b1)
+        self.assertEqual(r.rc, 0, str(r))
+
     def test_a_child_behind_a_symbolic_link(self):
         for backing in ("b1", None):
             with self.subTest(backing=backing):
