@@ -128,6 +128,22 @@ static int check_options(const struct opts *o, const char *prefix,
     return 0;
 }
 
+/* What only a qcow2 node takes. */
+static void drop_qcow2_options(struct opts *o, const char *prefix)
+{
+    static const char *const words[] = {
+        "lazy-refcounts",       "cache-size",
+        "l2-cache-size",        "l2-cache-entry-size",
+        "refcount-cache-size",  "cache-clean-interval",
+        "pass-discard-request", "pass-discard-snapshot",
+        "pass-discard-other",   "discard-no-unref",
+        "overlap-check",        "overlap-check.template",
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(words); i++)
+        opts_del(o, key_of(prefix, words[i]).text);
+}
+
 /* Makes the format node at `prefix` one of the head's format. `word` is the
  * key of its format; without one QEMU had guessed. */
 static int change_format(struct opts *o, const char *prefix, const char *word,
@@ -149,6 +165,8 @@ static int change_format(struct opts *o, const char *prefix, const char *word,
     /* Of a raw node: the overlay has its own size, and starts at 0. */
     opts_del(o, key_of(prefix, "size").text);
     opts_del(o, key_of(prefix, "offset").text);
+    if (strcmp(disk->head_format, "raw") == 0)
+        drop_qcow2_options(o, prefix);
     return opts_set(o, key.text, disk->head_format, err);
 }
 
@@ -415,7 +433,10 @@ int launch_disk_put(struct launch_args *args, const char *cwd,
     if (strcmp(disk->attach_format, disk->head_format) == 0 &&
         launch_same_file(cwd, disk->attach_path, disk->head_path))
         return 0;
-    if (strcmp(disk->head_format, "qcow2") != 0)
+    /* the disk's first image, again; where no format is named QEMU would guess
+     * what a raw one is by what the guest wrote */
+    if (strcmp(disk->head_format, "qcow2") != 0 &&
+        (strcmp(disk->head_format, "raw") != 0 || place.kind == PLACE_VALUE))
         return err_set(err, QSTILL_E_PRECONDITION,
                        "disk %s: %s is %s, and only a qcow2 image can take the "
                        "place of %s",

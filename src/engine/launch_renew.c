@@ -174,7 +174,8 @@ void launch_renew(struct session *s)
         return;
     /* first: of a process that ends meanwhile the environment reads as empty,
      * and then its command line does, too */
-    same = start_was_ours(s->pid);
+    same = start_was_ours(s->pid) ||
+           s->rec.launcher; /* it knows, and need not keep our mark */
     if (launch_read(s->pid, &now, &err) < 0)
         return;
     same = same || is_same(was, &now);

@@ -42,7 +42,8 @@ class Restart(Case):
         heads = vm.heads()
         vm.quit()
         for d in vm.disks:
-            d.path, d.fmt = heads[d.id + "-dev"], "qcow2"
+            d.path = heads.get(d.id + "-dev") or heads[d.id]
+            d.fmt = "qcow2"
         vm.extra = ["-smbios", "type=1,serial=other"]
         vm.start()
 
@@ -132,21 +133,33 @@ class Restart(Case):
 
     def test_where_the_disks_came_from_stays(self):
         """Names of layers, and what is left when all snapshots are deleted."""
-        vm = self.tiny_vm()
+        for fmt, style, options in (
+                ("qcow2", "drive", ""), ("raw", "drive", ",l2-cache-size=1M"),
+                ("raw", "blockdev", "")):
+            with self.subTest(fmt=fmt, style=style):
+                self.comes_back(fmt + style, fmt, style, options)
+
+    def comes_back(self, name, fmt, style, options):
+        vm = self.tiny_vm(name, style=style, disks=[self.disk(
+            vm=name, fmt=fmt, size=2 * MIB, pattern=False)])
         first = vm.disks[0].path
         vm.write(vm.disks[0], 0, 1)
-        self.q("create", "vm", "one")
+        self.q("create", name, "one")
+        vm.disks[0].options = options
         self.other(vm)
-        for name in ("two", "three"):
-            self.q("create", "vm", name)
+        for snap in ("two", "three"):
+            self.q("create", name, snap)
             self.assertRegex(os.path.basename(self.head_paths(vm)[0]),
                              r"^disk0\.[a-z0-9]{12}\.qcow2$")
         vm.write(vm.disks[0], 1, 2)
-        self.q("revert", "vm", "two")
-        self.q("create", "vm", "four")
-        self.q("delete", "vm", "one", "two", "three", "four")
+        self.q("revert", name, "two")
+        self.q("create", name, "four")
+        self.q("delete", name, "one", "two", "three", "four")
         self.assertEqual([first], self.head_paths(vm))
         self.assertEqual({first}, self.disk_files(vm))
+        vm.quit()
+        self.q("start", name)
+        self.assertEqual([1, 0], content(first, fmt)[:2])
 
     def test_a_revert_is_the_first_to_see_the_other_command_line(self):
         vm = self.tiny_vm()
