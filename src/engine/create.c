@@ -138,6 +138,18 @@ static int switch_disks(struct create *c, struct qstill_error *err)
     return 0;
 }
 
+/* Whoever stops it from now on is somebody else. Without room for the journal
+ * a recovery resumes it all the same. */
+static void note_resumed(struct create *c)
+{
+    struct qstill_error ignored = {0};
+
+    if (!c->was_running)
+        return;
+    c->j.resumed = true;
+    journal_save(c->s.vmfd, &c->j, &ignored);
+}
+
 static int check_pause(struct create *c, double so_far,
                        struct qstill_error *err)
 {
@@ -219,6 +231,7 @@ static int switch_step(void *ctx, bool *done, struct qstill_error *err)
     if (create_resume_guest(c, err) < 0)
         return err->code;
     memcap_resumed(&c->mem);
+    note_resumed(c);
     *done = true;
     return check_pause(c, c->pause_ms, err);
 }

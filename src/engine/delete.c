@@ -46,7 +46,6 @@ static int commit_enter(void *ctx, struct qstill_error *err)
     c->j.op = JOURNAL_DELETE;
     c->j.phase = JOURNAL_COMMITTED;
     c->j.tag = c->tag;
-    c->j.was_running = c->s.qmp && c->s.status.running;
     c->j.tell_lost = c->any_damaged;
     c->j.ids =
         arena_array(&c->arena, t->count + t->damaged_count + 1, sizeof(char *));

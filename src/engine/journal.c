@@ -117,6 +117,7 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
     j.undone = json_in_string(&in, root, "undone", JSON_OPTIONAL);
     j.old_current = json_in_string(&in, root, "oldCurrent", JSON_OPTIONAL);
     j.was_running = json_in_bool(&in, root, "wasRunning", JSON_OPTIONAL);
+    j.resumed = json_in_bool(&in, root, "resumed", JSON_OPTIONAL);
     j.freezing = json_in_bool(&in, root, "freezing", JSON_OPTIONAL);
     j.inplace = json_in_bool(&in, root, "inplace", JSON_OPTIONAL);
     j.pid = json_in_u64(&in, root, "pid", JSON_OPTIONAL);
@@ -168,7 +169,7 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
         "{si ss ss so so sI so so so so sb sb sb sI sI sb so so so so so so so "
-        "sb so sb sb}",
+        "sb so sb sb sb}",
         "version", JOURNAL_VERSION, "op", op_names[j->op], "phase",
         phase_names[j->phase], "snapshot", json_out_string(j->snapshot), "tag",
         json_out_string(j->tag), "keepTrash", (json_int_t)j->keep_trash,
@@ -184,7 +185,7 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
         json_out_string(j->rewriting), "disks", disks_json(j), "work",
         work_json(j), "keepHidden", j->keep_hidden, "rewrites",
         json_out_strings(j->rewrites, j->rewrite_count), "tellLost",
-        j->tell_lost, "pivotLive", j->pivot_live);
+        j->tell_lost, "pivotLive", j->pivot_live, "resumed", j->resumed);
 
     /* what needs room for more than that is not to begin */
     return json_file_write(vmfd, STORE_JOURNAL, root,
@@ -200,6 +201,11 @@ void journal_forget_pivot(struct journal *j)
 {
     j->pivot_disk = j->pivot_from = j->pivot_to = j->pivot_to_format = NULL;
     j->pivot_live = false;
+}
+
+bool journal_stopped_it(const struct journal *j)
+{
+    return j->was_running && !j->resumed;
 }
 
 const char *journal_op_name(enum journal_op op)

@@ -44,7 +44,8 @@ struct journal {
     size_t id_count;      /* delete: all that go */
     char **ids;
     const char *old_current; /* vm.json's before (revert) */
-    bool was_running;        /* resume the VM when it is found paused */
+    bool was_running;        /* resume the VM when it is found paused, */
+    bool resumed;            /* but for one that was let run on since */
     bool freezing;           /* thaw the guest */
     bool inplace;            /* revert: in the running process */
     uint64_t pid, pid_start; /* QEMU's (start in clock ticks after boot): of a
@@ -90,6 +91,8 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err);
 int journal_remove(int vmfd, struct qstill_error *err);
 /* In memory. */
 void journal_forget_pivot(struct journal *j);
+/* Whether a guest that is found paused may be so because of the operation. */
+bool journal_stopped_it(const struct journal *j);
 /* What users call it: "create", ... */
 const char *journal_op_name(enum journal_op op);
 bool journal_exists(int vmfd);

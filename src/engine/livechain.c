@@ -302,24 +302,37 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
     journal_forget_pivot(j);
-    return journal_save(s->vmfd, j, err);
+    return 0;
 }
 
+/* The journal says that it is us who stop the guest, from just before that to
+ * just after it runs again. */
 static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
                           const char *to_format, struct journal *j,
                           struct qstill_error *err)
 {
+    const bool had = j->was_running, resumed = j->resumed;
     struct qstill_error second = {0};
-    bool was_running, had = j->was_running;
+    bool was_running;
 
     if (session_refresh(s, err) < 0)
         return err->code;
     was_running = s->status.running;
     j->was_running = had || was_running;
+    j->resumed = resumed && !was_running;
+    if (was_running && journal_save(s->vmfd, j, err) < 0) {
+        j->was_running = had;
+        j->resumed = resumed;
+        return err->code;
+    }
     if (was_running && qmp_stop(s->qmp, 0, err) < 0)
         return err->code;
     pivot(s, d, to, to_format, j, err);
-    if (livechain_resume(s, was_running, &second) < 0 && err->code == 0)
+    if (livechain_resume(s, was_running, &second) < 0)
+        return err->code < 0 ? err->code : (*err = second).code;
+    j->was_running = had;
+    j->resumed = resumed;
+    if (journal_save(s->vmfd, j, &second) < 0 && err->code == 0)
         *err = second;
     return err->code;
 }

@@ -121,7 +121,8 @@ static int recover_create(struct session *s, struct journal *j,
 static int recover_delete(struct session *s, struct journal *j,
                           struct buf *text, struct qstill_error *err)
 {
-    if (session_vm_is_paused(s) && livechain_resume(s, j->was_running, err) < 0)
+    if (session_vm_is_paused(s) &&
+        livechain_resume(s, journal_stopped_it(j), err) < 0)
         return err->code;
     return delete_finish(s, j, text, err);
 }

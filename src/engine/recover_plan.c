@@ -75,7 +75,7 @@ void recover_plan(int vmfd, const struct journal *j, struct buf *text)
             buf_printf(text, "finish the undo of a delete\n");
         break;
     }
-    if (j->was_running)
+    if (journal_stopped_it(j))
         buf_printf(text, "have the guest run, if it was stopped for this\n");
     if (j->freezing)
         buf_printf(text, "thaw the guest\n");

@@ -228,6 +228,20 @@ static int thaw(struct session *s, struct journal *j,
     return vmrecord_save(s->vmfd, &s->rec, err);
 }
 
+/* Whoever stops it later, or has it reset, is somebody else; or a merge, which
+ * says so. */
+static int run_once(struct session *s, struct journal *j,
+                    struct qstill_error *err)
+{
+    if (j->resumed)
+        return 0;
+    if (revert_run(s, j, err) < 0 || !j->was_running)
+        return err->code;
+    j->resumed = true;
+    j->reset = false;
+    return journal_save(s->vmfd, j, err);
+}
+
 /* Once: a new head may have been folded into a layer below it since, and its
  * file may be gone. */
 static int set_new_heads(struct session *s, const struct journal *j,
@@ -266,7 +280,7 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
     if (s->qmp)
-        revert_run(s, j, &ran);
+        run_once(s, j, &ran);
     /* the guest may run all the same, and is not to stay frozen then */
     if (thaw(s, j, &unthawed, err) < 0 || ran.code < 0) {
         if (ran.code < 0)

@@ -105,7 +105,7 @@ int unwind_resume(struct session *s, struct journal *j,
     /* of a guest that runs too: `cont` gets images back that a migration had
      * inactivated */
     if (session_refresh(s, &now) == 0)
-        livechain_resume(s, j->was_running, &now);
+        livechain_resume(s, journal_stopped_it(j), &now);
     note_error(&first, &now);
     /* whatever became of QMP: the agent has a socket of its own */
     if (thaw_journaled(s, j, first.code < 0, unthawed) < 0) {
@@ -125,7 +125,7 @@ int unwind_await(struct session *s, const struct journal *j,
     double deadline = clock_ms() + PATIENCE_MS;
     struct qstill_error now = {0};
 
-    if (!j->was_running)
+    if (!journal_stopped_it(j))
         return err->code;
     store_note(s->store,
                "QEMU of VM %s does not answer: waiting for it, since the guest "

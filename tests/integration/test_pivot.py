@@ -91,6 +91,40 @@ class Record(Case):
     def test_a_cont_by_hand_in_a_recovery(self):
         self.each_cont(self.with_half_a_snapshot, "recover")
 
+    def killed_at(self, word, vm, argv, calls, after=0):
+        (at, *_) = [i for i, c in enumerate(calls) if word in c]
+        p, _ = self.traced([argv[0], vm.name, *argv[1:]], "--at",
+                           calls[at + after].split()[0])
+        self.assertEqual(128 + signal.SIGKILL, p.returncode, p.stdout)
+
+    def test_a_guest_that_somebody_stopped_since_stays_so(self):
+        """Only who was stopped for the operation is let run again."""
+        create = ("create", "two", "--memory", "--mode", "paused")
+        delete = ("delete", "one")
+        for name, argv, word, after, wanted in (
+                ("before", delete, '"block-commit"', 1, "paused"),
+                ("stopped", delete, '"stop"', 1, "running"),
+                ("behind", create, " renameat2", 0, "paused"),
+                ("instant", create, '"stop"', 1, "running")):
+            with self.subTest(name):
+                count = self.vm_with_one("count-" + name)
+                p, calls = self.traced([argv[0], count.name, *argv[1:]],
+                                       "--at", "99999")
+                self.assertEqual(0, p.returncode, p.stdout)
+                vm = self.vm_with_one(name)
+                self.killed_at(word, vm, argv, calls, after)
+                if wanted == "paused":
+                    self.assertEqual("running", vm.state())
+                    vm.cmd("stop")
+                    self.paused_on_purpose.add(name)
+                said = self.q("recover", name, "--dry-run")["actions"]
+                self.assertEqual(wanted == "running",
+                                 any("have the guest run" in s for s in said))
+                self.q("recover", name)
+                self.assertEqual(wanted, vm.state())
+                (head,) = self.head_paths(vm)
+                self.assertEqual([1, 2], content(head, "qcow2")[:2])
+
     def test_what_the_guest_writes_after_it_is_kept(self):
         self.vm_with_one("count")
         eio = ["--errno", "EIO"]
