@@ -20,7 +20,6 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <poll.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,8 +31,8 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "launch_plan.h"
 
-#define GROUPS_MAX      1024
 #define LOG_TAIL_MAX    4096 /* read back to quote the last line */
 #define CHILD_STATUS_FD 3
 #define SLICE_MS        10
@@ -62,25 +61,6 @@ struct report {
     int value;
 };
 
-/* All that the children need, made before the first fork: they may only call
- * what is safe between fork and exec. */
-struct plan {
-    const struct qstill_launch *launch;
-    const char *const *argv;
-    const char *shell_argv[4];
-    char **env;
-    bool change_user;
-    gid_t groups[GROUPS_MAX];
-    int group_count;
-    bool wait_status;
-    const char *socket; /* the VM's QMP socket, when a launcher is told */
-    struct timespec socket_made; /* before the start; zero when missing */
-    int null_fd;
-    int log_fd;
-    off_t log_start;
-    int status_fd; /* write end */
-};
-
 /* ------------------------------------------------------------ the children */
 
 static void send_report(int fd, enum report_kind kind, enum step step,
@@ -104,7 +84,7 @@ static void default_signals(void)
     sigprocmask(SIG_SETMASK, &none, NULL);
 }
 
-static int become_user(const struct plan *p)
+static int become_user(const struct launch_plan *p)
 {
     if (!p->change_user)
         return 0;
@@ -116,7 +96,7 @@ static int become_user(const struct plan *p)
 }
 
 /* As far as we may: the engine has seen to it that QEMU can live with that. */
-static void set_limits(const struct plan *p)
+static void set_limits(const struct launch_plan *p)
 {
     for (size_t i = 0; i < p->launch->limit_count; i++) {
         const struct qstill_limit *l = &p->launch->limits[i];
@@ -148,7 +128,7 @@ static void close_others_at_exec(void)
         close_others();
 }
 
-static _Noreturn void child_exec(const struct plan *p)
+static _Noreturn void child_exec(const struct launch_plan *p)
 {
     enum step step = STEP_USER;
 
@@ -166,7 +146,7 @@ static _Noreturn void child_exec(const struct plan *p)
     _exit(127);
 }
 
-static void child_descriptors(const struct plan *p)
+static void child_descriptors(const struct launch_plan *p)
 {
     dup2(p->null_fd, STDIN_FILENO);
     dup2(p->log_fd, STDOUT_FILENO);
@@ -175,7 +155,7 @@ static void child_descriptors(const struct plan *p)
     fcntl(CHILD_STATUS_FD, F_SETFD, FD_CLOEXEC);
 }
 
-static _Noreturn void middle(const struct plan *p)
+static _Noreturn void middle(const struct launch_plan *p)
 {
     int status;
     pid_t pid;
@@ -202,166 +182,10 @@ static _Noreturn void middle(const struct plan *p)
     _exit(0);
 }
 
-/* ------------------------------------------------------------- preparation */
-
-static bool has_daemonize(const char *const *argv)
-{
-    for (; *argv; argv++)
-        if (strcmp(*argv, "-daemonize") == 0 ||
-            strcmp(*argv, "--daemonize") == 0)
-            return true;
-    return false;
-}
-
-static int plan_user(struct plan *p, struct qstill_error *err)
-{
-    const struct qstill_launch *l = p->launch;
-    struct passwd *pw;
-
-    if (l->launcher || (l->uid == geteuid() && l->gid == getegid()))
-        return 0;
-    if (geteuid() != 0) {
-        if (l->uid == geteuid())
-            return 0; /* another primary group: ours will do */
-        cli_fail(err, QSTILL_E_PERMISSION,
-                 "the VM ran as user %u and cannot be started as user %u",
-                 l->uid, (unsigned)geteuid());
-        snprintf(err->hint, sizeof(err->hint),
-                 "run the command as that user or as root");
-        return err->code;
-    }
-    p->change_user = true;
-    p->group_count = 1;
-    p->groups[0] = l->gid;
-    pw = getpwuid(l->uid);
-    if (!pw)
-        return 0;
-    p->group_count = GROUPS_MAX;
-    if (getgrouplist(pw->pw_name, l->gid, p->groups, &p->group_count) < 0)
-        return cli_fail(err, QSTILL_E_FAILED,
-                        "user %s is in more than %d groups", pw->pw_name,
-                        GROUPS_MAX);
-    return 0;
-}
-
-static bool same_name(const char *a, const char *b)
-{
-    size_t n = strcspn(a, "=");
-
-    return strncmp(a, b, n) == 0 && b[n] == '=';
-}
-
-/* Of our own environment: everything for our own user; for another only what
- * says where programs are and which language they speak. */
-static bool keep_own(const struct plan *p, const char *entry)
-{
-    static const char *const common[] = {"PATH=", "LANG=", "LC_ALL=", "TZ="};
-
-    for (const char *const *e = p->launch->env; e && *e; e++)
-        if (same_name(*e, entry))
-            return false;
-    if (!p->change_user)
-        return true;
-    for (size_t i = 0; i < ARRAY_LEN(common); i++)
-        if (strncmp(entry, common[i], strlen(common[i])) == 0)
-            return true;
-    return false;
-}
-
-/* The array is ours, its strings belong to the environment and to `launch`. */
-static int plan_env(struct plan *p, struct qstill_error *err)
-{
-    size_t room = 1, n = 0;
-
-    for (char **e = environ; *e; e++)
-        room++;
-    for (const char *const *e = p->launch->env; e && *e; e++)
-        room++;
-    p->env = calloc(room, sizeof(*p->env));
-    if (!p->env)
-        return cli_fail(err, QSTILL_E_FAILED, "out of memory");
-    for (char **e = environ; *e; e++)
-        if (keep_own(p, *e))
-            p->env[n++] = *e;
-    for (const char *const *e = p->launch->env; e && *e; e++)
-        p->env[n++] = (char *)(uintptr_t)*e;
-    return 0;
-}
-
-static int plan_files(struct plan *p, struct qstill_error *err)
-{
-    const char *log = p->launch->log;
-    struct stat st;
-
-    p->null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    if (p->null_fd < 0)
-        return cli_fail(err, QSTILL_E_FAILED, "opening /dev/null: %s",
-                        strerror(errno));
-    p->log_fd =
-        log ? open(log, O_RDWR | O_APPEND | O_CREAT | O_NOFOLLOW | O_CLOEXEC,
-                   0600)
-            : fcntl(p->null_fd, F_DUPFD_CLOEXEC, 3);
-    if (p->log_fd < 0)
-        return cli_fail(err,
-                        errno == EACCES || errno == EROFS ? QSTILL_E_PERMISSION
-                                                          : QSTILL_E_FAILED,
-                        "opening the VM's log %s: %s", log, strerror(errno));
-    if (log && fstat(p->log_fd, &st) == 0)
-        p->log_start = st.st_size;
-    return 0;
-}
-
-/* When the socket of this name was made; zero when there is none. */
-static struct timespec socket_time(const char *path)
-{
-    struct stat st;
-
-    return path && stat(path, &st) == 0 ? st.st_ctim : (struct timespec){0, 0};
-}
-
-static const char *env_value(const char *const *env, const char *name)
-{
-    for (; env && *env; env++)
-        if (same_name(name, *env))
-            return strchr(*env, '=') + 1;
-    return NULL;
-}
-
-static int plan_make(struct plan *p, const struct qstill_launch *launch,
-                     struct qstill_error *err)
-{
-    *p = (struct plan){.launch = launch, .null_fd = -1, .log_fd = -1};
-    p->status_fd = -1;
-    p->argv = launch->argv;
-    if (launch->launcher) {
-        p->shell_argv[0] = "/bin/sh";
-        p->shell_argv[1] = "-c";
-        p->shell_argv[2] = launch->launcher;
-        p->argv = p->shell_argv;
-        p->socket = env_value(launch->env, "QSTILL_QMP");
-        p->socket_made = socket_time(p->socket);
-    }
-    p->wait_status = launch->launcher || has_daemonize(launch->argv);
-    if (plan_user(p, err) < 0 || plan_env(p, err) < 0)
-        return err->code;
-    return plan_files(p, err);
-}
-
-static void plan_fini(struct plan *p)
-{
-    free(p->env);
-    if (p->null_fd >= 0)
-        close(p->null_fd);
-    if (p->log_fd >= 0)
-        close(p->log_fd);
-    if (p->status_fd >= 0)
-        close(p->status_fd);
-}
-
 /* ----------------------------------------------------------------- answers */
 
 /* The last line that was written to the log since the start, or "". */
-static void log_line(const struct plan *p, char *line, size_t size)
+static void log_line(const struct launch_plan *p, char *line, size_t size)
 {
     char tail[LOG_TAIL_MAX];
     off_t end = lseek(p->log_fd, 0, SEEK_END);
@@ -384,7 +208,7 @@ static void log_line(const struct plan *p, char *line, size_t size)
     snprintf(line, size, ": %.*s", (int)(tail + n - last), last);
 }
 
-static int failed_exit(const struct plan *p, int status,
+static int failed_exit(const struct launch_plan *p, int status,
                        struct qstill_error *err)
 {
     const char *what = p->launch->launcher ? "the launcher" : p->argv[0];
@@ -430,16 +254,16 @@ static int next_report(int fd, struct report *r, int timeout_ms)
 
 /* A QEMU that is up has made its socket anew. (To connect would take the only
  * place that there is for a client.) */
-static bool socket_is_new(const struct plan *p)
+static bool socket_is_new(const struct launch_plan *p)
 {
-    struct timespec now = socket_time(p->socket);
+    struct timespec now = launch_socket_time(p->socket);
 
     return now.tv_sec != 0 && (now.tv_sec != p->socket_made.tv_sec ||
                                now.tv_nsec != p->socket_made.tv_nsec);
 }
 
 /* The next report, or 0 when there is nothing more to wait for. */
-static int wait_report(const struct plan *p, int fd, struct report *r,
+static int wait_report(const struct launch_plan *p, int fd, struct report *r,
                        int64_t deadline)
 {
     int n;
@@ -452,7 +276,7 @@ static int wait_report(const struct plan *p, int fd, struct report *r,
     return n > 0;
 }
 
-static int read_answer(const struct plan *p, int fd, int *pid,
+static int read_answer(const struct launch_plan *p, int fd, int *pid,
                        struct qstill_error *err)
 {
     int64_t deadline =
@@ -480,7 +304,7 @@ static int read_answer(const struct plan *p, int fd, int *pid,
     return 0;
 }
 
-static int start(struct plan *p, int *pid, struct qstill_error *err)
+static int start(struct launch_plan *p, int *pid, struct qstill_error *err)
 {
     int fds[2];
     pid_t child;
@@ -510,13 +334,13 @@ static int start(struct plan *p, int *pid, struct qstill_error *err)
 int cli_launch(void *user, const struct qstill_launch *launch, int *pid,
                struct qstill_error *err)
 {
-    struct plan plan;
+    struct launch_plan plan;
     int r;
 
     (void)user;
-    r = plan_make(&plan, launch, err);
+    r = launch_plan_make(&plan, launch, err);
     if (r == 0)
         r = start(&plan, pid, err);
-    plan_fini(&plan);
+    launch_plan_fini(&plan);
     return r;
 }

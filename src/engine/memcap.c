@@ -9,11 +9,10 @@
  * precopy     `migrate` first; QEMU stops the guest when little is left and
  *             waits (pre-switchover) for us to switch the disks
  */
-#include "memcap.h"
+#include "memcap_impl.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
 
@@ -28,11 +27,8 @@
 #include "vmram.h"
 
 #define UNLIMITED      (INT64_MAX / 4) /* bytes per second */
-#define LONG_DOWNTIME  2000000         /* ms; QEMU's own maximum */
-#define PRECOPY_PASSES 6               /* then the guest has to wait */
 #define CANCEL_WAIT_MS 10000
 #define CAPTURE_END_MS 3000
-#define AGE_MAX_MS     60000
 
 static bool is_stream(const struct memcap *m)
 {
@@ -200,36 +196,7 @@ static int capture_failed(struct memcap *m, struct qstill_error *err)
     return err_set(err, QSTILL_E_FAILED, "the memory's stream ended early");
 }
 
-int memcap_ready(struct memcap *m, bool *ready, struct qstill_error *err)
-{
-    struct capture_status st;
-
-    capture_poll(m->cap, &st);
-    if (st.complete && !st.ready)
-        return capture_failed(m, err);
-    *ready = st.ready || is_stream(m);
-    return 0;
-}
-
-/* ----------------------------------------------------------------- precopy */
-
-/* The RAM that is looked at behind TCG. */
-static int check_amended(struct memcap *m, struct qstill_error *err)
-{
-    return m->source_count > 0 ? vmram_check(m->s, &m->ram, err) : 0;
-}
-
-int memcap_precopy_start(struct memcap *m, struct qstill_error *err)
-{
-    /* And before there is a migration, which not every RAM survives. */
-    if (check_amended(m, err) < 0 ||
-        qmp_migrate_start(m->s->qmp, STREAM_FD_NAME, err) < 0)
-        return err->code;
-    m->migrating = m->precopied = true;
-    return 0;
-}
-
-static int migration_failed(struct memcap *m, const struct qmp_migration *mig,
+int memcap_migration_failed(struct memcap *m, const struct qmp_migration *mig,
                             struct qstill_error *err)
 {
     double deadline = clock_ms() + CAPTURE_END_MS;
@@ -250,91 +217,20 @@ static int migration_failed(struct memcap *m, const struct qmp_migration *mig,
                    mig->status, *mig->error ? ": " : "", mig->error);
 }
 
-/* Passes that do not converge: let the guest wait for the last one. */
-static int push_precopy(struct memcap *m, const struct qmp_migration *mig,
-                        uint32_t max_pause_ms, struct qstill_error *err)
+int memcap_check_amended(struct memcap *m, struct qstill_error *err)
 {
-    struct qmp_parameter p = {"downtime-limit", LONG_DOWNTIME};
-
-    if (mig->ram_passes < PRECOPY_PASSES || m->precopy_since_pass)
-        return 0;
-    if (max_pause_ms)
-        p.value = max_pause_ms;
-    m->precopy_since_pass = mig->ram_passes;
-    return qmp_migrate_set_parameters(m->s->qmp, &p, 1, err);
+    return m->source_count > 0 ? vmram_check(m->s, &m->ram, err) : 0;
 }
 
-/* We may look long after the guest was stopped; a clock that was set meanwhile
- * is not believed. */
-static void note_stop(struct memcap *m, const struct qmp_event *event)
+int memcap_ready(struct memcap *m, bool *ready, struct qstill_error *err)
 {
-    double age = clock_unix_ms() - ((double)event->seconds * 1e3 +
-                                    (double)event->microseconds / 1e3);
+    struct capture_status st;
 
-    if (strcmp(event->name, "STOP") == 0)
-        m->precopy_stop_ms =
-            clock_ms() - (age > 0 && age < AGE_MAX_MS ? age : 0);
-}
-
-/* The STOP that came with the end may still be queued. */
-static int find_stop(struct memcap *m, double *stop_ms,
-                     struct qstill_error *err)
-{
-    static const char *const wanted[] = {"STOP", NULL};
-    struct qmp_event event;
-    bool found = true;
-
-    for (int i = 0; found && i < QSTILL_QMP_EVENTS_MAX; i++) {
-        if (qmp_wait_event(m->s->qmp, wanted, 0, &event, &found, err) < 0)
-            return err->code;
-        if (found)
-            note_stop(m, &event);
-    }
-    *stop_ms = m->precopy_stop_ms > 0 ? m->precopy_stop_ms : clock_ms();
+    capture_poll(m->cap, &st);
+    if (st.complete && !st.ready)
+        return capture_failed(m, err);
+    *ready = st.ready || is_stream(m);
     return 0;
-}
-
-/* QEMU's own stop has another state. */
-static int look_who_stopped(struct memcap *m, bool *by_others,
-                            struct qstill_error *err)
-{
-    struct qmp_status status;
-
-    if (qmp_status_read(m->s->qmp, &status, err) < 0)
-        return err->code;
-    *by_others = strcmp(status.state, "paused") == 0;
-    return 0;
-}
-
-int memcap_precopy_stopped(struct memcap *m, uint32_t max_pause_ms,
-                           double *stop_ms, bool *by_others,
-                           struct qstill_error *err)
-{
-    CLEANUP(qmp_migration_fini) struct qmp_migration mig = QMP_MIGRATION_INIT;
-    static const char *const wanted[] = {"MIGRATION", "STOP", NULL};
-    struct qmp_event event;
-    bool found = false;
-
-    *stop_ms = 0;
-    *by_others = false;
-    if (qmp_wait_event(m->s->qmp, wanted, 20, &event, &found, err) < 0 ||
-        qmp_migration_read(m->s->qmp, &mig, err) < 0)
-        return err->code;
-    if (found)
-        note_stop(m, &event);
-    switch (mig.state) {
-    case QMP_MIGRATION_PRE_SWITCHOVER:
-        return find_stop(m, stop_ms, err);
-    case QMP_MIGRATION_FAILED:
-    case QMP_MIGRATION_CANCELLED:
-    case QMP_MIGRATION_COMPLETED:
-        return migration_failed(m, &mig, err);
-    default:
-        if (found && strcmp(event.name, "STOP") == 0 &&
-            look_who_stopped(m, by_others, err) < 0)
-            return err->code;
-        return push_precopy(m, &mig, max_pause_ms, err);
-    }
 }
 
 /* ----------------------------------------------------------------- instant */
@@ -356,7 +252,7 @@ int memcap_instant(struct memcap *m, struct qstill_error *err)
 {
     if (m->mode == MODE_PRECOPY) {
         /* No device is plugged in while a migration is under way. */
-        if (check_amended(m, err) < 0)
+        if (memcap_check_amended(m, err) < 0)
             return err->code;
         m->continued = true;
         return qmp_migrate_continue(m->s->qmp, err);
@@ -390,7 +286,7 @@ static int migration_over(struct memcap *m, bool *over,
         stream_settle(m->s->pid);
     if (mig.state == QMP_MIGRATION_FAILED ||
         mig.state == QMP_MIGRATION_CANCELLED)
-        return migration_failed(m, &mig, err);
+        return memcap_migration_failed(m, &mig, err);
     if (mig.state == QMP_MIGRATION_COMPLETED) {
         m->migrating = false;
         *over = true;

@@ -11,6 +11,9 @@
 
 struct session;
 
+/* In the environment of what an operation starts. */
+#define START_TAG_KEY "QSTILL_OPERATION"
+
 /* What the next start opens instead of the recorded heads. */
 struct start_head {
     const char *disk;
