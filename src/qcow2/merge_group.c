@@ -414,7 +414,7 @@ int group_undo(struct merge_group *g, struct qstill_error *err)
     else if (g->kind != MERGE_IN_PLACE && g->phase != PHASE_BEGIN)
         return err_set(err, QSTILL_E_FAILED,
                        "%s is partly written over: the merge can only go on, "
-                       "as the next command here or qstill recover does",
+                       "as the next one here does",
                        g->target->path);
     else if (g->kind != MERGE_INTO_RAW)
         r = undo_in_place(g, err);

@@ -62,6 +62,12 @@ static enum state state_of(const struct merge_record *r,
         return STATE_NEW;
     if (h->l1_offset == r->old_l1 && strcmp(h->backing, r->old_backing) == 0)
         return STATE_OLD;
+    /* its L1 table has moved, as in a resize; the new one would have come with
+     * the new name in one sector */
+    if (r->kind == MERGE_IN_PLACE &&
+        strcmp(r->old_backing, r->new_backing) != 0 &&
+        strcmp(h->backing, r->old_backing) == 0)
+        return STATE_OLD;
     return STATE_UNKNOWN;
 }
 

@@ -9,8 +9,8 @@ int torn_refuse(const char *name, struct qstill_error *err)
             "%s was being folded into when that broke off: by itself it is "
             "neither old nor new",
             name);
-    return err_hint(err, "the image above it is right; the same merge, or "
-                         "qstill recover, ends it");
+    return err_hint(err, "the image above it is right; the same merge ends "
+                         "it (qstill recover, where it is a VM's)");
 }
 
 static int put(const struct io *io, int fd, const char *name,

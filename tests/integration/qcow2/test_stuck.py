@@ -368,6 +368,28 @@ class OneMergeThatCannotEnd(Stuck):
         self.assertFalse(os.path.exists(d))
         self.assertEqual(["u", "v"], sorted(os.listdir(self.path("q"))))
 
+    def test_a_resize_before_the_flip(self):
+        """It moves the L1 table; the old backing name says what was done."""
+        undone = 0
+        for nth in range(1, 9):
+            for n in os.listdir(self.dir):
+                os.unlink(self.path(n))
+            d, u = self.pair()
+            if not self.killed(u, d, "up", "fsync,fdatasync", nth):
+                break
+            said = qtools.must("qemu-img", "info", "--output=json", u).out
+            if "backing-filename" not in said or not [
+                    n for n in os.listdir(self.dir) if "journal" in n or
+                    n.startswith(".qstill")]:
+                continue
+            undone += 1
+            qtools.must("qemu-img", "resize", "-q", "-f", "qcow2", u, "8T")
+            r = self.merge(u, "--drop", d, "--direction", "up")
+            self.assertEqual(r.rc, 0, str(r))
+            self.shows(u, 1, 2)
+            self.assertEqual(["u"], os.listdir(self.dir))
+        self.assertGreater(undone, 0)
+
     def test_the_same_command_again(self):
         """Layers that are no neighbours are two merges: one may be over."""
         layers = ("a", "b", "c", "d", "e")
