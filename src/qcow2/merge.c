@@ -233,6 +233,25 @@ const struct merge_estimate *merge_estimate(const struct merge *m)
     return &m->estimate;
 }
 
+/* What other programs keep in a header, and nobody here can join. */
+static int describe_lost_headers(const struct merge_group *g, struct buf *out)
+{
+    for (size_t i = g->upper; i <= g->last; i++) {
+        const struct image *img = g->chain->layers[i];
+        const struct qcow2_header *h = &img->info.header;
+
+        if (i == g->t || !image_is_qcow2(img) ||
+            (h->other.len == 0 && (h->compatible & ~QCOW2_COMPAT_LAZY) == 0))
+            continue;
+        if (buf_printf(out,
+                       "header extensions of %s that are not known here are "
+                       "not kept\n",
+                       img->path) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 static int describe_group(const struct merge_group *g, struct buf *out)
 {
     const struct chain *c = g->chain;
@@ -250,7 +269,8 @@ static int describe_group(const struct merge_group *g, struct buf *out)
         return -1;
     if (buf_puts(out, "\n") < 0 ||
         (g->join.lost.len > 0 &&
-         buf_append(out, g->join.lost.data, g->join.lost.len) < 0))
+         buf_append(out, g->join.lost.data, g->join.lost.len) < 0) ||
+        describe_lost_headers(g, out) < 0)
         return -1;
     for (size_t i = g->upper; g->main && !g->m->output && i <= g->last; i++)
         if (strcmp(c->layers[i]->path, g->result) != 0 &&

@@ -10,6 +10,7 @@ clusters, names, permissions, bitmaps, children, refusals.
 import os
 import random
 import shutil
+import struct
 import subprocess
 import unittest
 
@@ -297,6 +298,32 @@ class NothingButTheLayerGoes(MergeCase):
                              writes=["write -q -P 3 64k 64k"])
             return [b0, b1, b2], [b1], []
         self.merge_each(build)
+
+    def test_unknown_header_extensions_are_kept_or_told(self):
+        b0 = self.create("b0", MIB)
+        b1 = self.create("b1", MIB, "b0", writes=["write -q -P 2 0 512k"])
+        top = self.create("top", MIB, "b1", writes=["write -q -P 3 64k 64k"])
+        with open(top, "r+b") as f:
+            head = f.read(4096)
+            at, n = struct.unpack(">QI", head[8:20])
+            end = at - 8  # the end mark
+            f.seek(end)
+            f.write(struct.pack(">IIQII", 0x12345678, 8, 42, 0, 0))
+            f.seek(2048)
+            f.write(head[at:at + n])
+            f.seek(8)
+            f.write(struct.pack(">Q", 2048))
+        self.assertEqual(head[end:at], bytes(8))
+        for direction in ("down", "new"):
+            r = qtools.image("merge", top, "--drop", b1, "--direction",
+                             direction, "--dry-run")
+            self.assertEqual(r.rc, 0, str(r))
+            self.assertRegex(r.out + r.err, "extensions of .*top that .*not kept")
+        r = qtools.image("merge", top, "--drop", b1, "--direction", "up", "-v")
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertNotIn("not kept", r.out + r.err)
+        with open(top, "rb") as f:
+            self.assertIn(struct.pack(">IIQ", 0x12345678, 8, 42), f.read(4096))
 
     def test_names_with_needless_slashes_and_dots(self):
         """".//b0" is no "/b0"."""
