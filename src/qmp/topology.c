@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/buf.h"
+#include "base/cleanup.h"
 #include "base/sum.h"
 #include "client.h"
 #include "field.h"
@@ -216,4 +217,23 @@ int qmp_topology_read(struct qstill_qmp *q, struct qmp_names *out,
     *out = names;
     names = (struct qmp_names)QMP_NAMES_INIT;
     return 0;
+}
+
+bool qmp_topology_same(const char *a, const char *b)
+{
+    static const char *const written[] = {"/PIIX4_PM"}; /* smb_io_base */
+    const char *sum = strstr(a, " #");
+    size_t len = sum ? (size_t)(sum - a) : strlen(a);
+
+    if (strcmp(a, b) == 0)
+        return true;
+    if (strncmp(a, b, len) != 0 || strncmp(b + len, " #", 2) != 0)
+        return false;
+    for (size_t i = 0; i < ARRAY_LEN(written); i++) {
+        const char *type = strstr(a, written[i]);
+
+        if (type && strcspn(type + 1, ",@ ") == strlen(written[i]) - 1)
+            return true;
+    }
+    return false;
 }

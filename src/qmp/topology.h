@@ -6,6 +6,8 @@
 #ifndef QSTILL_QMP_TOPOLOGY_H
 #define QSTILL_QMP_TOPOLOGY_H
 
+#include <stdbool.h>
+
 #include "qmp/migrate.h"
 
 /*
@@ -15,6 +17,11 @@
  */
 int qmp_topology_read(struct qstill_qmp *q, struct qmp_names *out,
                       struct qstill_error *err);
+
+/* Whether two lines are of the same device. Some have properties that are
+ * registers, which the guest (or its firmware) writes: their sums say nothing.
+ */
+bool qmp_topology_same(const char *a, const char *b);
 
 /* The devices of the text of `info qtree`, appended; for tests, too. FAILED
  * when there are none in it. */

@@ -5,6 +5,7 @@ the VM is attached already."""
 
 import json
 import os
+import re
 import time
 
 from lib import image
@@ -133,6 +134,21 @@ class Devices(Case):
         # Nobody is left who has it.
         with self.nothing_changes(self.vm):
             self.q.fails("precondition", says, "revert", "vm", "one")
+
+    def test_a_register_that_the_firmware_sets_is_no_other_device(self):
+        """smb_io_base of PIIX4_PM, a property in `info qtree`."""
+        def register():
+            tree = vm.hmp("info qtree")
+            return re.search(r"smb_io_base = .*", tree).group()
+        vm = self.tiny_vm(paused=True)
+        before = register()
+        self.q("create", "vm", "one", "--memory")
+        vm.cmd("cont")
+        deadline = time.monotonic() + 30
+        while register() == before:
+            self.assertLess(time.monotonic(), deadline)
+        self.assertEqual("inplace", self.q("revert", "vm", "one",
+                                           "--start")["restore"])
 
     def test_a_cpu_that_was_plugged_in_is_not_either(self):
         self.vm = self.tiny_vm(extra=["-smp", "1,maxcpus=2"])
