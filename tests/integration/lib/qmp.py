@@ -73,8 +73,11 @@ class LineSocket:
 class QMP(LineSocket):
     def __init__(self, path, timeout=20):
         super().__init__(path, timeout)
-        self.greeting = json.loads(self.line())
         self.events = []
+        self.greeting = json.loads(self.line())
+        while "QMP" not in self.greeting:  # QEMU 7.2 may tell an event first
+            self.events.append(self.greeting)
+            self.greeting = json.loads(self.line())
         self.cmd("qmp_capabilities")
 
     def cmd(self, name, timeout=None, **args):
