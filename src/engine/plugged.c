@@ -138,6 +138,78 @@ static int check(struct session *s, const struct qmp_names *now,
     return 0;
 }
 
+/* ------------------------------------------------------------ without an id */
+
+static bool is_nameless(const char *line, const char *type)
+{
+    const char *is = strchr(line, '/');
+    size_t len = strlen(type);
+
+    return is && strncmp(is + 1, type, len) == 0 && is[1 + len] != ',' &&
+           strcspn(is + 1, "@ ") == len;
+}
+
+static size_t count_nameless(char *const *lines, size_t count, const char *type)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < count; i++)
+        n += is_nameless(lines[i], type);
+    return n;
+}
+
+/* Of that type, plugged in since the start. */
+static int count_late_nameless(struct session *s, const struct qmp_devices *all,
+                               const char *type, size_t *out,
+                               struct qstill_error *err)
+{
+    *out = 0;
+    for (size_t i = 0; i < all->count; i++) {
+        const struct qmp_device *d = &all->items[i];
+        bool late = false;
+
+        if (*d->id || strcmp(d->type, type) != 0)
+            continue;
+        if (qmp_qom_get_bool(s->qmp, d->path, "hotplugged", &late, err) < 0)
+            return err->code;
+        *out += late;
+    }
+    return 0;
+}
+
+/* One is as good as another of its type: there must be as many. `wanted` NULL:
+ * those that the VM has. */
+static int check_nameless(struct session *s, const struct qmp_names *now,
+                          char *const *wanted, size_t count, bool disks,
+                          struct qstill_error *err)
+{
+    CLEANUP(qmp_devices_fini) struct qmp_devices all = QMP_DEVICES_INIT;
+
+    if (qmp_devices_read(s->qmp, &all, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < all.count; i++) {
+        const char *type = all.items[i].type;
+        size_t has = count_nameless(now->items, now->count, type), late;
+        size_t needs = wanted ? count_nameless(wanted, count, type) : has;
+        char line[ID_MAX];
+
+        snprintf(line, sizeof(line), "/%s", type);
+        if (*all.items[i].id || has == 0 || (!disks && is_disk(line)))
+            continue;
+        if (count_late_nameless(s, &all, type, &late, err) < 0)
+            return err->code;
+        if (late == 0 || needs + late <= has)
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION,
+                "%zu of %zu devices %s without an id were plugged in, and are "
+                "not on the command line of QEMU",
+                late, has, type);
+        return err_hint(err, "start the VM with them, or attach it with a "
+                             "--launcher CMD that does");
+    }
+    return 0;
+}
+
 /* CPUs are on no bus, and in no line. */
 static bool is_cpu(const struct qmp_device *d)
 {
@@ -198,7 +270,8 @@ int plugged_check(struct session *s, const struct manifest *m,
     if (!is_launched(s))
         return 0;
     if (qmp_topology_read(s->qmp, &now, err) < 0 ||
-        check(s, &now, m->devices, m->device_count, true, err) < 0)
+        check(s, &now, m->devices, m->device_count, true, err) < 0 ||
+        check_nameless(s, &now, m->devices, m->device_count, true, err) < 0)
         return err->code;
     return m->vcpus ? check_cpus(s, m->vcpus, err) : 0;
 }
@@ -210,7 +283,8 @@ int plugged_check_now(struct session *s, struct qstill_error *err)
     if (!is_launched(s))
         return 0;
     if (qmp_topology_read(s->qmp, &now, err) < 0 ||
-        check(s, &now, now.items, now.count, false, err) < 0)
+        check(s, &now, now.items, now.count, false, err) < 0 ||
+        check_nameless(s, &now, NULL, 0, false, err) < 0)
         return err->code;
     return check_cpus(s, 0, err);
 }

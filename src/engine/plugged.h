@@ -15,8 +15,8 @@ struct session;
 /*
  * Whether a start from the recorded command line would make the snapshot's
  * devices and CPUs: PRECONDITION names what it would not. Devices are known by
- * their ids, so one that was plugged in without is not found. Of a VM that
- * answers.
+ * their ids; of those without one there must be enough of each type. Of a VM
+ * that answers.
  */
 int plugged_check(struct session *s, const struct manifest *m,
                   struct qstill_error *err);

@@ -135,6 +135,24 @@ class Devices(Case):
         with self.nothing_changes(self.vm):
             self.q.fails("precondition", says, "revert", "vm", "one")
 
+    def test_one_without_an_id(self):
+        self.vm = self.tiny_vm(extra=["-device", "virtio-rng-pci"])
+        self.assertTrue(self.q.check("vm", "--memory")["ok"])
+        self.q("create", "vm", "before", "--memory")
+        self.vm.cmd("device_add", driver="virtio-rng-pci")
+        problems = self.q.check("vm", "--memory")["problems"]
+        self.assertEqual(["plugged-device"], [p["code"] for p in problems])
+        says = "1 of 2 devices virtio-rng-pci without an id were plugged in"
+        self.assertIn(says, problems[0]["message"])
+        self.q("create", "vm", "one", "--memory")
+        for how in ("eager", "mapped"):
+            with self.subTest(how=how), self.nothing_changes(self.vm):
+                self.q.fails("precondition", says, "revert", "vm", "one",
+                             "--restore", how)
+        self.assertEqual("inplace", self.q("revert", "vm", "one")["restore"])
+        self.assertEqual("eager", self.q("revert", "vm", "before", "--restore",
+                                         "eager")["restore"])
+
     def test_a_register_that_the_firmware_sets_is_no_other_device(self):
         """smb_io_base of PIIX4_PM, a property in `info qtree`."""
         def register():
