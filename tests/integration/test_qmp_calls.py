@@ -14,7 +14,7 @@ from lib.case import BUILD, QEMU, QEMU_VERSION, Case
 from lib.qmp import QMP
 
 MIB = 1 << 20
-READY, CONCLUDED = 1, 2
+READY, CONCLUDED = 1, 3
 NONE, ACTIVE, PRE_SWITCHOVER, COMPLETED, FAILED, CANCELLED = range(6)
 
 
