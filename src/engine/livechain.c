@@ -226,7 +226,7 @@ int livechain_resume(struct session *s, bool was_running,
     if (!was_running)
         return 0;
     /* shut down, say: nobody owes it a `cont`, and QEMU would refuse */
-    if (session_refresh(s, err) < 0)
+    if (qmp_status_read(s->qmp, &s->status, err) < 0)
         return err->code;
     if (ready_has_halted(s) && strcmp(s->status.state, "internal-error") != 0) {
         store_note(s->store, "VM %s has halted by itself (%s) and stays so",
