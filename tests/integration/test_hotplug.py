@@ -365,13 +365,7 @@ class Spare(Case):
     def test_a_launcher_that_does_not_plug_it(self):
         """Nobody can tell before: the disks are the old ones."""
         vm = self.tiny_vm(attach=False, extra=["-m", "8M,slots=4,maxmem=1G"])
-        script = os.path.join(self.tmp, "run")
-        with open(script, "w") as f:
-            f.write("import json, os, subprocess\n"
-                    "argv = json.loads(os.environ['QSTILL_ARGV_JSON'])\n"
-                    "subprocess.Popen(argv, stdin=subprocess.DEVNULL,\n"
-                    "                 start_new_session=True)\n")
-        self.attach(vm, "--launcher", "exec python3 " + script)
+        self.attach(vm, *self.launcher())
         plug(vm, "d0")
         self.q("create", "vm", "one", "--memory")
         failure = self.q.fails("failed", "QEMU did not take the memory",

@@ -149,12 +149,7 @@ class Preflight(Case):
         vm = self.tiny_vm(attach=False, extra=["-m", "8M,slots=4,maxmem=1G"])
         plug = ["-object", "memory-backend-ram,id=d0,size=128M",
                 "-device", "pc-dimm,id=dimm0,memdev=d0"]
-        script = os.path.join(self.tmp, "run")
-        self.write(script, "import json, os, subprocess\n"
-                   "argv = json.loads(os.environ['QSTILL_ARGV_JSON'])\n"
-                   "subprocess.Popen(argv + %r, stdin=subprocess.DEVNULL,\n"
-                   "                 start_new_session=True)\n" % plug)
-        self.attach(vm, "--launcher", "exec python3 " + script)
+        self.attach(vm, *self.launcher(more=plug))
         self.plug(vm, "0")
         self.q("create", "vm", "one", "--memory")
         pid = vm.pid()

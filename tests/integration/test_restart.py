@@ -2,6 +2,7 @@
 """What a VM that is started again is started with: the command line and the
 limits that its QEMU had last, not those of the attach or of the caller."""
 
+import json
 import os
 import resource
 import subprocess
@@ -78,15 +79,8 @@ class Restart(Case):
         limits of its own."""
         def before():
             resource.setrlimit(resource.RLIMIT_CPU, (3600, 3600))
-        script = os.path.join(self.tmp, "run")
-        with open(script, "w") as f:
-            f.write("import json, os, subprocess\n"
-                    "argv = json.loads(os.environ['QSTILL_ARGV_JSON'])\n"
-                    "subprocess.Popen(argv, stdin=subprocess.DEVNULL,\n"
-                    "                 start_new_session=True)\n")
-        for name, launcher, wanted in (
-                ("own", (), 6),
-                ("by", ("--launcher", "exec python3 " + script), 0)):
+        for name, launcher, wanted in (("own", (), 6),
+                                       ("by", self.launcher(), 0)):
             with self.subTest(name):
                 vm = self.tiny_vm(name, attach=False)
                 self.attach(vm, *launcher)
@@ -130,6 +124,23 @@ class Restart(Case):
         self.assertNotIn("-incoming", self.argv(vm))
         head = vm.heads()["disk0-dev"]
         self.assertEqual(1, content(head, "qcow2")[0])
+
+    def test_what_a_launcher_starts_is_no_owners_command_line(self):
+        """Also where QEMU has not our environment, as from a service
+        manager."""
+        vm = self.tiny_vm(attach=False)
+        self.attach(vm, *self.launcher(before=["env", "-i",
+                                               "PATH=/usr/bin:/bin"]))
+        self.q("create", "vm", "one", "--memory")
+        with open(os.path.join(self.store, "vm", "vm.json")) as f:
+            argv = json.load(f)["launch"]["argv"]
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertIn("-incoming", self.argv(vm))
+        self.q("create", "vm", "two")
+        self.q("delete", "vm", "one")
+        with open(os.path.join(self.store, "vm", "vm.json")) as f:
+            self.assertEqual(argv, json.load(f)["launch"]["argv"])
+        self.assertTrue(self.q.check("vm")["ok"])
 
     def test_where_the_disks_came_from_stays(self):
         """Names of layers, and what is left when all snapshots are deleted."""

@@ -312,6 +312,18 @@ class Case(unittest.TestCase):
             args += ["--agent", vm.agent]
         return self.q(*args, *more)
 
+    def launcher(self, before=(), more=()):
+        """Options of `attach`: a command that starts QEMU with the words
+        `before` in front of its command line and `more` behind."""
+        script = os.path.join(self.tmp, "launcher")
+        with open(script, "w") as f:
+            f.write("import json, os, subprocess\n"
+                    "argv = json.loads(os.environ['QSTILL_ARGV_JSON'])\n"
+                    "subprocess.Popen(%r + argv + %r, start_new_session=True,\n"
+                    "                 stdin=subprocess.DEVNULL)\n" % (
+                        list(before), list(more)))
+        return "--launcher", "exec python3 " + script
+
     # ------------------------------------------------------- what must be true
 
     def goes_on(self, vm, since=None, count=3, **kw):
