@@ -105,6 +105,12 @@ class Devices(Case):
     def plug(self, name):
         self.vm.cmd("device_add", driver="virtio-rng-pci", id=name)
 
+    def not_in_a_new_process(self, says):
+        for how in ("eager", "mapped"):
+            with self.subTest(how=how), self.nothing_changes(self.vm):
+                self.q.fails("precondition", says, "revert", "vm", "one",
+                             "--restore", how)
+
     def test_one_that_was_plugged_in_is_not_in_a_new_process(self):
         self.vm = self.tiny_vm()
         self.q("create", "vm", "before", "--memory")
@@ -145,10 +151,7 @@ class Devices(Case):
         says = "1 of 2 devices virtio-rng-pci without an id were plugged in"
         self.assertIn(says, problems[0]["message"])
         self.q("create", "vm", "one", "--memory")
-        for how in ("eager", "mapped"):
-            with self.subTest(how=how), self.nothing_changes(self.vm):
-                self.q.fails("precondition", says, "revert", "vm", "one",
-                             "--restore", how)
+        self.not_in_a_new_process(says)
         self.assertEqual("inplace", self.q("revert", "vm", "one")["restore"])
         self.assertEqual("eager", self.q("revert", "vm", "before", "--restore",
                                          "eager")["restore"])
@@ -179,10 +182,7 @@ class Devices(Case):
         says = "1 of 2 CPUs were plugged in, and are not on the command line"
         self.assertIn(says, problems[0]["message"])
         self.q("create", "vm", "one", "--memory")
-        for how in ("eager", "mapped"):
-            with self.subTest(how=how), self.nothing_changes(self.vm):
-                self.q.fails("precondition", says, "revert", "vm", "one",
-                             "--restore", how)
+        self.not_in_a_new_process(says)
         self.assertEqual("inplace", self.q("revert", "vm", "one")["restore"])
         self.assertEqual("mapped",
                          self.q("revert", "vm", "before")["restore"])
