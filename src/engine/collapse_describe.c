@@ -44,6 +44,8 @@ static struct price guess(const struct step *st)
     else if (st->first->children == 1)
         p.freed = p.moved;
     p.seconds = (double)p.moved / JOB_RATE;
+    if (st->kind == STEP_PULL_LIVE)
+        p.seconds += (double)collapse_walk(st) / JOB_RATE;
     return p;
 }
 

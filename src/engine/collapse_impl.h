@@ -56,6 +56,9 @@ struct collapse {
 
 /* collapse_plan.c: what can be done about one layer. */
 struct step collapse_step(struct collapse *c, struct layer *l);
+/* QEMU's stream goes through all of the disk, whatever of it is allocated: the
+ * bytes that could be moved in that time (1 TiB takes about 5 s). */
+uint64_t collapse_walk(const struct step *st);
 /* Whether it is hidden and nobody's. */
 bool collapse_is_idle(const struct layer *l);
 /* Whether merging a layer into all that share it costs more room than it gives

@@ -105,13 +105,18 @@ static const char *upper_holder(const struct collapse *c, const struct step *st)
                         l->other);
 }
 
+uint64_t collapse_walk(const struct step *st)
+{
+    return st->child->node_size / 1000;
+}
+
 static struct step live_choice(struct collapse *c, struct step st)
 {
     /* QEMU would write to a torn one, and not open it the next time */
     if (st.child->head && !st.last->torn &&
         (st.last->first_image ||
-         (st.first->children == 1 && !liveswap_made(st.last) &&
-          st.child->allocated <= run_bytes(&st)))) {
+         (st.first->children == 1 &&
+          st.child->allocated <= run_bytes(&st) + collapse_walk(&st)))) {
         st.kind = STEP_FOLD_LIVE;
         return st.first->children == 1
                    ? st
@@ -120,10 +125,10 @@ static struct step live_choice(struct collapse *c, struct step st)
     if (!leave_first_image(&st))
         return nothing("the disk's first image takes a frozen layer in when "
                        "the VM is off");
-    st.kind =
-        !st.child->head && st.child->owner && liveswap_possible(c->s, st.child)
-            ? STEP_SWAP_LIVE
-            : STEP_PULL_LIVE;
+    st.kind = !st.child->head && st.child->owner &&
+                      liveswap_possible(&c->all, st.child)
+                  ? STEP_SWAP_LIVE
+                  : STEP_PULL_LIVE;
     return st;
 }
 

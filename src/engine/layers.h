@@ -45,11 +45,13 @@ struct layer {
                           another VM of the store */
     /* of a running VM, see livechain_mark() */
     const char *node;    /* QEMU has it open in the live chain of its disk */
+    uint64_t node_size;  /* its virtual size there, bytes */
     struct layer *above; /* the layer that reads it there; NULL for the head */
 };
 
 struct layers {
     const char *unsure; /* why others may stand on any of them, or NULL */
+    bool swaps;         /* see qmp_swap_works(); livechain_mark() */
     size_t count;
     struct layer *items; /* strings in the session's arenas */
     size_t cap;

@@ -72,7 +72,8 @@ int livechain_mark(struct session *s, struct layers *all,
         all->items[i].node = NULL, all->items[i].above = NULL;
     if (!s->qmp)
         return 0;
-    if (qmp_graph_read(s->qmp, &g, err) < 0)
+    if (qmp_swap_works(s->qmp, &all->swaps, err) < 0 ||
+        qmp_graph_read(s->qmp, &g, err) < 0)
         return err->code;
     for (size_t i = 0; i < s->rec.disk_count; i++) {
         const struct qmp_node *head = head_node(s, &g, &s->rec.disks[i]);
@@ -88,6 +89,7 @@ int livechain_mark(struct session *s, struct layers *all,
             l->node = arena_strdup(&s->rec.arena, chain[k]->name);
             if (!l->node)
                 return err_nomem(err);
+            l->node_size = chain[k]->virtual_size;
             l->above = above;
             above = l;
         }

@@ -47,7 +47,7 @@ int livechain_pull(struct session *s, struct vm_disk *d,
 int livechain_settle_pull(struct session *s, struct journal *j,
                           struct qstill_error *err);
 
-/* Sets `node` and `above` of all layers. */
+/* Sets what layers.h has of a running VM. */
 int livechain_mark(struct session *s, struct layers *all,
                    struct qstill_error *err);
 /* The node of the disk's live chain that has `path` open, or NULL. */

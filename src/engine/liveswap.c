@@ -23,25 +23,11 @@
 #define OUR_NODES "qs"
 #define NEW_NODES "qsm-"
 
-static bool is_ours(const char *node)
-{
-    return strncmp(node, OUR_NODES, strlen(OUR_NODES)) == 0;
-}
-
-bool liveswap_made(const struct layer *layer)
-{
-    return layer->node &&
-           strncmp(layer->node, NEW_NODES, strlen(NEW_NODES)) == 0;
-}
-
-bool liveswap_possible(struct session *s, const struct layer *layer)
+bool liveswap_possible(const struct layers *all, const struct layer *layer)
 {
     const struct layer *above = layer->above;
-    struct vm_disk *d = vmrecord_disk(&s->rec, layer->disk);
 
-    return d && above && above->node && is_ours(above->node) &&
-           layer_is_qcow2(above->format) &&
-           (!above->head || launch_discard(s, d));
+    return all->swaps && above && above->node && layer_is_qcow2(above->format);
 }
 
 /* ---------------------------------------------------------------- QEMU's part
@@ -64,21 +50,28 @@ static int add_node(struct session *s, const struct qmp_node *old,
     return qmp_blockdev_add(s->qmp, &b, err);
 }
 
+/* By QEMU's stable command where all options are known. `backing` may be NULL:
+ * as it is. */
 static int reopen_above(struct session *s, const struct vm_disk *d,
-                        const struct qmp_node *above, const char *node,
-                        bool read_only, struct qstill_error *err)
+                        const struct journal *j, const struct qmp_node *above,
+                        const char *backing, bool read_only,
+                        struct qstill_error *err)
 {
+    const char *discard = launch_discard(s, d);
     struct qmp_blockdev b = {.node = above->name,
                              .driver = "qcow2",
                              .file_node = above->file->name,
-                             .backing = node,
+                             .backing = backing ? backing : above->below->name,
                              .read_only = read_only,
                              .cache_direct = above->cache_direct,
                              .cache_no_flush = above->cache_no_flush,
-                             .discard = launch_discard(s, d),
+                             .discard = discard,
                              .detect_zeroes = above->detect_zeroes};
 
-    return qmp_blockdev_reopen(s->qmp, &b, err);
+    if (strncmp(above->name, OUR_NODES, strlen(OUR_NODES)) == 0 &&
+        (discard || !session_same_file(d->head_path, j->swap_above)))
+        return qmp_blockdev_reopen(s->qmp, &b, err);
+    return qmp_node_reopen(s->qmp, above->name, backing, read_only, err);
 }
 
 /* The header of the layer above is to be written. While somebody else reads
@@ -100,7 +93,7 @@ static int open_above(struct session *s, const struct vm_disk *d,
     if (!above || !above->file || !above->below ||
         above->read_only == read_only)
         return 0; /* another chain than before has its own words */
-    return reopen_above(s, d, above, above->below->name, read_only, err);
+    return reopen_above(s, d, j, above, NULL, read_only, err);
 }
 
 /* What QEMU has below the layer above now. */
@@ -142,7 +135,7 @@ static int swap_nodes(struct collapse *c, struct vm_disk *d,
                        "the live chain of disk %s is not as it was", d->name);
     if (add_node(s, old, last->below, c->j->swap_to, node, err) < 0)
         return err->code;
-    return reopen_above(s, d, above, node, above->read_only, err);
+    return reopen_above(s, d, c->j, above, node, above->read_only, err);
 }
 
 /* ----------------------------------------------------------------- on disk

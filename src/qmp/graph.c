@@ -5,6 +5,7 @@
 
 #include "block.h"
 #include "client.h"
+#include "field.h"
 #include "monitor.h"
 
 /* ----------------------------------------------------------- building options
@@ -116,6 +117,41 @@ int qmp_blockdev_reopen(struct qstill_qmp *q, const struct qmp_blockdev *b,
     return client_call(
         q, "blockdev-reopen",
         options ? json_pack("{s:[o]}", "options", options) : NULL, NULL, err);
+}
+
+/* What it prints is an error. */
+int qmp_node_reopen(struct qstill_qmp *q, const char *node, const char *backing,
+                    bool read_only, struct qstill_error *err)
+{
+    CLEANUP(freep) char *line = NULL;
+    CLEANUP(freep) char *said = NULL;
+
+    if (asprintf(&line, "qemu-io %s \"reopen %s%s%s\"", node,
+                 read_only ? "-r" : "-w", backing ? " -o backing=" : "",
+                 backing ? backing : "") < 0) {
+        line = NULL;
+        return err_nomem(err);
+    }
+    if (qmp_hmp(q, line, &said, err) < 0)
+        return err->code;
+    said[strcspn(said, "\r\n")] = '\0';
+    if (said[0])
+        return err_set(err, QSTILL_E_FAILED, "reopening node '%s': %s", node,
+                       said);
+    return 0;
+}
+
+int qmp_swap_works(struct qstill_qmp *q, bool *works, struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *threads = NULL;
+    CLEANUP(json_decrefp) json_t *version = NULL;
+
+    if (client_ask(q, "query-iothreads", &threads, err) < 0 ||
+        client_ask(q, "query-version", &version, err) < 0)
+        return err->code;
+    *works = (json_is_array(threads) && json_array_size(threads) == 0) ||
+             field_u64(json_object_get(version, "qemu"), "major", 0) >= 9;
+    return 0;
 }
 
 int qmp_change_backing_file(struct qstill_qmp *q, const char *device,

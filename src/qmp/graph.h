@@ -56,6 +56,20 @@ int qmp_blockdev_del(struct qstill_qmp *q, const char *node,
 int qmp_blockdev_reopen(struct qstill_qmp *q, const struct qmp_blockdev *b,
                         struct qstill_error *err);
 
+/*
+ * The same for any node, also one whose name QEMU made or whose options nobody
+ * knows: all other options stay as they are (HMP's qemu-io; blockdev-reopen
+ * can do neither). `backing` is a node's name; NULL leaves it. QEMU's words are
+ * in the message, as FAILED.
+ */
+int qmp_node_reopen(struct qstill_qmp *q, const char *node, const char *backing,
+                    bool read_only, struct qstill_error *err);
+/* Whether open nodes can be given another backing node, by either of the two:
+ * one before 9.0 dies of it when the disk is in an iothread, whose lock it
+ * gives back once too often ("qemu_mutex_unlock_impl: Operation not
+ * permitted"). */
+int qmp_swap_works(struct qstill_qmp *q, bool *works, struct qstill_error *err);
+
 /* Rewrites the backing file string in an image's header, and that only: `node`
  * belongs to the chain whose head is `device` (node name or -drive id). */
 int qmp_change_backing_file(struct qstill_qmp *q, const char *device,

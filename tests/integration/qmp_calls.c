@@ -339,6 +339,12 @@ static json_t *v_reopen(const json_t *a, struct qstill_error *err)
     return done(qmp_blockdev_reopen(q, &b, err));
 }
 
+static json_t *v_node_reopen(const json_t *a, struct qstill_error *err)
+{
+    return done(qmp_node_reopen(q, str(a, 1), str(a, 2),
+                                json_is_true(json_array_get(a, 3)), err));
+}
+
 static json_t *v_del(const json_t *a, struct qstill_error *err)
 {
     enum qmp_missing missing = json_is_true(json_array_get(a, 2))
@@ -803,6 +809,7 @@ static const struct {
     {"snapshot", v_snapshot},
     {"add", v_add},
     {"reopen", v_reopen},
+    {"node_reopen", v_node_reopen},
     {"del", v_del},
     {"change_backing", v_change_backing},
     {"set_drive", v_set_drive},

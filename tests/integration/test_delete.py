@@ -256,6 +256,97 @@ class NewFiles(DeleteCase):
         self.goes_on(vm)
         self.check_nothing_left(vm)
 
+
+class StartedAnew(DeleteCase):
+    """QEMU has found the layers by their headers: the names of its nodes are
+    its own, and none of them knows a name of ours."""
+
+    dealt = True
+
+    def restart(self, vm):
+        vm.quit()
+        since = vm.serial.mark()
+        self.q("start", "vm")
+        if vm.ticks:
+            vm.wait_up(since)
+
+    def automatic(self, vm):
+        nodes = [n["node-name"] for n in vm.cmd("query-named-block-nodes",
+                                                flat=True)
+                 if n["drv"] == "qcow2"]
+        self.assertTrue(nodes)
+        return [n for n in nodes if not n.startswith("qs")]
+
+    def merged(self, style, old_can=True, **kw):
+        """Inner snapshots go while the guest writes and reads back."""
+        vm = self.running_vm(style=style, append="SYNC=vda,vdb SYNCMS=2", **kw)
+        for name in ("a", "b", "c", "d"):
+            self.take(vm, name)
+        self.restart(vm)
+        self.assertEqual(2 * 5, len(self.automatic(vm)))
+        swap = old_can or vm.cmd("query-version")["qemu"]["major"] >= 9
+        self.sync_address(vm)
+        for gone, above in (("c", "d"), ("b", "d")):
+            old = {p for p, _ in self.frozen(vm, above).values()}
+            since = vm.serial.mark()
+            plan = self.q("delete", "vm", gone, "--dry-run")["plan"]
+            self.assertIn("merge into a new file and swap" if swap else
+                          "pull by QEMU", " ".join(plan))
+            self.q("delete", "vm", gone, "--paranoid")
+            new = {p for p, _ in self.frozen(vm, above).values()}
+            self.assertEqual(not swap, old == new)
+            for head in self.head_paths(vm):
+                self.assertTrue(new & set(image.chain(head)))
+            vm.serial.wait(r"sync count=\d+ bad=0", since)
+            self.assertEqual([], vm.serial.wrong())
+        self.holds(vm, "a", "d")
+        for name in ("e", "f", "g"):
+            self.take(vm, name)
+        self.q("delete", "vm", "f")
+        for name in ("d", "e", "g"):
+            self.q("delete", "vm", name)
+        self.holds(vm, "a")
+        self.check_nothing_left(vm)
+
+    def two(self, **kw):
+        return [self.disk("disk0", **kw), self.disk("disk1", **kw)]
+
+    def test_drives(self):
+        self.merged("drive", disks=self.two(
+            options=",cache=none,aio=native,discard=unmap"))
+
+    def test_named_heads(self):
+        self.merged("blockdev", disks=self.two())
+
+    def test_an_iothread(self):
+        """A QEMU before 9.0 would die of it."""
+        self.merged("drive", extra=["-object", "iothread,id=io0"],
+                    disks=self.two(front=",iothread=io0"),
+                    old_can=False)
+
+    def test_a_disk_of_1_tib_is_not_gone_through(self):
+        """Nothing is in it: all that takes time is the way there. Each head
+        here holds more than what it stands on."""
+        vm = self.tiny_vm(disks=[
+            self.disk("disk0", size=1 << 40, pattern=False)])
+        disk, = vm.disks
+        for i, name in enumerate(("a", "b", "c", "d")):
+            vm.write(disk, i, i + 1)
+            self.q("create", "vm", name)
+        vm.io(disk, "write -q -P 9 1G 1M")
+        self.restart(vm)
+        for name in ("b", "c", "d"):
+            begun = time.monotonic()
+            self.q("delete", "vm", name)
+            took = time.monotonic() - begun
+            self.assertLess(took, 2, name)
+        head, = self.head_paths(vm)
+        self.assertEqual(2, len(image.chain(head)))
+        for i in range(4):
+            vm.io(disk, "read -q -P %d %d 64k" % (i + 1, i << 20))
+        vm.io(disk, "read -q -P 9 1G 1M")
+
+
 class DeleteOff(Case):
     cost = 20
 

@@ -313,8 +313,19 @@ class Others(Case):
 
     def test_a_swap_below_what_a_backup_reads(self):
         """The layer above cannot be given another backing file then."""
+        self.swap_below_what_a_backup_reads()
+
+    def test_the_same_with_a_node_whose_name_qemu_made(self):
+        self.swap_below_what_a_backup_reads(self.restart)
+
+    def restart(self):
+        self.vm.quit()
+        self.q("start", "vm")
+
+    def swap_below_what_a_backup_reads(self, before=lambda: None):
         self.q("create", "vm", "top")
         self.write(8)
+        before()
         middle, leaf, top = map(self.layer, ("middle", "leaf", "top"))
         reader = self.reader(top)
         files = self.disk_files(self.vm)

@@ -368,6 +368,38 @@ class TypedCalls(Case):
         q.fails("precondition", "automatic name", "reopen",
                 dict(node, node=head))
 
+    def test_a_node_whose_name_qemu_made_gets_another_backing_node(self):
+        self.images("qcow2 @a.qcow2 4M")
+        folder = os.path.join(self.tmp, "fw")
+        for name, below in (("b", "a"), ("c", "b")):
+            image.run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",
+                      "-b", below + ".qcow2",
+                      os.path.join(folder, name + ".qcow2"))
+        vm = self.firmware(
+            "-drive", "file=c.qcow2,if=none,id=d0,cache=none,aio=native,"
+            "discard=unmap", "-device", "virtio-blk-pci,drive=d0,id=vd0")
+        q = self.calls(vm)
+        node = self.head(q, "vd0")
+        below = q("chain", node)[2][0]
+        q("add", {"node": "mg", "driver": "qcow2", "read_only": True,
+                  "path": vm.path("b.qcow2"), "backing": below})
+
+        def options():
+            said, = [d["inserted"] for d in vm.cmd("query-block")
+                     if d["device"] == "d0"]
+            return {k: said[k] for k in ("cache", "ro", "detect_zeroes",
+                                         "node-name")}
+        was = options()
+        self.assertTrue(was["cache"]["direct"])
+        q("node_reopen", node, "mg", False)
+        self.assertEqual([node, "mg", below], [n[0] for n in q("chain", node)])
+        self.assertEqual(was, options())
+        q.fails("failed", "reopening node '%s': .*nosuch" % node,
+                "node_reopen", node, "nosuch", False)
+        q.fails("failed", "reopening node 'nosuch'", "node_reopen", "nosuch",
+                None, True)
+        self.assertEqual([node, "mg", below], [n[0] for n in q("chain", node)])
+
     def test_nodes_are_added_put_under_a_device_and_removed(self):
         vm, q = self.two_disks()
         self.make_overlay(vm, "new.qcow2", "b.img", "raw")

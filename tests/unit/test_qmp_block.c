@@ -310,6 +310,64 @@ static void reopening_wants_a_name_and_a_protocol_node(void **state)
     qmp_peer_close(p, q);
 }
 
+static void reopening_by_hmp_leaves_what_is_not_named(void **state)
+{
+    struct qstill_qmp *q;
+    struct qmp_peer *p = qmp_peer_client(
+        "C {\"execute\":\"human-monitor-command\",\"arguments\":{"
+        "\"command-line\":\"qemu-io #block1 \\\"reopen -w -o backing=mg\\\"\""
+        "}}\n"
+        "S {\"return\":\"\"}\n"
+        "C {\"execute\":\"human-monitor-command\",\"arguments\":{"
+        "\"command-line\":\"qemu-io #block1 \\\"reopen -r\\\"\"}}\n"
+        "S {\"return\":\"Could not open\\r\\n\"}",
+        &q);
+
+    (void)state;
+    assert_int_equal(qmp_node_reopen(q, "#block1", "mg", false, &err), 0);
+    qmp_peer_error(&err, qmp_node_reopen(q, "#block1", NULL, true, &err),
+                   QSTILL_E_FAILED, "reopening node '#block1': Could not open");
+    qmp_peer_close(p, q);
+}
+
+#define ASK(command) "C {\"execute\":\"" command "\"}\n"
+#define VERSION(major)                                                         \
+    "S {\"return\":{\"qemu\":{\"major\":" major ",\"minor\":2,\"micro\":1},"   \
+    "\"package\":\"\"}}\n"
+
+/* An old one dies of it when it has iothreads. */
+static void whether_backing_nodes_can_be_swapped(void **state)
+{
+    static const struct {
+        const char *talk;
+        bool works;
+    } cases[] = {
+        {ASK("query-iothreads") "S {\"return\":[]}\n" ASK("query-version")
+             VERSION("7"),
+         true},
+        {ASK("query-iothreads") "S {\"return\":[{\"id\":\"io0\"}]}\n" ASK(
+             "query-version") VERSION("8"),
+         false},
+        {ASK("query-iothreads") "S {\"return\":[{\"id\":\"io0\"}]}\n" ASK(
+             "query-version") VERSION("9"),
+         true},
+        {ASK("query-iothreads") "S {\"return\":{}}\n" ASK("query-version")
+             VERSION("7"),
+         false},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        struct qstill_qmp *q;
+        struct qmp_peer *p = qmp_peer_client(cases[i].talk, &q);
+        bool works = !cases[i].works;
+
+        assert_int_equal(qmp_swap_works(q, &works, &err), 0);
+        assert_int_equal(works, cases[i].works);
+        qmp_peer_close(p, q);
+    }
+}
+
 static void a_node_that_is_gone_is_told_apart(void **state)
 {
     static const char gone[] =
@@ -352,6 +410,8 @@ int main(void)
         cmocka_unit_test(overlays_go_into_one_transaction),
         cmocka_unit_test(a_node_is_added_with_all_its_options),
         cmocka_unit_test(reopening_wants_a_name_and_a_protocol_node),
+        cmocka_unit_test(reopening_by_hmp_leaves_what_is_not_named),
+        cmocka_unit_test(whether_backing_nodes_can_be_swapped),
         cmocka_unit_test(a_node_that_is_gone_is_told_apart),
     };
 
