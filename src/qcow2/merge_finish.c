@@ -9,15 +9,15 @@
 #include <sys/stat.h>
 
 #include "attrs.h"
+#include "chain.h"
+#include "info.h"
 #include "merge_impl.h"
 #include "removable.h"
 #include "repoint.h"
 
-static bool same_file(const char *path, struct merge_id id)
+static bool is_there(const struct merge_file *f)
 {
-    struct stat st;
-
-    return stat(path, &st) == 0 && st.st_dev == id.dev && st.st_ino == id.ino;
+    return merge_id_look(f->path, &f->id, true, NULL) == MERGE_SAME;
 }
 
 /* The result belongs to whoever the upper image belonged to. */
@@ -27,7 +27,7 @@ static int give_attrs(const struct io *io, const struct merge_record *r,
     CLEANUP(closep) int from = -1;
     CLEANUP(closep) int to = -1;
 
-    if (!r->upper.path || !same_file(r->upper.path, r->upper.id))
+    if (!is_there(&r->upper))
         return 0;
     if (io_openat(io, AT_FDCWD, r->upper.path, O_RDONLY, 0, &from, err) < 0 ||
         io_openat(io, AT_FDCWD, path, O_RDWR, 0, &to, err) < 0 ||
@@ -77,27 +77,113 @@ static int rename_result(const struct io *io, const struct merge_record *r,
                : err->code;
 }
 
-static int repoint_one(const struct io *io, const struct merge_repoint *p,
-                       struct qstill_error *err)
+/* Another image may have its name by now, or it another backing file. */
+static int is_heir(const struct io *io, const struct merge_record *r,
+                   const struct merge_repoint *p, bool *yes,
+                   struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    CLEANUP(freep) char *backing = NULL;
+    struct qstill_error why = {0};
+
+    *yes = false;
+    if (merge_id_look(p->file.path, NULL, true, NULL) == MERGE_ABSENT)
+        return 0;
+    if (qcow2_info_read(io, AT_FDCWD, p->file.path, QCOW2_FORMAT_QCOW2, &info,
+                        err) < 0)
+        return err->code;
+    *yes = info.header.has_backing &&
+           (strcmp(info.header.backing, p->backing) == 0 ||
+            (chain_resolve(p->file.path, info.header.backing, &backing, &why) ==
+                 0 &&
+             merge_id_look(backing, &r->upper.id, true, NULL) == MERGE_SAME));
+    return 0;
+}
+
+static int repoint_one(const struct io *io, const struct merge_record *r,
+                       const struct merge_repoint *p, struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
+    bool yes;
 
+    if (is_heir(io, r, p, &yes, err) < 0 || !yes)
+        return err->code;
     if (io_openat(io, AT_FDCWD, p->file.path, O_RDWR, 0, &fd, err) < 0 ||
         image_lock(fd, p->file.path, IMAGE_LOCK_WRITE, err) < 0)
         return err->code;
     return qcow2_repoint(io, fd, p->file.path, p->backing, p->format, err);
 }
 
-static int remove_one(const struct io *io, const struct merge_file *f,
-                      uint64_t *freed, struct qstill_error *err)
+/* ------------------------------------------------- who stands on it by now */
+
+struct search {
+    const struct merge_file *of;
+    const struct merge_record *r; /* its own files are none; or NULL */
+    bool found;
+};
+
+static bool is_own(const struct merge_record *r, const char *path)
+{
+    bool own = merge_id_is(path, &r->result.id);
+
+    for (size_t i = 0; i < r->gone_count && !own; i++)
+        own = merge_id_is(path, &r->gone[i].id);
+    return own;
+}
+
+static int visit(void *user, const struct overlay *o, struct qstill_error *err)
+{
+    struct search *s = user;
+
+    (void)err;
+    if (o->backing &&
+        merge_id_look(o->backing, &s->of->id, true, NULL) == MERGE_SAME &&
+        !(s->r && is_own(s->r, o->path)))
+        s->found = true;
+    return 0;
+}
+
+/* An overlay in the file's directory, or one that cannot be told to be none. */
+static bool has_overlay(const struct io *io, const struct merge_file *of,
+                        const struct merge_record *r)
+{
+    CLEANUP(freep) char *dir = path_dir(of->path);
+    struct search s = {of, r, false};
+    struct overlay_visitor v = {NULL, visit, &s};
+    struct qstill_error ignored = {0};
+
+    return !dir || children_each(io, dir, NULL, &v, &ignored) < 0 || s.found;
+}
+
+bool record_may_rename(const struct io *io, const struct merge_record *r)
+{
+    return r->kind == MERGE_NEW_FILE || !has_overlay(io, &r->target, r);
+}
+
+/* What was only read has another time when it was written to since. */
+static bool is_as_it_was(const struct merge_record *r,
+                         const struct merge_file *f)
+{
+    struct merge_id now;
+
+    if (merge_id_look(f->path, &f->id, false, &now) != MERGE_SAME)
+        return false;
+    return r->kind == MERGE_OVERWRITE || f->id.mtime_ns == 0 ||
+           f->id.mtime_ns == now.mtime_ns;
+}
+
+/* It is gone already, or another file has its name by now; or somebody has gone
+ * back to it since, and it is his. */
+static int remove_one(const struct io *io, const struct merge_record *r,
+                      const struct merge_file *f, bool late, uint64_t *freed,
+                      struct qstill_error *err)
 {
     CLEANUP(closep) int dirfd = -1;
     const char *name;
     struct stat st;
 
-    /* gone already, or another file by now */
-    if (lstat(f->path, &st) < 0 || st.st_dev != f->id.dev ||
-        st.st_ino != f->id.ino)
+    if (!is_as_it_was(r, f) || lstat(f->path, &st) < 0 ||
+        (late && has_overlay(io, f, NULL)))
         return 0;
     if (path_open_dir(f->path, &dirfd, &name, err) < 0)
         return err->code;
@@ -107,11 +193,12 @@ static int remove_one(const struct io *io, const struct merge_file *f,
     return 0;
 }
 
-int record_finish(const struct io *io, const struct merge_record *r,
+int record_finish(const struct io *io, const struct merge_record *r, bool late,
                   uint64_t *freed, struct qstill_error *err)
 {
-    struct merge_id id = r->kind == MERGE_NEW_FILE ? r->made : r->target.id;
-    bool named = same_file(r->result.path, id);
+    const struct merge_id *id =
+        r->kind == MERGE_NEW_FILE ? &r->made : &r->target.id;
+    bool named = merge_id_look(r->result.path, id, true, NULL) == MERGE_SAME;
     struct stat st;
 
     if (give_attrs(io, r, named ? r->result.path : r->target.path, err) < 0)
@@ -126,10 +213,10 @@ int record_finish(const struct io *io, const struct merge_record *r,
         *freed += replaced;
     }
     for (size_t i = 0; i < r->repoint_count; i++)
-        if (repoint_one(io, &r->repoint[i], err) < 0)
+        if (repoint_one(io, r, &r->repoint[i], err) < 0)
             return err->code;
     for (size_t i = 0; i < r->gone_count; i++)
-        if (remove_one(io, &r->gone[i], freed, err) < 0)
+        if (remove_one(io, r, &r->gone[i], late, freed, err) < 0)
             return err->code;
     return 0;
 }

@@ -67,8 +67,9 @@ static int make_file(struct merge_group *g, struct qstill_error *err)
         return err_nomem(err);
     if (g->m->output)
         return 0;
-    g->record.made = (struct merge_id){st.st_dev, st.st_ino};
-    return merge_journal_made(&g->m->journal, g->record.made, err);
+    if (merge_id_of(fd, &g->record.made, err) < 0)
+        return err->code;
+    return merge_journal_made(&g->m->journal, &g->record.made, err);
 }
 
 /* Clusters in use are mostly no holes: *hole is the next one that is known. */
@@ -323,7 +324,7 @@ static int names(struct merge_group *g, struct qstill_error *err)
         g->phase = PHASE_DONE;
         return 0;
     }
-    if (record_finish(t->io, &g->record, &g->m->done.freed, err) < 0)
+    if (record_finish(t->io, &g->record, false, &g->m->done.freed, err) < 0)
         return err->code;
     g->phase = PHASE_TRIM;
     return 0;

@@ -116,9 +116,12 @@ int group_make_record(struct merge_group *g, struct qstill_error *err);
 int group_step(struct merge_group *g, struct qstill_error *err);
 /* Undoes a group that is before PHASE_NAMES. */
 int group_undo(struct merge_group *g, struct qstill_error *err);
-/* merge_finish.c: moves names, unlinks: what recovery shares. */
-int record_finish(const struct io *io, const struct merge_record *r,
+/* merge_finish.c: moves names, unlinks: what recovery shares. `late`: others
+ * had the time to go back to what is to go. */
+int record_finish(const struct io *io, const struct merge_record *r, bool late,
                   uint64_t *freed, struct qstill_error *err);
+/* Late: whether the target may lose the name that it has. */
+bool record_may_rename(const struct io *io, const struct merge_record *r);
 
 /* merge_raw.c */
 int raw_plan(struct merge_group *g, struct qstill_error *err);

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,8 @@
 #include "base/sum.h"
 
 #define MAX_JOURNAL ((size_t)16 << 20) /* 4096 files with long names */
-#define FIRST_LINE  "qstill-merge 1"
+#define FIRST_WORD  "qstill-merge"
+#define VERSION     2 /* 1: without times, and by absolute paths only */
 
 static const char *const kinds[] = {
     [MERGE_IN_PLACE] = "in-place",
@@ -62,23 +64,38 @@ static int put_word(struct buf *out, const char *s)
     return 0;
 }
 
-static int put_file(struct buf *out, const char *key,
+/* As it is named in the directory, if it is in it. */
+static const char *name_in(const char *dir, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    char *parent = slash > path ? strndup(path, (size_t)(slash - path)) : NULL;
+    struct stat a, b;
+    bool in = parent && stat(parent, &a) == 0 && stat(dir, &b) == 0 &&
+              a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+
+    free(parent);
+    return in ? slash + 1 : path;
+}
+
+static int put_file(struct buf *out, const char *key, const char *dir,
                     const struct merge_file *f)
 {
     if (!f->path)
         return 0;
-    return buf_printf(out, "%s %" PRIu64 " %" PRIu64, key, f->id.dev,
-                      f->id.ino) ||
-           put_word(out, f->path);
+    return buf_printf(out, "%s %" PRIu64 " %" PRIu64 " %" PRId64 " %" PRId64,
+                      key, f->id.dev, f->id.ino, f->id.born_ns,
+                      f->id.mtime_ns) ||
+           put_word(out, name_in(dir, f->path));
 }
 
-static int put_record(const struct merge_record *r, struct buf *out)
+static int put_record(const struct merge_record *r, const char *dir,
+                      struct buf *out)
 {
-    if (buf_puts(out, FIRST_LINE "\nkind ") || buf_puts(out, kinds[r->kind]) ||
-        buf_puts(out, "\n") || put_file(out, "target", &r->target) ||
-        buf_puts(out, "\n") || put_file(out, "result", &r->result) ||
-        buf_puts(out, "\n") || put_file(out, "upper", &r->upper) ||
-        buf_puts(out, "\n") ||
+    if (buf_printf(out, FIRST_WORD " %d\nkind ", VERSION) ||
+        buf_puts(out, kinds[r->kind]) || buf_puts(out, "\n") ||
+        put_file(out, "target", dir, &r->target) || buf_puts(out, "\n") ||
+        put_file(out, "result", dir, &r->result) || buf_puts(out, "\n") ||
+        put_file(out, "upper", dir, &r->upper) || buf_puts(out, "\n") ||
         buf_printf(out,
                    "state %" PRId64 " %" PRIu64 " %" PRIu64 " %" PRIu64
                    " %" PRIu64,
@@ -90,22 +107,22 @@ static int put_record(const struct merge_record *r, struct buf *out)
         buf_puts(out, "\n"))
         return -1;
     for (size_t i = 0; i < r->gone_count; i++)
-        if (put_file(out, "gone", &r->gone[i]) || buf_puts(out, "\n"))
+        if (put_file(out, "gone", dir, &r->gone[i]) || buf_puts(out, "\n"))
             return -1;
     for (size_t i = 0; i < r->repoint_count; i++)
-        if (put_file(out, "repoint", &r->repoint[i].file) ||
+        if (put_file(out, "repoint", dir, &r->repoint[i].file) ||
             put_word(out, r->repoint[i].backing) ||
             put_word(out, r->repoint[i].format) || buf_puts(out, "\n"))
             return -1;
     return 0;
 }
 
-int merge_record_emit(const struct merge_record *r, struct buf *out,
-                      struct qstill_error *err)
+int merge_record_emit(const struct merge_record *r, const char *dir,
+                      struct buf *out, struct qstill_error *err)
 {
     size_t from = out->len;
 
-    if (put_record(r, out) < 0 ||
+    if (put_record(r, dir, out) < 0 ||
         buf_printf(out, "sum %016" PRIx64 "\n",
                    sum_bytes(out->data + from, out->len - from, 0)) < 0)
         return err_nomem(err);
@@ -152,34 +169,65 @@ static size_t split(char *line, char *words[8])
     return n;
 }
 
-static int get_file(struct merge_file *f, char *const words[], size_t n,
+/* What a record is read with. */
+struct reading {
+    struct merge_record *r;
+    const char *dir;
+    int version;
+};
+
+static size_t path_word(const struct reading *in)
+{
+    return in->version == 1 ? 3 : 5;
+}
+
+static int get_path(const struct reading *in, const char *word, char **out,
                     struct qstill_error *err)
 {
-    if (n < 4 || f->path)
+    CLEANUP(freep) char *name = unescape(word);
+
+    if (!name)
+        return err_nomem(err);
+    if (name[0] == '/')
+        *out = take_ptr(&name);
+    else if (in->version == 1 || !name[0] || strchr(name, '/'))
+        return bad(err);
+    else if (asprintf(out, "%s/%s", in->dir, name) < 0)
+        *out = NULL;
+    return *out ? 0 : err_nomem(err);
+}
+
+static int get_file(const struct reading *in, struct merge_file *f,
+                    char *const words[], size_t n, struct qstill_error *err)
+{
+    if (n <= path_word(in) || f->path)
         return bad(err);
     f->id.dev = strtoull(words[1], NULL, 10);
     f->id.ino = strtoull(words[2], NULL, 10);
-    f->path = unescape(words[3]);
-    if (!f->path)
-        return err_nomem(err);
-    return f->path[0] == '/' ? 0 : bad(err);
+    if (in->version > 1) {
+        f->id.born_ns = strtoll(words[3], NULL, 10);
+        f->id.mtime_ns = strtoll(words[4], NULL, 10);
+    }
+    return get_path(in, words[path_word(in)], &f->path, err);
 }
 
-static int add_gone(struct merge_record *r, char *const words[], size_t n,
+static int add_gone(const struct reading *in, char *const words[], size_t n,
                     struct qstill_error *err)
 {
+    struct merge_record *r = in->r;
     struct merge_file *v = realloc(r->gone, (r->gone_count + 1) * sizeof(*v));
 
     if (!v)
         return err_nomem(err);
     r->gone = v;
     v[r->gone_count] = (struct merge_file){0};
-    return get_file(&v[r->gone_count++], words, n, err);
+    return get_file(in, &v[r->gone_count++], words, n, err);
 }
 
-static int add_repoint(struct merge_record *r, char *const words[], size_t n,
+static int add_repoint(const struct reading *in, char *const words[], size_t n,
                        struct qstill_error *err)
 {
+    struct merge_record *r = in->r;
     struct merge_repoint *v =
         realloc(r->repoint, (r->repoint_count + 1) * sizeof(*v));
 
@@ -188,13 +236,13 @@ static int add_repoint(struct merge_record *r, char *const words[], size_t n,
     r->repoint = v;
     v += r->repoint_count++;
     *v = (struct merge_repoint){0};
-    if (n < 6)
+    if (n < path_word(in) + 3)
         return bad(err);
-    v->backing = unescape(words[4]);
-    v->format = unescape(words[5]);
+    v->backing = unescape(words[path_word(in) + 1]);
+    v->format = unescape(words[path_word(in) + 2]);
     if (!v->backing || !v->format)
         return err_nomem(err);
-    return get_file(&v->file, words, n, err);
+    return get_file(in, &v->file, words, n, err);
 }
 
 static int parse_kind(struct merge_record *r, const char *word,
@@ -208,9 +256,10 @@ static int parse_kind(struct merge_record *r, const char *word,
     return bad(err);
 }
 
-static int parse_line(struct merge_record *r, char *line,
+static int parse_line(const struct reading *in, char *line,
                       struct qstill_error *err)
 {
+    struct merge_record *r = in->r;
     char *w[8];
     size_t n = split(line, w);
 
@@ -219,15 +268,15 @@ static int parse_line(struct merge_record *r, char *line,
     if (strcmp(w[0], "kind") == 0 && n == 2)
         return parse_kind(r, w[1], err);
     if (strcmp(w[0], "target") == 0)
-        return get_file(&r->target, w, n, err);
+        return get_file(in, &r->target, w, n, err);
     if (strcmp(w[0], "result") == 0)
-        return get_file(&r->result, w, n, err);
+        return get_file(in, &r->result, w, n, err);
     if (strcmp(w[0], "upper") == 0)
-        return get_file(&r->upper, w, n, err);
+        return get_file(in, &r->upper, w, n, err);
     if (strcmp(w[0], "gone") == 0)
-        return add_gone(r, w, n, err);
+        return add_gone(in, w, n, err);
     if (strcmp(w[0], "repoint") == 0)
-        return add_repoint(r, w, n, err);
+        return add_repoint(in, w, n, err);
     if (strcmp(w[0], "state") == 0 && n == 6) {
         r->result_mtime_ns = strtoll(w[1], NULL, 10);
         r->result_size = strtoull(w[2], NULL, 10);
@@ -244,33 +293,38 @@ static int parse_line(struct merge_record *r, char *line,
     return bad(err);
 }
 
-/* "made DEV INO SUM": the sum is over what stands before it. */
+/* "made DEV INO BORN SUM": the sum is over what stands before it. */
 static void parse_made(struct merge_record *r, const char *line)
 {
-    uint64_t dev, ino, sum;
-    char text[64];
-    int n;
+    const char *end = line + strcspn(line, "\n");
+    const char *last = end;
+    struct merge_id id = {0};
+    uint64_t sum;
 
-    if (sscanf(line, "made %" SCNu64 " %" SCNu64 " %" SCNx64, &dev, &ino,
-               &sum) != 3)
+    while (last > line && *last != ' ')
+        last--;
+    if (sscanf(last, " %" SCNx64, &sum) != 1 ||
+        sum_bytes(line, (size_t)(last - line), 0) != sum ||
+        sscanf(line, "made %" SCNu64 " %" SCNu64 " %" SCNd64, &id.dev, &id.ino,
+               &id.born_ns) < 2)
         return;
-    n = snprintf(text, sizeof(text), "made %" PRIu64 " %" PRIu64, dev, ino);
-    if (sum_bytes(text, (size_t)n, 0) == sum)
-        r->made = (struct merge_id){dev, ino};
+    r->made = id;
 }
 
 /* The lines of a record, without its sum; they are spoilt. */
-static int parse_lines(struct merge_record *r, char *text,
+static int parse_lines(struct merge_record *r, const char *dir, char *text,
                        struct qstill_error *err)
 {
+    struct reading in = {r, dir, 0};
     char *save = NULL;
 
-    if (strncmp(text, FIRST_LINE "\n", strlen(FIRST_LINE) + 1) != 0)
+    if (sscanf(text, FIRST_WORD " %d", &in.version) != 1 || in.version < 1 ||
+        in.version > VERSION)
         return bad(err); /* of a newer version */
     strtok_r(text, "\n", &save);
     for (char *l = strtok_r(NULL, "\n", &save); l;
          l = strtok_r(NULL, "\n", &save))
-        if (parse_line(r, l, err) < 0)
+        if (parse_line(&in, l, err) < 0)
             return err->code;
     if (!r->target.path || !r->result.path || !r->old_backing ||
         ((r->kind == MERGE_INTO_RAW || r->kind == MERGE_OVERWRITE) &&
@@ -298,8 +352,9 @@ static char *next_line(char *at)
     return at + (*at == '\n');
 }
 
-int merge_record_parse(struct merge_record *r, const uint8_t *data, size_t len,
-                       size_t *used, struct qstill_error *err)
+int merge_record_parse(struct merge_record *r, const char *dir,
+                       const uint8_t *data, size_t len, size_t *used,
+                       struct qstill_error *err)
 {
     CLEANUP(freep) char *text = strndup((const char *)data, len);
     char *last = NULL, *last_sum = NULL, *rest = text;
@@ -318,7 +373,7 @@ int merge_record_parse(struct merge_record *r, const uint8_t *data, size_t len,
         return 0;
     parse_made(r, next_line(last_sum));
     *last_sum = '\0';
-    if (parse_lines(r, last, err) < 0)
+    if (parse_lines(r, dir, last, err) < 0)
         return err->code;
     *used = (size_t)(rest - text);
     return 0;
@@ -422,13 +477,45 @@ int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
     return check_origin(j, err);
 }
 
+/* Of an open directory, as it is called now. */
+static char *dir_name(int dirfd, struct qstill_error *err)
+{
+    char link[64], path[PATH_MAX];
+    char *r;
+    ssize_t n;
+
+    snprintf(link, sizeof(link), "/proc/self/fd/%d", dirfd);
+    n = readlink(link, path, sizeof(path) - 1);
+    if (n < 0) {
+        err_errno(err, errno, "cannot tell the journal's directory");
+        return NULL;
+    }
+    path[n] = '\0';
+    r = strdup(path);
+    if (!r)
+        err_nomem(err);
+    return r;
+}
+
+char *merge_journal_path(int dirfd, const char *name)
+{
+    struct qstill_error ignored = {0};
+    CLEANUP(freep) char *dir = dir_name(dirfd, &ignored);
+    char *path;
+
+    return dir && asprintf(&path, "%s/%s", dir, name) >= 0 ? path : NULL;
+}
+
 int merge_journal_read(struct merge_journal *j, struct merge_record *r,
                        bool *whole, struct qstill_error *err)
 {
+    CLEANUP(freep) char *dir = dir_name(j->dirfd, err);
     CLEANUP(freep) uint8_t *data = NULL;
     struct stat st;
     size_t got;
 
+    if (!dir)
+        return err->code;
     if (fstat(j->fd, &st) < 0)
         return err_errno(err, errno, "cannot stat %s", j->name);
     if ((uint64_t)st.st_size > MAX_JOURNAL)
@@ -438,7 +525,7 @@ int merge_journal_read(struct merge_journal *j, struct merge_record *r,
         return err_nomem(err);
     if (io_read_upto(j->io, j->fd, data, (size_t)st.st_size, 0, &got, err) < 0)
         return err_wrap(err, "%s", j->name);
-    if (merge_record_parse(r, data, got, &j->len, err) < 0)
+    if (merge_record_parse(r, dir, data, got, &j->len, err) < 0)
         return err->code;
     *whole = j->len > 0;
     return 0;
@@ -447,9 +534,10 @@ int merge_journal_read(struct merge_journal *j, struct merge_record *r,
 int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
                         struct qstill_error *err)
 {
+    CLEANUP(freep) char *dir = dir_name(j->dirfd, err);
     CLEANUP(buf_fini) struct buf text = BUF_INIT;
 
-    if (merge_record_emit(r, &text, err) < 0)
+    if (!dir || merge_record_emit(r, dir, &text, err) < 0)
         return err->code;
     if (io_write_full(j->io, j->fd, text.data, text.len, j->len, err) < 0 ||
         io_sync(j->io, j->fd, j->name, err) < 0 ||
@@ -459,12 +547,13 @@ int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
     return 0;
 }
 
-int merge_journal_made(struct merge_journal *j, struct merge_id id,
+int merge_journal_made(struct merge_journal *j, const struct merge_id *id,
                        struct qstill_error *err)
 {
     char text[128];
-    int n = snprintf(text, sizeof(text), "made %" PRIu64 " %" PRIu64, id.dev,
-                     id.ino);
+    int n =
+        snprintf(text, sizeof(text), "made %" PRIu64 " %" PRIu64 " %" PRId64,
+                 id->dev, id->ino, id->born_ns);
 
     n += snprintf(text + n, sizeof(text) - (size_t)n, " %016" PRIx64 "\n",
                   sum_bytes(text, (size_t)n, 0));

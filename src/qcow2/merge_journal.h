@@ -8,13 +8,16 @@
  * characters as %XX; the line `sum` ends it. A journal without a right sum was
  * cut off while it was written: then nothing else had begun. A line `made`
  * may follow, with its own sum. A recovery that begins anew writes its record
- * behind the first; the last whole one counts.
+ * behind the first; the last whole one counts. Files of the journal's own
+ * directory go by their names there, so that both can be moved, or be seen at
+ * another place.
  */
 #ifndef QSTILL_QCOW2_MERGE_JOURNAL_H
 #define QSTILL_QCOW2_MERGE_JOURNAL_H
 
 #include "base/buf.h"
 #include "base/io.h"
+#include "merge_id.h"
 
 enum merge_kind {
     MERGE_IN_PLACE, /* the target's header flips */
@@ -25,13 +28,8 @@ enum merge_kind {
     MERGE_OVERWRITE,
 };
 
-struct merge_id {
-    uint64_t dev;
-    uint64_t ino;
-};
-
 struct merge_file {
-    char *path; /* absolute */
+    char *path; /* absolute; NULL: none */
     struct merge_id id;
 };
 
@@ -61,12 +59,14 @@ struct merge_record {
 };
 
 void merge_record_fini(struct merge_record *r);
-int merge_record_emit(const struct merge_record *r, struct buf *out,
-                      struct qstill_error *err);
+/* `dir`: the absolute name of the journal's directory. */
+int merge_record_emit(const struct merge_record *r, const char *dir,
+                      struct buf *out, struct qstill_error *err);
 /* *used is where the last whole record ends; 0: the journal was cut off. `r`
  * must be zeroed. */
-int merge_record_parse(struct merge_record *r, const uint8_t *data, size_t len,
-                       size_t *used, struct qstill_error *err);
+int merge_record_parse(struct merge_record *r, const char *dir,
+                       const uint8_t *data, size_t len, size_t *used,
+                       struct qstill_error *err);
 
 /* ------------------------------------------------------------- on the disk */
 
@@ -94,8 +94,10 @@ int merge_journal_read(struct merge_journal *j, struct merge_record *r,
 /* Behind what was read. Durable when it returns 0. */
 int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
                         struct qstill_error *err);
-int merge_journal_made(struct merge_journal *j, struct merge_id id,
+int merge_journal_made(struct merge_journal *j, const struct merge_id *id,
                        struct qstill_error *err);
+/* For what is said to people: as it is called now, or NULL. The caller's. */
+char *merge_journal_path(int dirfd, const char *name);
 /* Nothing is under way any more; durable. */
 int merge_journal_clear(struct merge_journal *j, struct qstill_error *err);
 /* Removes the file. */

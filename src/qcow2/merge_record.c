@@ -13,8 +13,8 @@
 static int set_file(struct merge_file *f, const char *path,
                     const struct image *img, struct qstill_error *err)
 {
-    if (img)
-        f->id = (struct merge_id){img->info.dev, img->info.ino};
+    if (img && merge_id_of(img->fd, &f->id, err) < 0)
+        return err->code;
     return path_absolute(path, &f->path, err);
 }
 
@@ -64,11 +64,11 @@ static int record_heirs(struct merge_group *g, struct qstill_error *err)
         return err_nomem(err);
     for (size_t i = 0; i < h->n; i++) {
         struct merge_repoint *p = &r->repoint[r->repoint_count++];
-        struct stat st;
 
-        if (stat(h->v[i].path, &st) < 0)
-            return err_errno(err, errno, "cannot stat %s", h->v[i].path);
-        p->file.id = (struct merge_id){st.st_dev, st.st_ino};
+        if (merge_id_look(h->v[i].path, NULL, true, &p->file.id) ==
+            MERGE_ABSENT)
+            return err_set(err, QSTILL_E_BUSY, "%s has just gone",
+                           h->v[i].path);
         p->format = strdup(format);
         if (!p->format)
             return err_nomem(err);

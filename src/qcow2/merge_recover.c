@@ -25,12 +25,16 @@
 
 enum state { STATE_OLD, STATE_NEW, STATE_UNKNOWN };
 
-static bool is_file(const char *path, struct merge_id id)
+/* What has its name by now, a copy out of a backup say, may be another state of
+ * it: nobody can tell what that merge had done there. */
+static int not_there(const struct merge_file *f, struct qstill_error *err)
 {
-    struct stat st;
-
-    return path && lstat(path, &st) == 0 && st.st_dev == id.dev &&
-           st.st_ino == id.ino;
+    return err_set(err, QSTILL_E_CORRUPT,
+                   "an unfinished merge was about %s, and that file is %s",
+                   f->path,
+                   merge_id_look(f->path, NULL, false, NULL) == MERGE_ABSENT
+                       ? "gone"
+                       : "another by now");
 }
 
 /* The target's file, wherever it stands now. */
@@ -39,14 +43,10 @@ static int open_target(const struct io *io, const struct merge_record *r,
 {
     const char *path = r->target.path;
 
-    if (!is_file(path, r->target.id))
+    if (!merge_id_is(path, &r->target.id))
         path = r->result.path;
-    if (!is_file(path, r->target.id)) {
-        err_set(err, QSTILL_E_CORRUPT,
-                "an unfinished merge was about %s, and that file is gone",
-                r->target.path);
-        return err_hint(err, "when the images are right, remove its journal");
-    }
+    if (!merge_id_is(path, &r->target.id))
+        return not_there(&r->target, err);
     if (image_open(out, io, path, QCOW2_FORMAT_QCOW2, err) < 0 ||
         image_lock((*out)->fd, path, IMAGE_LOCK_WRITE, err) < 0)
         return err->code;
@@ -62,12 +62,15 @@ static enum state state_of(const struct merge_record *r,
         return STATE_NEW;
     if (h->l1_offset == r->old_l1 && strcmp(h->backing, r->old_backing) == 0)
         return STATE_OLD;
-    /* its L1 table has moved, as in a resize; the new one would have come with
-     * the new name in one sector */
+    /* its L1 table has moved, as in a resize: the name tells, for the new one
+     * came with the new table in one sector */
     if (r->kind == MERGE_IN_PLACE &&
-        strcmp(r->old_backing, r->new_backing) != 0 &&
-        strcmp(h->backing, r->old_backing) == 0)
-        return STATE_OLD;
+        strcmp(r->old_backing, r->new_backing) != 0) {
+        if (strcmp(h->backing, r->old_backing) == 0)
+            return STATE_OLD;
+        if (strcmp(h->backing, r->new_backing) == 0)
+            return STATE_NEW;
+    }
     return STATE_UNKNOWN;
 }
 
@@ -134,25 +137,29 @@ static void trim(struct image *img)
     }
 }
 
-/* The file that is to be replaced, locked, and as it was when we planned. */
+/* The file that is to be replaced, locked, and as it was when we planned; nor
+ * does anybody stand on the result by its present name. */
 static int check_replaced(const struct io *io, const struct merge_record *r,
                           bool *same, int *lock, struct qstill_error *err)
 {
-    struct merge_id id = r->kind == MERGE_NEW_FILE ? r->made : r->target.id;
+    const struct merge_id *id =
+        r->kind == MERGE_NEW_FILE ? &r->made : &r->target.id;
+    struct merge_id now;
     struct stat st;
 
     *same = true;
-    if (r->result.id.ino == 0 || is_file(r->result.path, id)) /* it was */
+    if (r->result.id.ino == 0 || merge_id_is(r->result.path, id)) /* it was */
         return 0;
     if (io_openat(io, AT_FDCWD, r->result.path, O_RDONLY, 0, lock, err) < 0 ||
         image_lock(*lock, r->result.path, IMAGE_LOCK_WRITE, err) < 0)
         return err->code;
     if (fstat(*lock, &st) < 0)
         return err_errno(err, errno, "cannot stat %s", r->result.path);
-    *same = st.st_ino == r->result.id.ino && st.st_dev == r->result.id.dev &&
+    *same = merge_id_look(r->result.path, &r->result.id, true, &now) ==
+                MERGE_SAME &&
             (uint64_t)st.st_size == r->result_size &&
-            st.st_mtim.tv_sec * 1000000000ll + st.st_mtim.tv_nsec ==
-                r->result_mtime_ns;
+            now.mtime_ns == r->result_mtime_ns;
+    *same = *same && record_may_rename(io, r);
     return 0;
 }
 
@@ -161,7 +168,7 @@ static int lock_gone(const struct io *io, const struct merge_record *r,
                      int *fds, struct qstill_error *err)
 {
     for (size_t i = 0; i < r->gone_count; i++) {
-        if (!is_file(r->gone[i].path, r->gone[i].id))
+        if (!merge_id_is(r->gone[i].path, &r->gone[i].id))
             continue;
         if (io_openat(io, AT_FDCWD, r->gone[i].path, O_RDONLY, 0, &fds[i],
                       err) < 0 ||
@@ -181,7 +188,7 @@ static int finish_locked(const struct io *io, const struct merge_record *r,
     if (check_replaced(io, r, &same, &replaced, err) < 0 ||
         lock_gone(io, r, fds, err) < 0)
         return err->code;
-    return same ? record_finish(io, r, &freed, err) : 0;
+    return same ? record_finish(io, r, true, &freed, err) : 0;
 }
 
 static int finish(const struct io *io, const struct merge_record *r,
@@ -216,21 +223,38 @@ static int recover_in_place(const struct io *io, const struct merge_record *r,
         trim(img);
         return 0;
     default:
-        err_set(err, QSTILL_E_CORRUPT,
-                "%s was changed by others since a merge of it broke off",
-                img->path);
-        return err_hint(err, "when the images are right, remove its journal");
+        return err_set(err, QSTILL_E_CORRUPT,
+                       "%s was changed by others since a merge of it broke off",
+                       img->path);
     }
 }
 
+/* Ours is the file that was written down; or, before that, one that came after
+ * the journal. */
+static bool is_made_by_us(const struct merge_record *r,
+                          const struct merge_journal *j)
+{
+    struct qstill_error ignored = {0};
+    struct merge_id journal, file;
+
+    if (r->made.ino)
+        return merge_id_is(r->target.path, &r->made);
+    return merge_id_of(j->fd, &journal, &ignored) == 0 && journal.born_ns &&
+           merge_id_look(r->target.path, NULL, false, &file) != MERGE_ABSENT &&
+           file.born_ns >= journal.born_ns;
+}
+
 static int recover_new_file(const struct io *io, const struct merge_record *r,
+                            const struct merge_journal *j,
                             struct qstill_error *err)
 {
     CLEANUP(closep) int dirfd = -1;
     const char *name;
 
-    if (r->made.ino && is_file(r->result.path, r->made))
+    if (r->made.ino && merge_id_is(r->result.path, &r->made))
         return finish(io, r, err);
+    if (!is_made_by_us(r, j))
+        return 0;
     if (path_open_dir(r->target.path, &dirfd, &name, err) < 0)
         return err->code;
     return io_unlink(io, dirfd, name, err);
@@ -259,7 +283,7 @@ static int fold_again(const struct io *io, const struct merge_record *r,
     names[q.drop_count++] = r->target.path;
     for (size_t i = 0; i < r->gone_count; i++)
         if (strcmp(r->gone[i].path, r->upper.path) != 0 &&
-            is_file(r->gone[i].path, r->gone[i].id))
+            merge_id_is(r->gone[i].path, &r->gone[i].id))
             names[q.drop_count++] = r->gone[i].path;
     q.children = names + q.drop_count;
     for (size_t i = 0; i < r->repoint_count; i++)
@@ -276,10 +300,15 @@ static int fold_again(const struct io *io, const struct merge_record *r,
 static int recover_raw(const struct io *io, const struct merge_record *r,
                        struct merge_journal *j, struct qstill_error *err)
 {
-    if (is_file(r->upper.path, r->upper.id))
+    switch (merge_id_look(r->upper.path, &r->upper.id, false, NULL)) {
+    case MERGE_SAME:
         return fold_again(io, r, MERGE_DOWN, j, err);
-    /* it was over */
-    return finish(io, r, err) < 0 ? err->code : merge_journal_remove(j, err);
+    case MERGE_ABSENT: /* it was over */
+        return finish(io, r, err) < 0 ? err->code
+                                      : merge_journal_remove(j, err);
+    default:
+        return not_there(&r->upper, err);
+    }
 }
 
 /* Whether clusters may have been written over, and the header is the old one.
@@ -306,6 +335,8 @@ static int recover_torn(const struct io *io, const struct merge_record *r,
 {
     struct qstill_error first;
 
+    if (!merge_id_is(r->upper.path, &r->upper.id))
+        return not_there(&r->upper, err);
     if (fold_again(io, r, MERGE_DOWN, j, err) == 0)
         return 0;
     if (err->code != QSTILL_E_PRECONDITION ||
@@ -341,7 +372,7 @@ static int after_failure(const struct io *io, const struct merge_record *r,
     struct qstill_error ignored;
 
     /* without the upper image the rest has to be done */
-    if (!is_file(r->upper.path, r->upper.id))
+    if (!merge_id_is(r->upper.path, &r->upper.id))
         return err->code;
     if (err->code == QSTILL_E_BUSY)
         return give_up(io, r, dirfd, name, err);
@@ -381,16 +412,25 @@ static int recover_record(const struct io *io, struct merge_journal *j,
                    ? after_failure(io, &r, p->dirfd, p->name, err)
                    : err->code;
     torn |= whole && r.kind == MERGE_INTO_RAW;
-    if (torn && p->abandon && is_file(r.upper.path, r.upper.id))
+    if (torn && p->abandon && merge_id_is(r.upper.path, &r.upper.id))
         return give_up(io, &r, p->dirfd, p->name, err);
     if (torn)
         return recover_fold(io, &r, j, err) < 0
                    ? after_failure(io, &r, p->dirfd, p->name, err)
                    : 0;
     if (whole)
-        code = r.kind == MERGE_NEW_FILE ? recover_new_file(io, &r, err)
+        code = r.kind == MERGE_NEW_FILE ? recover_new_file(io, &r, j, err)
                                         : recover_in_place(io, &r, err);
     return code < 0 ? code : merge_journal_remove(j, err);
+}
+
+static void hint_journal(const struct place *p, struct qstill_error *err)
+{
+    CLEANUP(freep) char *path = merge_journal_path(p->dirfd, p->name);
+
+    if (!err->hint[0])
+        err_hint(err, "when the images are right, remove its journal, %s",
+                 path ? path : p->name);
 }
 
 static int recover(const struct io *io, const struct place *p, bool *did,
@@ -406,8 +446,11 @@ static int recover(const struct io *io, const struct place *p, bool *did,
         *err = (struct qstill_error){0};
         return 0;
     }
-    if (recover_record(io, &j, p, err) < 0)
+    if (recover_record(io, &j, p, err) < 0) {
+        if (err->code == QSTILL_E_CORRUPT)
+            hint_journal(p, err);
         return err_wrap(err, "recovering an unfinished merge");
+    }
     *err = (struct qstill_error){0};
     *did = true;
     return 0;

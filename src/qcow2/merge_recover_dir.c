@@ -98,7 +98,8 @@ static int recover_all(const struct io *io, const char *dir,
 
         if (strncmp(e->d_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
             continue;
-        ours = !before || concerns(io, before, dirfd(d), e->d_name);
+        ours = !before || (own && strcmp(e->d_name, own) == 0) ||
+               concerns(io, before, dirfd(d), e->d_name);
         if (merge_recover(io, dirfd(d), e->d_name, &one, &why) == 0) {
             *did |= one;
             *again |= one && own && strcmp(e->d_name, own) == 0;

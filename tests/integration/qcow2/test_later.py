@@ -1,0 +1,238 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""What may come between a merge that died and the next one, which ends it: the
+machine boots, the folder moves, somebody works on the layers."""
+
+import os
+import shutil
+import subprocess
+import unittest
+
+import qtools
+
+MIB = 1 << 20
+NEEDED = qtools.missing("qemu-img", "qemu-io", "strace")
+
+
+class Died(unittest.TestCase):
+    def setUp(self):
+        self.dir = qtools.scratch()
+        self.addCleanup(shutil.rmtree, self.dir, True)
+
+    def path(self, *names):
+        return os.path.join(self.dir, *names)
+
+    def create(self, name, backing=None, *writes):
+        argv = ["qemu-img", "create", "-q", "-f", "qcow2"]
+        if backing:
+            argv += ["-b", backing, "-F", "qcow2"]
+        qtools.must(*argv, self.path(name), str(8 * MIB))
+        self.write(name, *writes)
+        return self.path(name)
+
+    def write(self, name, *writes):
+        argv = [x for w in writes for x in ("-c", "write -q " + w)]
+        if argv:
+            qtools.must("qemu-io", "-f", "qcow2", *argv, self.path(name))
+
+    def chain(self):
+        """c <- d <- u, by names without a folder."""
+        self.create("c", None, "-P 7 0 8M")
+        self.create("d", "c", "-P 1 0 4M")
+        self.create("u", "d", "-P 2 0 1M", "-P 2 6M 64k")
+        self.want = self.guest("u")
+
+    def guest(self, name):
+        return qtools.guest_hash(self.path(name), "qcow2")
+
+    def killed(self, call, n, *argv):
+        """Whether the merge died at its n-th such call, with its journal."""
+        subprocess.run(
+            ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + call,
+             "-e", "inject=%s:signal=KILL:when=%d" % (call, n),
+             qtools.QSTILL, "image", "merge", self.path("u"), "--drop",
+             self.path("d"), *argv], stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, timeout=60, check=False)
+        return bool(self.journals())
+
+    def journals(self):
+        return [n for n in os.listdir(self.dir)
+                if n.startswith(".qstill-merge")]
+
+    def merge(self, top, *drop):
+        argv = [x for d in drop for x in ("--drop", self.path(d))]
+        return qtools.image("merge", self.path(top), *argv)
+
+    def another(self):
+        """The merge of quite another chain in the folder."""
+        self.create("other0")
+        self.create("other1", "other0")
+        r = self.merge("other1", "other0")
+        self.assertEqual(r.rc, 0, str(r))
+
+    def moments(self, call, most, direction, body, before=lambda: None):
+        """A chain after each moment at which its merge can die; body() is False
+        where it has nothing to say."""
+        some = 0
+        for n in range(1, most + 1):
+            for name in os.listdir(self.dir):
+                os.unlink(self.path(name))
+            self.chain()
+            before()
+            with self.subTest(direction=direction, at="%s %d" % (call, n)):
+                some += self.killed(call, n, "--direction", direction) and \
+                    body() is not False
+        self.assertGreater(some, 0, "it died nowhere")
+
+
+@unittest.skipIf(NEEDED, NEEDED)
+class Later(Died):
+    def test_the_folder_has_moved(self):
+        def body():
+            old = self.dir
+            self.dir = old + ".moved"
+            os.rename(old, self.dir)
+            try:
+                r = self.merge("u", "c")
+                self.assertEqual(r.rc, 0, str(r))
+                self.assertEqual(self.journals(), [])
+                self.assertEqual(self.guest("u"), self.want)
+                qtools.qemu_check(self.path("u"))
+            finally:
+                os.rename(self.dir, old)
+                self.dir = old
+        for direction in ("up", "down", "new"):
+            self.moments("fsync,fdatasync", 5, direction, body)
+
+    def test_a_new_image_has_the_dropped_layers_name(self):
+        """And, on many filesystems, its inode's number."""
+        def body():
+            if os.path.exists(self.path("d")):
+                return False
+            self.create("d", "u", "-P 9 0 2M")
+            mine = self.guest("d")
+            r = self.merge("u", "c")
+            self.assertEqual(r.rc, 0, str(r))
+            self.assertEqual(self.guest("d"), mine)
+            self.assertEqual(self.guest("u"), self.want)
+            return True
+        for direction in ("up", "new"):
+            self.moments("ftruncate,unlinkat,unlink", 6, direction, body)
+
+    def goes_back(self, name, make):
+        """The layer is used again, and stays."""
+        if not os.path.exists(self.path("d")):
+            return False
+        make()
+        mine = self.guest(name)
+        self.another()
+        self.assertEqual(self.journals(), [])
+        self.assertEqual(self.guest(name), mine)
+        return True
+
+    def test_an_overlay_of_the_dropped_layer(self):
+        def body():
+            if not self.goes_back("back", lambda: self.create(
+                    "back", "d", "-P 9 2M 2M")):
+                return False
+            self.assertEqual(self.guest("u"), self.want)
+            return True
+        for direction in ("up", "down", "new"):
+            self.moments("renameat2,renameat,rename,unlinkat", 3, direction,
+                         body)
+
+    def test_somebody_writes_to_the_dropped_layer(self):
+        """A `new` one may not have its name yet: then u still reads it."""
+        def body():
+            return self.goes_back("d", lambda: self.write("d", "-P 9 2M 2M"))
+        for direction in ("up", "new"):
+            self.moments("renameat2,renameat,rename,unlinkat", 3, direction,
+                         body)
+
+    def test_a_file_that_has_the_new_ones_name(self):
+        """It was there before: the merge would have refused."""
+        def precious():
+            with open(self.path(".u.merge"), "w") as f:
+                f.write("precious")
+
+        def body():
+            self.another()
+            self.assertEqual(self.journals(), [])
+            self.assertTrue(os.path.exists(self.path(".u.merge")))
+        self.moments("fsync,fdatasync", 3, "new", body, precious)
+
+    def test_a_resize_after_the_flip(self):
+        def body():
+            said = qtools.must("qemu-img", "info", "-U", self.path("u")).out
+            if "backing file: c " not in said + " ":
+                return False
+            qtools.must("qemu-img", "resize", "-q", self.path("u"), "8T")
+            r = self.merge("u", "c")
+            self.assertEqual(r.rc, 0, str(r))
+            self.assertEqual(self.journals(), [])
+            qtools.qemu_check(self.path("u"))
+            return True
+        self.moments("fsync,fdatasync", 6, "up", body)
+
+    def test_what_is_gone_is_said_with_the_journals_name(self):
+        def body():
+            os.rename(self.path("u"), self.path("x"))
+            shutil.copy(self.path("x"), self.path("u"))
+            r = self.merge("u", "d")
+            self.assertEqual(r.rc, 3, str(r))
+            self.assertIn("u, and that file is another by now", r.err)
+            self.assertIn("remove its journal, %s" % self.path(
+                self.journals()[0]), r.err)
+        self.moments("fsync,fdatasync", 2, "up", body)
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root for mounts")
+@unittest.skipIf(qtools.missing("mkfs.ext4", "mkfs.btrfs", "strace"),
+                 qtools.missing("mkfs.ext4", "mkfs.btrfs", "strace"))
+class Booted(Died):
+    """The filesystem has another device number afterwards."""
+
+    def on(self, fs, direction, call, n):
+        image, blocker = (os.path.join(self.dir, x) for x in ("fs", "other"))
+        place, aside = (os.path.join(self.dir, x) for x in ("m", "m2"))
+        for path in (image, blocker):
+            with open(path, "wb") as f:
+                f.truncate(400 * MIB)
+            qtools.must("mkfs." + fs, "-q", path)
+        os.makedirs(place, exist_ok=True)
+        os.makedirs(aside, exist_ok=True)
+        whole = self.dir
+        qtools.must("mount", "-o", "loop", image, place)
+        try:
+            self.dir = place
+            self.chain()
+            was = os.stat(place).st_dev
+            died = self.killed(call, n, "--direction", direction)
+            qtools.must("umount", place)
+            qtools.must("mount", "-o", "loop", blocker, aside)
+            qtools.must("mount", "-o", "loop", image, place)
+            self.assertNotEqual(os.stat(place).st_dev, was)
+            if died:
+                r = self.merge("u", "c")
+                self.assertEqual(r.rc, 0, str(r))
+                self.assertEqual(self.journals(), [])
+            self.assertEqual(self.guest("u"), self.want)
+            qtools.qemu_check(self.path("u"))
+            return died
+        finally:
+            self.dir = whole
+            for m in (place, aside):
+                qtools.run("umount", m)
+
+    def test_another_device_number(self):
+        some = 0
+        for fs in ("ext4", "btrfs"):
+            for direction in ("up", "down", "new"):
+                for n in (2, 3):
+                    with self.subTest(fs=fs, direction=direction, n=n):
+                        some += self.on(fs, direction, "fsync,fdatasync", n)
+        self.assertGreater(some, 6)
+
+
+if __name__ == "__main__":
+    unittest.main()
