@@ -218,3 +218,46 @@ class BrokenFold(Deletes):
         self.q("start", "vm")
         self.write(1, 8)
         self.check_nothing_left(self.vm)
+
+
+class Booted(Deletes):
+    """A fold into a raw first image has no way back, and no mark in it."""
+
+    either = True
+
+    def boot(self, place):
+        """As after a boot at which others came first."""
+        made = os.path.join(self.tmp, "ext4")
+        was = os.stat(place).st_dev
+        for i in range(5):
+            subprocess.run(["umount", place], check=True)
+            aside = os.path.join(self.tmp, "aside%d" % i)
+            os.mkdir(aside)
+            subprocess.run(["cp", "--sparse=always", made, aside + ".img"],
+                           check=True)
+            for argv in ((aside + ".img", aside), (made, place)):
+                subprocess.run(["mount", "-o", "loop", *argv], check=True)
+            self.addCleanup(subprocess.run, ["umount", "-l", aside])
+            if os.stat(place).st_dev != was:
+                return
+        self.fail("the device's number stays")
+
+    def test_the_device_has_another_number_after_a_boot(self):
+        place = os.path.join(self.tmp, "vm")
+        self.mount_ext4(place, "400M")
+        self.vm = vm = self.tiny_vm(disks=[self.disk(
+            "disk0", "raw", size=64 * MIB, pattern=False)])
+        self.write(0, 1, 32)
+        self.q("create", "vm", "one")
+        self.write(8, 2)
+        self.q("create", "vm", "two")
+        vm.quit()
+        self.want, self.head = {"two": self.digest("two")}, self.head_digest()
+        process = self.in_the_middle("one")
+        process.kill()
+        process.wait()
+        self.boot(place)
+        self.q("recover", "vm")
+        self.is_whole("two")
+        self.q("start", "vm")
+        self.check_nothing_left(vm)
