@@ -71,6 +71,10 @@ static enum state state_of(const struct merge_record *r,
         if (strcmp(h->backing, r->new_backing) == 0)
             return STATE_NEW;
     }
+    /* somebody gave it another backing file before the flip */
+    if (r->kind == MERGE_IN_PLACE && r->old_l1 != r->new_l1 &&
+        h->l1_offset == r->old_l1)
+        return STATE_OLD;
     return STATE_UNKNOWN;
 }
 
@@ -398,6 +402,35 @@ struct place {
     bool abandon; /* folds that could go on */
 };
 
+/* The target's file is there, and may be half written over: the flip takes the
+ * mark away. */
+static bool may_be_torn(const struct io *io, const struct merge_record *r)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    struct qstill_error ignored = {0};
+    const char *path = r->target.path;
+
+    if (!merge_id_is(path, &r->target.id))
+        path = r->result.path;
+    if (!merge_id_is(path, &r->target.id))
+        return false;
+    return qcow2_info_read(io, AT_FDCWD, path, QCOW2_FORMAT_QCOW2, &info,
+                           &ignored) < 0 ||
+           info.header.version < 3 ||
+           (info.header.incompatible & QCOW2_INCOMPAT_CORRUPT);
+}
+
+/* Somebody has helped himself: all that was to go is gone, and nothing is
+ * torn. */
+static bool nothing_is_left(const struct io *io, const struct merge_record *r)
+{
+    for (size_t i = 0; i < r->gone_count; i++)
+        if (merge_id_is(r->gone[i].path, &r->gone[i].id))
+            return false;
+    return r->kind == MERGE_IN_PLACE ||
+           (r->kind == MERGE_OVERWRITE && !may_be_torn(io, r));
+}
+
 static int recover_record(const struct io *io, struct merge_journal *j,
                           const struct place *p, struct qstill_error *err)
 {
@@ -407,10 +440,13 @@ static int recover_record(const struct io *io, struct merge_journal *j,
 
     if (merge_journal_read(j, &r, &whole, err) < 0)
         return err->code;
-    if (whole && is_torn(io, &r, &torn, err) < 0)
-        return err->code == QSTILL_E_BUSY
-                   ? after_failure(io, &r, p->dirfd, p->name, err)
+    if (whole && is_torn(io, &r, &torn, err) < 0) {
+        if (err->code == QSTILL_E_BUSY)
+            return after_failure(io, &r, p->dirfd, p->name, err);
+        return err->code == QSTILL_E_CORRUPT && nothing_is_left(io, &r)
+                   ? merge_journal_remove(j, err)
                    : err->code;
+    }
     torn |= whole && r.kind == MERGE_INTO_RAW;
     if (torn && p->abandon && merge_id_is(r.upper.path, &r.upper.id))
         return give_up(io, &r, p->dirfd, p->name, err);
@@ -421,6 +457,8 @@ static int recover_record(const struct io *io, struct merge_journal *j,
     if (whole)
         code = r.kind == MERGE_NEW_FILE ? recover_new_file(io, &r, j, err)
                                         : recover_in_place(io, &r, err);
+    if (code == QSTILL_E_CORRUPT && nothing_is_left(io, &r))
+        code = 0;
     return code < 0 ? code : merge_journal_remove(j, err);
 }
 

@@ -174,6 +174,27 @@ class Later(Died):
             return True
         self.moments("fsync,fdatasync", 6, "up", body)
 
+    def test_somebody_has_helped_himself(self):
+        """What was torn, or was to go, is away, and the rest is right."""
+        def body():
+            if direction == "up" and os.path.exists(self.path("d")):
+                return False
+            qtools.must("qemu-img", "rebase", "-f", "qcow2", "-b", "c", "-F",
+                        "qcow2", self.path("u"))
+            if os.path.exists(self.path("d")):
+                os.unlink(self.path("d"))
+            qtools.must("qemu-img", "rebase", "-f", "qcow2", "-b", "",
+                        self.path("u"))
+            mine = self.guest("u")
+            self.create("v", "u")
+            r = self.merge("v", "u")
+            self.assertEqual(r.rc, 0, str(r))
+            self.assertEqual(self.journals(), [])
+            self.assertEqual(self.guest("v"), mine)
+            return True
+        for direction in ("up", "down"):
+            self.moments("fsync,fdatasync,ftruncate", 6, direction, body)
+
     def test_what_is_gone_is_said_with_the_journals_name(self):
         def body():
             os.rename(self.path("u"), self.path("x"))
