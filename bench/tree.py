@@ -5,9 +5,9 @@
     tree.py [--build DIR] [--snapshots N] [--chain N] [--disks N] [--json]
 
 A chain of --chain snapshots of a 1 TiB disk, and a tree of --snapshots (each
-fifth a branch) of --disks disks. The VM is off but for the rows that say
-otherwise, so that QEMU's own time for long chains is told apart. Prints a
-table; the bars are in docs/BENCHMARKS.md."""
+fifth a branch) of --disks disks; each with the VM off, and then with it
+running, so that QEMU's own time for long chains is told apart. Prints a table;
+the bars are in docs/BENCHMARKS.md."""
 
 import argparse
 import json
@@ -29,14 +29,15 @@ class Host:
         self.qstill = os.path.join(os.path.abspath(args.build), "qstill")
         self.store = os.path.join(self.tmp, "store")
         self.qmp = os.path.join(self.tmp, "qmp")
-        argv = ["qemu-system-x86_64", "-machine", "none", "-nodefaults",
-                "-display", "none", "-qmp",
+        argv = ["qemu-system-x86_64", "-machine", "pc", "-m", "8M",
+                "-accel", "tcg,tb-size=8", "-nodefaults", "-display", "none",
+                "-qmp",
                 "unix:%s,server=on,wait=off" % self.qmp]
         for i in range(disks):
             path = os.path.join(self.tmp, "d%d.qcow2" % i)
             subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path,
                             str(size)], check=True)
-            argv += ["-drive", "if=none,id=d%d,format=qcow2,file=%s" % (
+            argv += ["-drive", "if=virtio,id=d%d,format=qcow2,file=%s" % (
                 i, path)]
         p = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
         while not os.path.exists(self.qmp):
@@ -53,6 +54,17 @@ class Host:
         if out.returncode != 0:
             raise SystemExit("qstill %s: %s" % (" ".join(argv), out.stderr))
         return json.loads(out.stdout) if out.stdout.strip() else None
+
+    def line(self):
+        """Names of the current snapshot and of all that it stands on, the
+        oldest first."""
+        known = self("list", "vm")
+        by_id = {s["id"]: s for s in known["snapshots"]}
+        at, names = known["current"], []
+        while at:
+            names.insert(0, by_id[at]["name"])
+            at = by_id[at]["parentId"]
+        return names
 
     def timed(self, *argv, reps=1):
         best = None
@@ -99,6 +111,27 @@ def measure(host, what, names, rows):
     row("recover", "recover", "vm")
 
 
+def measure_running(host, what, rows):
+    """`start` has opened all layers by their headers, so that QEMU has made the
+    names of their nodes; what is created then has names of ours."""
+    def row(verb, *argv, **kw):
+        rows.append({"tree": what, "verb": verb + ", running",
+                     "ms": round(host.timed(*argv, **kw), 1)})
+    row("start", "start", "vm")
+    row("list", "list", "vm", reps=5)
+    row("check", "check", "vm")
+    for name in ("live-a", "live-b", "live-c"):
+        row("create", "create", "vm", name)
+    line = host.line()
+    inner = line[len(line) // 2]
+    row("delete --dry-run", "delete", "vm", inner, "--dry-run")
+    row("delete (nodes of QEMU's)", "delete", "vm", inner)
+    row("delete (nodes of ours)", "delete", "vm", "live-b")
+    row("delete (the newest)", "delete", "vm", "live-c")
+    row("revert", "revert", "vm", line[len(line) // 3])
+    row("recover", "recover", "vm")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--build", default=os.path.join(HERE, "..", "build"))
@@ -124,6 +157,7 @@ def main():
             rows.append({"tree": what, "verb": "create, each", "ms": round(
                 (time.monotonic() - begun) * 1e3 / count, 1)})
             measure(host, what, names, rows)
+            measure_running(host, what, rows)
         finally:
             host.close()
     if args.json:

@@ -40,7 +40,9 @@ static void leave_file(struct collapse *c, const struct layer *l)
 static int drop_file(struct collapse *c, const struct layer *l,
                      struct qstill_error *err)
 {
-    if (livechain_release(c->s, l->path, err) < 0 ||
+    const struct qmp_graph *g = collapse_graph(c, err);
+
+    if (err->code < 0 || (g && livechain_release(c->s, g, l->path, err) < 0) ||
         layer_remove_unused(l->path, err) < 0)
         return err->code;
     if (c->text)
@@ -158,11 +160,15 @@ static int load(struct collapse *c, const struct stuck *stuck,
                 struct qstill_error *err)
 {
     struct layers old = c->all;
+    const struct qmp_graph *g;
 
     memset(&c->all, 0, sizeof(c->all));
     layers_reload(c->s, &old, &c->all, err);
     layers_fini(&old);
-    if (err->code < 0 || livechain_mark(c->s, &c->all, err) < 0 ||
+    if (err->code < 0)
+        return err->code;
+    g = collapse_graph(c, err);
+    if (err->code < 0 || livechain_mark(c->s, g, &c->all, err) < 0 ||
         (any_idle(&c->all) && others_mark(c->s, &c->all, c->seen, err) < 0))
         return err->code;
     for (size_t i = 0; i < stuck->count; i++) {
@@ -447,6 +453,7 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
     if (err->code == 0)
         identify_rest(&c, err);
     layers_fini(&c.all);
+    collapse_graph_changed(&c);
     children_seen_free(c.seen);
     stuck_fini(&stuck);
     if (err->code == 0)

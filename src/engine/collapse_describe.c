@@ -208,16 +208,16 @@ struct foresight {
 static int check_use(struct foresight *f, const struct layer *l,
                      struct qstill_error *err)
 {
-    struct session *s = f->c.s;
     struct qstill_error ignored = {0};
-    bool ours = false;
+    const struct qmp_graph *g;
 
     /* what our QEMU has open it closes before */
     if (l->node || layer_check_unused(l->path, err) == 0)
         return 0;
     if (err->code != QSTILL_E_BUSY)
         return err->code;
-    if (livechain_has_open(s, l->path, &ours, &ignored) == 0 && ours)
+    g = collapse_graph(&f->c, &ignored);
+    if (g && livechain_has_open(f->c.s, g, l->path))
         return err_clear(err);
     return err->code;
 }
@@ -423,14 +423,17 @@ int layers_foresee(struct session *s, const struct journal *j,
     struct foresight f = {
         .c = {.s = s, .j = &copy, .text = text, .seen = children_seen_new()}};
 
-    if (layers_load(s, &f.c.all, err) == 0 &&
-        livechain_mark(s, &f.c.all, err) == 0 &&
+    const struct qmp_graph *g = collapse_graph(&f.c, err);
+
+    if (err->code == 0 && layers_load(s, &f.c.all, err) == 0 &&
+        livechain_mark(s, g, &f.c.all, err) == 0 &&
         others_mark(s, &f.c.all, f.c.seen, err) == 0 &&
         hide(&f, gone, user, err) == 0) {
         expire(&f);
         look_ahead(&f, err);
     }
     layers_fini(&f.c.all);
+    collapse_graph_changed(&f.c);
     children_seen_free(f.c.seen);
     return err->code;
 }

@@ -49,6 +49,9 @@ struct collapse {
     struct buf *text; /* may be NULL */
     struct layers all;
     struct children_seen *seen; /* of the files that may stand on these */
+    struct qmp_graph graph;     /* see collapse_graph() */
+    bool has_graph;
+    bool swaps;      /* see qmp_swap_works() */
     bool no_room;    /* the step at hand had no room for data, and all is as it
                         was before it */
     uint64_t wanted; /* what it needs, if that is known; bytes */
@@ -89,8 +92,12 @@ int collapse_forget(struct session *s, const char *path,
                     struct qstill_error *err);
 
 /* collapse_live.c */
+/* What QEMU has open, asked for once until somebody says that it is another
+ * now: it is the most that a merge asks QEMU. NULL with no error: VM off. */
+struct qmp_graph *collapse_graph(struct collapse *c, struct qstill_error *err);
+void collapse_graph_changed(struct collapse *c);
 /* Closes what is left in QEMU of layers that the live chain has lost. */
-int collapse_release(struct session *s, const struct step *st,
+int collapse_release(struct collapse *c, const struct step *st,
                      struct qstill_error *err);
 int collapse_live(struct collapse *c, const struct step *st,
                   struct qstill_error *err);

@@ -125,8 +125,8 @@ static struct step live_choice(struct collapse *c, struct step st)
     if (!leave_first_image(&st))
         return nothing("the disk's first image takes a frozen layer in when "
                        "the VM is off");
-    st.kind = !st.child->head && st.child->owner &&
-                      liveswap_possible(&c->all, st.child)
+    st.kind = !st.child->head && st.child->owner && c->swaps &&
+                      liveswap_possible(st.child)
                   ? STEP_SWAP_LIVE
                   : STEP_PULL_LIVE;
     return st;

@@ -222,14 +222,16 @@ static int open_heads(struct session *s, const struct journal *j,
                       enum heads_which which, const char *tag,
                       struct qstill_error *err)
 {
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
+
+    if (qmp_graph_read(s->qmp, &g, err) < 0)
+        return err->code;
     for (size_t i = 0; i < j->disk_count; i++) {
-        CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
         const struct vm_disk *d = vmrecord_disk(&s->rec, j->disks[i].disk);
 
         if (!d)
             return missing_disk(&j->disks[i], err);
-        if (qmp_graph_read(s->qmp, &g, err) < 0 ||
-            open_chain(s, &g, d, link_of(&j->disks[i], which),
+        if (open_chain(s, &g, d, link_of(&j->disks[i], which),
                        which == HEADS_OLD ? "qo" : "qs", i, tag, err) < 0)
             return err->code;
     }
@@ -362,31 +364,72 @@ static void mark_used(struct session *s, const struct qmp_graph *g, bool *used)
     }
 }
 
+/* What another of the unused nodes holds. */
+static void mark_held(const struct qmp_graph *g, const bool *used, bool *held)
+{
+    for (size_t i = 0; i < g->count; i++) {
+        const struct qmp_node *n = &g->nodes[i];
+
+        if (used[i])
+            continue;
+        if (n->below)
+            held[n->below - g->nodes] = true;
+        if (n->file)
+            held[n->file - g->nodes] = true;
+    }
+}
+
+/* Nodes that QEMU named are not its monitor's, and go with who holds them. */
+static bool may_go(struct session *s, const struct journal *j,
+                   const struct qmp_node *n)
+{
+    const char *file = n->name_auto ? NULL : file_of(s, n);
+
+    return file && (has_our_name(n->name) || is_ours(s, j, file));
+}
+
+/* Held by the monitor alone, or by something else: QEMU knows. */
+static int try_del(struct session *s, const struct journal *j,
+                   const struct qmp_node *n, bool *some,
+                   struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+
+    if (!may_go(s, j, n))
+        return 0;
+    if (qmp_blockdev_del(s->qmp, n->name, QMP_MISSING_UNASKED, &why) == 0)
+        *some = true;
+    else if (why.code == QSTILL_E_UNREACHABLE)
+        return (*err = why).code;
+    return 0;
+}
+
+/* Each chain from its top: a node keeps what is below it. */
 static int sweep_once(struct session *s, const struct journal *j, bool *some,
                       struct qstill_error *err)
 {
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
     CLEANUP(freep) bool *used = NULL;
-    struct qstill_error why = {0};
+    CLEANUP(freep) bool *held = NULL;
 
     if (qmp_graph_read(s->qmp, &g, err) < 0)
         return err->code;
     used = calloc(g.count + 1, sizeof(*used));
-    if (!used)
+    held = calloc(g.count + 1, sizeof(*held));
+    if (!used || !held)
         return err_nomem(err);
     mark_used(s, &g, used);
+    mark_held(&g, used, held);
     for (size_t i = 0; i < g.count; i++) {
-        const char *file = used[i] ? NULL : file_of(s, &g.nodes[i]);
+        const struct qmp_node *n = held[i] ? NULL : &g.nodes[i];
 
-        if (!file || !(has_our_name(g.nodes[i].name) || is_ours(s, j, file)))
-            continue;
-        /* Held by the monitor alone, or by something else: QEMU knows. */
-        if (qmp_blockdev_del(s->qmp, g.nodes[i].name, QMP_MISSING_FINE, &why) ==
-            0)
-            *some = true;
-        else if (why.code == QSTILL_E_UNREACHABLE)
-            return (*err = why).code;
-        err_clear(&why);
+        for (; n && !used[n - g.nodes]; n = n->below) {
+            used[n - g.nodes] = true;
+            if (try_del(s, j, n, some, err) < 0 ||
+                (n->file && !used[n->file - g.nodes] &&
+                 try_del(s, j, n->file, some, err) < 0))
+                return err->code;
+        }
     }
     return 0;
 }

@@ -51,7 +51,6 @@ struct layer {
 
 struct layers {
     const char *unsure; /* why others may stand on any of them, or NULL */
-    bool swaps;         /* see qmp_swap_works(); livechain_mark() */
     size_t count;
     struct layer *items; /* strings in the session's arenas */
     size_t cap;

@@ -62,21 +62,15 @@ const struct qmp_node *livechain_node(struct session *s,
     return NULL;
 }
 
-int livechain_mark(struct session *s, struct layers *all,
-                   struct qstill_error *err)
+int livechain_mark(struct session *s, const struct qmp_graph *g,
+                   struct layers *all, struct qstill_error *err)
 {
-    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
     const struct qmp_node *chain[CHAIN_MAX];
 
     for (size_t i = 0; i < all->count; i++)
         all->items[i].node = NULL, all->items[i].above = NULL;
-    if (!s->qmp)
-        return 0;
-    if (qmp_swap_works(s->qmp, &all->swaps, err) < 0 ||
-        qmp_graph_read(s->qmp, &g, err) < 0)
-        return err->code;
-    for (size_t i = 0; i < s->rec.disk_count; i++) {
-        const struct qmp_node *head = head_node(s, &g, &s->rec.disks[i]);
+    for (size_t i = 0; g && i < s->rec.disk_count; i++) {
+        const struct qmp_node *head = head_node(s, g, &s->rec.disks[i]);
         size_t n = head ? qmp_graph_chain(head, chain, CHAIN_MAX) : 0;
         struct layer *above = NULL;
 
@@ -105,38 +99,27 @@ static bool is_file(struct session *s, const struct qmp_node *n,
     return abs && strcmp(abs, path) == 0;
 }
 
-int livechain_has_open(struct session *s, const char *path, bool *yes,
-                       struct qstill_error *err)
+bool livechain_has_open(struct session *s, const struct qmp_graph *g,
+                        const char *path)
 {
-    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
-
-    *yes = false;
-    if (!s->qmp)
-        return 0;
-    if (qmp_graph_read(s->qmp, &g, err) < 0)
-        return err->code;
-    for (size_t i = 0; i < g.count && !*yes; i++)
-        *yes = is_file(s, &g.nodes[i], path);
-    return 0;
+    for (size_t i = 0; i < g->count; i++)
+        if (is_file(s, &g->nodes[i], path))
+            return true;
+    return false;
 }
 
-int livechain_release(struct session *s, const char *path,
-                      struct qstill_error *err)
+int livechain_release(struct session *s, const struct qmp_graph *g,
+                      const char *path, struct qstill_error *err)
 {
-    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
     struct qstill_error why = {0};
 
-    if (!s->qmp)
-        return 0;
-    if (qmp_graph_read(s->qmp, &g, err) < 0)
-        return err->code;
-    /* QEMU refuses what is in use or not its monitor's; format nodes first,
-     * they hold the protocol's */
+    /* QEMU refuses what is in use, or gone by now; what it named itself is not
+     * its monitor's. Format nodes first, they hold the protocol's */
     for (int round = 0; round < 2; round++)
-        for (size_t i = 0; i < g.count; i++)
-            if ((g.nodes[i].file != NULL) == (round == 0) &&
-                is_file(s, &g.nodes[i], path) &&
-                qmp_blockdev_del(s->qmp, g.nodes[i].name, QMP_MISSING_FINE,
+        for (size_t i = 0; i < g->count; i++)
+            if ((g->nodes[i].file != NULL) == (round == 0) &&
+                !g->nodes[i].name_auto && is_file(s, &g->nodes[i], path) &&
+                qmp_blockdev_del(s->qmp, g->nodes[i].name, QMP_MISSING_UNASKED,
                                  &why) < 0 &&
                 why.code == QSTILL_E_UNREACHABLE)
                 return (*err = why).code;
@@ -220,13 +203,10 @@ int livechain_settle(struct session *s, struct qstill_error *err)
     return qmp_job_dismiss(s->qmp, JOB_ID, err);
 }
 
-int livechain_resume(struct session *s, bool was_running,
-                     struct qstill_error *err)
+static int resume(struct session *s, struct qstill_error *err)
 {
     double deadline = clock_ms() + RESUME_WAIT_MS;
 
-    if (!was_running)
-        return 0;
     /* shut down, say: nobody owes it a `cont`, and QEMU would refuse */
     if (qmp_status_read(s->qmp, &s->status, err) < 0)
         return err->code;
@@ -237,12 +217,20 @@ int livechain_resume(struct session *s, bool was_running,
     }
     for (;;) {
         if (qmp_cont(s->qmp, err) == 0)
-            return session_refresh(s, err);
+            return qmp_status_read(s->qmp, &s->status, err);
         if (err->code != QSTILL_E_FAILED || clock_ms() > deadline)
             return err_wrap(err, "resuming the guest");
         clock_sleep_ms(20);
         err->code = 0;
     }
+}
+
+int livechain_resume(struct session *s, bool was_running,
+                     struct qstill_error *err)
+{
+    if (!was_running)
+        return 0;
+    return resume(s, err) < 0 ? err->code : session_refresh(s, err);
 }
 
 int livechain_set_head(struct session *s, struct vm_disk *d, const char *to,
@@ -254,6 +242,15 @@ int livechain_set_head(struct session *s, struct vm_disk *d, const char *to,
         return err->code;
     vmrecord_unhide(&s->rec, to);
     return vmrecord_set_head(&s->rec, d->name, to, to_format, err);
+}
+
+/* Or it has failed by itself, and says why. */
+static int ended_by_others(struct session *s, struct qstill_error *err)
+{
+    if (qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) == 0)
+        err_set(err, QSTILL_E_FAILED, "somebody else ended QEMU's job '%s'",
+                JOB_ID);
+    return err->code;
 }
 
 /* Until it is finalized, both files read the same whatever becomes of the
@@ -268,10 +265,7 @@ static int complete(struct session *s, struct qstill_error *err)
         return err->code;
     if (job.state == QMP_JOB_PENDING)
         return 0;
-    if (qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) == 0)
-        err_set(err, QSTILL_E_FAILED, "somebody else ended QEMU's job '%s'",
-                JOB_ID);
-    return err->code;
+    return ended_by_others(s, err);
 }
 
 /* A journal that could not be saved may say it all the same. */
@@ -284,7 +278,20 @@ static int note_pivot(struct session *s, struct journal *j,
     return err->code;
 }
 
-static int pivot(struct session *s, struct vm_disk *d, const char *to,
+/* The session, and the graph, of the disk's new head. */
+static int moved(struct session *s, struct qmp_graph *g, struct vm_disk *d,
+                 const struct qmp_node *head, struct qstill_error *err)
+{
+    for (size_t i = 0; i < s->live.count; i++)
+        if (&s->live.items[i] == session_live_disk(s, d)) {
+            g->nodes[head - g->nodes].read_only = false;
+            return qmp_disk_move(&s->live.items[i], g, head->name, err);
+        }
+    return 0;
+}
+
+static int pivot(struct session *s, struct qmp_graph *g, struct vm_disk *d,
+                 const struct qmp_node *base, const char *to,
                  const char *to_format, struct journal *j,
                  struct qstill_error *err)
 {
@@ -299,7 +306,8 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
         qmp_job_finalize(s->qmp, JOB_ID, err) < 0 ||
         qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0)
         return err->code;
-    if (livechain_release(s, d->head_path, err) < 0 ||
+    if (moved(s, g, d, base, err) < 0 ||
+        livechain_release(s, g, d->head_path, err) < 0 ||
         livechain_set_head(s, d, to, to_format, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
@@ -309,15 +317,16 @@ static int pivot(struct session *s, struct vm_disk *d, const char *to,
 
 /* The journal says that it is us who stop the guest, from just before that to
  * just after it runs again. */
-static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
-                          const char *to_format, struct journal *j,
-                          struct qstill_error *err)
+static int stop_and_pivot(struct session *s, struct qmp_graph *g,
+                          struct vm_disk *d, const struct qmp_node *base,
+                          const char *to, const char *to_format,
+                          struct journal *j, struct qstill_error *err)
 {
     const bool had = j->was_running, resumed = j->resumed;
     struct qstill_error second = {0};
     bool was_running;
 
-    if (session_refresh(s, err) < 0)
+    if (qmp_status_read(s->qmp, &s->status, err) < 0)
         return err->code;
     was_running = s->status.running;
     j->was_running = had || was_running;
@@ -329,8 +338,8 @@ static int stop_and_pivot(struct session *s, struct vm_disk *d, const char *to,
     }
     if (was_running && qmp_stop(s->qmp, 0, err) < 0)
         return err->code;
-    pivot(s, d, to, to_format, j, err);
-    if (livechain_resume(s, was_running, &second) < 0)
+    pivot(s, g, d, base, to, to_format, j, err);
+    if (was_running && resume(s, &second) < 0)
         return err->code < 0 ? err->code : (*err = second).code;
     j->was_running = had;
     j->resumed = resumed;
@@ -351,20 +360,20 @@ static void forget_pull(struct journal *j)
     j->pull_into = j->pull_from = j->pull_from_format = NULL;
 }
 
-int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
+int livechain_commit_head(struct session *s, struct qmp_graph *g,
+                          struct vm_disk *d, const char *to,
                           const char *to_format, struct journal *j,
                           struct qstill_error *err)
 {
-    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
     struct qmp_commit c = {.job = JOB_ID, .speed = s->bwlimit, .held = true};
     const struct qmp_node *head, *base;
     struct qstill_error second = {0};
     struct qmp_job job;
 
-    if (livechain_settle(s, err) < 0 || qmp_graph_read(s->qmp, &g, err) < 0)
+    if (livechain_settle(s, err) < 0)
         return err->code;
-    head = head_node(s, &g, d);
-    base = livechain_node(s, &g, d, to);
+    head = head_node(s, g, d);
+    base = livechain_node(s, g, d, to);
     if (!head || !base)
         return missing_node(d, to, err);
     c.device = head->name;
@@ -374,11 +383,11 @@ int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
     if (wait_job(s, QMP_JOB_READY, err) < 0 ||
         qmp_job_read(s->qmp, JOB_ID, &job, err) < 0)
         return err_wrap(err, "folding %s into %s", d->head_path, to);
-    if (job.state == QMP_JOB_CONCLUDED)
-        return qmp_job_finish(s->qmp, JOB_ID, PIVOT_MS, err) < 0
-                   ? err_wrap(err, "folding %s into %s", d->head_path, to)
-                   : 0;
-    if (stop_and_pivot(s, d, to, to_format, j, err) < 0) {
+    if (job.state == QMP_JOB_CONCLUDED) {
+        ended_by_others(s, err);
+        return err_wrap(err, "folding %s into %s", d->head_path, to);
+    }
+    if (stop_and_pivot(s, g, d, base, to, to_format, j, err) < 0) {
         livechain_settle(s, &second);
         return err_wrap(err, "folding %s into %s", d->head_path, to);
     }

@@ -28,9 +28,11 @@ int livechain_set_head(struct session *s, struct vm_disk *d, const char *to,
  * all else, and lets nothing be written: from then on the journal has `to`, so
  * a crash at any instant leaves a right one, also when somebody else lets the
  * guest run on. The old head's file is the caller's to remove.
- * Layers between the two are folded too.
+ * Layers between the two are folded too. `g` is what QEMU has; afterwards the
+ * chain of the disk is what is below `to` in it, and the session knows.
  */
-int livechain_commit_head(struct session *s, struct vm_disk *d, const char *to,
+int livechain_commit_head(struct session *s, struct qmp_graph *g,
+                          struct vm_disk *d, const char *to,
                           const char *to_format, struct journal *j,
                           struct qstill_error *err);
 
@@ -47,9 +49,9 @@ int livechain_pull(struct session *s, struct vm_disk *d,
 int livechain_settle_pull(struct session *s, struct journal *j,
                           struct qstill_error *err);
 
-/* Sets what layers.h has of a running VM. */
-int livechain_mark(struct session *s, struct layers *all,
-                   struct qstill_error *err);
+/* Sets what layers.h has of a running VM; `g` NULL: it is off. */
+int livechain_mark(struct session *s, const struct qmp_graph *g,
+                   struct layers *all, struct qstill_error *err);
 /* The node of the disk's live chain that has `path` open, or NULL. */
 const struct qmp_node *livechain_node(struct session *s,
                                       const struct qmp_graph *g,
@@ -62,14 +64,14 @@ const struct qmp_node *livechain_node(struct session *s,
 int livechain_refused(struct qstill_error *err);
 
 /* Whether any node of QEMU's has that file open. */
-int livechain_has_open(struct session *s, const char *path, bool *yes,
-                       struct qstill_error *err);
+bool livechain_has_open(struct session *s, const struct qmp_graph *g,
+                        const char *path);
 
 /* Closes the nodes of a file that is in no chain any more: those that came by
  * -blockdev or blockdev-add stay open until they are deleted, and keep what is
  * below them from being changed. */
-int livechain_release(struct session *s, const char *path,
-                      struct qstill_error *err);
+int livechain_release(struct session *s, const struct qmp_graph *g,
+                      const char *path, struct qstill_error *err);
 
 /* Cancels or finishes a job of ours that a process which died left behind.
  * Until it is out of QEMU's list it may hold a filter node without a child, at

@@ -23,11 +23,11 @@
 #define OUR_NODES "qs"
 #define NEW_NODES "qsm-"
 
-bool liveswap_possible(const struct layers *all, const struct layer *layer)
+bool liveswap_possible(const struct layer *layer)
 {
     const struct layer *above = layer->above;
 
-    return all->swaps && above && above->node && layer_is_qcow2(above->format);
+    return above && above->node && layer_is_qcow2(above->format);
 }
 
 /* ---------------------------------------------------------------- QEMU's part
@@ -78,22 +78,21 @@ static int reopen_above(struct session *s, const struct vm_disk *d,
  * that file QEMU refuses, and it should before anything is done: so the node is
  * open for writing from there to the end, and nobody comes in between. A head
  * is anyway. */
-static int open_above(struct session *s, const struct vm_disk *d,
-                      const struct journal *j, bool read_only,
-                      struct qstill_error *err)
+static int open_above(struct session *s, struct qmp_graph *g,
+                      const struct vm_disk *d, const struct journal *j,
+                      bool read_only, struct qstill_error *err)
 {
-    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
     const struct qmp_node *above;
 
     if (session_same_file(d->head_path, j->swap_above))
         return 0;
-    if (qmp_graph_read(s->qmp, &g, err) < 0)
-        return err->code;
-    above = livechain_node(s, &g, d, j->swap_above);
+    above = livechain_node(s, g, d, j->swap_above);
     if (!above || !above->file || !above->below ||
         above->read_only == read_only)
         return 0; /* another chain than before has its own words */
-    return reopen_above(s, d, j, above, NULL, read_only, err);
+    if (reopen_above(s, d, j, above, NULL, read_only, err) == 0)
+        g->nodes[above - g->nodes].read_only = read_only;
+    return err->code;
 }
 
 /* What QEMU has below the layer above now. */
@@ -117,19 +116,15 @@ static bool node_reads(struct session *s, const struct qmp_node *n,
     return abs && strcmp(abs, path) == 0;
 }
 
-static int swap_nodes(struct collapse *c, struct vm_disk *d,
-                      const struct step *st, const char *node,
-                      struct qstill_error *err)
+static int swap_nodes(struct collapse *c, const struct qmp_graph *g,
+                      struct vm_disk *d, const struct step *st,
+                      const char *node, struct qstill_error *err)
 {
-    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
     struct session *s = c->s;
-    const struct qmp_node *above, *old, *last;
+    const struct qmp_node *above = livechain_node(s, g, d, c->j->swap_above);
+    const struct qmp_node *old = livechain_node(s, g, d, st->child->path);
+    const struct qmp_node *last = livechain_node(s, g, d, st->last->path);
 
-    if (qmp_graph_read(s->qmp, &g, err) < 0)
-        return err->code;
-    above = livechain_node(s, &g, d, c->j->swap_above);
-    old = livechain_node(s, &g, d, st->child->path);
-    last = livechain_node(s, &g, d, st->last->path);
     if (!above || !above->file || above->below != old || !old || !last)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "the live chain of disk %s is not as it was", d->name);
@@ -142,16 +137,13 @@ static int swap_nodes(struct collapse *c, struct vm_disk *d,
  */
 
 /* The header of the layer above names the new file: by QEMU, whose it is. */
-static int name_new_file(struct session *s, struct vm_disk *d,
-                         const struct journal *j, struct qstill_error *err)
+static int name_new_file(struct session *s, const struct qmp_graph *g,
+                         struct vm_disk *d, const struct journal *j,
+                         struct qstill_error *err)
 {
-    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
     const struct qmp_disk *live = session_live_disk(s, d);
-    const struct qmp_node *above;
+    const struct qmp_node *above = livechain_node(s, g, d, j->swap_above);
 
-    if (qmp_graph_read(s->qmp, &g, err) < 0)
-        return err->code;
-    above = livechain_node(s, &g, d, j->swap_above);
     if (!live || !above || !node_reads(s, above->below, j->swap_to))
         return err_set(err, QSTILL_E_FAILED,
                        "QEMU does not have %s below %s after the reopen",
@@ -205,20 +197,16 @@ static int follow_others(struct session *s, const struct journal *j,
 /* Other overlays of the old file, which no QEMU has open. One that cannot be
  * changed now keeps the old file, which stays hidden for it. */
 static int repoint_others(struct session *s, const struct journal *j,
-                          struct qstill_error *err)
+                          const struct layers *all, struct qstill_error *err)
 {
-    CLEANUP(layers_fini) struct layers all = {0};
-    const struct layer *old;
+    const struct layer *old = layers_find(all, j->swap_from);
 
-    if (layers_load(s, &all, err) < 0 || follow_others(s, j, &all, err) < 0)
-        return err->code;
-    old = layers_find(&all, j->swap_from);
-    for (struct layer *l = old ? layers_child(&all, old, NULL) : NULL; l;
-         l = layers_child(&all, old, l)) {
+    for (struct layer *l = old ? layers_child(all, old, NULL) : NULL; l;
+         l = layers_child(all, old, l)) {
         struct qstill_error why = {0};
         CLEANUP(closep) int fd = -1;
 
-        if (l->trash)
+        if (l->trash || session_same_file(l->path, j->swap_above))
             continue;
         if (io_openat(io_real(), AT_FDCWD, l->path, O_RDWR, 0, &fd, &why) < 0 ||
             image_lock(fd, l->path, IMAGE_LOCK_WRITE, &why) < 0 ||
@@ -231,15 +219,27 @@ static int repoint_others(struct session *s, const struct journal *j,
     return 0;
 }
 
-/* All that comes after the header; right to run again. */
+/* The same for what a process that died here has begun. */
+static int repoint_rest(struct session *s, const struct journal *j,
+                        struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0};
+
+    return layers_load(s, &all, err) < 0 || follow_others(s, j, &all, err) < 0
+               ? err->code
+               : repoint_others(s, j, &all, err);
+}
+
+/* All that comes after the header; right to run again. `all`: the layers as
+ * they were before it, or NULL. */
 static int finish(struct session *s, struct journal *j,
-                  struct qstill_error *err)
+                  const struct layers *all, struct qstill_error *err)
 {
     if (collapse_move_layer(s, j->swap_from, j->swap_to, "qcow2", err) < 0 ||
         collapse_reidentify(s, j->swap_above, err) < 0 ||
         vmrecord_hide(&s->rec, j->swap_disk, j->swap_from, "qcow2", err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0 ||
-        repoint_others(s, j, err) < 0)
+        (all ? repoint_others(s, j, all, err) : repoint_rest(s, j, err)) < 0)
         return err->code;
     j->swap_disk = j->swap_from = j->swap_to = j->swap_above = NULL;
     return journal_save(s->vmfd, j, err);
@@ -276,30 +276,40 @@ static int merge_into_new(struct collapse *c, const struct step *st,
     return layer_sync_dir(c->j->swap_to, err);
 }
 
-static int give_up(struct session *s, struct journal *j,
-                   struct qstill_error *err)
+static int give_up(struct session *s, const struct qmp_graph *g,
+                   struct journal *j, struct qstill_error *err)
 {
-    if (livechain_release(s, j->swap_to, err) < 0 ||
+    if ((g && livechain_release(s, g, j->swap_to, err) < 0) ||
         layer_remove(j->swap_to, err) < 0)
         return err->code;
     j->swap_disk = j->swap_from = j->swap_to = j->swap_above = NULL;
     return 0;
 }
 
+/* What QEMU has is asked before, and again when it is another. */
 static int swap(struct collapse *c, struct vm_disk *d, const struct step *st,
                 const char *node, struct qstill_error *err)
 {
-    if (open_above(c->s, d, c->j, false, err) < 0)
+    struct session *s = c->s;
+    struct qmp_graph *g = collapse_graph(c, err);
+
+    if (!g)
+        return err->code;
+    if (open_above(s, g, d, c->j, false, err) < 0)
         return livechain_refused(err);
     if (merge_into_new(c, st, err) < 0 ||
-        (c->s->paranoid &&
+        (s->paranoid &&
          layer_compare(st->child->path, c->j->swap_to, err) < 0) ||
-        swap_nodes(c, d, st, node, err) < 0 ||
-        name_new_file(c->s, d, c->j, err) < 0 ||
-        open_above(c->s, d, c->j, true, err) < 0 ||
-        verify_header(c->j, err) < 0)
+        swap_nodes(c, g, d, st, node, err) < 0)
         return err->code;
-    return finish(c->s, c->j, err);
+    collapse_graph_changed(c);
+    g = collapse_graph(c, err);
+    if (!g || name_new_file(s, g, d, c->j, err) < 0 ||
+        open_above(s, g, d, c->j, true, err) < 0 ||
+        verify_header(c->j, err) < 0 || finish(s, c->j, &c->all, err) < 0 ||
+        livechain_release(s, g, st->child->path, err) < 0)
+        return err->code;
+    return collapse_release(c, st, err);
 }
 
 int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
@@ -324,14 +334,12 @@ int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
         return err->code;
     if (swap(c, d, st, node, err) < 0) {
         err_wrap(err, "merging %s into a new file", st->first->path);
+        collapse_graph_changed(c);
         if (err->code == QSTILL_E_UNREACHABLE ||
             liveswap_settle(s, c->j, &second) < 0)
             c->no_room = false;
         return err->code;
     }
-    if (livechain_release(s, st->child->path, err) < 0 ||
-        collapse_release(s, st, err) < 0)
-        return err->code;
     if (c->text)
         buf_printf(c->text, "merged %s and %s into %s\n", st->first->path,
                    st->child->path, path);
@@ -350,20 +358,20 @@ int liveswap_settle(struct session *s, struct journal *j,
     d = vmrecord_disk(&s->rec, j->swap_disk);
     if (names(j->swap_above, j->swap_to, &does, err) < 0)
         return err->code;
-    if (d && s->qmp && qmp_graph_read(s->qmp, &g, err) < 0)
+    if (s->qmp && qmp_graph_read(s->qmp, &g, err) < 0)
         return err->code;
     /* QEMU reads the new file already: the header follows */
     if (!does && d && s->qmp &&
         node_reads(s, live_below(s, &g, d, j->swap_above), j->swap_to)) {
-        if (name_new_file(s, d, j, err) < 0)
+        if (name_new_file(s, &g, d, j, err) < 0)
             return err->code;
         does = true;
     }
-    if (d && s->qmp && open_above(s, d, j, true, err) < 0)
+    if (d && s->qmp && open_above(s, &g, d, j, true, err) < 0)
         return err->code;
     if (!does)
-        return give_up(s, j, err);
+        return give_up(s, s->qmp ? &g : NULL, j, err);
     if (verify_header(j, err) < 0)
         return err->code;
-    return finish(s, j, err);
+    return finish(s, j, NULL, err);
 }

@@ -27,14 +27,13 @@
 struct collapse;
 struct journal;
 struct layer;
-struct layers;
 struct session;
 struct step;
 struct vm_disk;
 
 /* Whether what stands on this layer in the live chain can be given another
  * backing file. */
-bool liveswap_possible(const struct layers *all, const struct layer *layer);
+bool liveswap_possible(const struct layer *layer);
 
 int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
              struct qstill_error *err);

@@ -168,19 +168,20 @@ static int fold_back_live(struct session *s, struct journal *j,
 {
     struct vm_disk *d = vmrecord_disk(&s->rec, jd->disk);
     const char *live = d ? session_live_path(s, d) : NULL;
+    CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
     struct qstill_error second = {0};
 
     if (!live || !session_same_file(live, jd->new_path))
         return layer_remove(jd->new_path, err);
-    if (vmrecord_set_head(&s->rec, jd->disk, jd->new_path, jd->new_format,
+    if (qmp_graph_read(s->qmp, &g, err) < 0 ||
+        vmrecord_set_head(&s->rec, jd->disk, jd->new_path, jd->new_format,
                           err) < 0)
         return err->code;
-    if (livechain_commit_head(s, d, jd->old_path, jd->old_format, j, err) < 0) {
+    if (livechain_commit_head(s, &g, d, jd->old_path, jd->old_format, j, err) <
+        0) {
         adopt(s, jd, text, &second);
         return err->code;
     }
-    if (session_refresh(s, err) < 0)
-        return err->code;
     return layer_remove(jd->new_path, err);
 }
 

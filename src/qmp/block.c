@@ -263,6 +263,36 @@ static int disk_fill(struct qstill_qmp *q, struct qmp_disk *d, const json_t *v,
     return protocol_fill(d, g, err);
 }
 
+int qmp_disk_move(struct qmp_disk *d, const struct qmp_graph *g,
+                  const char *node, struct qstill_error *err)
+{
+    const struct qmp_node *n = qmp_graph_find(g, node);
+    struct qmp_disk to = {0};
+
+    to.node = strdup(node);
+    to.path = strdup(n ? n->path : "");
+    to.driver = strdup(n ? n->driver : "");
+    if (!to.node || !to.path || !to.driver || protocol_fill(&to, g, err) < 0) {
+        disk_fini(&to);
+        return err_nomem(err);
+    }
+    free(d->node);
+    free(d->path);
+    free(d->driver);
+    free(d->protocol);
+    free(d->protocol_node);
+    free(d->protocol_path);
+    d->node = to.node;
+    d->path = to.path;
+    d->driver = to.driver;
+    d->protocol = to.protocol;
+    d->protocol_node = to.protocol_node;
+    d->protocol_path = to.protocol_path;
+    d->node_auto = strncmp(node, AUTO_PREFIX, strlen(AUTO_PREFIX)) == 0;
+    d->encrypted = n && n->encrypted;
+    return 0;
+}
+
 int qmp_disks_read(struct qstill_qmp *q, struct qmp_disks *out,
                    struct qstill_error *err)
 {

@@ -44,6 +44,11 @@ struct qmp_disks {
 int qmp_disks_read(struct qstill_qmp *q, struct qmp_disks *out,
                    struct qstill_error *err);
 void qmp_disks_fini(struct qmp_disks *d);
+/* For who has just put the disk on another node of the graph himself, as a job
+ * does at its end: what qmp_disks_read() would say. */
+struct qmp_graph;
+int qmp_disk_move(struct qmp_disk *d, const struct qmp_graph *g,
+                  const char *node, struct qstill_error *err);
 
 /* One node of the graph. Pointers to nodes stay within the graph. */
 struct qmp_node {

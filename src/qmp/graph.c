@@ -92,7 +92,8 @@ int qmp_blockdev_del(struct qstill_qmp *q, const char *node,
     int rc = client_call(q, "blockdev-del",
                          json_pack("{s:s}", "node-name", node), NULL, err);
 
-    if (rc != QSTILL_E_FAILED || !node_is_missing(q, node))
+    if (rc != QSTILL_E_FAILED || missing == QMP_MISSING_UNASKED ||
+        !node_is_missing(q, node))
         return rc;
     if (missing == QMP_MISSING_FINE)
         return 0;

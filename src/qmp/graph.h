@@ -42,8 +42,10 @@ struct qmp_blockdev {
 int qmp_blockdev_add(struct qstill_qmp *q, const struct qmp_blockdev *b,
                      struct qstill_error *err);
 
-enum qmp_missing { QMP_MISSING_FAILS, QMP_MISSING_FINE };
-/* NOT_FOUND, or no failure (QMP_MISSING_FINE), when there is no such node. */
+enum qmp_missing { QMP_MISSING_FAILS, QMP_MISSING_FINE, QMP_MISSING_UNASKED };
+/* NOT_FOUND, or no failure (QMP_MISSING_FINE), when there is no such node: for
+ * that all nodes are asked for. Else (QMP_MISSING_UNASKED) FAILED, as for one
+ * that is in use. */
 int qmp_blockdev_del(struct qstill_qmp *q, const char *node,
                      enum qmp_missing missing, struct qstill_error *err);
 
