@@ -77,6 +77,29 @@ static int rename_result(const struct io *io, const struct merge_record *r,
                : err->code;
 }
 
+static bool same_dir(const char *a, const char *b)
+{
+    CLEANUP(freep) char *x = path_dir(a);
+    CLEANUP(freep) char *y = path_dir(b);
+    struct merge_id id;
+
+    return x && y &&
+           merge_id_look(x[0] ? x : ".", NULL, true, &id) != MERGE_ABSENT &&
+           merge_id_look(y[0] ? y : ".", &id, true, NULL) == MERGE_SAME;
+}
+
+/* Whether a path leads to the file, or to the name that it had. */
+static bool leads_to(const char *path, const struct merge_file *f)
+{
+    const char *slash = strrchr(path, '/');
+
+    if (!f->path)
+        return false;
+    return merge_id_look(path, &f->id, true, NULL) == MERGE_SAME ||
+           (strcmp(slash ? slash + 1 : path, strrchr(f->path, '/') + 1) == 0 &&
+            same_dir(path, f->path));
+}
+
 /* Another image may have its name by now, or it another backing file. */
 static int is_heir(const struct io *io, const struct merge_record *r,
                    const struct merge_repoint *p, bool *yes,
@@ -92,11 +115,12 @@ static int is_heir(const struct io *io, const struct merge_record *r,
     if (qcow2_info_read(io, AT_FDCWD, p->file.path, QCOW2_FORMAT_QCOW2, &info,
                         err) < 0)
         return err->code;
-    *yes = info.header.has_backing &&
-           (strcmp(info.header.backing, p->backing) == 0 ||
-            (chain_resolve(p->file.path, info.header.backing, &backing, &why) ==
-                 0 &&
-             merge_id_look(backing, &r->upper.id, true, NULL) == MERGE_SAME));
+    if (!info.header.has_backing)
+        return 0;
+    *yes = strcmp(info.header.backing, p->backing) == 0 ||
+           (chain_resolve(p->file.path, info.header.backing, &backing, &why) ==
+                0 &&
+            (leads_to(backing, &r->upper) || leads_to(backing, &r->target)));
     return 0;
 }
 

@@ -368,3 +368,31 @@ class DeleteOff(Case):
         self.assertEqual(content, [image.digest(p, "qcow2")
                                    for p in self.head_paths(vm)])
         self.check_nothing_left(vm)
+
+    def test_whichever_of_the_two_keeps_its_file(self):
+        """The first image's name stays, and what stands on the other one gets
+        it: also when it is the other one's file that takes that name."""
+        for big in ("below", "above"):
+            with self.subTest(big):
+                vm = self.tiny_vm(big, disks=[self.disk(
+                    vm=big, size=64 << 20, pattern=False)])
+                disk, = vm.disks
+                for i, name in enumerate(("below", "above")):
+                    vm.io(disk, "write -q -P %d %dM %s" % (
+                        i + 1, i, "40M" if name == big else "64k"))
+                    vm.io(disk, "flush")
+                    self.q("create", big, name)
+                vm.write(disk, 0, 3)
+                want = [image.digest(p, f) for p, f in
+                        self.frozen(vm, "above").values()]
+                vm.quit()
+                self.q("delete", big, "below")
+                self.assertEqual([disk.path], [
+                    p for p, _ in self.frozen(vm, "above").values()])
+                self.assertEqual(want, [image.digest(p, f) for p, f in
+                                        self.frozen(vm, "above").values()])
+                head, = self.head_paths(vm)
+                self.assertEqual([head, disk.path], image.chain(head))
+                self.q("start", big)
+                vm.io(disk, "read -q -P 3 0 64k")
+                vm.io(disk, "read -q -P 2 1M 64k")
