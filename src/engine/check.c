@@ -354,6 +354,8 @@ static int check_live(struct report_obj *o, struct session *s,
         problem_of(o, "wrong-head", &e);
     if (session_check_known(s, &e) < 0)
         problem_of(o, "unknown-disk", &e);
+    if (session_check_shapes(s, &e) < 0)
+        problem_of(o, "image-shape", &e);
     if (session_check_names(s, &e) < 0)
         problem_of(o, "image-name", &e);
     if (s->rec.mapped)

@@ -51,6 +51,7 @@ static int plan_live(struct create *c, struct qstill_error *err)
     if (ready_state(&c->s, c->o.memory, err) < 0 ||
         ready_settled(&c->s, err) < 0 || session_check_heads(&c->s, err) < 0 ||
         session_check_known(&c->s, err) < 0 ||
+        session_check_shapes(&c->s, err) < 0 ||
         session_check_names(&c->s, err) < 0)
         return err->code;
     if (c->o.quiesce && !c->was_running) {

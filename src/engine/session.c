@@ -346,6 +346,46 @@ int session_check_known(const struct session *s, struct qstill_error *err)
     return 0;
 }
 
+int session_check_shape(const struct qmp_disk *q, struct qstill_error *err)
+{
+    const char *disk = *q->qdev_id ? q->qdev_id : q->device;
+
+    switch (q->shape) {
+    case QMP_SHAPE_PLAIN:
+        return 0;
+    case QMP_SHAPE_STACKED:
+        err_set(err, QSTILL_E_PRECONDITION,
+                "disk %s: node '%s' is no image format right over the file %s",
+                disk, q->odd, q->protocol_path);
+        break;
+    case QMP_SHAPE_PART:
+        err_set(err, QSTILL_E_PRECONDITION,
+                "disk %s: node '%s' shows a part of %s only, by an offset or a "
+                "size",
+                disk, q->odd, q->protocol_path);
+        break;
+    case QMP_SHAPE_ELSEWHERE:
+        err_set(err, QSTILL_E_PRECONDITION,
+                "disk %s: the image of node '%s' keeps its data in an external "
+                "data file",
+                disk, q->odd);
+        break;
+    }
+    return err_hint(err, "an overlay of that file would show another disk: "
+                         "give the VM the whole image, without nodes between");
+}
+
+int session_check_shapes(const struct session *s, struct qstill_error *err)
+{
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const struct qmp_disk *q = session_live_disk(s, &s->rec.disks[i]);
+
+        if (q && session_check_shape(q, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
 /* As QEMU itself would look it up. */
 static bool qemu_finds(int pid, const char *name, const char *head)
 {

@@ -83,6 +83,12 @@ bool session_takes_part(const struct qmp_disk *q);
  * (PRECONDITION else), with what to do: it is in no snapshot. */
 int session_check_known(const struct session *s, struct qstill_error *err);
 
+/* Whether the image file shows what the guest sees, and all of it (PRECONDITION
+ * else): an overlay that stands on it would show another disk. */
+int session_check_shape(const struct qmp_disk *q, struct qstill_error *err);
+/* The same of all disks of the record. */
+int session_check_shapes(const struct session *s, struct qstill_error *err);
+
 /* QEMU must find a raw image by the name it knows: becoming a frozen layer, it
  * is opened anew by that name. PRECONDITION else, with what to do. Looks
  * through QEMU's own root and working directory; one that cannot be seen is

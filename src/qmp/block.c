@@ -61,6 +61,10 @@ static int node_fill(struct qmp_node *n, const json_t *v,
     n->cache_direct = field_bool(cache, "direct", false);
     n->cache_no_flush = field_bool(cache, "no-flush", false);
     n->virtual_size = field_u64(image, "virtual-size", 0);
+    n->data_elsewhere =
+        *field_string(json_object_get(json_object_get(image, "format-specific"),
+                                      "data"),
+                      "data-file", "") != '\0';
     n->disk_size = field_u64(image, "actual-size", 0);
     return 0;
 }
@@ -173,6 +177,7 @@ static void disk_fini(struct qmp_disk *d)
     free(d->protocol);
     free(d->protocol_node);
     free(d->protocol_path);
+    free(d->odd);
 }
 
 void qmp_disks_fini(struct qmp_disks *d)
@@ -241,6 +246,38 @@ static int protocol_fill(struct qmp_disk *d, const struct qmp_graph *g,
     return 0;
 }
 
+static enum qmp_shape shape_of(const struct qmp_node *n)
+{
+    const struct qmp_node *f = n->file;
+
+    if (n->filter || (f && (f->filter || f->file || f->below)))
+        return QMP_SHAPE_STACKED;
+    if (f && strcmp(n->driver, "raw") == 0 && f->virtual_size != 0 &&
+        n->virtual_size != f->virtual_size)
+        return QMP_SHAPE_PART;
+    return n->data_elsewhere ? QMP_SHAPE_ELSEWHERE : QMP_SHAPE_PLAIN;
+}
+
+/* Overlays of ours were made over what had been looked at; those who had not
+ * are made good by looking again. A job's filter on top is none of the disk's.
+ */
+static int shape_fill(struct qmp_disk *d, const struct qmp_graph *g,
+                      struct qstill_error *err)
+{
+    const struct qmp_node *n = qmp_graph_find(g, d->node);
+    bool ours = true;
+
+    for (; n && ours && d->shape == QMP_SHAPE_PLAIN; n = n->below) {
+        d->shape = shape_of(n);
+        if (d->shape != QMP_SHAPE_PLAIN) {
+            free(d->odd);
+            d->odd = strdup(n->name);
+        }
+        ours = strncmp(n->name, "qs", 2) == 0;
+    }
+    return d->shape != QMP_SHAPE_PLAIN && !d->odd ? err_nomem(err) : 0;
+}
+
 static int disk_fill(struct qstill_qmp *q, struct qmp_disk *d, const json_t *v,
                      const struct qmp_graph *g, struct qstill_error *err)
 {
@@ -258,9 +295,9 @@ static int disk_fill(struct qstill_qmp *q, struct qmp_disk *d, const json_t *v,
     d->encrypted = field_bool(inserted, "encrypted", false);
     d->removable = field_bool(v, "removable", false);
     if (qdev_fill(d, field_string(v, "qdev", ""), err) < 0 ||
-        qdev_type_fill(q, d, err) < 0)
+        qdev_type_fill(q, d, err) < 0 || protocol_fill(d, g, err) < 0)
         return err->code;
-    return protocol_fill(d, g, err);
+    return shape_fill(d, g, err);
 }
 
 int qmp_disk_move(struct qmp_disk *d, const struct qmp_graph *g,

@@ -10,6 +10,15 @@
 
 struct qstill_qmp;
 
+/* How what the guest sees comes from the image file. */
+enum qmp_shape {
+    QMP_SHAPE_PLAIN,    /* a format node over the file, which shows all of it */
+    QMP_SHAPE_STACKED,  /* a node in between, or on top, as of -blockdev
+                           driver=throttle, or raw over qcow2 */
+    QMP_SHAPE_PART,     /* raw, with an offset or a size of its own */
+    QMP_SHAPE_ELSEWHERE /* qcow2 that keeps its data in another file */
+};
+
 /* One front end (or a -drive without one) that has a medium. */
 struct qmp_disk {
     char *device;        /* the -drive's id; "" with -blockdev */
@@ -32,6 +41,9 @@ struct qmp_disk {
     bool cdrom;
     bool encrypted;
     uint64_t virtual_size;
+    enum qmp_shape shape; /* of the head, and of what overlays that we named
+                             stand on */
+    char *odd;            /* name of the node that is not plain; NULL */
 };
 struct qmp_disks {
     size_t count;
@@ -60,6 +72,7 @@ struct qmp_node {
     bool read_only;
     bool active; /* true where QEMU does not tell (before 10.0) */
     bool encrypted;
+    bool data_elsewhere; /* qcow2 with an external data file */
     bool filter; /* shows its child's content: throttle, commit_top, ... */
     bool cache_direct;
     bool cache_no_flush;

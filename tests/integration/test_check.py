@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 
+from lib import image
 from lib.case import Case
 from lib.tiny import content
 
@@ -444,3 +445,83 @@ class Refused(Case):
         self.state(vm, "postmigrate")
         self.q("revert", "vm", "base", "--start")
         self.assertEqual("running", vm.state())
+
+
+class Shapes(Case):
+    """What the guest sees must be the image file, and all of it."""
+
+    SIZE = 2 << 20
+
+    def vm(self, name, args, attach=False):
+        path = self.disk("disk0", "raw", vm=name, make=False).path
+        with open(path, "wb") as f:
+            f.write(b"\1" * self.SIZE)
+        argv = [a.replace("FILE", path) for a in args]
+        device = ["-device", "virtio-blk-pci,drive=t,id=v"]
+        return path, self.tiny_vm(name, disks=[], attach=attach,
+                                  extra=argv + device)
+
+    def refused(self, name, words, *args):
+        with self.subTest(name):
+            path, vm = self.vm(name, args)
+            with open(path, "rb") as f:
+                was = f.read()
+            self.q.fails("precondition", words, "attach", name, "--qmp",
+                         vm.qmp)
+            self.vms.remove(vm)
+            vm.quit()
+            with open(path, "rb") as f:
+                self.assertEqual(was, f.read())
+
+    def test_a_part_of_the_file(self):
+        for name, more in (("off", '"offset":65536,"size":1048576'),
+                           ("tail", '"offset":65536'),
+                           ("size", '"size":1048576')):
+            self.refused(name, "node 't' shows a part of", "-blockdev",
+                         '{"driver":"raw","node-name":"t",%s,"file":{"driver":'
+                         '"file","filename":"FILE"}}' % more)
+        self.refused("drive", "shows a part of", "-drive",
+                     "if=none,id=t,format=raw,size=1048576,file=FILE")
+
+    def test_nodes_between(self):
+        over = '{"driver":"%s","node-name":"t",%s"file":{"driver":"raw",' \
+               '"file":{"driver":"file","filename":"FILE"}}}'
+        self.refused("cor", "node 't' is no image format right over",
+                     "-blockdev", over % ("copy-on-read", ""))
+        self.refused("throttle", "node 't' is no image format right over",
+                     "-object", "throttle-group,id=tg", "-blockdev",
+                     over % ("throttle", '"throttle-group":"tg",'))
+        self.refused("rawraw", "node 't' is no image format right over",
+                     "-blockdev", over % ("raw", ""))
+
+    def test_data_that_is_elsewhere(self):
+        folder = os.path.join(self.tmp, "data")
+        os.makedirs(folder)
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                  "data_file=%s/raw" % folder, folder + "/q.qcow2", "2M")
+        self.refused("elsewhere", "external data file", "-drive",
+                     "if=none,id=t,format=qcow2,file=%s/q.qcow2" % folder)
+
+    def test_a_command_line_that_came_later(self):
+        path, vm = self.vm("vm", ["-drive",
+                                  "if=none,id=t,format=raw,file=FILE"], True)
+        self.q("create", "vm", "one")
+        self.q("delete", "vm", "one")
+        vm.quit()
+        vm.extra[1] += ",size=1048576"
+        vm.start()
+        report = self.q.check("vm")
+        self.assertFalse(report["ok"])
+        self.assertIn("image-shape", [p["code"] for p in report["problems"]])
+        self.q.fails("precondition", "shows a part of", "create", "vm", "two")
+        self.assertEqual(self.SIZE, os.stat(path).st_size)
+
+    def test_options_that_are_no_nodes(self):
+        for name, more in (("cor", ",copy-on-read=on"),
+                           ("slow", ",throttling.iops-total=100000"),
+                           ("zeroes", ",detect-zeroes=unmap,discard=unmap")):
+            with self.subTest(name):
+                self.vm(name, ["-drive", "if=none,id=t,format=raw,file=FILE" +
+                               more], True)
+                self.q("create", name, "one")
+                self.q("delete", name, "one")
