@@ -110,12 +110,21 @@ uint64_t collapse_walk(const struct step *st)
     return st->child->node_size / 1000;
 }
 
+/* QEMU would leave the lower one its size, and the guest's disk grew back. */
+static bool was_shrunk(const struct step *st)
+{
+    return st->child->node_size < st->last->node_size;
+}
+
 static struct step live_choice(struct collapse *c, struct step st)
 {
+    if (st.child->head && st.last->first_image && was_shrunk(&st))
+        return nothing("the disk was made smaller: its first image takes the "
+                       "head in when the VM is off");
     /* QEMU would write to a torn one, and not open it the next time */
     if (st.child->head && !st.last->torn &&
         (st.last->first_image ||
-         (st.first->children == 1 &&
+         (st.first->children == 1 && !was_shrunk(&st) &&
           st.child->allocated <= run_bytes(&st) + collapse_walk(&st)))) {
         st.kind = STEP_FOLD_LIVE;
         return st.first->children == 1

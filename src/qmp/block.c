@@ -62,9 +62,9 @@ static int node_fill(struct qmp_node *n, const json_t *v,
     n->cache_no_flush = field_bool(cache, "no-flush", false);
     n->virtual_size = field_u64(image, "virtual-size", 0);
     n->data_elsewhere =
-        *field_string(json_object_get(json_object_get(image, "format-specific"),
-                                      "data"),
-                      "data-file", "") != '\0';
+        *field_string(
+            json_object_get(json_object_get(image, "format-specific"), "data"),
+            "data-file", "") != '\0';
     n->disk_size = field_u64(image, "actual-size", 0);
     return 0;
 }

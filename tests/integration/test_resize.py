@@ -148,6 +148,41 @@ class Resize(Case):
     def test_random_with_nodes(self):
         self.run_random(int(os.environ.get("SEED", "3")), style="blockdev")
 
+    def shrunk(self, fmt="qcow2", style="drive", size=37 << 10):
+        """A head that is smaller than what it stands on is not folded into
+        that while the VM runs."""
+        self.fresh(fmt=fmt, style=style)
+        vm, disk = self.vm, self.vm.disks[0]
+        vm.io(disk, "write -q -P 7 0 %d" % self.size())
+        self.q("create", "vm", "one")
+        self.q("create", "vm", "two")
+        vm.cmd("block_resize", **{"node-name": self.node(), "size": size})
+        for name in ("two", "one"):
+            self.q("delete", "vm", name)
+            self.assertEqual(size, self.size(), name)
+        vm.quit()
+        self.q("recover", "vm")
+        self.q("start", "vm")
+        self.assertEqual(size, self.size())
+        vm.io(disk, "read -q -P 7 0 %d" % size)
+        self.assertEqual(1, len(self.disk_files(vm)))
+
+    def inserted(self):
+        return [b["inserted"] for b in self.vm.cmd("query-block")
+                if b.get("inserted")][0]
+
+    def node(self):
+        return self.inserted()["node-name"]
+
+    def size(self):
+        return self.inserted()["image"]["virtual-size"]
+
+    def test_a_smaller_head(self):
+        self.shrunk()
+
+    def test_a_smaller_head_of_a_raw_image(self):
+        self.shrunk(fmt="raw", style="blockdev")
+
     def test_while_the_memory_is_copied(self):
         """The overlay was made before, with another size."""
         self.fresh()
