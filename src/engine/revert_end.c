@@ -170,7 +170,10 @@ int revert_run(struct session *s, const struct journal *j,
             session_refresh(s, err) < 0)
             return err_wrap(err, "resetting the guest");
     }
-    return livechain_resume(s, j->was_running, err);
+    if (j->was_running)
+        return livechain_resume(s, true, err);
+    return session_refresh(s, err) < 0 ? err->code
+                                       : session_wake_images(s, err);
 }
 
 void revert_roll_back(struct session *s, struct journal *j, struct buf *text,

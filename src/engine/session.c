@@ -175,11 +175,20 @@ int session_refresh(struct session *s, struct qstill_error *err)
     return 0;
 }
 
+static bool sleeps(const struct session *s)
+{
+    if (strcmp(s->status.state, "postmigrate") == 0)
+        return true;
+    for (size_t i = 0; i < s->live.count; i++)
+        if (!s->live.items[i].active && !s->live.items[i].read_only)
+            return strcmp(s->status.state, "paused") == 0 ||
+                   strcmp(s->status.state, "prelaunch") == 0;
+    return false;
+}
+
 int session_wake_images(struct session *s, struct qstill_error *err)
 {
-    return s->qmp && strcmp(s->status.state, "postmigrate") == 0
-               ? qmp_blocks_activate(s->qmp, err)
-               : 0;
+    return s->qmp && sleeps(s) ? qmp_blocks_activate(s->qmp, err) : 0;
 }
 
 int session_look_again(struct session *s, struct qstill_error *err)

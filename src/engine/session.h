@@ -57,8 +57,9 @@ void session_disconnect(struct session *s);
 /* Reads status and disks again. */
 int session_refresh(struct session *s, struct qstill_error *err);
 
-/* After a migration that nobody has taken over: its images are taken up again,
- * or no node could stand on them. */
+/* After a migration that nobody has taken over, or whose guest has not been let
+ * run yet (and this VM is that guest): its images are taken up, or no node
+ * could stand on them. */
 int session_wake_images(struct session *s, struct qstill_error *err);
 
 /* For undoing: what QEMU has open now, over a new connection when the old one

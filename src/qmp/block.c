@@ -267,6 +267,7 @@ static int shape_fill(struct qmp_disk *d, const struct qmp_graph *g,
     const struct qmp_node *n = qmp_graph_find(g, d->node);
     bool ours = true;
 
+    d->active = !n || n->active;
     for (; n && ours && d->shape == QMP_SHAPE_PLAIN; n = n->below) {
         d->shape = shape_of(n);
         if (d->shape != QMP_SHAPE_PLAIN) {

@@ -41,6 +41,8 @@ struct qmp_disk {
     bool cdrom;
     bool encrypted;
     uint64_t virtual_size;
+    bool active; /* false: QEMU 10.0 and later, after a migration that nobody
+                    has let run yet */
     enum qmp_shape shape; /* of the head, and of what overlays that we named
                              stand on */
     char *odd;            /* name of the node that is not plain; NULL */

@@ -233,3 +233,38 @@ class Revert(Case):
                          "--restore", "nosuch")
             self.q.fails("usage", "", "revert", "vm", "one", "--paused",
                          "--stopped")
+
+
+class LeftPaused(Case):
+    """QEMU 10.0 gives a guest that came by a migration its images when it runs
+    first: who leaves it paused has them taken up."""
+
+    def test_all_verbs_go_on(self):
+        for way in ("eager", "mapped"):
+            for style in ("drive", "blockdev"):
+                with self.subTest(way=way, style=style):
+                    self.go(way, style)
+
+    def go(self, way, style):
+        name = way + style
+        vm = self.tiny_vm(name, style=style)
+        self.paused_on_purpose.add(name)
+        disk, = vm.disks
+        for i, snap in enumerate(("one", "two")):
+            vm.write(disk, 0, i + 1)
+            self.q("create", name, snap, "--memory")
+        self.q("revert", name, "two", "--paused", "--restore", way)
+        self.assertEqual("paused", vm.state())
+        vm.write(disk, 1, 9)  # as another monitor may
+        self.q("create", name, "three", "--memory")
+        self.q("create", name, "four")
+        self.q("delete", name, "one", "two")
+        self.q("revert", name, "three", "--paused")
+        self.q("delete", name, "four", "three")
+        self.assertEqual(0, len(self.q.names(name)))
+        self.assertEqual("paused", vm.state())
+        self.paused_on_purpose.remove(name)
+        vm.cmd("cont")
+        vm.io(disk, "read -q -P 2 0 64k")
+        vm.io(disk, "read -q -P 9 64k 64k")
+        self.assertEqual({disk.path}, self.disk_files(vm))
