@@ -352,6 +352,17 @@ static bool is_misnamed(const struct manifest_disk *d)
     return same;
 }
 
+/* As a copy out of a backup is, or of a whole folder. */
+static bool is_exact_copy(const struct manifest_disk *then,
+                          const struct manifest_disk *now)
+{
+    return then->mtime_ns && now->mtime_ns == then->mtime_ns &&
+           now->file_size == then->file_size &&
+           (!then->header_hash ||
+            (now->header_hash &&
+             strcmp(now->header_hash, then->header_hash) == 0));
+}
+
 int layer_check(const struct manifest_disk *d, struct qstill_error *err)
 {
     struct manifest scratch = {.arena = ARENA_INIT};
@@ -374,7 +385,7 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
     }
     r = layer_identify(&scratch, &now, err);
 
-    if (r == 0 && d->ino && !is_same_inode(d, &now))
+    if (r == 0 && d->ino && !is_same_inode(d, &now) && !is_exact_copy(d, &now))
         what = "is another file than the one that was frozen";
     else if (r == 0 && d->header_hash && now.header_hash &&
              strcmp(now.header_hash, d->header_hash) != 0)

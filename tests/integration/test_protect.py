@@ -3,8 +3,10 @@
 found."""
 
 import os
+import shutil
 import subprocess
 
+from lib import image
 from lib.case import Case
 from lib.tiny import content
 
@@ -187,4 +189,53 @@ class Protect(Case):
         self.q("revert", "vm", "twig")
         self.assertEqual(9, content(self.head_paths(vm)[0], "qcow2")[0])
         self.q("delete", "vm", "twig")
+        self.damaged_on_purpose.add("vm")
+
+
+class BackAgain(Case):
+    """The VM's folder comes back from a backup: other inodes, all else as it
+    was."""
+
+    either = True
+
+    def come_back(self, vm):
+        vm.quit()
+        self.unprotect(vm.dir)
+        was = vm.dir + ".was"
+        os.rename(vm.dir, was)
+        subprocess.run(["cp", "-a", was, vm.dir], check=True)
+        shutil.rmtree(was)
+
+    def vm_with_two(self):
+        vm = self.tiny_vm()
+        for i, name in enumerate(("one", "two")):
+            vm.write(vm.disks[0], 0, i + 1)
+            self.q("create", "vm", name)
+        vm.write(vm.disks[0], 0, 3)
+        return vm
+
+    def test_all_verbs_go_on(self):
+        vm = self.vm_with_two()
+        self.come_back(vm)
+        self.assertTrue(self.q.check("vm")["ok"])
+        self.q("create", "vm", "three")
+        self.q("revert", "vm", "one", "--keep")
+        self.q("start", "vm")
+        vm.io(vm.disks[0], "read -q -P 1 0 64k")
+        self.q("delete", "vm", "two")
+        self.q("delete", "vm", "one")
+        self.q("revert", "vm", "three")
+        vm.io(vm.disks[0], "read -q -P 3 0 64k")
+        self.q("delete", "vm", *self.q.names("vm"))
+        self.assertEqual(1, len(self.disk_files(vm)))
+
+    def test_another_state_of_it_is_found(self):
+        vm = self.vm_with_two()
+        self.come_back(vm)
+        (layer, _), = self.frozen(vm, "two").values()
+        st = os.stat(layer)
+        image.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 8 0 64k", layer)
+        os.utime(layer, ns=(st.st_atime_ns, st.st_mtime_ns + 1))
+        self.q.fails("corrupt", "is another file than the one that was frozen",
+                     "revert", "vm", "two")
         self.damaged_on_purpose.add("vm")
