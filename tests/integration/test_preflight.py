@@ -161,3 +161,47 @@ class Preflight(Case):
         vm.cmd("object-add", **{"qom-type": "memory-backend-ram",
                                 "id": "d" + n, "size": 128 << 20})
         vm.cmd("device_add", driver="pc-dimm", id="dimm" + n, memdev="d" + n)
+
+
+class Media(Case):
+    """QEMU opens again what its command line names, also what was ejected."""
+
+    either = True
+
+    def iso(self, name):
+        path = os.path.join(self.tmp, name)
+        with open(path, "wb") as f:
+            f.write(b"\0" * (1 << 20))
+        return path
+
+    def test_a_cd_that_was_ejected_and_removed(self):
+        iso = self.iso("a.iso")
+        for n, (media, device) in enumerate((
+                (["-drive", "file=%s,format=raw,if=none,id=cd,media=cdrom,"
+                  "readonly=on" % iso], "drive=cd"),
+                (["-blockdev", '{"driver":"raw","node-name":"cd","read-only":'
+                  'true,"file":{"driver":"file","filename":"%s"}}' % iso],
+                 "drive=cd"),
+                (["-cdrom", iso], None))):
+            with self.subTest(media=media[0]):
+                self.iso("a.iso")
+                name = "vm%d" % n
+                vm = self.tiny_vm(name, extra=media + (
+                    ["-device", "ide-cd,id=cd0," + device] if device else []))
+                self.q("create", name, "one", "--memory")
+                self.assertTrue(self.q.check(name, "--memory")["ok"])
+                vm.hmp("eject -f %s" % ("ide1-cd0" if n == 2 else
+                                        "cd" if n == 0 else "cd0"))
+                os.unlink(iso)
+                pid = vm.pid()
+                report = self.q.check(name, "--memory")
+                self.assertIn("a.iso is gone", str(report["problems"]))
+                for restore in ("eager", "mapped"):
+                    self.q.fails("precondition", "a.iso is gone", "revert",
+                                 name, "one", "--restore", restore)
+                    self.assertEqual((pid, "running"), (vm.pid(), vm.state()))
+                vm.quit()
+                self.q.fails("precondition", "a.iso is gone", "start", name)
+                self.iso("a.iso")
+                self.q("revert", name, "one", "--start")
+                self.assertEqual("running", vm.state())
