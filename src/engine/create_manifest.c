@@ -72,7 +72,7 @@ static int fill_blocks(struct create *c, struct manifest *m,
 static bool has_line(const struct qmp_names *list, const char *line)
 {
     for (size_t i = 0; i < list->count; i++)
-        if (qmp_topology_same(list->items[i], line))
+        if (strcmp(list->items[i], line) == 0)
             return true;
     return false;
 }

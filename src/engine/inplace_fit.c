@@ -74,7 +74,7 @@ static int other_devices(char *const *then, size_t then_count, char *const *now,
             return NOT(err, "device %.*s is not in the snapshot",
                        (int)label_len(now[i]), now[i]);
     for (size_t i = 0; i < now_count && i < then_count; i++)
-        if (!qmp_topology_same(then[i], now[i]))
+        if (strcmp(then[i], now[i]) != 0)
             return NOT(err,
                        "device %.*s has other properties than in the "
                        "snapshot",
@@ -95,7 +95,7 @@ static int check_devices(struct session *s, const struct manifest *m,
         return err->code;
     same = now.count == m->device_count;
     for (size_t i = 0; same && i < now.count; i++)
-        same = qmp_topology_same(now.items[i], m->devices[i]);
+        same = strcmp(now.items[i], m->devices[i]) == 0;
     return same ? 0
                 : other_devices(m->devices, m->device_count, now.items,
                                 now.count, err);

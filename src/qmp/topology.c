@@ -26,6 +26,7 @@ struct reader {
     /* the device under way */
     bool any;
     size_t indent;
+    char type[NAME_MAX_LEN];
     char label[2 * NAME_MAX_LEN + 64];
     char address[NAME_MAX_LEN];
     uint64_t sum;
@@ -99,20 +100,39 @@ static void begin_device(struct reader *r, size_t indent, const char *text,
     snprintf(r->label, sizeof(r->label), "%.100s/%.*s%s%.*s",
              bus_above(r, indent), (int)(type < 100 ? type : 100), text,
              id_len ? "," : "", (int)(id_len < 100 ? id_len : 100), text + id);
+    snprintf(r->type, sizeof(r->type), "%.*s", (int)type, text);
     r->any = true;
     r->indent = indent;
     r->sum = 0;
     r->address[0] = '\0';
 }
 
-/* key = value. What a drive is now is not what the device is. */
+/* What a drive is now is not what the device is; nor are registers that the
+ * guest's firmware writes, though QEMU shows them as properties. */
+static bool is_state(const struct reader *r, const char *key, size_t len)
+{
+    static const struct {
+        const char *type, *key; /* of any type: NULL */
+    } state[] = {
+        {NULL, "drive"},
+        {"PIIX4_PM", "smb_io_base"},
+        {"q35-pcihost", "MCFG"},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(state); i++)
+        if ((!state[i].type || strcmp(r->type, state[i].type) == 0) &&
+            strlen(state[i].key) == len && memcmp(key, state[i].key, len) == 0)
+            return true;
+    return false;
+}
+
+/* key = value */
 static void add_property(struct reader *r, const char *text, size_t len)
 {
     const char *equals = memmem(text, len, " = ", 3);
     size_t key = equals ? (size_t)(equals - text) : 0;
 
-    if (!equals || memchr(text, ' ', key) ||
-        (key == 5 && memcmp(text, "drive", 5) == 0))
+    if (!equals || memchr(text, ' ', key) || is_state(r, text, key))
         return;
     r->sum = sum_bytes(text, len, r->sum);
     if (key == 4 && memcmp(text, "addr", 4) == 0)
@@ -217,23 +237,4 @@ int qmp_topology_read(struct qstill_qmp *q, struct qmp_names *out,
     *out = names;
     names = (struct qmp_names)QMP_NAMES_INIT;
     return 0;
-}
-
-bool qmp_topology_same(const char *a, const char *b)
-{
-    static const char *const written[] = {"/PIIX4_PM"}; /* smb_io_base */
-    const char *sum = strstr(a, " #");
-    size_t len = sum ? (size_t)(sum - a) : strlen(a);
-
-    if (strcmp(a, b) == 0)
-        return true;
-    if (strncmp(a, b, len) != 0 || strncmp(b + len, " #", 2) != 0)
-        return false;
-    for (size_t i = 0; i < ARRAY_LEN(written); i++) {
-        const char *type = strstr(a, written[i]);
-
-        if (type && strcspn(type + 1, ",@ ") == strlen(written[i]) - 1)
-            return true;
-    }
-    return false;
 }

@@ -12,16 +12,12 @@
 
 /*
  * One line per device, in QEMU's order: "BUS/TYPE[,ID][@ADDRESS] #SUM", the sum
- * being that of its properties, but for the block node that it uses now; then
- * one per memory device (DIMM). Free with qmp_names_fini().
+ * being that of its properties, but for the block node that it uses now and for
+ * registers that the guest's firmware writes; then one per memory device
+ * (DIMM). Free with qmp_names_fini().
  */
 int qmp_topology_read(struct qstill_qmp *q, struct qmp_names *out,
                       struct qstill_error *err);
-
-/* Whether two lines are of the same device. Some have properties that are
- * registers, which the guest (or its firmware) writes: their sums say nothing.
- */
-bool qmp_topology_same(const char *a, const char *b);
 
 /* The devices of the text of `info qtree`, appended; for tests, too. FAILED
  * when there are none in it. */
