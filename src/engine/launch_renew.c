@@ -1,12 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 #include "launch_renew.h"
 
+#include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "base/cleanup.h"
+#include "base/file.h"
 #include "launch_args.h"
 #include "launch_disk.h"
 #include "session.h"
 #include "start.h"
+
+#define ASKED_MAX (4l << 20) /* more than the kernel starts */
 
 static bool same_words(char *const *a, char *const *b)
 {
@@ -154,6 +161,35 @@ static int take(struct session *s, const struct launch_record *now,
     return 0;
 }
 
+/* Whether the process has all words that a launcher was last asked to start, in
+ * their order; it may have added some. None: it knows better than we. */
+static bool was_asked(struct session *s, char *const *argv)
+{
+    CLEANUP(closep) int fd = -1;
+    CLEANUP(freep) char *words = NULL;
+    struct qstill_error ignored = {0};
+    struct stat st;
+    size_t got = 0, i = 0;
+
+    if (file_openat(s->vmfd, STORE_ASKED, O_RDONLY, 0, &fd, &ignored) < 0)
+        return false; /* never */
+    if (fstat(fd, &st) < 0 || st.st_size > ASKED_MAX)
+        return true;
+    words = malloc((size_t)st.st_size + 1);
+    if (!words ||
+        file_read_upto(fd, words, (size_t)st.st_size, 0, &got, &ignored) < 0)
+        return true;
+    words[got] = '\0';
+    for (const char *w = words; w < words + got; w += strlen(w) + 1) {
+        while (argv[i] && strcmp(argv[i], w) != 0)
+            i++;
+        if (!argv[i])
+            return false;
+        i++;
+    }
+    return true;
+}
+
 /* What no snapshot is bound to, and nothing is lost by. */
 static void save(struct session *s)
 {
@@ -174,11 +210,11 @@ void launch_renew(struct session *s)
         return;
     /* first: of a process that ends meanwhile the environment reads as empty,
      * and then its command line does, too */
-    same = start_was_ours(s->pid) ||
-           s->rec.launcher; /* it knows, and need not keep our mark */
+    same = start_was_ours(s->pid);
     if (launch_read(s->pid, &now, &err) < 0)
         return;
-    same = same || is_same(was, &now);
+    same = same || is_same(was, &now) ||
+           (s->rec.launcher && was_asked(s, now.argv));
     limits = same_limits(&was->limits, &now.limits);
     if ((same && limits) || !is_alive(s->pid))
         return;

@@ -142,6 +142,25 @@ class Restart(Case):
             self.assertEqual(argv, json.load(f)["launch"]["argv"])
         self.assertTrue(self.q.check("vm")["ok"])
 
+    def test_an_owners_command_line_counts_with_a_launcher_too(self):
+        """Also one of before a launcher has started anything."""
+        for started in (False, True):
+            with self.subTest(started=started):
+                name = "vm%d" % started
+                vm = self.tiny_vm(name, attach=False)
+                self.attach(vm, *self.launcher(before=["env", "-i",
+                                                       "PATH=/usr/bin:/bin"]))
+                self.q("create", name, "zero", "--memory")
+                if started:
+                    self.q("revert", name, "zero", "--restore", "eager")
+                self.other(vm)
+                self.q("create", name, "one", "--memory")
+                self.q("revert", name, "one", "--restore", "eager")
+                self.assertIn("type=1,serial=other", self.argv(vm))
+                vm.quit()
+                self.q("start", name)
+                self.assertIn("type=1,serial=other", self.argv(vm))
+
     def test_where_the_disks_came_from_stays(self):
         """Names of layers, and what is left when all snapshots are deleted."""
         for fmt, style, options in (

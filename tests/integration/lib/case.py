@@ -391,7 +391,7 @@ class Case(unittest.TestCase):
         for folder, dirs, files in os.walk(self.store):
             for f in files:
                 path = os.path.join(folder, f)
-                if f not in ("lock", "qemu.log", *SPARE):
+                if f not in ("lock", "qemu.log", ".asked", *SPARE):
                     found[path] = os.stat(path).st_size
             for d in dirs:
                 found[os.path.join(folder, d)] = None
@@ -458,7 +458,7 @@ class Case(unittest.TestCase):
                 needed.update(image.chain(layer["path"]))
         self.assertEqual(set(), self.disk_files(vm) - needed,
                          "images that nobody needs")
-        want = {"vm.json", "lock", "snapshots", "qemu.log", *SPARE}
+        want = {"vm.json", "lock", "snapshots", "qemu.log", ".asked", *SPARE}
         self.assertEqual(set(), set(os.listdir(folder)) - want,
                          "the store's folder of the VM")
         self.assertEqual({s["id"] for s in listed["snapshots"]} |
