@@ -66,6 +66,7 @@ struct launch_change {
     bool mapped_readonly;
     bool paused;          /* start with -S */
     const char *incoming; /* NULL, or the argument of -incoming ("defer") */
+    const char *machine;  /* the type whose state comes in; NULL: as it is */
 };
 
 /*

@@ -7,6 +7,7 @@
 #include "base/cleanup.h"
 #include "launch_args.h"
 #include "launch_disk.h"
+#include "launch_machine.h"
 #include "launch_ram.h"
 
 /* How the recorded process began, or came to its user: not for the next. */
@@ -99,7 +100,9 @@ int launch_build(const struct launch_record *rec,
     for (i = 0; i < change->disk_count; i++)
         if (launch_disk_put(&args, rec->cwd, &change->disks[i], err) < 0)
             return err->code;
-    if (launch_ram_map(&args, change, err) < 0)
+    if (launch_ram_map(&args, change, err) < 0 ||
+        (change->machine &&
+         launch_machine_pin(&args, change->machine, err) < 0))
         return err->code;
     if (change->paused && launch_args_add(&args, "-S", NULL, err) < 0)
         return err->code;

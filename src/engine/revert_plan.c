@@ -75,6 +75,7 @@ int revert_fill_start(struct revert *r, const struct manifest *m,
     o->heads = heads;
     o->head_count = m->disk_count;
     o->incoming = r->way == WAY_MAPPED || r->way == WAY_EAGER;
+    o->machine = o->incoming ? m->machine : NULL;
     o->paused = o->incoming || r->state == QSTILL_STATE_PAUSED;
     o->mapped_readonly = r->mapped_readonly;
     for (size_t i = 0; r->way == WAY_MAPPED && i < m->block_count; i++) {

@@ -49,6 +49,7 @@ static int fill_change(struct session *s, const struct start_options *o,
         .mapped_readonly = o->mapped_readonly,
         .paused = o->paused,
         .incoming = o->incoming ? "defer" : NULL,
+        .machine = o->machine,
     };
     return 0;
 }

@@ -29,6 +29,7 @@ struct start_options {
     bool mapped_readonly; /* launch.h */
     bool paused;          /* -S */
     bool incoming;        /* -incoming defer */
+    const char *machine;  /* launch.h */
     const char *tag;      /* the operation's; for start_end_strays() */
 };
 

@@ -4,8 +4,9 @@ with both values, and only what a guest can survive can be forced."""
 
 import json
 import os
+import subprocess
 
-from lib.case import Case
+from lib.case import QEMU, Case
 
 
 class Preflight(Case):
@@ -205,3 +206,61 @@ class Media(Case):
                 self.iso("a.iso")
                 self.q("revert", name, "one", "--start")
                 self.assertEqual("running", vm.state())
+
+
+class Upgraded(Case):
+    """The QEMU that took the snapshot has been replaced by a newer one."""
+
+    versions = ("10.0",)
+
+    def test_an_alias_of_the_machine_type(self):
+        """"pc" is another machine now; the snapshot knows which it was."""
+        old = "/usr/bin/qemu-system-x86_64"
+        said = subprocess.run([old, "--version"], stdout=subprocess.PIPE,
+                              text=True).stdout if os.path.exists(old) else ""
+        if "version 7.2" not in said:
+            self.skipTest("no QEMU 7.2 here")
+        for name, kw in (("pc", {}), ("q35", {"machine": "q35,usb=on"})):
+            with self.subTest(name):
+                vm = self.vm_of(old, name, **kw)
+                vm.write(vm.disks[0], 0, 1)
+                self.q("create", name, "one", "--memory")
+                vm.write(vm.disks[0], 0, 2)
+                vm.quit()
+                self.upgrade(name)
+                self.q.fails("precondition", "7.2.*10.0", "revert", name,
+                             "one")
+                self.q("revert", name, "one", "--force", "--start")
+                self.assertEqual("running", vm.state())
+                vm.io(vm.disks[0], "read -q -P 1 0 64k")
+                self.assertRegex(self.machine(vm), "-7.2$")
+                vm.quit()
+                self.q("start", name)
+                self.assertRegex(self.machine(vm), "-10.0$")
+
+    def vm_of(self, qemu, name, **kw):
+        vm = self.tiny_vm(name, attach=False, **kw)
+        vm.quit()
+        vm.qemu = qemu
+        vm.start()
+        self.attach(vm)
+        return vm
+
+    @staticmethod
+    def machine(vm):
+        return vm.cmd("qom-get", path="/machine", property="type").replace(
+            "-machine", "")
+
+    def upgrade(self, name):
+        root = os.path.join(os.path.dirname(QEMU), "root")
+        path = os.path.join(self.store, name, "vm.json")
+        with open(path) as f:
+            record = json.load(f)
+        launch = record["launch"]
+        launch["exe"] = os.path.join(root, "usr/bin/qemu-system-x86_64")
+        launch["argv"] = [launch["exe"]] + [
+            x for d in (root + "/usr/share/qemu", root + "/usr/share/seabios",
+                        "/usr/lib/ipxe/qemu") for x in ("-L", d)
+        ] + launch["argv"][1:]
+        with open(path, "w") as f:
+            json.dump(record, f)
