@@ -25,7 +25,7 @@ struct qstill_store {
 #define STORE_MEMORY    "memory"
 #define STORE_QEMU_LOG  "qemu.log"
 /* What a launcher was last asked to start: words that a NUL ends. */
-#define STORE_ASKED     ".asked"
+#define STORE_ASKED ".asked"
 
 /* Opens STORE (NOT_FOUND when there is none yet). */
 int store_open_dir(const struct qstill_store *store, int *dirfd,
