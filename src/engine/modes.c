@@ -56,6 +56,25 @@ static void set_reason(struct mode_report *r, enum mode m, const char *why)
         snprintf(r->reason[m], sizeof(r->reason[m]), "%.255s", why);
 }
 
+bool modes_blocker_is_harmless(const char *why)
+{
+    /* how a text begins, and what it must have */
+    static const char *const harmless[][2] = {
+        {"State blocked by non-migratable CPU device", ""}, /* invtsc */
+        {"'hv-", " CPU flag"},
+        {"'hv_", " CPU flag"},
+        {"The ", " format used by node "},
+    };
+
+    if (strncmp(why, NON_MIGRATABLE, strlen(NON_MIGRATABLE)) == 0)
+        return false;
+    for (size_t i = 0; i < ARRAY_LEN(harmless); i++)
+        if (strncmp(why, harmless[i][0], strlen(harmless[i][0])) == 0 &&
+            strstr(why, harmless[i][1]))
+            return true;
+    return false;
+}
+
 static int probe_blockers(struct session *s, struct mode_report *r,
                           struct qstill_error *err)
 {
@@ -73,6 +92,11 @@ static int probe_blockers(struct session *s, struct mode_report *r,
         if (strncmp(why, NON_MIGRATABLE, strlen(NON_MIGRATABLE)) == 0)
             refuse(r, "non-migratable-device", why,
                    "remove the device, or take a snapshot without --memory");
+        else if (!modes_blocker_is_harmless(why))
+            refuse(r, "migration-blocked", why,
+                   "part of the VM's state may be where no snapshot has it: "
+                   "take away what QEMU names (unmount a 9p share, say), or "
+                   "take a snapshot without --memory");
         else
             snprintf(r->blocked, sizeof(r->blocked), "%s", why);
     }

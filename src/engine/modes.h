@@ -30,6 +30,12 @@ struct mode_report {
     bool background_open;         /* it was not looked at yet */
 };
 
+/* Whether a VM with this blocker (query-migrate's text) has all of its state in
+ * QEMU's device state: of CPU flags, and of image formats, whose content is in
+ * files. Of all others it may be elsewhere, as with a mounted 9p share, virgl
+ * or an encrypted guest, and what is not known is one of these. */
+bool modes_blocker_is_harmless(const char *why);
+
 /* Asks QEMU and the host; leaves QEMU's settings as they were. */
 int modes_probe(struct session *s, struct mode_report *out,
                 struct qstill_error *err);
