@@ -6,7 +6,8 @@
 
 #include "base/checked.h"
 
-/* 64 MiB in memory: 1 TiB in steps of 2 KiB, 32 TiB in those of 64 KiB. */
+/* Of all together, 64 MiB in memory: 1 TiB in steps of 2 KiB, 32 TiB in those
+ * of 64 KiB. */
 #define MAX_BITS (1ull << 29)
 
 void bitmap_join_fini(struct bitmap_join *j)
@@ -107,17 +108,6 @@ static struct joined_bitmap *find(struct bitmap_join *j, const char *name)
     return NULL;
 }
 
-static int lose(struct bitmap_join *j, const struct image *img,
-                const struct bitmap *b, const char *why,
-                struct qstill_error *err)
-{
-    j->lost_count++;
-    return buf_printf(&j->lost, "bitmap %s of %s is not kept: %s\n", b->name,
-                      img->path, why) < 0
-               ? err_nomem(err)
-               : 0;
-}
-
 static int add(struct bitmap_join *j, const struct bitmap *b,
                struct joined_bitmap **out, struct qstill_error *err)
 {
@@ -131,15 +121,44 @@ static int add(struct bitmap_join *j, const struct bitmap *b,
                                 .granularity_bits = b->granularity_bits,
                                 .flags =
                                     b->flags & (BITMAP_IN_USE | BITMAP_AUTO)};
-    v->bit_count = div_up_u64(j->size, 1ull << b->granularity_bits);
-    v->bits = calloc(1, (size_t)(v->bit_count / 8 + 1));
-    if (!v->name || !v->bits) {
-        free(v->name);
-        free(v->bits);
+    if (!v->name)
         return err_nomem(err);
-    }
     j->n++;
     *out = v;
+    return 0;
+}
+
+/* With a part of it all of it: those of the other layers would pass for the
+ * whole. */
+static int lose(struct bitmap_join *j, const struct image *img,
+                const struct bitmap *b, const char *why,
+                struct qstill_error *err)
+{
+    struct joined_bitmap *all = find(j, b->name);
+
+    if (!all && add(j, b, &all, err) < 0)
+        return err->code;
+    free(take_ptr(&all->bits));
+    j->bits -= all->bit_count;
+    all->bit_count = 0;
+    all->lost = true;
+    j->lost_count++;
+    return buf_printf(&j->lost, "bitmap %s of %s is not kept: %s\n", b->name,
+                      img->path, why) < 0
+               ? err_nomem(err)
+               : 0;
+}
+
+static int make_bits(struct bitmap_join *j, struct joined_bitmap *v,
+                     struct qstill_error *err)
+{
+    uint64_t bits = div_up_u64(j->size, 1ull << v->granularity_bits);
+
+    v->bits = calloc(1, (size_t)(bits / 8 + 1));
+    if (!v->bits)
+        return err_nomem(err);
+    v->bit_count = bits;
+    j->bits += bits;
     return 0;
 }
 
@@ -154,9 +173,12 @@ static int join_one(struct bitmap_join *j, const struct chain *c, size_t upper,
         return lose(j, img, b, "the result cannot hold any", err);
     if (b->extra_len > 0)
         return lose(j, img, b, "it has data of an unknown kind", err);
-    if (div_up_u64(j->size, 1ull << b->granularity_bits) > MAX_BITS)
+    if (to && to->lost)
+        return lose(j, img, b, "a layer's part of it is not kept", err);
+    if (!to &&
+        j->bits + div_up_u64(j->size, 1ull << b->granularity_bits) > MAX_BITS)
         return lose(j, img, b, "it is too large", err);
-    if (!to && add(j, b, &to, err) < 0)
+    if (!to && (add(j, b, &to, err) < 0 || make_bits(j, to, err) < 0))
         return err->code;
     /* one of them inconsistent: so is what they become; one of them enabled:
      * it goes on recording */
@@ -185,6 +207,18 @@ static bool has_bitmaps(const struct image *img)
     return image_is_qcow2(img) && img->info.header.has_bitmaps;
 }
 
+static void drop_lost(struct bitmap_join *j)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < j->n; i++)
+        if (j->v[i].lost)
+            free(j->v[i].name);
+        else
+            j->v[n++] = j->v[i];
+    j->n = n;
+}
+
 int bitmap_join(const struct chain *c, size_t upper, size_t last, size_t kept,
                 uint64_t size, bool possible, struct bitmap_join *out,
                 struct qstill_error *err)
@@ -196,5 +230,6 @@ int bitmap_join(const struct chain *c, size_t upper, size_t last, size_t kept,
     for (size_t i = upper; out->needed && i <= last; i++)
         if (join_layer(out, c, upper, i, possible, err) < 0)
             return err->code;
+    drop_lost(out);
     return 0;
 }

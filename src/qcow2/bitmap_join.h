@@ -7,8 +7,9 @@
  * because whatever was written after its layer was frozen went there.
  *
  * A bitmap that cannot be carried over (of a kind that QEMU does not read, too
- * large, or the result is of version 2 or raw) is left out, and named: who
- * asks for it finds none, and makes a full backup.
+ * large, or the result is of version 2 or raw) is left out, with those of its
+ * name in the other layers, and named: who asks for it finds none, and makes a
+ * full backup.
  */
 #ifndef QSTILL_QCOW2_BITMAP_JOIN_H
 #define QSTILL_QCOW2_BITMAP_JOIN_H
@@ -23,6 +24,7 @@ struct joined_bitmap {
     uint32_t flags;
     uint64_t bit_count;
     uint8_t *bits; /* the lowest bit of a byte first */
+    bool lost;     /* none of these is left in the end */
 };
 
 struct bitmap_join {
@@ -30,6 +32,7 @@ struct bitmap_join {
     uint64_t size; /* of the result */
     struct joined_bitmap *v;
     size_t n;
+    uint64_t bits;   /* of all of them */
     struct buf lost; /* words about those left out, a line each */
     size_t lost_count;
 };
