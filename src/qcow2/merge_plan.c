@@ -317,7 +317,10 @@ static uint64_t cost(const struct merge_group *g, size_t t)
 
         if (e->layer == t || !extent_has_bytes(e))
             continue;
-        bytes += e->kind == EXTENT_COMPRESSED ? e->clen : e->len;
+        if (e->kind != EXTENT_COMPRESSED)
+            bytes += e->len;
+        else if (e->len >= layer(g, e->layer)->cluster_size)
+            bytes += e->clen; /* of one in pieces who knows what it takes */
     }
     return bytes;
 }
@@ -577,7 +580,8 @@ static int choose(struct merge_group *g, struct qstill_error *err)
         struct qstill_error why = {0};
 
         if (plan_candidate(g, c->v[i].t, &why) < 0) {
-            if (why.code != QSTILL_E_PRECONDITION)
+            if (why.code != QSTILL_E_PRECONDITION &&
+                why.code != QSTILL_E_PERMISSION)
                 return *err = why, why.code;
             if (!c->why.code)
                 c->why = why;

@@ -519,6 +519,35 @@ class BitmapsAreNeverWrong(MergeCase):
         self.merge_each(self.build, judge)
 
 
+class TheCheapestPlan(MergeCase):
+    def test_of_compressed_clusters_in_pieces(self):
+        """Counted once for each piece, one of 2 MiB passed for eight."""
+        size = 8 * MIB
+        r = random.Random(1)
+        raw = self.path("raw")
+        with open(raw, "wb") as f:
+            f.write(b"".join(r.randbytes(1000) + bytes([7]) * 1048
+                             for _ in range(size // 2048)))
+        d, u = self.path("d"), self.path("u")
+        qtools.must("qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2",
+                    "-o", "cluster_size=2M", raw, d)
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-b", d, "-F",
+                    "qcow2", u, str(size))
+        qtools.must("qemu-io", "-f", "qcow2", *[
+            x for i in range(size // MIB) for k in (0, 2, 4, 6)
+            for x in ("-c", "write -q -P 5 %d 64k" % (i * MIB + 65536 * k))],
+            u)
+        moved = {}
+        for direction in ("auto", "up", "down", "new"):
+            said = qtools.image("merge", u, "--drop", d, "--dry-run",
+                                "--direction", direction)
+            self.assertEqual(said.rc, 0, str(said))
+            moved[direction] = said.json()["bytesMoved"]
+        auto = moved.pop("auto")
+        self.assertEqual(auto, min(moved.values()), moved)
+        self.assertLess(auto, moved["down"])
+
+
 class MergesAreRefused(MergeCase):
     def chain3(self):
         b0 = self.create("b0", MIB, writes=["write -q -P 1 0 1M"])

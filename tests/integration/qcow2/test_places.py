@@ -427,6 +427,17 @@ class AsNobody(unittest.TestCase):
         self.assertEqual(m.result.rc, 8, str(m.result))
         self.assertEqual(m.untouched(), [])
 
+    def test_a_lower_image_that_may_not_be_written_is_merged_upwards(self):
+        """Though it holds more."""
+        def fill(d, paths):
+            qtools.must("qemu-io", "-f", "qcow2", "-c",
+                        "write -q -P 7 0 4M", paths[1])
+            os.chmod(paths[1], 0o444)
+        m = self.merge(fill)
+        self.assertEqual(m.result.rc, 0, str(m.result))
+        self.assertNotEqual(m.result.json()["direction"], "down")
+        self.assertEqual(m.merged(), [])
+
     def test_a_directory_that_may_not_be_written_is_refused_untouched(self):
         m = self.merge(lambda d, p: os.chmod(d, 0o755))
         self.assertEqual(m.result.rc, 8, str(m.result))
