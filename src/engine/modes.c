@@ -20,6 +20,7 @@ static const char *const names[MODE_COUNT] = {"cow", "background", "precopy",
                                               "paused"};
 
 #define NON_MIGRATABLE "non-migratable device:"
+#define BLOCKED        "migration-blocked"
 
 const char *mode_name(enum mode m)
 {
@@ -93,7 +94,7 @@ static int probe_blockers(struct session *s, struct mode_report *r,
             refuse(r, "non-migratable-device", why,
                    "remove the device, or take a snapshot without --memory");
         else if (!modes_blocker_is_harmless(why))
-            refuse(r, "migration-blocked", why,
+            refuse(r, BLOCKED, why,
                    "part of the VM's state may be where no snapshot has it: "
                    "take away what QEMU names (unmount a 9p share, say), or "
                    "take a snapshot without --memory");
@@ -228,6 +229,13 @@ static int probe_devices(struct session *s, struct mode_report *r,
                "writes to RAM from another process, which is not seen");
     set_hazard(r, unseen, ARRAY_LEN(unseen), h.ivshmem,
                "has memory that other processes write to");
+    /* QEMU's blocker names no device; and none of the peers can be loaded */
+    if (h.ivshmem[0] && strcmp(r->refused_code, BLOCKED) == 0) {
+        snprintf(text, sizeof(text),
+                 "%.95s has memory that other processes write to", h.ivshmem);
+        refuse(r, BLOCKED, text,
+               "remove the device, or take a snapshot without --memory");
+    }
     if (h.balloon_reports)
         set_hazard(r, cow, ARRAY_LEN(cow), h.balloon,
                    "gives free pages back all the time (free-page-reporting)");
