@@ -10,6 +10,7 @@
 #include "launch.h"
 #include "launch_args.h"
 #include "launch_disk.h"
+#include "launch_files.h"
 
 #define USE_LAUNCHER                                                           \
     "attach the VM with --launcher and a command that starts it"
@@ -273,92 +274,15 @@ static int check_helpers(struct hinders *h, const struct launch_arg *arg)
 
 /* ------------------------------------------------------------ files, disks */
 
-static int check_files(struct hinders *h, const struct launch_arg *arg)
+static int check_file(void *user, const struct launch_arg *arg,
+                      const struct qstill_error *why)
 {
-    static const char *const files[] = {"kernel", "initrd", "dtb"};
-    CLEANUP(freep) char *path = NULL;
-    struct stat st;
+    struct hinders *h = user;
 
-    /* A comma: -initrd takes a list, which is QEMU's affair. */
-    if (!arg->value || !is_one_of(arg, files, ARRAY_LEN(files)) ||
-        strchr(arg->value, ','))
-        return 0;
-    path = launch_resolve(h->rec->cwd, arg->value);
-    if (!path)
-        return err_nomem(h->err);
-    if (stat(path, &st) == 0)
-        return 0;
     return add(h, LAUNCH_BLOCKER, "file-missing",
-               "put the file back, or " USE_LAUNCHER,
-               "-%s %.*s is gone or cannot be reached from %s", arg->opt, SHOWN,
-               arg->value, h->rec->cwd);
-}
-
-/* ------------------------------------------------------------------- media */
-
-/* Not QEMU's own ways to name what is no file here ("nbd:...", "fat:rw:..."),
- * nor what came as a descriptor. */
-static const char *plain_path(const char *name)
-{
-    size_t n = strcspn(name, ":/");
-
-    if (strncmp(name, "file:", 5) == 0)
-        return name + 5;
-    return name[n] == ':' || strncmp(name, "/dev/fd", 7) == 0 ? NULL : name;
-}
-
-static int check_medium(struct hinders *h, const struct launch_arg *arg,
-                        const char *name)
-{
-    const char *plain = name && *name ? plain_path(name) : NULL;
-    CLEANUP(freep) char *path = NULL;
-    struct stat st;
-
-    for (size_t i = 0; plain && i < h->disk_count; i++)
-        if (launch_same_file(h->rec->cwd, plain, h->disks[i].attach_path))
-            return 0; /* its head is looked at elsewhere */
-    if (!plain)
-        return 0;
-    path = launch_resolve(h->rec->cwd, plain);
-    if (!path)
-        return err_nomem(h->err);
-    if (stat(path, &st) == 0)
-        return 0;
-    return add(h, LAUNCH_BLOCKER, "file-missing",
-               "put the file back, or " USE_LAUNCHER,
-               "-%s: %.*s is gone or cannot be reached from %s",
-               arg->word ? arg->opt : "drive", SHOWN, plain, h->rec->cwd);
-}
-
-/* Whether a key names a file: "file" of -drive, "filename" at any depth. */
-static bool names_file(const struct launch_arg *arg, const char *key)
-{
-    size_t n = key ? strlen(key) : 0, tail = strlen("filename");
-
-    if (n >= tail && strcmp(key + n - tail, "filename") == 0)
-        return n == tail || key[n - tail - 1] == '.';
-    return key && launch_arg_is(arg, "drive") && strcmp(key, "file") == 0;
-}
-
-/* QEMU opens all of them again, also what has been ejected since. */
-static int check_media(struct hinders *h, const struct launch_arg *arg)
-{
-    static const char *const images[] = {"hda",    "hdb",     "hdc", "hdd",
-                                         "cdrom",  "fda",     "fdb", "sd",
-                                         "pflash", "mtdblock"};
-    CLEANUP(opts_fini) struct opts o = {0};
-    struct qstill_error ignored = {0};
-
-    if (!arg->word || is_one_of(arg, images, ARRAY_LEN(images)))
-        return check_medium(h, arg, arg->value);
-    if ((!launch_arg_is(arg, "drive") && !launch_arg_is(arg, "blockdev")) ||
-        launch_disk_opts(arg, &o, &ignored) < 0)
-        return 0;
-    for (size_t i = 0; i < o.count; i++)
-        if (names_file(arg, o.pairs[i].key) &&
-            check_medium(h, arg, o.pairs[i].value) < 0)
-            return h->err->code;
-    return 0;
+               "put the file back, or " USE_LAUNCHER, "%s%s%s%s",
+               arg ? "-" : "", arg ? arg->word ? arg->opt : "drive" : "",
+               arg ? ": " : "", why->message);
 }
 
 static int check_process(struct hinders *h)
@@ -429,8 +353,7 @@ int launch_hinders(const struct launch_record *rec,
 {
     static int (*const checks[])(struct hinders *,
                                  const struct launch_arg *) = {
-        check_plain,   check_fd,    check_run_with, check_stdio,
-        check_helpers, check_files, check_media,
+        check_plain, check_fd, check_run_with, check_stdio, check_helpers,
     };
     CLEANUP(hinders_fini)
     struct hinders h = {
@@ -443,6 +366,10 @@ int launch_hinders(const struct launch_record *rec,
         for (k = 0; k < ARRAY_LEN(checks); k++)
             if (checks[k](&h, &h.args.v[i]) < 0)
                 return err->code;
+    if (launch_files_check(rec, &h.args, disks, disk_count, check_file, &h,
+                           err) < 0)
+        return err->code;
+    /* puts other images into h.args */
     for (i = 0; i < disk_count; i++)
         if (check_disk(&h, &disks[i]) < 0)
             return err->code;

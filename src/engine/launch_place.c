@@ -31,7 +31,7 @@ char *launch_resolve(const char *cwd, const char *path)
 
     if (path[0] == '/')
         return strdup(path);
-    if (buf_printf(&b, "%s/%s", cwd, path) < 0)
+    if (buf_printf(&b, "%s/%s", cwd[1] ? cwd : "", path) < 0)
         return NULL;
     return buf_take_string(&b);
 }

@@ -7,7 +7,9 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
+#include "base/buf.h"
 #include "base/file.h"
+#include "base/publish.h"
 #include "launch_args.h"
 #include "launch_disk.h"
 #include "session.h"
@@ -161,15 +163,42 @@ static int take(struct session *s, const struct launch_record *now,
     return 0;
 }
 
-/* Whether the process has all words that a launcher was last asked to start, in
- * their order; it may have added some. None: it knows better than we. */
-static bool was_asked(struct session *s, char *const *argv)
+/* ------------------------------------------------------- what a launcher did
+ */
+
+int launch_note(struct session *s, enum launch_words what, char *const *argv,
+                struct qstill_error *err)
+{
+    CLEANUP(buf_fini) struct buf words = BUF_INIT;
+
+    if (buf_append(&words, what == LAUNCH_ASKED ? "?" : "=", 2) < 0)
+        return err_nomem(err);
+    for (size_t i = 0; argv && argv[i]; i++)
+        if (buf_append(&words, argv[i], strlen(argv[i]) + 1) < 0)
+            return err_nomem(err);
+    return publish_bytes(s->vmfd, STORE_ASKED, words.data, words.len, err);
+}
+
+void launch_note_started(struct session *s)
+{
+    CLEANUP(launch_record_fini) struct launch_record now = {0};
+    struct qstill_error ignored = {0};
+
+    if (s->pid > 0 && launch_read(s->pid, &now, &ignored) == 0)
+        launch_note(s, LAUNCH_STARTED, now.argv, &ignored);
+}
+
+/* Whether the process is what a launcher last started; when it died in between,
+ * whether it has all words that it was asked to start, in their order: it may
+ * have added some. None: it knows better than we. */
+static bool was_launched(struct session *s, char *const *argv)
 {
     CLEANUP(closep) int fd = -1;
     CLEANUP(freep) char *words = NULL;
     struct qstill_error ignored = {0};
     struct stat st;
     size_t got = 0, i = 0;
+    bool exactly;
 
     if (file_openat(s->vmfd, STORE_ASKED, O_RDONLY, 0, &fd, &ignored) < 0)
         return false; /* never */
@@ -180,14 +209,16 @@ static bool was_asked(struct session *s, char *const *argv)
         file_read_upto(fd, words, (size_t)st.st_size, 0, &got, &ignored) < 0)
         return true;
     words[got] = '\0';
-    for (const char *w = words; w < words + got; w += strlen(w) + 1) {
-        while (argv[i] && strcmp(argv[i], w) != 0)
+    exactly = words[0] == '=';
+    for (const char *w = words + strlen(words) + 1; w < words + got;
+         w += strlen(w) + 1) {
+        while (!exactly && argv[i] && strcmp(argv[i], w) != 0)
             i++;
-        if (!argv[i])
+        if (!argv[i] || strcmp(argv[i], w) != 0)
             return false;
         i++;
     }
-    return true;
+    return !exactly || !argv[i];
 }
 
 /* What no snapshot is bound to, and nothing is lost by. */
@@ -214,7 +245,7 @@ void launch_renew(struct session *s)
     if (launch_read(s->pid, &now, &err) < 0)
         return;
     same = same || is_same(was, &now) ||
-           (s->rec.launcher && was_asked(s, now.argv));
+           (s->rec.launcher && was_launched(s, now.argv));
     limits = same_limits(&was->limits, &now.limits);
     if ((same && limits) || !is_alive(s->pid))
         return;

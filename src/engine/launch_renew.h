@@ -8,7 +8,19 @@
 #ifndef QSTILL_ENGINE_LAUNCH_RENEW_H
 #define QSTILL_ENGINE_LAUNCH_RENEW_H
 
+#include "base/error.h"
+
 struct session;
+
+/* What a launcher was asked to start, noted before: QEMU need not have our
+ * environment, by which start_was_ours() knows it. argv ends with NULL; NULL:
+ * no words. */
+enum launch_words { LAUNCH_ASKED, LAUNCH_STARTED };
+int launch_note(struct session *s, enum launch_words what, char *const *argv,
+                struct qstill_error *err);
+/* And what is running now, that it has started. What cannot be read is not
+ * noted. */
+void launch_note_started(struct session *s);
 
 /*
  * Of a connected session that has no journal. Saves the record where the

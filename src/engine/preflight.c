@@ -10,6 +10,7 @@
 #include "layers.h"
 #include "memstate/ramset.h"
 #include "qmp/ram.h"
+#include "reach.h"
 #include "session.h"
 
 static bool differ(const char *a, const char *b)
@@ -132,6 +133,26 @@ int preflight_below(struct session *s, struct qstill_error *err)
                          "stand on it");
 }
 
+/* What stands below the lowest of them belongs to nobody here, and no manifest
+ * tells of it: a golden image, which QEMU opens all the same. */
+static int check_foundation(struct session *s, const struct manifest *m,
+                            const struct manifest_disk *d,
+                            struct qstill_error *err)
+{
+    const struct launch_record *l = &s->rec.launch;
+    const struct manifest *up = m;
+    struct reach reach;
+
+    while (up->parent_id && (up = tree_find(&s->tree, up->parent_id)) != NULL &&
+           manifest_disk(up, d->name))
+        d = manifest_disk(up, d->name);
+    reach_init(&reach, s->rec.has_launch ? l->uid : (uint32_t)geteuid(),
+               s->rec.has_launch ? l->gid : (uint32_t)getegid());
+    if (reach_chain(&reach, d->path, d->format, err) == 0)
+        return 0;
+    return err_hint(err, "the disk cannot be opened without it: put it back");
+}
+
 static int check_disks(struct session *s, const struct manifest *m, bool force,
                        struct qstill_error *err)
 {
@@ -147,9 +168,13 @@ static int check_disks(struct session *s, const struct manifest *m, bool force,
         if (check_layer(d, force, err) < 0)
             return err->code;
     }
-    if (check_ancestors(s, m, force, err) < 0)
+    if (check_ancestors(s, m, force, err) < 0 ||
+        check_hidden(s, m, force, err) < 0)
         return err->code;
-    return check_hidden(s, m, force, err);
+    for (size_t i = 0; i < m->disk_count; i++)
+        if (check_foundation(s, m, &m->disks[i], err) < 0)
+            return err->code;
+    return 0;
 }
 
 int preflight_memory(struct session *s, const struct manifest *m,
@@ -313,10 +338,28 @@ int preflight(struct session *s, const struct manifest *m, bool memory,
     return check_host(s, m, &t, force, err);
 }
 
+/* The running process is as it was; one that is started would be another. */
+static void note_binary(struct session *s)
+{
+    const struct manifest *m = NULL;
+    struct qstill_error why = {0};
+
+    for (size_t i = 0; i < s->tree.count; i++)
+        if (s->tree.nodes[i].memory_included)
+            m = &s->tree.nodes[i]; /* the binary is read once: one will do */
+    if (m && preflight_binary(s, m, false, &why) < 0)
+        store_note(s->store,
+                   "snapshot %s: a revert that needs a new process is refused: "
+                   "%s",
+                   m->name, why.message);
+}
+
 int preflight_foresee(struct session *s, preflight_tell_fn *tell, void *user,
                       struct qstill_error *err)
 {
     CLEANUP(today_fini) struct today t = {0};
+
+    note_binary(s);
 
     if (s->qmp && read_process(s, &t, err) < 0)
         return err->code;

@@ -9,9 +9,9 @@
 
 #include "base/clock.h"
 #include "base/file.h"
-#include "base/publish.h"
 #include "headuse.h"
 #include "json.h"
+#include "launch_renew.h"
 #include "session.h"
 
 #define START_WAIT_MS 60000
@@ -231,18 +231,6 @@ static int wait_monitor(struct session *s, int pid, struct qstill_error *err)
     }
 }
 
-/* A launcher need not pass our mark on: launch_renew() knows it by this. */
-static int note_asked(struct session *s, char *const *argv,
-                      struct qstill_error *err)
-{
-    CLEANUP(buf_fini) struct buf words = BUF_INIT;
-
-    for (size_t i = 0; argv && argv[i]; i++)
-        if (buf_append(&words, argv[i], strlen(argv[i]) + 1) < 0)
-            return err_nomem(err);
-    return publish_bytes(s->vmfd, STORE_ASKED, words.data, words.len, err);
-}
-
 static int launch(struct session *s, const struct launch_change *change,
                   const char *tag, int *pid, struct qstill_error *err)
 {
@@ -258,7 +246,7 @@ static int launch(struct session *s, const struct launch_change *change,
         return err->code;
     }
     if (build_env(s, change, tag, argv, &env, err) < 0 ||
-        (s->rec.launcher && note_asked(s, argv, err) < 0)) {
+        (s->rec.launcher && launch_note(s, LAUNCH_ASKED, argv, err) < 0)) {
         launch_argv_free(argv);
         return err->code;
     }
@@ -298,6 +286,8 @@ int start_vm(struct session *s, const struct start_options *o, int *pid,
         start_kill(s, *pid);
         return err->code;
     }
+    if (s->rec.launcher)
+        launch_note_started(s);
     return 0;
 }
 

@@ -24,7 +24,8 @@ struct qstill_store {
 #define STORE_MANIFEST  "manifest.json"
 #define STORE_MEMORY    "memory"
 #define STORE_QEMU_LOG  "qemu.log"
-/* What a launcher was last asked to start: words that a NUL ends. */
+/* What a launcher was last asked to start ("?") or has started ("="), and the
+ * words of that command line; each ends with a NUL. */
 #define STORE_ASKED ".asked"
 
 /* Opens STORE (NOT_FOUND when there is none yet). */

@@ -4,6 +4,7 @@ with both values, and only what a guest can survive can be forced."""
 
 import json
 import os
+import shutil
 import subprocess
 
 from lib.case import QEMU, Case
@@ -238,6 +239,31 @@ class Upgraded(Case):
                 self.q("start", name)
                 self.assertRegex(self.machine(vm), "-10.0$")
 
+    def test_a_binary_that_was_replaced_while_the_vm_runs(self):
+        binary = os.path.join(self.tmp, "qemu-system-x86_64")
+        shutil.copy(os.path.realpath(
+            os.path.join(os.path.dirname(QEMU), "root/usr/bin",
+                         "qemu-system-x86_64")), binary)
+        vm = self.vm_of(binary, "vm", extra=self.firmware())
+        self.q("create", "vm", "one", "--memory")
+        self.q.check("vm")
+        self.assertNotIn("binary", self.q.stderr)
+        with open(binary, "rb") as f:
+            other = f.read() + b"1"
+        with open(binary + ".new", "wb") as f:
+            f.write(other)
+        os.chmod(binary + ".new", 0o755)
+        os.rename(binary + ".new", binary)
+        self.q.check("vm")
+        self.assertRegex(self.q.stderr,
+                         "snapshot one: a revert that needs a new process is "
+                         "refused: the QEMU binary is not the snapshot's")
+        pid = vm.pid()
+        self.q.fails("precondition", "QEMU binary", "revert", "vm", "one",
+                     "--restore", "eager")
+        self.q("revert", "vm", "one", "--restore", "inplace")
+        self.assertEqual(pid, vm.pid())
+
     def vm_of(self, qemu, name, **kw):
         vm = self.tiny_vm(name, attach=False, **kw)
         vm.quit()
@@ -251,6 +277,13 @@ class Upgraded(Case):
         return vm.cmd("qom-get", path="/machine", property="type").replace(
             "-machine", "")
 
+    @staticmethod
+    def firmware():
+        root = os.path.join(os.path.dirname(QEMU), "root")
+        return [x for d in (root + "/usr/share/qemu",
+                            root + "/usr/share/seabios",
+                            "/usr/lib/ipxe/qemu") for x in ("-L", d)]
+
     def upgrade(self, name):
         root = os.path.join(os.path.dirname(QEMU), "root")
         path = os.path.join(self.store, name, "vm.json")
@@ -258,9 +291,7 @@ class Upgraded(Case):
             record = json.load(f)
         launch = record["launch"]
         launch["exe"] = os.path.join(root, "usr/bin/qemu-system-x86_64")
-        launch["argv"] = [launch["exe"]] + [
-            x for d in (root + "/usr/share/qemu", root + "/usr/share/seabios",
-                        "/usr/lib/ipxe/qemu") for x in ("-L", d)
-        ] + launch["argv"][1:]
+        launch["argv"] = [launch["exe"]] + self.firmware() + \
+            launch["argv"][1:]
         with open(path, "w") as f:
             json.dump(record, f)

@@ -161,6 +161,29 @@ class Restart(Case):
                 self.q("start", name)
                 self.assertIn("type=1,serial=other", self.argv(vm))
 
+    def test_words_that_an_owner_adds_count_with_a_launcher_too(self):
+        """Behind all that the launcher had started: more memory, here."""
+        vm = self.tiny_vm(attach=False)
+        self.attach(vm, *self.launcher(more=["-smbios",
+                                             "type=1,serial=launcher"]))
+        vm.quit()
+        self.q("start", "vm")
+        argv = self.argv(vm)[:-1]
+        vm.quit()
+        vm.argv = lambda paused=False: argv + ["-m", "16M"]
+        vm.start()
+        self.q("create", "vm", "one", "--memory")
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertEqual("16M", self.argv(vm)[::-1][
+            self.argv(vm)[::-1].index("-m") - 1])
+        # what the launcher starts by itself stays its own
+        with open(os.path.join(self.store, "vm", "vm.json")) as f:
+            record = json.load(f)["launch"]["argv"]
+        self.assertTrue(self.q.check("vm", "--memory")["ok"])
+        self.q("revert", "vm", "one", "--restore", "eager")
+        with open(os.path.join(self.store, "vm", "vm.json")) as f:
+            self.assertEqual(record, json.load(f)["launch"]["argv"])
+
     def test_where_the_disks_came_from_stays(self):
         """Names of layers, and what is left when all snapshots are deleted."""
         for fmt, style, options in (

@@ -88,7 +88,7 @@ static const struct {
     {{"-kernel", "no/such/vmlinuz"},
      LAUNCH_BLOCKER,
      "file-missing",
-     "-kernel no/such/vmlinuz is gone or cannot be reached from /"},
+     "-kernel: /no/such/vmlinuz is gone"},
     {{"-display", "curses"},
      LAUNCH_BLOCKER,
      "terminal",
@@ -123,10 +123,10 @@ static const struct {
      "loadvm",
      "-loadvm s1 is left out when the VM is started again: its disks are "
      "newer"},
-    {{"-readconfig", "/vm.conf"},
+    {{"-readconfig", "/bin/sh"},
      LAUNCH_NOTE,
      "readconfig",
-     "-readconfig /vm.conf is read again at the next start, as the file is "
+     "-readconfig /bin/sh is read again at the next start, as the file is "
      "then"},
     {{"-runas", "nobody"},
      LAUNCH_NOTE,
@@ -157,6 +157,66 @@ static void each_hinder_has_its_code_and_says_what_it_is(void **state)
         assert_true(*list.items[0].hint);
         launch_hinder_list_fini(&list);
     }
+}
+
+/* %s is the file. */
+static const char *const readers[][2] = {
+    {"-machine", "q35,kernel=%s"},
+    {"-M", "pc,initrd=%s"},
+    {"-machine", "firmware=%s"},
+    {"-bios", "%s"},
+    {"-initrd", "%s"},
+    {"-device", "virtio-net-pci,romfile=%s"},
+    {"-device", "{\"driver\":\"e1000\",\"romfile\":\"%s\"}"},
+    {"-device", "loader,file=%s,addr=0"},
+    {"-global", "virtio-net-pci.romfile=%s"},
+    {"-global", "driver=e1000,property=romfile,value=%s"},
+    {"-option-rom", "%s"},
+    {"-fw_cfg", "opt/x,file=%s"},
+    {"-smbios", "file=%s"},
+    {"-acpitable", "sig=OEM1,data=/bin/sh:%s"},
+    {"-object", "secret,id=s,file=%s"},
+    {"-object", "{\"qom-type\":\"rng-random\",\"filename\":\"%s\"}"},
+    {"-netdev", "tap,id=n,script=no,downscript=%s"},
+    {"-cdrom", "%s"},
+    {"-drive", "file=file:%s,media=cdrom"},
+    {"-drive", "driver=qcow2,file.driver=file,file.filename=%s"},
+    {"-drive", "file=json:{\"driver\":\"raw\",,\"file\":{\"driver\":\"file\",,"
+               "\"filename\":\"%s\"}},if=none"},
+    {"-blockdev", "raw,node-name=n,read-only=on,file.driver=file,"
+                  "file.filename=%s"},
+    {"-blockdev", "{\"driver\":\"file\",\"node-name\":\"n\",\"filename\":"
+                  "\"%s\"}"},
+};
+
+static void each_file_that_a_start_reads_is_looked_at(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(readers) / sizeof(readers[0]); i++)
+        for (int there = 0; there < 2; there++) {
+            const char *path = there ? "/bin/true" : "/no/such/file";
+            const char *at = strstr(readers[i][1], "%s");
+            char value[256];
+            const char *argv[] = {"q", readers[i][0], value, NULL};
+            struct launch_record rec = record(argv);
+            struct launch_hinder_list list = {0};
+            struct qstill_error err = {0};
+
+            snprintf(value, sizeof(value), "%.*s%s%s",
+                     (int)(at - readers[i][1]), readers[i][1], path, at + 2);
+            assert_int_equal(launch_hinders(&rec, NULL, 0, &list, &err), 0);
+            if (strstr(value, "qcow2") && there) {
+                /* which a program is not */
+                assert_int_equal(list.count, 1);
+            } else if (list.count != (there ? 0 : 1)) {
+                fail_msg("%s: %zu hinders", value, list.count);
+            } else if (!there) {
+                assert_string_equal(list.items[0].code, "file-missing");
+                assert_non_null(
+                    strstr(list.items[0].message, "/no/such/file is gone"));
+            }
+            launch_hinder_list_fini(&list);
+        }
 }
 
 static void what_can_be_started_again_has_no_hinder(void **state)
@@ -271,6 +331,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_hinder_has_its_code_and_says_what_it_is),
+        cmocka_unit_test(each_file_that_a_start_reads_is_looked_at),
         cmocka_unit_test(what_can_be_started_again_has_no_hinder),
         cmocka_unit_test(disks_that_cannot_be_replaced_are_told),
         cmocka_unit_test(a_missing_binary_and_directory_are_told),

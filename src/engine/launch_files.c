@@ -1,0 +1,456 @@
+/* SPDX-License-Identifier: MIT */
+#include "launch_files.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/cleanup.h"
+#include "launch_disk.h"
+#include "launch_opts.h"
+#include "layer_file.h"
+#include "qcow2/info.h"
+#include "reach.h"
+
+struct files {
+    const struct launch_record *rec;
+    const struct launch_args *args;
+    const struct launch_disk *disks;
+    size_t disk_count;
+    struct reach reach;
+    launch_file_fn *tell;
+    void *user;
+    struct qstill_error *err;
+};
+
+/* What QEMU could not open is told; what we could not find out is an error. */
+static int judge(struct files *f, const struct launch_arg *arg,
+                 const struct qstill_error *why)
+{
+    switch (why->code) {
+    case 0:
+        return 0;
+    case QSTILL_E_NOT_FOUND:
+    case QSTILL_E_PERMISSION:
+    case QSTILL_E_PRECONDITION:
+    case QSTILL_E_CORRUPT:
+        return f->tell(f->user, arg, why);
+    default:
+        *f->err = *why;
+        return why->code;
+    }
+}
+
+/* ------------------------------------------------------------------ firmware
+ */
+
+/* Every QEMU for a PC comes with it: by it one knows where its firmware is. */
+#define LANDMARK "bios-256k.bin"
+
+static bool in_dir(const char *prefix, size_t len, const char *dir,
+                   const char *name)
+{
+    CLEANUP(buf_fini) struct buf b = BUF_INIT;
+    CLEANUP(freep) char *path = NULL;
+
+    if (buf_printf(&b, "%.*s%s/%s", (int)len, prefix, dir, name) < 0)
+        return true; /* no memory: no verdict */
+    path = buf_take_string(&b);
+    return !path || access(path, R_OK) == 0;
+}
+
+/* Where builds and distributions have it, seen from /usr or from the binary. */
+static bool is_installed(const char *exe, const char *name)
+{
+    static const char *const dirs[] = {
+        "/share/qemu",     "/share/seabios", "/lib/ipxe/qemu",
+        "/share/qemu-efi", "/share/OVMF",    "/share/qemu-firmware",
+    };
+    const char *bin = strstr(exe, "/bin/");
+    const char *slash = strrchr(exe, '/');
+    size_t n = bin ? (size_t)(bin - exe) : 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(dirs); i++)
+        if (in_dir("/usr", 4, dirs[i], name) ||
+            in_dir("/usr/local", 10, dirs[i], name) ||
+            (bin && in_dir(exe, n, dirs[i], name)))
+            return true;
+    n = slash ? (size_t)(slash - exe) : 0;
+    return in_dir(exe, n, "", name) || in_dir(exe, n, "/pc-bios", name) ||
+           in_dir(exe, n, "/qemu-bundle/usr/local/share/qemu", name);
+}
+
+/* In the directories of -L, or in those that QEMU was built with, which it
+ * keeps to itself: where they are not known, there is no verdict. */
+static bool may_be_found(const struct files *f, const char *name)
+{
+    for (size_t i = 0; i < f->args->count; i++) {
+        const struct launch_arg *arg = &f->args->v[i];
+
+        if (launch_arg_is(arg, "L") && arg->value &&
+            in_dir(arg->value, strlen(arg->value), "", name))
+            return true;
+    }
+    return is_installed(f->rec->exe, name) ||
+           !is_installed(f->rec->exe, LANDMARK);
+}
+
+/* What came as a descriptor is another's to tell. */
+static bool is_descriptor(const char *name)
+{
+    return strncmp(name, "/dev/fd", 7) == 0 ||
+           strncmp(name, "/proc/self/fd/", 14) == 0;
+}
+
+/* -------------------------------------------------------- single options */
+
+enum how {
+    READ,      /* a file */
+    FIRMWARE,  /* a file, or the name of one of QEMU's own */
+    LISTED,    /* files with ':' between them */
+    PROGRAM,   /* "" and "no" are none */
+    DIRECTORY, /* which QEMU reads */
+};
+
+/* Options that are a file's name. */
+static const struct {
+    const char *opt;
+    enum how how;
+} plain[] = {
+    {"kernel", READ},   {"dtb", READ},        {"initrd", READ},
+    {"bios", FIRMWARE}, {"readconfig", READ},
+};
+
+/* Options in which `key` is one. `implied`: the key of the first word;
+ * `type`: with this word there, or NULL. */
+static const struct {
+    const char *opt, *implied, *type, *key;
+    enum how how;
+} keyed[] = {
+    {"machine", "type", NULL, "kernel", READ},
+    {"machine", "type", NULL, "initrd", READ},
+    {"machine", "type", NULL, "dtb", READ},
+    {"machine", "type", NULL, "firmware", FIRMWARE},
+    {"M", "type", NULL, "kernel", READ},
+    {"M", "type", NULL, "initrd", READ},
+    {"M", "type", NULL, "dtb", READ},
+    {"M", "type", NULL, "firmware", FIRMWARE},
+    {"device", "driver", NULL, "romfile", FIRMWARE},
+    {"device", "driver", "loader", "file", READ},
+    {"device", "driver", "guest-loader", "kernel", READ},
+    {"device", "driver", "guest-loader", "initrd", READ},
+    {"device", "driver", "ipmi-bmc-sim", "sdrfile", READ},
+    {"device", "driver", "ipmi-bmc-sim", "furdatafile", READ},
+    {"net", NULL, NULL, "romfile", FIRMWARE},
+    {"nic", NULL, NULL, "romfile", FIRMWARE},
+    {"option-rom", "romfile", NULL, "romfile", FIRMWARE},
+    {"fw_cfg", "name", NULL, "file", READ},
+    {"smbios", NULL, NULL, "file", READ},
+    {"acpitable", NULL, NULL, "file", LISTED},
+    {"acpitable", NULL, NULL, "data", LISTED},
+    {"object", "qom-type", "secret", "file", READ},
+    {"object", "qom-type", "rng-random", "filename", READ},
+    {"object", "qom-type", "authz-list-file", "filename", READ},
+    {"object", "qom-type", "input-linux", "evdev", READ},
+    {"object", "qom-type", "sev-guest", "dh-cert-file", READ},
+    {"object", "qom-type", "sev-guest", "session-file", READ},
+    {"object", "qom-type", "tls-creds-x509", "dir", DIRECTORY},
+    {"object", "qom-type", "tls-creds-psk", "dir", DIRECTORY},
+    {"netdev", "type", "tap", "script", PROGRAM},
+    {"netdev", "type", "tap", "downscript", PROGRAM},
+    {"nic", "type", "tap", "script", PROGRAM},
+    {"nic", "type", "tap", "downscript", PROGRAM},
+    {"net", "type", "tap", "script", PROGRAM},
+    {"net", "type", "tap", "downscript", PROGRAM},
+    {"fsdev", "fsdriver", "local", "path", DIRECTORY},
+    {"virtfs", "fsdriver", "local", "path", DIRECTORY},
+    {"tpmdev", "type", "passthrough", "path", READ},
+    {"trace", "enable", NULL, "events", READ},
+};
+
+static int look(struct files *f, const char *name, enum reach_kind kind,
+                struct qstill_error *why)
+{
+    CLEANUP(freep) char *path = launch_resolve(f->rec->cwd, name);
+
+    return path ? reach_file(&f->reach, path, kind, why) : err_nomem(why);
+}
+
+static int check_each(struct files *f, const struct launch_arg *arg,
+                      const char *names)
+{
+    CLEANUP(freep) char *copy = strdup(names);
+    char *rest = NULL;
+
+    if (!copy)
+        return err_nomem(f->err);
+    for (char *name = strtok_r(copy, ":", &rest); name;
+         name = strtok_r(NULL, ":", &rest)) {
+        struct qstill_error why = {0};
+
+        look(f, name, REACH_FILE, &why);
+        if (judge(f, arg, &why) < 0)
+            return f->err->code;
+    }
+    return 0;
+}
+
+static int check_name(struct files *f, const struct launch_arg *arg,
+                      enum how how, const char *name)
+{
+    static const enum reach_kind kinds[] = {
+        [READ] = REACH_FILE,           [FIRMWARE] = REACH_FILE,
+        [LISTED] = REACH_FILE,         [PROGRAM] = REACH_PROGRAM,
+        [DIRECTORY] = REACH_DIRECTORY,
+    };
+    struct qstill_error why = {0};
+
+    if (!name || !*name || is_descriptor(name) ||
+        (how == PROGRAM && strcmp(name, "no") == 0))
+        return 0;
+    if (how == LISTED)
+        return check_each(f, arg, name);
+    if (look(f, name, kinds[how], &why) < 0 && how == FIRMWARE &&
+        why.code == QSTILL_E_NOT_FOUND && may_be_found(f, name))
+        return 0;
+    /* "FILE ARGUMENTS,FILE": modules of a multiboot kernel */
+    if (why.code == QSTILL_E_NOT_FOUND && launch_arg_is(arg, "initrd") &&
+        strpbrk(name, ", "))
+        return 0;
+    return judge(f, arg, &why);
+}
+
+/* -global DRIVER.romfile=FILE, or driver=DRIVER,property=romfile,value=FILE */
+static int check_global(struct files *f, const struct launch_arg *arg,
+                        const struct opts *o)
+{
+    const char *property = opts_get(o, "property");
+
+    if (property && strcmp(property, "romfile") == 0)
+        return check_name(f, arg, FIRMWARE, opts_get(o, "value"));
+    for (size_t i = 0; i < o->count; i++) {
+        const char *key = o->pairs[i].key;
+        const char *dot = key ? strrchr(key, '.') : NULL;
+
+        if (dot && strcmp(dot, ".romfile") == 0 &&
+            check_name(f, arg, FIRMWARE, o->pairs[i].value) < 0)
+            return f->err->code;
+    }
+    return 0;
+}
+
+static int check_option(struct files *f, const struct launch_arg *arg)
+{
+    for (size_t i = 0; i < ARRAY_LEN(plain); i++)
+        if (launch_arg_is(arg, plain[i].opt))
+            return check_name(f, arg, plain[i].how, arg->value);
+    for (size_t i = 0; i < ARRAY_LEN(keyed); i++) {
+        CLEANUP(opts_fini) struct opts o = {0};
+        struct qstill_error ignored = {0};
+        const char *type;
+
+        /* What cannot be parsed QEMU had not taken either. */
+        if (!launch_arg_is(arg, keyed[i].opt) || !arg->value ||
+            opts_parse(&o, arg->value, keyed[i].implied, &ignored) < 0)
+            continue;
+        type = keyed[i].type ? opts_get(&o, keyed[i].implied) : NULL;
+        if ((!keyed[i].type || (type && strcmp(type, keyed[i].type) == 0)) &&
+            check_name(f, arg, keyed[i].how, opts_get(&o, keyed[i].key)) < 0)
+            return f->err->code;
+    }
+    if (launch_arg_is(arg, "global") && arg->value) {
+        CLEANUP(opts_fini) struct opts o = {0};
+        struct qstill_error ignored = {0};
+
+        return opts_parse(&o, arg->value, NULL, &ignored) < 0
+                   ? 0
+                   : check_global(f, arg, &o);
+    }
+    return 0;
+}
+
+/* -------------------------------------------------------------------- images
+ */
+
+/* Not QEMU's own ways to name what is no file here ("nbd:...", "fat:rw:...").
+ */
+static const char *plain_path(const char *name)
+{
+    size_t n = strcspn(name, ":/");
+
+    if (strncmp(name, "file:", 5) == 0)
+        return name + 5;
+    return name[n] == ':' || is_descriptor(name) ? NULL : name;
+}
+
+/* `format`: NULL when QEMU guesses; "raw" also for what has no backing file. */
+static int check_image(struct files *f, const struct launch_arg *arg,
+                       const char *name, const char *format)
+{
+    const char *file = name && *name ? plain_path(name) : NULL;
+    CLEANUP(freep) char *path = NULL;
+    struct qstill_error why = {0};
+
+    for (size_t i = 0; file && i < f->disk_count; i++)
+        if (launch_same_file(f->rec->cwd, file, f->disks[i].attach_path))
+            return 0; /* its head is looked at elsewhere */
+    if (!file)
+        return 0;
+    path = launch_resolve(f->rec->cwd, file);
+    if (!path)
+        return err_nomem(f->err);
+    reach_chain(&f->reach, path, format, &why);
+    return judge(f, arg, &why);
+}
+
+/* A key of `o` with another last word: "a.file.filename" -> "a.driver". */
+static const char *sibling(const struct opts *o, const char *key, size_t up,
+                           const char *word, char *out, size_t size)
+{
+    size_t n = strlen(key);
+
+    for (; up > 0; up--) {
+        while (n > 0 && key[n - 1] != '.')
+            n--;
+        if (up > 1 && n > 0)
+            n--; /* the dot */
+    }
+    snprintf(out, size, "%.*s%s", (int)n, key, word);
+    return opts_get(o, out);
+}
+
+/* How the node that reads the file opens it: the one around it in the same
+ * option, or the one that names it in another. */
+static const char *format_of(const struct files *f,
+                             const struct launch_arg *arg, const struct opts *o,
+                             const char *key)
+{
+    char text[OPTS_KEY_MAX];
+    const char *node = opts_get(o, "node-name");
+
+    if (strcmp(key, "file") == 0 || strcmp(key, "file.filename") == 0 ||
+        (launch_arg_is(arg, "drive") && strcmp(key, "filename") == 0)) {
+        const char *format = opts_get(o, "format");
+
+        if (opts_has(o, "backing"))
+            return "raw"; /* what is below it is told here, or nothing is */
+        return format ? format : opts_get(o, "driver");
+    }
+    if (strchr(key, '.')) {
+        sibling(o, key, 2, "backing", text, sizeof(text));
+        if (opts_has(o, text))
+            return "raw";
+        return sibling(o, key, 2, "driver", text, sizeof(text));
+    }
+    for (size_t i = 0; node && i < f->args->count; i++) {
+        CLEANUP(opts_fini) struct opts over = {0};
+        struct qstill_error ignored = {0};
+        const char *file, *driver;
+
+        if (!launch_arg_is(&f->args->v[i], "blockdev") ||
+            launch_disk_opts(&f->args->v[i], &over, &ignored) < 0)
+            continue;
+        file = opts_get(&over, "file");
+        driver = opts_get(&over, "driver");
+        if (file && strcmp(file, node) == 0 && driver &&
+            strcmp(driver, "qcow2") == 0)
+            return opts_has(&over, "backing") ? "raw" : "qcow2";
+    }
+    return "raw";
+}
+
+/* Whether a key names a file: "file" of -drive, "filename" at any depth. */
+static bool names_file(const struct launch_arg *arg, const struct opts *o,
+                       const char *key)
+{
+    size_t n = key ? strlen(key) : 0, tail = strlen("filename");
+
+    if (n >= tail && strcmp(key + n - tail, "filename") == 0)
+        return n == tail || key[n - tail - 1] == '.';
+    /* in JSON it is a node's name */
+    return key && !o->json && launch_arg_is(arg, "drive") &&
+           strcmp(key, "file") == 0;
+}
+
+static int check_nodes(struct files *f, const struct launch_arg *arg,
+                       const struct opts *o)
+{
+    for (size_t i = 0; i < o->count; i++) {
+        const struct opts_pair *p = &o->pairs[i];
+
+        if (!names_file(arg, o, p->key))
+            continue;
+        if (strncmp(p->value, "json:", 5) == 0) {
+            CLEANUP(opts_fini) struct opts inner = {0};
+            struct qstill_error ignored = {0};
+
+            if (opts_parse(&inner, p->value + 5, NULL, &ignored) == 0 &&
+                inner.json && check_nodes(f, arg, &inner) < 0)
+                return f->err->code;
+        } else if (check_image(f, arg, p->value, format_of(f, arg, o, p->key)) <
+                   0) {
+            return f->err->code;
+        }
+    }
+    return 0;
+}
+
+/* QEMU opens all of them again, also what has been ejected since. */
+static int check_images(struct files *f, const struct launch_arg *arg)
+{
+    static const char *const images[] = {"hda",    "hdb",     "hdc", "hdd",
+                                         "cdrom",  "fda",     "fdb", "sd",
+                                         "pflash", "mtdblock"};
+    CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error ignored = {0};
+
+    if (!arg->word)
+        return check_image(f, arg, arg->value, NULL);
+    for (size_t i = 0; i < ARRAY_LEN(images); i++)
+        if (launch_arg_is(arg, images[i]))
+            return check_image(f, arg, arg->value, NULL);
+    if ((!launch_arg_is(arg, "drive") && !launch_arg_is(arg, "blockdev")) ||
+        launch_disk_opts(arg, &o, &ignored) < 0)
+        return 0;
+    return check_nodes(f, arg, &o);
+}
+
+/* What is below a disk's head, too. One that is not there yet will stand on
+ * what preflight() has looked at. */
+static int check_head(struct files *f, const struct launch_disk *disk)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    struct qstill_error why = {0};
+
+    if (!disk->head_path || !layer_is_qcow2(disk->head_format) ||
+        layer_info(disk->head_path, disk->head_format, &info, &why) < 0)
+        return 0;
+    reach_chain(&f->reach, disk->head_path, disk->head_format, &why);
+    return judge(f, NULL, &why);
+}
+
+int launch_files_check(const struct launch_record *rec,
+                       const struct launch_args *args,
+                       const struct launch_disk *disks, size_t disk_count,
+                       launch_file_fn *tell, void *user,
+                       struct qstill_error *err)
+{
+    struct files f = {.rec = rec,
+                      .args = args,
+                      .disks = disks,
+                      .disk_count = disk_count,
+                      .tell = tell,
+                      .user = user,
+                      .err = err};
+
+    reach_init(&f.reach, rec->uid, rec->gid);
+    for (size_t i = 0; i < args->count; i++)
+        if (check_option(&f, &args->v[i]) < 0 ||
+            check_images(&f, &args->v[i]) < 0)
+            return err->code;
+    for (size_t i = 0; i < disk_count; i++)
+        if (check_head(&f, &disks[i]) < 0)
+            return err->code;
+    return 0;
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: MIT */
+/* The files that a command line has QEMU read when it starts. */
+#ifndef QSTILL_ENGINE_LAUNCH_FILES_H
+#define QSTILL_ENGINE_LAUNCH_FILES_H
+
+#include "launch.h"
+#include "launch_args.h"
+
+/* Gets an argument whose file a start could not open (NULL: a disk's image),
+ * and why. */
+typedef int launch_file_fn(void *user, const struct launch_arg *arg,
+                           const struct qstill_error *why);
+
+/*
+ * Looks at all of them but the images of `disks`, whose places others will
+ * take: images with their backing files, kernels, firmware, ROMs, fw_cfg and
+ * loader files, secrets, scripts. As the user of rec; nothing is opened but
+ * the headers of images. Firmware without a directory in its name is QEMU's
+ * own, unless QEMU's directories are known and have it not.
+ */
+int launch_files_check(const struct launch_record *rec,
+                       const struct launch_args *args,
+                       const struct launch_disk *disks, size_t disk_count,
+                       launch_file_fn *tell, void *user,
+                       struct qstill_error *err);
+
+#endif

@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: MIT */
+/* Whether QEMU, as the user that it is started as, could open a file. */
+#ifndef QSTILL_ENGINE_REACH_H
+#define QSTILL_ENGINE_REACH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+enum { REACH_GROUPS_MAX = 64 };
+
+struct reach {
+    bool other; /* we are root, and it is not */
+    uint32_t uid, gid;
+    int group_count;
+    gid_t groups[REACH_GROUPS_MAX];
+};
+
+/* Finds the user's groups. */
+void reach_init(struct reach *r, uint32_t uid, uint32_t gid);
+
+enum reach_kind { REACH_FILE, REACH_PROGRAM, REACH_DIRECTORY };
+
+/* NOT_FOUND, PERMISSION, PRECONDITION (of another kind); the message names the
+ * path and says why. Opens nothing. */
+int reach_file(const struct reach *r, const char *path, enum reach_kind kind,
+               struct qstill_error *err);
+
+/*
+ * The same of an image and of all that its header, and theirs, name as backing
+ * files. `format`: the driver that QEMU opens it with, NULL when it guesses.
+ * What leads to another protocol (nbd:, rbd:) is not followed.
+ */
+int reach_chain(const struct reach *r, const char *path, const char *format,
+                struct qstill_error *err);
+
+#endif

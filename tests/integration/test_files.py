@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: MIT
+"""What a QEMU that is started again reads: a file that is not there is found
+while there is still a VM to lose."""
+
+import glob
+import os
+import shutil
+import subprocess
+
+from lib.case import QEMU, Case
+
+
+class Files(Case):
+    either = True
+    cost = 20
+
+    def file(self, name, size=4096):
+        path = os.path.join(self.tmp, name)
+        with open(path, "wb") as f:
+            f.write(b"\x55\xaa" + b"\0" * (size - 2))
+        return path
+
+    def qcow2(self, name, below, fmt):
+        path = os.path.join(self.tmp, name)
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", fmt,
+                        "-b", below, path], check=True)
+        return path
+
+    def bios(self):
+        """A copy of the BIOS that this QEMU takes by itself."""
+        root = os.path.join(os.path.dirname(os.path.realpath(QEMU)), "root")
+        for place in (root, "/"):
+            for path in glob.glob(place + "/usr/share/*/bios-256k.bin"):
+                return shutil.copy(path, os.path.join(self.tmp, "my.bin"))
+        self.skipTest("the BIOS of %s is not found" % QEMU)
+
+    def missing(self, vm, *paths):
+        """Each of them, moved away: said before anything is ended."""
+        pid = vm.pid()
+        for path in paths:
+            with self.subTest(path=os.path.basename(path)):
+                os.rename(path, path + ".away")
+                try:
+                    self.told(vm, pid, os.path.basename(path) + " is gone")
+                    os.mkdir(path)
+                    self.told(vm, pid, os.path.basename(path) +
+                              " is a directory")
+                    os.rmdir(path)
+                finally:
+                    os.rename(path + ".away", path)
+                self.assertEqual([], self.q.check("vm")["problems"])
+
+    def told(self, vm, pid, says):
+        self.assertIn(says, str(self.q.check("vm")["problems"]))
+        for force in ([], ["--force"]):
+            self.q.fails("precondition|not-found|corrupt", says, "revert",
+                         "vm", "one", "--restore", "eager", *force)
+            self.assertEqual((pid, "running"), (vm.pid(), vm.state()))
+
+    def test_what_stands_below_an_image(self):
+        base = self.file("base.img", 2 << 20)
+        golden = self.qcow2("golden.qcow2", base, "raw")
+        top = self.disk(size=2 << 20, pattern=False)
+        rest = self.file("cd.img", 1 << 20)
+        link = 'json:{"driver":"qcow2","file":{"driver":"file",' \
+            '"filename":"%s"}}' % self.qcow2("cd.qcow2", rest, "raw")
+        cd = self.qcow2("cd.top.qcow2", link, "qcow2")
+        ro = self.file("ro.img", 1 << 20)
+        subprocess.run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", golden,
+                        top.path], check=True)
+        vm = self.tiny_vm(disks=[top], extra=[
+            "-drive", "if=none,readonly=on,id=cd,format=qcow2,file=" + cd,
+            "-device", "ide-cd,drive=cd",
+            "-drive", 'if=none,readonly=on,id=ro,file=json:{"driver":"raw",,'
+            '"file":{"driver":"file",,"filename":"%s"}}' % ro,
+            "-device", "virtio-blk,drive=ro"])
+        self.q("create", "vm", "one", "--memory")
+        self.missing(vm, golden, base, cd, rest,
+                     os.path.join(self.tmp, "cd.qcow2"), ro)
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertEqual("running", vm.state())
+
+    def test_firmware_and_what_is_loaded(self):
+        bios, rom = self.bios(), self.file("net.rom", 512)
+        blob, conf = self.file("blob"), self.file("conf")
+        secret, table = self.file("secret", 16), self.file("table")
+        with open(table, "wb") as f:
+            f.write(b"OEM1" + bytes([36, 0, 0, 0]) + b"\0" * 28)
+        vm = self.tiny_vm(extra=[
+            "-bios", bios, "-fw_cfg", "name=opt/conf,file=" + conf,
+            "-device", "loader,addr=0x100000,force-raw=on,file=" + blob,
+            "-device", "virtio-rng-pci,romfile=" + rom,
+            "-acpitable", "file=" + table,
+            "-object", '{"qom-type":"secret","id":"s","file":"%s"}' % secret])
+        self.q("create", "vm", "one", "--memory")
+        self.missing(vm, bios, rom, blob, conf, secret, table)
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertEqual("running", vm.state())
+
+    def test_firmware_that_qemu_finds_itself(self):
+        """By its name alone; and in a directory of -L."""
+        own = os.path.join(self.tmp, "own")
+        os.mkdir(own)
+        shutil.copy(self.bios(), os.path.join(own, "mine.bin"))
+        vm = self.tiny_vm(extra=["-L", own, "-bios", "mine.bin", "-device",
+                                 "VGA,romfile=vgabios-stdvga.bin"])
+        self.q("create", "vm", "one", "--memory")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("revert", "vm", "one", "--restore", "eager")
+        os.unlink(os.path.join(own, "mine.bin"))
+        self.told(vm, vm.pid(), "mine.bin is gone")

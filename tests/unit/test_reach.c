@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: MIT */
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/file.h"
+#include "engine/reach.h"
+
+#define NOBODY 65534u
+
+static char dir[] = "/tmp/qstill-reach.XXXXXX";
+
+static const char *make(char *path, size_t size, const char *name, mode_t mode)
+{
+    int fd;
+
+    snprintf(path, size, "%s/%s", dir, name);
+    fd = open(path, O_RDWR | O_CREAT | O_TRUNC, 0600);
+    assert_true(fd >= 0);
+    assert_int_equal(0, fchmod(fd, mode));
+    close(fd);
+    return path;
+}
+
+static int setup(void **state)
+{
+    (void)state;
+    return mkdtemp(dir) && chmod(dir, 0755) == 0 ? 0 : -1;
+}
+
+static int teardown(void **state)
+{
+    char cmd[64];
+
+    (void)state;
+    snprintf(cmd, sizeof(cmd), "rm -r %s", dir);
+    return system(cmd);
+}
+
+static void test_what_is_there(void **state)
+{
+    struct qstill_error err = {0};
+    struct reach r;
+    char path[128];
+
+    (void)state;
+    reach_init(&r, geteuid(), getegid());
+    make(path, sizeof(path), "file", 0700);
+    assert_int_equal(0, reach_file(&r, path, REACH_FILE, &err));
+    assert_int_equal(0, reach_file(&r, path, REACH_PROGRAM, &err));
+    assert_int_equal(0, reach_file(&r, dir, REACH_DIRECTORY, &err));
+    assert_int_equal(QSTILL_E_PRECONDITION,
+                     reach_file(&r, path, REACH_DIRECTORY, &err));
+    assert_int_equal(QSTILL_E_PRECONDITION,
+                     reach_file(&r, dir, REACH_FILE, &err));
+    assert_int_equal(
+        QSTILL_E_NOT_FOUND,
+        reach_file(&r, "/no/such/file/anywhere", REACH_FILE, &err));
+    assert_string_equal("/no/such/file/anywhere is gone", err.message);
+}
+
+static void read_rights(char *out, size_t size)
+{
+    FILE *f = fopen("/proc/thread-self/status", "r");
+    char line[256];
+
+    assert_non_null(f);
+    out[0] = '\0';
+    while (fgets(line, sizeof(line), f))
+        if (strncmp(line, "Uid", 3) == 0 || strncmp(line, "Gid", 3) == 0 ||
+            strncmp(line, "Groups", 6) == 0 || strncmp(line, "CapEff", 6) == 0)
+            strncat(out, line, size - strlen(out) - 1);
+    fclose(f);
+}
+
+/* As root asks for a QEMU that is started as nobody; and is root after that. */
+static void test_rights_of_another_user(void **state)
+{
+    struct qstill_error err = {0};
+    char path[128], before[1024], after[1024];
+    struct reach r;
+
+    (void)state;
+    if (geteuid() != 0)
+        skip();
+    reach_init(&r, NOBODY, NOBODY);
+    read_rights(before, sizeof(before));
+    make(path, sizeof(path), "ours", 0600);
+    assert_int_equal(QSTILL_E_PERMISSION,
+                     reach_file(&r, path, REACH_FILE, &err));
+    assert_non_null(strstr(err.message, "Permission denied"));
+    make(path, sizeof(path), "all", 0644);
+    assert_int_equal(0, reach_file(&r, path, REACH_FILE, &err));
+    assert_int_equal(QSTILL_E_PERMISSION,
+                     reach_file(&r, path, REACH_PROGRAM, &err));
+    make(path, sizeof(path), "group", 0640);
+    assert_int_equal(0, chown(path, 0, NOBODY));
+    assert_int_equal(0, reach_file(&r, path, REACH_FILE, &err));
+    read_rights(after, sizeof(after));
+    assert_string_equal(before, after);
+}
+
+/* top -> file:middle -> json: of golden, which says what is below it. */
+static void test_chain(void **state)
+{
+    struct qstill_error err = {0};
+    char cmd[1024], path[128], below[128];
+    struct reach r;
+
+    (void)state;
+    snprintf(cmd, sizeof(cmd),
+             "cd %s && exec 2>&1 >/dev/null && "
+             "qemu-img create -f raw base 1M && "
+             "qemu-img create -f qcow2 -b base -F raw golden && "
+             "qemu-img create -f qcow2 -F qcow2 -b 'json:{\"driver\":\"qcow2\","
+             "\"file\":{\"driver\":\"file\",\"filename\":\"%s/golden\"}}' "
+             "middle && qemu-img create -f qcow2 -b file:%s/middle -F qcow2 "
+             "top && chmod 644 base golden middle top",
+             dir, dir, dir);
+    if (system("command -v qemu-img >/dev/null") != 0)
+        skip();
+    assert_int_equal(0, system(cmd));
+    reach_init(&r, geteuid() == 0 ? NOBODY : geteuid(),
+               geteuid() == 0 ? NOBODY : getegid());
+    snprintf(path, sizeof(path), "%s/top", dir);
+    assert_int_equal(0, reach_chain(&r, path, "qcow2", &err));
+    assert_int_equal(0, reach_chain(&r, path, NULL, &err));
+    for (const char *const *name =
+             (const char *const[]){"base", "golden", "middle", NULL};
+         *name; name++) {
+        char away[160];
+
+        snprintf(below, sizeof(below), "%s/%s", dir, *name);
+        snprintf(away, sizeof(away), "%s.away", below);
+        assert_int_equal(0, rename(below, away));
+        assert_int_equal(QSTILL_E_NOT_FOUND, reach_chain(&r, path, NULL, &err));
+        assert_non_null(strstr(err.message, below));
+        assert_int_equal(0, reach_chain(&r, path, "raw", &err));
+        assert_int_equal(0, rename(away, below));
+        assert_int_equal(0, chmod(below, 0));
+        if (geteuid() == 0)
+            assert_int_equal(QSTILL_E_PERMISSION,
+                             reach_chain(&r, path, NULL, &err));
+        assert_int_equal(0, chmod(below, 0644));
+        assert_int_equal(0, reach_chain(&r, path, NULL, &err));
+    }
+    snprintf(cmd, sizeof(cmd),
+             "cd %s && qemu-img rebase -u -b top -F qcow2 "
+             "golden",
+             dir);
+    assert_int_equal(0, system(cmd));
+    assert_int_equal(QSTILL_E_CORRUPT, reach_chain(&r, path, "qcow2", &err));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_what_is_there),
+        cmocka_unit_test(test_rights_of_another_user),
+        cmocka_unit_test(test_chain),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
