@@ -26,6 +26,7 @@
 #include "memory.h"
 #include "memstate/capture.h"
 #include "memstate/cow.h"
+#include "memstate/regions.h"
 #include "store.h"
 
 enum how { HOW_AUTO, HOW_COW, HOW_PAUSED };
@@ -141,11 +142,39 @@ static int open_cow(struct capturing *c, const struct capture_options *co,
                             err);
 }
 
+/* What cannot be read in any mode. Where the mappings may not be read the copy
+ * will tell. */
+static int check_mapped(const struct capturing *c, struct qstill_error *err)
+{
+    CLEANUP(buf_fini) struct buf maps = BUF_INIT;
+    struct qstill_error ignored = {0};
+    struct region r;
+
+    if (regions_read(c->o.pid, &maps, &ignored) < 0)
+        return 0;
+    for (size_t i = 0; i < c->count; i++) {
+        const struct capture_source *s = &c->sources[i];
+
+        for (uint64_t at = s->hva; at - s->hva < s->size; at = r.end) {
+            if (regions_find(&maps, at, &r) && r.readable)
+                continue;
+            err_set(err, QSTILL_E_PRECONDITION,
+                    "region %s: there is no memory to be read at 0x%llx", s->id,
+                    (unsigned long long)at);
+            return err_hint(err, "give regions that are mapped, and readable, "
+                                 "from end to end");
+        }
+    }
+    return 0;
+}
+
 static int open_capture(struct capturing *c, struct qstill_error *err)
 {
     struct capture_options co = {
         .dirfd = c->dirfd, .bwlimit = c->o.bwlimit, .foreign = true};
 
+    if (check_mapped(c, err) < 0)
+        return err->code;
     c->result.mode = "cow";
     if (c->how != HOW_PAUSED) {
         if (open_cow(c, &co, err) == 0)

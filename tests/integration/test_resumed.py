@@ -4,6 +4,7 @@ or written back."""
 
 import json
 import os
+import signal
 import time
 
 from lib.qmp import QMPError
@@ -116,20 +117,25 @@ class Stopped(Reverts):
     cost = 60
 
     def stopped_meanwhile(self, vm, mode, *more):
-        """(status, stderr) of a create, where that came before its own stop:
-        on a busy machine it may not."""
-        for _ in range(5):
+        """(status, stderr) of a create; qstill stood still while the guest was
+        stopped, and had not stopped it itself."""
+        for _ in range(20):
             with vm.monitor() as other:
                 p = self.q.start("create", "vm", "one", "--memory", "--mode",
                                  mode, *more)
                 self.q.wait_journal("vm", p)
-                other.cmd("stop")
+                os.kill(p.pid, signal.SIGSTOP)
+                first = other.cmd("query-status")["status"] == "running"
+                if first:
+                    other.cmd("stop")
+                os.kill(p.pid, signal.SIGCONT)
                 status, _, err = self.q.finish(p)
-                if other.cmd("query-status")["status"] == "paused":
+                if first:
+                    self.assertEqual("paused",
+                                     other.cmd("query-status")["status"])
                     return status, err
-                if status == 0:
-                    self.q("delete", "vm", "one")
-        self.fail("qstill has let it run again")
+                self.q("delete", "vm", "one")
+        self.fail("qstill was too fast each time")
 
     def test_it_stays_so(self):
         vm = self.running_vm(append="JUNK=160")

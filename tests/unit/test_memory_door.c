@@ -424,6 +424,32 @@ static void a_partial_that_is_not_ours_is_left_alone(void **state)
     assert_int_equal(access(d->partial, F_OK), -1);
 }
 
+/* ------------------------------------------------------- what is no memory */
+
+static void a_region_that_cannot_be_read_is_refused_in_each_mode(void **state)
+{
+    static const char *const modes[] = {NULL, "cow", "paused"};
+    struct door *d = *state;
+    bool gone = false;
+
+    for (size_t i = 0; i < 6; i++) {
+        d->options.mode = modes[i % 3];
+        if (!gone)
+            assert_int_equal(mprotect(d->ram + MIB, MIB, PROT_NONE), 0);
+        assert_int_equal(capture(d), QSTILL_E_PRECONDITION);
+        assert_non_null(strstr(d->err.message, "main"));
+        assert_true(d->err.hint[0]);
+        expect_nothing(d);
+        if (i == 2) {
+            assert_int_equal(munmap(d->ram + MIB, MIB), 0);
+            gone = true;
+        }
+    }
+    assert_true(mmap(d->ram + MIB, MIB, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+                     0) != MAP_FAILED);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -437,6 +463,7 @@ int main(int argc, char **argv)
         T(who_returns_0_has_done_it_whatever_err_says),
         T(a_positive_code_is_a_failure),
         T(a_partial_that_is_not_ours_is_left_alone),
+        T(a_region_that_cannot_be_read_is_refused_in_each_mode),
     };
 
     if (argc > 1)
