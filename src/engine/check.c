@@ -299,12 +299,18 @@ static void name_tpm(struct session *s)
                    s->vm);
 }
 
+/* Also as it will be once there is a snapshot: a command line may start the VM
+ * on its first images, and have no place for others. */
 static void check_start(struct report_obj *o, struct session *s)
 {
     struct start_options so = {0};
     struct qstill_error e = {0};
 
-    if (s->store->launch && start_check(s, &so, &e) < 0)
+    if (!s->store->launch)
+        return;
+    if (start_check(s, &so, &e) < 0)
+        problem_of(o, "not-startable", &e);
+    else if (start_check_overlays(s, &e) < 0)
         problem_of(o, "not-startable", &e);
 }
 

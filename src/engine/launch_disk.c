@@ -2,12 +2,11 @@
 /* Another image in the place of a disk's image. */
 #include "launch_disk.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "base/bytes.h"
 #include "base/cleanup.h"
+#include "launch_backing.h"
 
 /* A key of a node: its prefix ("file.file.") and one word, or a whole key of
  * an option behind a prefix. */
@@ -66,38 +65,32 @@ static int refuse(struct qstill_error *err, const struct launch_disk *disk,
                          "starts it");
 }
 
-/* Whether the qcow2 image names a backing file; what cannot be read might. */
-static bool may_have_backing(const char *cwd, const char *path)
-{
-    CLEANUP(freep) char *abs = launch_resolve(cwd, path);
-    CLEANUP(closep) int fd = -1;
-    uint8_t head[16]; /* magic, version, backing file offset */
+/* A put at work. */
+struct put {
+    struct launch_args *args;
+    const char *cwd;
+    const struct launch_disk *disk;
+    char *loose; /* a node that was below the disk's, by name */
+};
 
-    if (abs)
-        fd = open(abs, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 || pread(fd, head, sizeof(head), 0) != (ssize_t)sizeof(head))
-        return true;
-    return get_be32(head) != 0x514649fb || get_be64(head + 8) != 0;
-}
-
-/*
- * "backing" overrides what the image's header says. Below a new image the
- * headers decide, so it can only go when it said the same: "none" for an
- * image that names none.
- */
-static int drop_backing(struct opts *o, const char *prefix, const char *cwd,
-                        const struct launch_disk *disk,
+static int drop_backing(struct put *p, struct opts *o, const char *prefix,
                         struct qstill_error *err)
 {
     struct node_key key = key_of(prefix, "backing");
-    const char *v = opts_get(o, key.text);
+    const char *v = opts_get(o, key.text), *why;
 
     if (!opts_has(o, key.text))
         return 0;
-    if (!v || (*v && !(o->json && strcmp(v, "null") == 0)))
-        return refuse(err, disk, "a backing chain");
-    if (may_have_backing(cwd, disk->attach_path))
-        return refuse(err, disk, "\"no backing file\"");
+    why = launch_backing_differs(p->args, p->cwd, o, prefix,
+                                 p->disk->attach_path);
+    if (why)
+        return refuse(err, p->disk, why);
+    if (v && *v) {
+        free(p->loose);
+        p->loose = strdup(v);
+        if (!p->loose)
+            return err_nomem(err);
+    }
     opts_del(o, key.text);
     return 0;
 }
@@ -146,10 +139,10 @@ static void drop_qcow2_options(struct opts *o, const char *prefix)
 
 /* Makes the format node at `prefix` one of the head's format. `word` is the
  * key of its format; without one QEMU had guessed. */
-static int change_format(struct opts *o, const char *prefix, const char *word,
-                         const char *cwd, const struct launch_disk *disk,
-                         struct qstill_error *err)
+static int change_format(struct put *p, struct opts *o, const char *prefix,
+                         const char *word, struct qstill_error *err)
 {
+    const struct launch_disk *disk = p->disk;
     struct node_key key = key_of(prefix, word);
     const char *was = opts_get(o, key.text);
 
@@ -160,7 +153,7 @@ static int change_format(struct opts *o, const char *prefix, const char *word,
                        "line of QEMU",
                        disk->name, disk->attach_path, disk->attach_format, was);
     if (check_options(o, prefix, disk, err) < 0 ||
-        drop_backing(o, prefix, cwd, disk, err) < 0)
+        drop_backing(p, o, prefix, err) < 0)
         return err->code;
     /* Of a raw node: the overlay has its own size, and starts at 0. */
     opts_del(o, key_of(prefix, "size").text);
@@ -279,16 +272,16 @@ static int check_set(const struct launch_args *args, const struct opts *o,
     return 0;
 }
 
-static int put_drive(struct launch_args *args, const struct disk_place *place,
-                     const char *cwd, const struct launch_disk *disk,
+static int put_drive(struct put *p, const struct disk_place *place,
                      struct qstill_error *err)
 {
     CLEANUP(opts_fini) struct opts o = {0};
-    struct launch_arg *arg = &args->v[place->arg];
+    const struct launch_disk *disk = p->disk;
+    struct launch_arg *arg = &p->args->v[place->arg];
 
     if (launch_disk_opts(arg, &o, err) < 0 ||
-        check_set(args, &o, disk, err) < 0 ||
-        change_format(&o, "", drive_format_word(&o), cwd, disk, err) < 0 ||
+        check_set(p->args, &o, disk, err) < 0 ||
+        change_format(p, &o, "", drive_format_word(&o), err) < 0 ||
         opts_set(&o, "file", disk->head_path, err) < 0)
         return err->code;
     if (opts_get(&o, "file.driver") &&
@@ -352,11 +345,12 @@ static int outer_parent(const struct launch_args *args, const char *node,
 
 /* A file node that stands alone: changes the format node over it, in another
  * argument, or becomes one itself. */
-static int put_lone_node(struct launch_args *args, size_t arg, struct opts *o,
-                         const char *cwd, const struct launch_disk *disk,
+static int put_lone_node(struct put *p, size_t arg, struct opts *o,
                          struct qstill_error *err)
 {
     CLEANUP(opts_fini) struct opts over = {0};
+    const struct launch_disk *disk = p->disk;
+    struct launch_args *args = p->args;
     const char *node = opts_get(o, "node-name");
     struct node_key parent;
     size_t other = args->count;
@@ -368,28 +362,28 @@ static int put_lone_node(struct launch_args *args, size_t arg, struct opts *o,
     if (other == arg)
         return refuse(err, disk, "a node that reads itself");
     if (launch_disk_opts(&args->v[other], &over, err) < 0 ||
-        change_format(&over, parent.text, "driver", cwd, disk, err) < 0 ||
+        change_format(p, &over, parent.text, "driver", err) < 0 ||
         change_file(o, "", disk, err) < 0)
         return err->code;
     return store(&args->v[other], &over, err);
 }
 
-static int put_node(struct launch_args *args, const struct disk_place *place,
-                    const char *cwd, const struct launch_disk *disk,
+static int put_node(struct put *p, const struct disk_place *place,
                     struct qstill_error *err)
 {
     CLEANUP(opts_fini) struct opts o = {0};
-    struct launch_arg *arg = &args->v[place->arg];
+    const struct launch_disk *disk = p->disk;
+    struct launch_arg *arg = &p->args->v[place->arg];
     bool drive = launch_arg_is(arg, "drive");
     struct node_key parent;
     const char *word;
 
     if (launch_disk_opts(arg, &o, err) < 0)
         return err->code;
-    if (drive && check_set(args, &o, disk, err) < 0)
+    if (drive && check_set(p->args, &o, disk, err) < 0)
         return err->code;
     if (inner_parent(&o, drive, place->prefix, &parent, &word)) {
-        if (change_format(&o, parent.text, word, cwd, disk, err) < 0 ||
+        if (change_format(p, &o, parent.text, word, err) < 0 ||
             change_file(&o, place->prefix, disk, err) < 0)
             return err->code;
     } else if (drive && !*place->prefix) {
@@ -397,7 +391,7 @@ static int put_node(struct launch_args *args, const struct disk_place *place,
     } else if (*place->prefix) {
         if (wrap_file(&o, place->prefix, disk, err) < 0)
             return err->code;
-    } else if (put_lone_node(args, place->arg, &o, cwd, disk, err) < 0) {
+    } else if (put_lone_node(p, place->arg, &o, err) < 0) {
         return err->code;
     }
     return store(arg, &o, err);
@@ -423,9 +417,24 @@ static int find_one(const struct launch_args *args, const char *cwd,
                              "with --launcher");
 }
 
+static int put_at(struct put *p, const struct disk_place *place,
+                  struct qstill_error *err)
+{
+    switch (place->kind) {
+    case PLACE_VALUE:
+        return put_value(&p->args->v[place->arg], p->disk, err);
+    case PLACE_DRIVE:
+        return put_drive(p, place, err);
+    case PLACE_NODE:
+        return put_node(p, place, err);
+    }
+    return 0;
+}
+
 int launch_disk_put(struct launch_args *args, const char *cwd,
                     const struct launch_disk *disk, struct qstill_error *err)
 {
+    struct put p = {args, cwd, disk, NULL};
     struct disk_place place;
 
     if (find_one(args, cwd, disk, &place, err) < 0)
@@ -442,13 +451,8 @@ int launch_disk_put(struct launch_args *args, const char *cwd,
                        "place of %s",
                        disk->name, disk->head_path, disk->head_format,
                        disk->attach_path);
-    switch (place.kind) {
-    case PLACE_VALUE:
-        return put_value(&args->v[place.arg], disk, err);
-    case PLACE_DRIVE:
-        return put_drive(args, &place, cwd, disk, err);
-    case PLACE_NODE:
-        return put_node(args, &place, cwd, disk, err);
-    }
-    return 0;
+    if (put_at(&p, &place, err) == 0 && p.loose)
+        launch_backing_prune(args, p.loose, err);
+    free(p.loose);
+    return err->code;
 }

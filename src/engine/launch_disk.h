@@ -7,7 +7,8 @@
  * format node with its file inside, a format node over a node of its own, a
  * bare protocol node), -hda and its like, an image that stands alone. Refused:
  * places where the new image would not mean what the old one meant (an offset
- * into a raw file, a backing chain or keys spelled out in the command line).
+ * into a raw file, keys spelled out in the command line, a backing chain that
+ * is not the one in the images' headers: launch_backing.h).
  */
 #ifndef QSTILL_ENGINE_LAUNCH_DISK_H
 #define QSTILL_ENGINE_LAUNCH_DISK_H

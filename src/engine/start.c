@@ -104,6 +104,21 @@ int start_check(struct session *s, const struct start_options *o,
     return err->code;
 }
 
+int start_check_overlays(struct session *s, struct qstill_error *err)
+{
+    struct start_head *heads =
+        arena_array(&s->rec.arena, s->rec.disk_count + 1, sizeof(*heads));
+    struct start_options o = {.heads = heads, .head_count = s->rec.disk_count};
+
+    if (!heads)
+        return err_nomem(err);
+    for (size_t i = 0; i < s->rec.disk_count; i++)
+        heads[i] = (struct start_head){s->rec.disks[i].name,
+                                       "/overlay.qcow2", /* is not looked at */
+                                       "qcow2"};
+    return start_check(s, &o, err);
+}
+
 /* --------------------------------------------------------------------- env */
 
 static int add_env(struct session *s, char **env, size_t *n, const char *key,

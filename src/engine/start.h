@@ -36,6 +36,8 @@ struct start_options {
 /* Whether it could be started: PRECONDITION with the first hinder. */
 int start_check(struct session *s, const struct start_options *o,
                 struct qstill_error *err);
+/* Whether it could be with an overlay, any, as the head of each disk. */
+int start_check_overlays(struct session *s, struct qstill_error *err);
 
 /*
  * Launches and waits until its monitor answers; then s->qmp is connected and

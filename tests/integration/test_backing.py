@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+"""A first image that has a backing file of its own, and a command line that
+says so: what is below the image is what its header names, or is refused."""
+
+import json
+import os
+
+from lib import image
+from lib.case import Case
+from lib.tiny import content
+
+SIZE = 2 << 20
+GOLDEN, OTHER = 7, 5
+
+
+class Backed(Case):
+    cost = 5
+
+    def setUp(self):
+        super().setUp()
+        self.dir = os.path.join(self.tmp, "vm")
+        self.bases = os.path.join(self.tmp, "bases")
+        os.makedirs(self.dir)
+        os.makedirs(self.bases)
+        self.top = os.path.join(self.dir, "disk.qcow2")
+        for name, byte in (("golden", GOLDEN), ("other", OTHER)):
+            base = self.path(name + ".qcow2")
+            image.run("qemu-img", "create", "-q", "-f", "qcow2", base,
+                      str(SIZE))
+            image.run("qemu-io", "-f", "qcow2", "-c",
+                      "write -q -P %d 0 512k" % byte, base)
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-b",
+                  self.path("golden.qcow2"), "-F", "qcow2", self.top)
+
+    def path(self, name):
+        return os.path.join(self.bases, name)
+
+    def node(self, name, path, **options):
+        """Two words as libvirt has them: a storage node, a format node."""
+        return ["-blockdev", json.dumps({
+            "driver": "file", "filename": path, "node-name": name + "-storage",
+            "auto-read-only": True, "discard": "unmap"}),
+            "-blockdev", json.dumps({
+                "driver": "qcow2", "node-name": name + "-format",
+                "file": name + "-storage", "discard": "unmap",
+                **{k.replace("_", "-"): v for k, v in options.items()}})]
+
+    def libvirt(self, base="golden.qcow2"):
+        return (self.node("libvirt-2", self.path(base), read_only=True,
+                          backing=None) +
+                self.node("libvirt-1", self.top, read_only=False,
+                          backing="libvirt-2-format"))
+
+    def run_vm(self, args, node="libvirt-1-format", attach=True):
+        self.vm = self.tiny_vm(
+            disks=[], attach=attach,
+            extra=args + ["-device", "virtio-blk-pci,drive=%s,id=v" % node])
+        return self.vm
+
+    def io(self, command):
+        said = self.vm.hmp('qemu-io -d /machine/peripheral/v/virtio-backend '
+                           '"%s"' % command)
+        self.assertEqual("", said.strip())
+
+    def reads(self, *bytes_):
+        """What the guest reads at its parts, seen through the live chain."""
+        log = os.path.join(self.store, "vm", "qemu.log")
+
+        def complaints():
+            return sum(open(p).read().count("verification failed")
+                       for p in (self.vm.log, log) if os.path.exists(p))
+        for part, byte in enumerate(bytes_):
+            before = complaints()
+            self.io("read -q -P %d %d 64k" % (byte, part << 16))
+            self.assertEqual(before, complaints(), "part %d is not %d" %
+                             (part, byte))
+
+    def head(self):
+        return next(iter(self.vm.heads().values()))
+
+    def goes_round(self):
+        """Every way to a new process, before and after snapshots go."""
+        self.assertEqual([], self.q.check("vm", "--memory")["problems"])
+        self.q("create", "vm", "one", "--memory")
+        self.assertEqual([], self.q.check("vm", "--memory")["problems"])
+        self.io("write -q -P 9 0 64k")
+        self.q("create", "vm", "two")
+        for way in ("eager", "mapped", "inplace"):
+            self.q("revert", "vm", "one", "--restore", way)
+            self.reads(GOLDEN, GOLDEN)
+        self.q("revert", "vm", "two", "--stopped")
+        self.q("start", "vm")
+        self.reads(9, GOLDEN)
+        self.vm.quit()
+        self.q("revert", "vm", "one")
+        self.reads(GOLDEN, GOLDEN)
+        self.io("write -q -P 8 64k 64k")
+        self.vm.quit()
+        self.q("delete", "vm", "one")
+        self.q("start", "vm")
+        self.reads(GOLDEN, 8)
+        self.q("create", "vm", "three")
+        self.q("delete", "vm", "two", "three")
+        self.assertEqual([GOLDEN, 8], content(self.head(), "qcow2")[:2])
+        self.vm.quit()
+        self.q("start", "vm")
+        self.reads(GOLDEN, 8)
+
+    def test_the_nodes_of_libvirt(self):
+        self.run_vm(self.libvirt())
+        self.goes_round()
+        self.assertEqual(self.top, self.head())
+
+    def test_nodes_inside_of_one_another(self):
+        self.run_vm(["-blockdev", json.dumps({
+            "driver": "qcow2", "node-name": "t", "file": {
+                "driver": "file", "filename": self.top},
+            "backing": {"driver": "qcow2", "read-only": True, "file": {
+                "driver": "file", "filename": self.path("golden.qcow2")}}})],
+            "t")
+        self.goes_round()
+
+    def test_of_a_drive(self):
+        self.run_vm(["-drive", "if=none,id=t,format=qcow2,file=%s,"
+                     "backing.file.filename=%s" % (
+                         self.top, self.path("golden.qcow2"))], "t")
+        self.goes_round()
+
+    def test_a_node_that_two_disks_stand_on(self):
+        second = os.path.join(self.dir, "second.qcow2")
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-b",
+                  self.path("golden.qcow2"), "-F", "qcow2", second)
+        self.run_vm(self.libvirt() + self.node(
+            "libvirt-3", second, read_only=False,
+            backing="libvirt-2-format") +
+            ["-device", "virtio-blk-pci,drive=libvirt-3-format,id=w"])
+        self.q("create", "vm", "one", "--memory")
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.reads(GOLDEN)
+
+    def test_check_tells_before_the_first_snapshot(self):
+        """Of a command line that no new head can be put in, and which starts
+        the VM as long as there is no snapshot."""
+        self.run_vm(["-drive", "if=none,id=t,format=qcow2,file=" + self.top,
+                     "-set", "drive.t.werror=stop"], "t")
+        problem, = self.q.check("vm")["problems"]
+        self.assertEqual("not-startable", problem["code"])
+        self.assertIn("options with -set", problem["message"])
+        self.vm.quit()
+        self.q("start", "vm")
+        self.reads(GOLDEN)
