@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "collapse_impl.h"
+#include "head_zeroes.h"
 #include "headlock.h"
 #include "heads.h"
 #include "layer_file.h"
@@ -448,8 +449,10 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
     /* what a process that died here had closed in part */
     if (err->code == 0 && s->qmp)
         heads_sweep(s, j, err);
-    if (err->code == 0)
+    if (err->code == 0) {
+        head_zeroes_keep(s);
         tell_held(&c);
+    }
     if (err->code == 0)
         identify_rest(&c, err);
     layers_fini(&c.all);

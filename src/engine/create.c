@@ -25,6 +25,7 @@
 
 #include "base/options.h"
 #include "base/publish.h"
+#include "head_zeroes.h"
 #include "job.h"
 #include "protect.h"
 #include "qmp/graph.h"
@@ -312,6 +313,7 @@ static int publish_enter(void *ctx, struct qstill_error *err)
     for (size_t i = 0; !c->o.no_protect && i < c->j.disk_count; i++)
         protect_set(c->j.disks[i].old_path);
     c->s.rest_job = c->job;
+    head_zeroes_keep(&c->s);
     if (trash_end(&c->s, job_text(c->job), err) < 0)
         return err_hint(err,
                         "the snapshot exists; qstill recover %s takes "

@@ -121,15 +121,16 @@ int qmp_blockdev_reopen(struct qstill_qmp *q, const struct qmp_blockdev *b,
 }
 
 /* What it prints is an error. */
-int qmp_node_reopen(struct qstill_qmp *q, const char *node, const char *backing,
-                    bool read_only, struct qstill_error *err)
+static int reopen_by_hmp(struct qstill_qmp *q, const char *node, bool read_only,
+                         const char *key, const char *value,
+                         struct qstill_error *err)
 {
     CLEANUP(freep) char *line = NULL;
     CLEANUP(freep) char *said = NULL;
 
-    if (asprintf(&line, "qemu-io %s \"reopen %s%s%s\"", node,
-                 read_only ? "-r" : "-w", backing ? " -o backing=" : "",
-                 backing ? backing : "") < 0) {
+    if (asprintf(&line, "qemu-io %s \"reopen %s%s%s%s%s\"", node,
+                 read_only ? "-r" : "-w", value ? " -o " : "", value ? key : "",
+                 value ? "=" : "", value ? value : "") < 0) {
         line = NULL;
         return err_nomem(err);
     }
@@ -140,6 +141,19 @@ int qmp_node_reopen(struct qstill_qmp *q, const char *node, const char *backing,
         return err_set(err, QSTILL_E_FAILED, "reopening node '%s': %s", node,
                        said);
     return 0;
+}
+
+int qmp_node_reopen(struct qstill_qmp *q, const char *node, const char *backing,
+                    bool read_only, struct qstill_error *err)
+{
+    return reopen_by_hmp(q, node, read_only, "backing", backing, err);
+}
+
+int qmp_node_detect_zeroes(struct qstill_qmp *q, const struct qmp_node *node,
+                           const char *value, struct qstill_error *err)
+{
+    return reopen_by_hmp(q, node->name, node->read_only, "detect-zeroes", value,
+                         err);
 }
 
 int qmp_swap_works(struct qstill_qmp *q, bool *works, struct qstill_error *err)

@@ -66,6 +66,10 @@ int qmp_blockdev_reopen(struct qstill_qmp *q, const struct qmp_blockdev *b,
  */
 int qmp_node_reopen(struct qstill_qmp *q, const char *node, const char *backing,
                     bool read_only, struct qstill_error *err);
+/* "off", "on" or "unmap"; all other options stay. Errors as above. */
+struct qmp_node;
+int qmp_node_detect_zeroes(struct qstill_qmp *q, const struct qmp_node *node,
+                           const char *value, struct qstill_error *err);
 /* Whether open nodes can be given another backing node, by either of the two:
  * one before 9.0 dies of it when the disk is in an iothread, whose lock it
  * gives back once too often ("qemu_mutex_unlock_impl: Operation not

@@ -5,7 +5,7 @@ backends of the memory."""
 import os
 
 from lib import image
-from lib.case import Case
+from lib.case import QEMU_VERSION, Case
 
 
 class RoundTrip(Case):
@@ -200,3 +200,52 @@ class OldFiles(Case):
         self.q("revert", "vm", "one")
         self.q("delete", "vm", "one")
         self.assertEqual({path}, self.disk_files(vm))
+
+
+class Zeroes(Case):
+    """detect-zeroes, which QEMU gives no overlay that it makes itself."""
+
+    def options(self, vm):
+        said, = [b["inserted"] for b in vm.cmd("query-block")
+                 if "disk0" in b["qdev"]]
+        return said["detect_zeroes"], said["cache"]["direct"]
+
+    def kept(self, vm, want="unmap"):
+        self.assertEqual((want, True), self.options(vm))
+        vm.write(vm.disks[0], 1, 0)
+        vm.write(vm.disks[0], 2, 7)
+        vm.io(vm.disks[0], "read -q -P 7 128k 64k")
+
+    def test_it_stays(self):
+        for n, (style, fmt, cache) in enumerate((
+                ("drive", "qcow2", "cache=none"),
+                ("drive", "raw", "cache=none"),
+                ("blockdev", "qcow2", "cache.direct=on"))):
+            with self.subTest(style=style, fmt=fmt):
+                name = "vm%d" % n
+                vm = self.tiny_vm(name, style=style, disks=[self.disk(
+                    fmt=fmt, vm=name, size=2 << 20, pattern=False,
+                    options="," + cache + ",discard=unmap,detect-zeroes=unmap")])
+                self.q("create", name, "one", "--memory")
+                self.kept(vm)
+                self.q("create", name, "two")
+                self.kept(vm)
+                self.q("revert", name, "one")
+                self.kept(vm)
+                for gone in ("two", "one"):
+                    self.q("delete", name, gone)
+                    self.kept(vm)
+                self.assertEqual({vm.disks[0].path}, set(vm.heads().values()))
+
+    def test_where_qemu_would_die_of_it_a_note_says_so(self):
+        vm = self.tiny_vm(disks=[self.disk(
+            size=2 << 20, pattern=False, front=",iothread=io0",
+            options=",cache=none,discard=unmap,detect-zeroes=unmap")],
+            extra=["-object", "iothread,id=io0"])
+        self.q("create", "vm", "one")
+        if QEMU_VERSION.startswith("7."):
+            self.assertIn("disk0-dev has no detect-zeroes=unmap until QEMU is "
+                          "started again", self.q.stderr)
+        else:
+            self.assertEqual("", self.q.stderr)
+            self.kept(vm)

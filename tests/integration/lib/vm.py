@@ -27,7 +27,7 @@ class Disk:
     def __init__(self, id, path, fmt="qcow2", size=32 << 20, bus="virtio",
                  pattern=True, fs=False, make=True, options="", front=""):
         self.id = id
-        self.options = options  # more of -drive
+        self.options = options  # more of -drive, of the format's -blockdev
         self.front = front      # more of -device
         self.fmt = fmt
         self.path = path
@@ -109,8 +109,8 @@ class VM:
             elif self.style == "blockdev":
                 args += ["-blockdev", "driver=file,filename=%s,node-name=%s-f"
                          % (d.path, d.id),
-                         "-blockdev", "driver=%s,file=%s-f,node-name=%s-n" % (
-                             d.fmt, d.id, d.id),
+                         "-blockdev", "driver=%s,file=%s-f,node-name=%s-n%s"
+                         % (d.fmt, d.id, d.id, d.options),
                          "-device", "%s,drive=%s-n,id=%s" % (
                              front, d.id, d.id) + d.front]
             else:
