@@ -278,6 +278,8 @@ static int check_modes(struct report_obj *o, struct session *s,
         problem_of(o, "plugged-memory", &e);
     else if (plugged_check_now(s, &e) < 0)
         problem_of(o, "plugged-device", &e);
+    if (plugged_check_taken_out(s, &e) < 0)
+        problem_of(o, "unplugged-device", &e);
     if (r.refused[0])
         problem(o, r.refused_code, r.refused, r.refused_hint);
     else if (!any)

@@ -8,6 +8,7 @@
 #include "hostinfo.h"
 #include "layer_file.h"
 #include "qmp/topology.h"
+#include "userdevs.h"
 
 static int fill_disks(struct create *c, struct manifest *m,
                       struct qstill_error *err)
@@ -110,25 +111,37 @@ static int check_devices(const struct create *c, const struct qmp_names *now,
     return 0;
 }
 
-/* What the device state belongs to: a revert in place compares it. */
+static char **keep_lines(struct manifest *m, const struct qmp_names *names,
+                         size_t *count)
+{
+    char **lines = arena_array(&m->arena, names->count + 1, sizeof(*lines));
+
+    for (*count = 0; lines && *count < names->count; ++*count) {
+        lines[*count] = arena_strdup(&m->arena, names->items[*count]);
+        if (!lines[*count])
+            return NULL;
+    }
+    return lines;
+}
+
+/* What the device state belongs to: a revert in place compares it; and which of
+ * the devices a start will not make. */
 static int fill_devices(struct create *c, struct manifest *m,
                         struct qstill_error *err)
 {
     CLEANUP(qmp_names_fini) struct qmp_names names = QMP_NAMES_INIT;
+    CLEANUP(qmp_names_fini) struct qmp_names user = QMP_NAMES_INIT;
 
     if (qmp_topology_read(c->s.qmp, &names, err) < 0 ||
         check_devices(c, &names, err) < 0)
         return err->code;
-    m->devices = arena_array(&m->arena, names.count + 1, sizeof(*m->devices));
+    m->devices = keep_lines(m, &names, &m->device_count);
     if (!m->devices)
         return err_nomem(err);
-    for (; m->device_count < names.count; m->device_count++) {
-        m->devices[m->device_count] =
-            arena_strdup(&m->arena, names.items[m->device_count]);
-        if (!m->devices[m->device_count])
-            return err_nomem(err);
-    }
-    return 0;
+    if (userdevs_read(c->s.qmp, &user, err) < 0)
+        return err->code;
+    m->user_devices = keep_lines(m, &user, &m->user_device_count);
+    return m->user_devices ? 0 : err_nomem(err);
 }
 
 /* What a restore will want to know of the VM that has the memory. */

@@ -13,6 +13,7 @@
 #include "headuse.h"
 #include "job.h"
 #include "layer_file.h"
+#include "plugged.h"
 #include "preflight.h"
 #include "ready.h"
 #include "start.h"
@@ -28,6 +29,23 @@ static int check_name_free(struct create *c, struct qstill_error *err)
         return err_hint(err, "take another name, or delete that one");
     }
     return 0;
+}
+
+/* The memory comes back all the same, in the process that has these devices. */
+static void note_devices(struct create *c)
+{
+    int (*const checks[])(struct session *, struct qstill_error *) = {
+        preflight_plugged, plugged_check_now, plugged_check_taken_out};
+
+    for (size_t i = 0; i < ARRAY_LEN(checks); i++) {
+        struct qstill_error why = {0};
+
+        if (checks[i](&c->s, &why) == QSTILL_E_PRECONDITION)
+            store_note(c->store,
+                       "%s: a revert to the memory of this snapshot needs this "
+                       "process, or one with the same devices",
+                       why.message);
+    }
 }
 
 static int plan_memory(struct create *c, struct qstill_error *err)
@@ -127,8 +145,11 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
     if (c->s.rec.disk_count == 0 && !c->o.memory)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "VM %s has no disk to snapshot", c->vm);
-    if (c->o.memory && plan_memory(c, err) < 0)
-        return err->code;
+    if (c->o.memory) {
+        if (plan_memory(c, err) < 0)
+            return err->code;
+        note_devices(c);
+    }
     if (id_new(c->id, err) < 0)
         return err->code;
     clock_stamp(c->stamp, &c->stamp_ns);

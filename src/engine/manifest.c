@@ -67,6 +67,19 @@ static void read_blocks(struct json_in *in, const struct json_value *mem,
     m->block_count = n;
 }
 
+/* One that earlier versions did not write: NULL is not the same as empty. */
+static char **read_later(struct json_in *in, const struct json_value *o,
+                         const char *key, size_t *count)
+{
+    const struct json_value *v = o->items.first;
+    char **list =
+        json_in_strings(in, o, key, MANIFEST_DEVICES_MAX, JSON_OPTIONAL, count);
+
+    while (v && !(v->key && strcmp(v->key, key) == 0))
+        v = v->next;
+    return v && v->kind == JSON_ARRAY_VALUE ? list : NULL;
+}
+
 static void read_memory(struct json_in *in, const struct json_value *root,
                         struct manifest *m)
 {
@@ -84,6 +97,7 @@ static void read_memory(struct json_in *in, const struct json_value *root,
     m->vcpus = json_in_u64(in, o, "vcpus", JSON_REQUIRED);
     m->devices = json_in_strings(in, o, "devices", MANIFEST_DEVICES_MAX,
                                  JSON_OPTIONAL, &m->device_count);
+    m->user_devices = read_later(in, o, "userDevices", &m->user_device_count);
     read_blocks(in, o, m);
 }
 
@@ -220,12 +234,15 @@ static json_t *memory_json(const struct manifest *m)
     if (!m->memory_included)
         return json_null();
     return json_pack(
-        "{so sI sI so so sI so so}", "machine", json_out_string(m->machine),
+        "{so sI sI so so sI so so so}", "machine", json_out_string(m->machine),
         "bytes", (json_int_t)m->memory_bytes, "written",
         (json_int_t)m->memory_written, "cpuType", json_out_string(m->cpu_type),
         "accel", json_out_string(m->accel), "vcpus", (json_int_t)m->vcpus,
         "blocks", blocks_json(m), "devices",
-        json_out_strings(m->devices, m->device_count));
+        json_out_strings(m->devices, m->device_count), "userDevices",
+        m->user_devices
+            ? json_out_strings(m->user_devices, m->user_device_count)
+            : json_null());
 }
 
 static json_t *host_json(const struct manifest *m)

@@ -80,6 +80,9 @@ struct manifest {
     /* qmp/topology.h; of snapshots made before it was kept, none */
     size_t device_count;
     char **devices;
+    /* userdevs.h; NULL in those made before it was kept */
+    size_t user_device_count;
+    char **user_devices;
     const char *cpu_type;
     const char *accel;
     uint64_t vcpus;

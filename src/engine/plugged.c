@@ -5,12 +5,12 @@
 #include <string.h>
 
 #include "launch_args.h"
-#include "launch_opts.h"
 #include "manifest.h"
 #include "qmp/machine.h"
 #include "qmp/monitor.h"
 #include "qmp/topology.h"
 #include "session.h"
+#include "userdevs.h"
 
 #define ID_MAX 128
 #define MEMORY "memory/" /* plugged memory is launch_check_ram()'s */
@@ -42,31 +42,6 @@ static bool take_id(const char *line, struct id *out)
     return len > 0 && len < sizeof(out->text);
 }
 
-/* What we cannot read may make any device. */
-static bool makes(const struct launch_arg *arg, const char *id)
-{
-    CLEANUP(opts_fini) struct opts o = {0};
-    struct qstill_error scratch = {0};
-    const char *has;
-
-    if (launch_arg_is(arg, "readconfig"))
-        return true;
-    if (!launch_arg_is(arg, "device") || !arg->value)
-        return false;
-    if (opts_parse(&o, arg->value, "driver", &scratch) < 0)
-        return true;
-    has = opts_get(&o, "id");
-    return has && strcmp(has, id) == 0;
-}
-
-static bool is_on_line(const struct launch_args *args, const char *id)
-{
-    for (size_t i = 0; i < args->count; i++)
-        if (makes(&args->v[i], id))
-            return true;
-    return false;
-}
-
 static bool has_label(const struct qmp_names *now, const char *line, size_t len)
 {
     for (size_t i = 0; i < now->count; i++)
@@ -95,34 +70,26 @@ static int was_there(struct session *s, const struct qmp_names *now,
     return 0;
 }
 
-/* Disks have rules of their own, which `check` tells of (unknown-disk): one
- * that is read-only, or a drive without a medium, is no problem there. */
-static bool is_disk(const char *line)
+/* Of one that can be written `check` says more (unknown-disk). */
+static bool is_writable_disk(const struct session *s, const char *id)
 {
-    static const char *const types[] = {"virtio-blk",  "scsi-", "ide-",
-                                        "usb-storage", "nvme",  "floppy"};
-    const char *type = strchr(line, '/');
-
-    for (size_t i = 0; type && i < ARRAY_LEN(types); i++)
-        if (strncmp(type + 1, types[i], strlen(types[i])) == 0)
-            return true;
+    for (size_t i = 0; i < s->live.count; i++)
+        if (strcmp(s->live.items[i].qdev_id, id) == 0)
+            return session_takes_part(&s->live.items[i]);
     return false;
 }
 
-static int check(struct session *s, const struct qmp_names *now,
-                 char *const *devices, size_t count, bool disks,
-                 struct qstill_error *err)
+static int check(struct session *s, const struct launch_args *args,
+                 const struct qmp_names *now, char *const *devices,
+                 size_t count, bool disks, struct qstill_error *err)
 {
-    CLEANUP(launch_args_fini) struct launch_args args = {0};
-
-    if (launch_args_parse(&args, s->rec.launch.argv, err) < 0)
-        return err->code;
     for (size_t i = 0; i < count; i++) {
         struct id id;
         bool there;
 
-        if (!take_id(devices[i], &id) || (!disks && is_disk(devices[i])) ||
-            is_on_line(&args, id.text))
+        if (!take_id(devices[i], &id) ||
+            (!disks && is_writable_disk(s, id.text)) ||
+            userdevs_made(args, id.text))
             continue;
         if (was_there(s, now, devices[i], &id, &there, err) < 0)
             return err->code;
@@ -180,7 +147,7 @@ static int count_late_nameless(struct session *s, const struct qmp_devices *all,
 /* One is as good as another of its type: there must be as many. `wanted` NULL:
  * those that the VM has. */
 static int check_nameless(struct session *s, const struct qmp_names *now,
-                          char *const *wanted, size_t count, bool disks,
+                          char *const *wanted, size_t count,
                           struct qstill_error *err)
 {
     CLEANUP(qmp_devices_fini) struct qmp_devices all = QMP_DEVICES_INIT;
@@ -191,10 +158,8 @@ static int check_nameless(struct session *s, const struct qmp_names *now,
         const char *type = all.items[i].type;
         size_t has = count_nameless(now->items, now->count, type), late;
         size_t needs = wanted ? count_nameless(wanted, count, type) : has;
-        char line[ID_MAX];
 
-        snprintf(line, sizeof(line), "/%s", type);
-        if (*all.items[i].id || has == 0 || (!disks && is_disk(line)))
+        if (*all.items[i].id || has == 0)
             continue;
         if (count_late_nameless(s, &all, type, &late, err) < 0)
             return err->code;
@@ -257,34 +222,106 @@ static int check_cpus(struct session *s, uint64_t wanted,
                          "--launcher CMD that does");
 }
 
-static bool is_launched(const struct session *s)
+/* ---------------------------------------- what a start would make, and more */
+
+/* A snapshot of before the list was kept: of devices on a bus. */
+struct old {
+    const struct manifest *m;
+    const struct qmp_names *now;
+};
+
+static bool has_bus_id(char *const *lines, size_t count, const char *id)
 {
-    return s->qmp && s->rec.has_launch && !s->rec.launcher;
+    for (size_t i = 0; i < count; i++) {
+        const char *comma = strchr(lines[i], ',');
+        size_t len = strlen(id);
+
+        if (comma && strncmp(comma + 1, id, len) == 0 &&
+            (comma[1 + len] == '@' || comma[1 + len] == ' '))
+            return true;
+    }
+    return false;
+}
+
+static int check_old_id(void *user, const char *id, struct qstill_error *err)
+{
+    const struct old *o = user;
+
+    if (has_bus_id(o->m->devices, o->m->device_count, id) ||
+        !has_bus_id(o->now->items, o->now->count, id))
+        return 0; /* it has it, or nobody knows */
+    return userdevs_is_more(id, "the snapshot", err);
+}
+
+static int check_more(const struct manifest *m, const struct launch_args *args,
+                      const struct qmp_names *now, struct qstill_error *err)
+{
+    struct old old = {m, now};
+
+    if (m->user_devices)
+        return userdevs_check_more(args, m->user_devices, m->user_device_count,
+                                   "the snapshot", err);
+    return now && m->device_count > 0
+               ? userdevs_each_id(args, check_old_id, &old, err)
+               : 0;
+}
+
+/* One that runs tells what came since its start, also of a snapshot that does
+ * not. */
+static int check_process(struct session *s, const struct manifest *m,
+                         const struct launch_args *args, struct qmp_names *now,
+                         struct qstill_error *err)
+{
+    if (qmp_topology_read(s->qmp, now, err) < 0 ||
+        check(s, args, now, m->devices, m->device_count, true, err) < 0 ||
+        check_nameless(s, now, m->devices, m->device_count, err) < 0)
+        return err->code;
+    return m->vcpus ? check_cpus(s, m->vcpus, err) : 0;
 }
 
 int plugged_check(struct session *s, const struct manifest *m,
                   struct qstill_error *err)
 {
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
     CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
 
-    if (!is_launched(s))
+    if (!s->rec.has_launch || s->rec.launcher)
         return 0;
-    if (qmp_topology_read(s->qmp, &now, err) < 0 ||
-        check(s, &now, m->devices, m->device_count, true, err) < 0 ||
-        check_nameless(s, &now, m->devices, m->device_count, true, err) < 0)
+    if (launch_args_parse(&args, s->rec.launch.argv, err) < 0)
         return err->code;
-    return m->vcpus ? check_cpus(s, m->vcpus, err) : 0;
+    if (s->qmp && check_process(s, m, &args, &now, err) < 0)
+        return err->code;
+    if (userdevs_check_plugged(&args, m->user_devices, m->user_device_count,
+                               m->vcpus, err) < 0)
+        return err->code;
+    return check_more(m, &args, s->qmp ? &now : NULL, err);
 }
 
 int plugged_check_now(struct session *s, struct qstill_error *err)
 {
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
     CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
 
-    if (!is_launched(s))
+    if (!s->qmp || !s->rec.has_launch || s->rec.launcher)
         return 0;
-    if (qmp_topology_read(s->qmp, &now, err) < 0 ||
-        check(s, &now, now.items, now.count, false, err) < 0 ||
-        check_nameless(s, &now, NULL, 0, false, err) < 0)
+    if (launch_args_parse(&args, s->rec.launch.argv, err) < 0 ||
+        qmp_topology_read(s->qmp, &now, err) < 0 ||
+        check(s, &args, &now, now.items, now.count, false, err) < 0 ||
+        check_nameless(s, &now, NULL, 0, err) < 0)
         return err->code;
     return check_cpus(s, 0, err);
+}
+
+int plugged_check_taken_out(struct session *s, struct qstill_error *err)
+{
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
+    CLEANUP(qmp_names_fini) struct qmp_names user = QMP_NAMES_INIT;
+
+    if (!s->qmp || !s->rec.has_launch || s->rec.launcher)
+        return 0;
+    if (launch_args_parse(&args, s->rec.launch.argv, err) < 0 ||
+        userdevs_read(s->qmp, &user, err) < 0)
+        return err->code;
+    return userdevs_check_more(&args, user.items, user.count, "the VM any more",
+                               err);
 }

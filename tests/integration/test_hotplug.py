@@ -524,12 +524,14 @@ class Disks(Case):
 
     def test_what_no_guest_writes_to_is_no_reason(self):
         """A disk for reading, a drive without a medium, one that no device
-        has."""
+        has. Only that a new process would be without the devices."""
         vm = self.tiny_vm(extra=["-device", "virtio-scsi-pci,id=scsi"])
         self.plug(vm, "x", "readonly=on")
         self.plug(vm, "spare", device=False)
         vm.hmp("device_add scsi-cd,bus=scsi.0,id=cd")
-        self.assertEqual([], self.q.check("vm", "--memory")["problems"])
+        self.assertEqual([], self.q.check("vm")["problems"])
+        problem, = self.q.check("vm", "--memory")["problems"]
+        self.assertEqual("plugged-device", problem["code"])
         self.q("create", "vm", "one", "--memory")
         pid = vm.pid()
         self.q("revert", "vm", "one", "--restore", "inplace")

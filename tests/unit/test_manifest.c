@@ -58,6 +58,9 @@ static void put(struct fixture *f, const char *name, const char *text)
 
 static char *labels[] = {(char *)"a=b", (char *)"purpose=test"};
 
+static char *user_devices[] = {(char *)"virtio-blk-pci,vd0",
+                               (char *)"virtio-rng-pci plugged"};
+
 static struct manifest_disk disks[] = {
     {.name = "vd0",
      .qdev = "/machine/peripheral/vd0/virtio-backend",
@@ -108,6 +111,8 @@ static struct manifest full(void)
         .memory_written = 4096,
         .block_count = 2,
         .blocks = blocks,
+        .user_device_count = 2,
+        .user_devices = user_devices,
         .cpu_type = "max-x86_64-cpu",
         .accel = "tcg",
         .vcpus = 2,
@@ -158,7 +163,26 @@ static void a_manifest_is_read_back_as_it_was_written(void **state)
     assert_int_equal(r.vcpus, 2);
     assert_int_equal(r.label_count, 2);
     assert_text(r.labels[1], "purpose=test");
+    assert_int_equal(r.user_device_count, 2);
+    assert_text(r.user_devices[1], "virtio-rng-pci plugged");
     manifest_fini(&r);
+}
+
+/* Nobody knows, and there are none, are two things; a rename keeps them so. */
+static void what_it_does_not_tell_is_not_told_when_written_anew(void **state)
+{
+    struct fixture *f = *state;
+    struct manifest m = full(), r;
+
+    m.user_device_count = 0;
+    for (int known = 0; known < 2; known++) {
+        m.user_devices = known ? user_devices : NULL;
+        assert_int_equal(manifest_save(f->fd, &m, -1, &f->err), 0);
+        assert_int_equal(manifest_load(f->fd, &r, &f->err), 0);
+        assert_int_equal(r.user_devices != NULL, known);
+        assert_int_equal(r.user_device_count, 0);
+        manifest_fini(&r);
+    }
 }
 
 static void its_disks_and_blocks_are_read_back_too(void **state)
@@ -350,6 +374,7 @@ int main(void)
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(a_manifest_is_read_back_as_it_was_written),
+        T(what_it_does_not_tell_is_not_told_when_written_anew),
         T(its_disks_and_blocks_are_read_back_too),
         T(a_damaged_manifest_is_corrupt_and_named),
         T(a_negative_size_is_refused),

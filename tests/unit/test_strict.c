@@ -205,8 +205,9 @@ static void what_earlier_versions_wrote_is_read(void **state)
 
 static bool may_be_missing(const char *name, const char *key)
 {
-    static const char *const later[] = {"protect", "frozenFilesystems",
-                                        "mountedFilesystems", "devices", "sum"};
+    static const char *const later[] = {
+        "protect", "frozenFilesystems", "mountedFilesystems",
+        "devices", "userDevices",       "sum"};
 
     for (size_t i = 0; i < ARRAY_LEN(later); i++)
         if (strcmp(key, later[i]) == 0)
