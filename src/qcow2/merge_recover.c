@@ -19,6 +19,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "merge_impl.h"
@@ -233,8 +234,9 @@ static int recover_in_place(const struct io *io, const struct merge_record *r,
     }
 }
 
-/* Ours is the file that was written down; or, before that, one that came after
- * the journal. */
+/* Ours is the file that was written down; or, before that, one by the name that
+ * was made up for it. (Older journals have a plain one: there it is one that
+ * came after the journal.) */
 static bool is_made_by_us(const struct merge_record *r,
                           const struct merge_journal *j)
 {
@@ -243,6 +245,8 @@ static bool is_made_by_us(const struct merge_record *r,
 
     if (r->made.ino)
         return merge_id_is(r->target.path, &r->made);
+    if (merge_record_is_temp(r->target.path))
+        return access(r->target.path, F_OK) == 0;
     return merge_id_of(j->fd, &journal, &ignored) == 0 && journal.born_ns &&
            merge_id_look(r->target.path, NULL, false, &file) != MERGE_ABSENT &&
            file.born_ns >= journal.born_ns;

@@ -255,5 +255,31 @@ class Booted(Died):
         self.assertGreater(some, 6)
 
 
+@unittest.skipIf(NEEDED, NEEDED)
+class NoBirth(Died):
+    """A filesystem that does not know when a file was born."""
+
+    def setUp(self):
+        mount, _ = qtools.loop_mount(self, "ext4", "mkfs.ext4", "-q", "-I",
+                                     "128")
+        self.dir = os.path.join(mount, "images")
+        os.mkdir(self.dir)
+
+    def test_a_new_file_that_was_not_written_down_yet(self):
+        """Nothing is left of it, and the same merge can be done."""
+        def body():
+            r = self.merge("u", "d") if again else self.another()
+            if again:
+                self.assertIn(r.rc, (0, 4), str(r))
+            self.assertEqual([], self.journals())
+            left = set(os.listdir(self.dir)) - {"c", "d", "u", "other0",
+                                                "other1"}
+            self.assertEqual(set(), left)
+            self.assertEqual(self.guest("u"), self.want)
+            qtools.qemu_check(self.path("u"))
+        for again in (True, False):
+            self.moments("fsync,fdatasync", 6, "new", body)
+
+
 if __name__ == "__main__":
     unittest.main()
