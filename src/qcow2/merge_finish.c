@@ -184,7 +184,9 @@ bool record_may_rename(const struct io *io, const struct merge_record *r)
     return r->kind == MERGE_NEW_FILE || !has_overlay(io, &r->target, r);
 }
 
-/* What was only read has another time when it was written to since. */
+/* What was only read has another time when it was written to since. In a fold
+ * that is the upper image alone; the layers between bear a mark, which we have
+ * written, and which keeps others from writing. */
 static bool is_as_it_was(const struct merge_record *r,
                          const struct merge_file *f)
 {
@@ -192,8 +194,10 @@ static bool is_as_it_was(const struct merge_record *r,
 
     if (merge_id_look(f->path, &f->id, false, &now) != MERGE_SAME)
         return false;
-    return r->kind == MERGE_OVERWRITE || f->id.mtime_ns == 0 ||
-           f->id.mtime_ns == now.mtime_ns;
+    if (r->kind == MERGE_OVERWRITE &&
+        !(r->upper.path && strcmp(f->path, r->upper.path) == 0))
+        return true;
+    return f->id.mtime_ns == 0 || f->id.mtime_ns == now.mtime_ns;
 }
 
 /* It is gone already, or another file has its name by now; or somebody has gone

@@ -2,7 +2,10 @@
 """delete: what is left reads as before, what is deleted is gone, and a
 deleted half does not exist."""
 
+import itertools
+import json
 import os
+import subprocess
 import time
 
 from lib import image
@@ -396,3 +399,54 @@ class DeleteOff(Case):
                 self.q("start", big)
                 vm.io(disk, "read -q -P 3 0 64k")
                 vm.io(disk, "read -q -P 2 1M 64k")
+
+
+class StartedByHand(Case):
+    """The VM is off, the delete dies; its owner starts the VM on what vm.json
+    says, without qstill, and only then the rest is done."""
+
+    either = True
+    cost = 40
+    limit = 300
+
+    def test_what_is_written_then_is_not_lost(self):
+        died = 0
+        for fmt, gone in (("qcow2", ("one", "two")), ("raw", ("one", "two"))):
+            for n in itertools.count(1):
+                with self.subTest(fmt=fmt, gone=gone, n=n):
+                    name = "%s%d.%d" % (fmt, len(gone), n)
+                    vm = self.tiny_vm(name, disks=[self.disk(
+                        fmt=fmt, vm=name, size=8 << 20, pattern=False)])
+                    disk, = vm.disks
+                    vm.io(disk, "write -q -P 7 0 8M")
+                    self.q("create", name, "one")
+                    vm.io(disk, "write -q -P 1 0 4M")
+                    self.q("create", name, "two")
+                    vm.io(disk, "write -q -P 2 0 1M")
+                    vm.quit()
+                    p = subprocess.run(
+                        ["strace", "-f", "-qq", "-o", "/dev/null", "-e",
+                         "trace=fsync,fdatasync", "-e",
+                         "inject=fsync,fdatasync:signal=KILL:when=%d" % n,
+                         *self.q.argv(("delete", name, *gone))],
+                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                    if p.returncode == 0:
+                        break
+                    died += 1
+                    self.written_by_others(name)
+        self.assertGreater(died, 15)
+
+    def written_by_others(self, name):
+        head = self.recorded_head(name)
+        if not os.path.exists(head[0]):
+            return  # that QEMU would not have started
+        image.run("qemu-io", "-f", head[1], "-c", "write -q -P 9 3M 1M",
+                  head[0])
+        want = image.digest(*head)
+        self.q("recover", name)
+        self.assertEqual(want, image.digest(*self.recorded_head(name)))
+
+    def recorded_head(self, name):
+        with open(os.path.join(self.store, name, "vm.json")) as f:
+            disk, = json.load(f)["disks"]
+        return disk["headPath"], disk["headFormat"]
