@@ -205,6 +205,21 @@ static void check_memory(struct report_obj *o, struct session *s)
         }
 }
 
+/* That a medium is in a drive is enough for the running process. */
+static void check_media(struct report_obj *o, struct session *s)
+{
+    struct qstill_error e = {0};
+
+    for (size_t i = 0; i < s->tree.count; i++) {
+        const struct manifest *m = &s->tree.nodes[i];
+
+        if (media_check(s, &m->media, s->qmp != NULL, false, &e) < 0) {
+            err_wrap(&e, "snapshot %s", m->name);
+            problem_of(o, "medium-missing", &e);
+        }
+    }
+}
+
 static void tell_machine(void *user, struct qstill_error *why)
 {
     problem_of(user, "machine-changed", why);
@@ -416,6 +431,7 @@ static int check_all(struct report_obj *o, struct session *s,
     if (session_try(s, err) < 0 || check_others(o, s, err) < 0 ||
         preflight_foresee(s, tell_machine, o, err) < 0)
         return err->code;
+    check_media(o, s);
     if (!s->qmp) {
         check_off(o, s, options);
         return 0;

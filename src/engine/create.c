@@ -183,7 +183,7 @@ static int switch_enter(void *ctx, struct qstill_error *err)
     if (c->mode == MODE_PRECOPY)
         return start_precopy(c, err);
     if (create_stop_guest(c, err) < 0 || switch_disks(c, err) < 0 ||
-        create_check_stopped(c, err) < 0)
+        create_manifest_media(c, err) < 0 || create_check_stopped(c, err) < 0)
         return err->code;
     return memcap_instant(&c->mem, err);
 }
@@ -201,7 +201,8 @@ static int switch_precopy(struct create *c, struct qstill_error *err)
     if (c->stop_ms == 0)
         return 0;
     c->stopped = true;
-    if (create_check_stopped_by_qemu(c, err) < 0 || switch_disks(c, err) < 0)
+    if (create_check_stopped_by_qemu(c, err) < 0 || switch_disks(c, err) < 0 ||
+        create_manifest_media(c, err) < 0)
         return err->code;
     return memcap_instant(&c->mem, err);
 }

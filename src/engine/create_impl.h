@@ -86,6 +86,8 @@ int create_manifest_ask(struct create *c, struct qstill_error *err);
 /* With memory, and just before the guest is stopped: the devices and CPUs. What
  * is asked later must be the same. */
 int create_manifest_look(struct create *c, struct qstill_error *err);
+/* And when it stands: what is in its drives. */
+int create_manifest_media(struct create *c, struct qstill_error *err);
 /* When the memory is copied: nothing was plugged in that changes RAM unseen. */
 int create_manifest_look_back(struct create *c, struct qstill_error *err);
 /* Fills the manifest of the snapshot; with memory, its files are durable

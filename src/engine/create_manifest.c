@@ -264,9 +264,20 @@ int create_manifest_look(struct create *c, struct qstill_error *err)
     if (qmp_cpus_read(c->s.qmp, &cpus, err) < 0)
         return err->code;
     c->vcpus = cpus.count;
-    if (qmp_topology_read(c->s.qmp, &c->devices, err) < 0)
+    if (qmp_topology_read(c->s.qmp, &c->devices, err) < 0 ||
+        media_read(&c->s, &c->manifest.arena, &c->manifest.media, err) < 0)
         return err->code;
     return modes_look_again(&c->s, &c->modes, c->mode, err);
+}
+
+/* A VM without such a drive is not asked again, for its pause is the guest's.
+ */
+int create_manifest_media(struct create *c, struct qstill_error *err)
+{
+    struct manifest *m = &c->manifest;
+
+    return m->media.count > 0 ? media_read(&c->s, &m->arena, &m->media, err)
+                              : 0;
 }
 
 int create_manifest_look_back(struct create *c, struct qstill_error *err)

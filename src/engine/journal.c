@@ -133,6 +133,7 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
     j.keep_hidden = json_in_bool(&in, root, "keepHidden", JSON_OPTIONAL);
     j.tell_lost = json_in_bool(&in, root, "tellLost", JSON_OPTIONAL);
     read_work(&in, root, &j);
+    media_from_json(&in, root, &j.media);
     j.rewrites = json_in_strings(&in, root, "rewrites", STORE_NAMES_MAX,
                                  JSON_OPTIONAL, &j.rewrite_count);
     j.ids = json_in_strings(&in, root, "ids", STORE_NAMES_MAX, JSON_OPTIONAL,
@@ -169,7 +170,7 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
         "{si ss ss so so sI so so so so sb sb sb sI sI sb so so so so so so so "
-        "sb so sb sb sb}",
+        "sb so sb sb sb so}",
         "version", JOURNAL_VERSION, "op", op_names[j->op], "phase",
         phase_names[j->phase], "snapshot", json_out_string(j->snapshot), "tag",
         json_out_string(j->tag), "keepTrash", (json_int_t)j->keep_trash,
@@ -185,7 +186,8 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
         json_out_string(j->rewriting), "disks", disks_json(j), "work",
         work_json(j), "keepHidden", j->keep_hidden, "rewrites",
         json_out_strings(j->rewrites, j->rewrite_count), "tellLost",
-        j->tell_lost, "pivotLive", j->pivot_live, "resumed", j->resumed);
+        j->tell_lost, "pivotLive", j->pivot_live, "resumed", j->resumed,
+        "media", media_to_json(&j->media));
 
     /* what needs room for more than that is not to begin */
     return json_file_write(vmfd, STORE_JOURNAL, root,

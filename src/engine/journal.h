@@ -9,6 +9,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "media.h"
 
 enum journal_op {
     JOURNAL_CREATE,
@@ -53,6 +54,8 @@ struct journal {
     bool reset;              /* revert: the guest is to boot */
     size_t disk_count;
     struct journal_disk *disks;
+    struct media media; /* revert in place: what was in the drives that get
+                           other media */
     /* a head is folded into a layer below it, which becomes the head */
     const char *pivot_disk;
     const char *pivot_from;

@@ -98,6 +98,7 @@ static void read_memory(struct json_in *in, const struct json_value *root,
     m->devices = json_in_strings(in, o, "devices", MANIFEST_DEVICES_MAX,
                                  JSON_OPTIONAL, &m->device_count);
     m->user_devices = read_later(in, o, "userDevices", &m->user_device_count);
+    media_from_json(in, o, &m->media);
     read_blocks(in, o, m);
 }
 
@@ -234,15 +235,16 @@ static json_t *memory_json(const struct manifest *m)
     if (!m->memory_included)
         return json_null();
     return json_pack(
-        "{so sI sI so so sI so so so}", "machine", json_out_string(m->machine),
-        "bytes", (json_int_t)m->memory_bytes, "written",
-        (json_int_t)m->memory_written, "cpuType", json_out_string(m->cpu_type),
-        "accel", json_out_string(m->accel), "vcpus", (json_int_t)m->vcpus,
-        "blocks", blocks_json(m), "devices",
+        "{so sI sI so so sI so so so so}", "machine",
+        json_out_string(m->machine), "bytes", (json_int_t)m->memory_bytes,
+        "written", (json_int_t)m->memory_written, "cpuType",
+        json_out_string(m->cpu_type), "accel", json_out_string(m->accel),
+        "vcpus", (json_int_t)m->vcpus, "blocks", blocks_json(m), "devices",
         json_out_strings(m->devices, m->device_count), "userDevices",
         m->user_devices
             ? json_out_strings(m->user_devices, m->user_device_count)
-            : json_null());
+            : json_null(),
+        "media", media_to_json(&m->media));
 }
 
 static json_t *host_json(const struct manifest *m)

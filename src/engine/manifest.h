@@ -8,6 +8,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "media.h"
 
 #define MANIFEST_LABELS_MAX  256
 #define MANIFEST_BLOCKS_MAX  1024
@@ -83,6 +84,7 @@ struct manifest {
     /* userdevs.h; NULL in those made before it was kept */
     size_t user_device_count;
     char **user_devices;
+    struct media media; /* those that it did not keep: NULL */
     const char *cpu_type;
     const char *accel;
     uint64_t vcpus;

@@ -194,6 +194,10 @@ static int prepare_enter(void *ctx, struct qstill_error *err)
     if (fill_journal(r, tree_find(&r->s.tree, r->id), err) < 0)
         return err->code;
     r->journaled = true;
+    if (r->in_process && r->way == WAY_INPLACE &&
+        media_differing(&r->s, &r->arena, &tree_find(&r->s.tree, r->id)->media,
+                        &r->j.media, err) < 0)
+        return err->code;
     if (journal_save(r->s.vmfd, &r->j, err) < 0 ||
         revert_make_heads(r, err) < 0)
         return err->code;
@@ -255,6 +259,7 @@ static int start_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
     struct start_options o;
+    const struct manifest *m;
 
     if (r->o.dry_run || r->in_process || r->state == QSTILL_STATE_STOPPED)
         return 0;
@@ -263,8 +268,9 @@ static int start_enter(void *ctx, struct qstill_error *err)
     if (start_vm(&r->s, &o, &r->pid, err) < 0)
         return revert_say_how(r, err);
     r->started = true;
-    if (o.incoming && preflight_process(&r->s, tree_find(&r->s.tree, r->id),
-                                        r->o.force, err) < 0)
+    m = tree_find(&r->s.tree, r->id);
+    if (o.incoming && (preflight_process(&r->s, m, r->o.force, err) < 0 ||
+                       media_put(&r->s, &m->media, err) < 0))
         return err->code;
     revert_lap(r, "start");
     return 0;

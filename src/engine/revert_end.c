@@ -42,14 +42,19 @@ static bool runs_on_new(struct session *s, const struct journal *j)
 
 /* Somebody let the guest run on while nobody was looking: on its old heads
  * nothing had been overwritten yet. */
-static int undo_memory(struct session *s, bool on_new, struct buf *text,
-                       struct qstill_error *err)
+static int undo_memory(struct session *s, const struct journal *j, bool on_new,
+                       struct buf *text, struct qstill_error *err)
 {
+    struct qstill_error why = {0};
     uint64_t pages = 0;
 
     if (s->status.running && !on_new)
         return 0;
-    if (qmp_stop(s->qmp, 0, err) < 0 || inplace_undo(s, &pages, err) < 0)
+    if (qmp_stop(s->qmp, 0, err) < 0)
+        return err->code;
+    if (media_put(s, &j->media, &why) < 0)
+        buf_printf(text, "VM %s: %s\n", s->vm, why.message);
+    if (inplace_undo(s, &pages, err) < 0)
         return err->code;
     buf_printf(text, "VM %s has its memory of before (%llu pages put back)\n",
                s->vm, (unsigned long long)pages);
@@ -71,7 +76,7 @@ int revert_leave_process(struct session *s, struct journal *j, struct buf *text,
         return err->code;
     if (heads_verify(s, j, HEADS_OLD, err) < 0)
         return err->code;
-    if (inplace_has_kept(s) && undo_memory(s, on_new, text, err) < 0)
+    if (inplace_has_kept(s) && undo_memory(s, j, on_new, text, err) < 0)
         return err->code;
     inplace_forget(s);
     return heads_sweep(s, j, err);

@@ -42,7 +42,8 @@ static int begin(struct revert *r, struct qstill_error *err)
     if (memory && inplace_keep(&r->inplace, m, err) < 0)
         return err->code;
     revert_lap(r, "save");
-    if (heads_put(&r->s, &r->j, HEADS_NEW, r->tag, err) < 0)
+    if (heads_put(&r->s, &r->j, HEADS_NEW, r->tag, err) < 0 ||
+        (memory && media_put(&r->s, &m->media, err) < 0))
         return err->code;
     revert_lap(r, "disks");
     return memory ? inplace_pages_start(&r->inplace, err) : 0;

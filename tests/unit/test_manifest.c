@@ -61,6 +61,10 @@ static char *labels[] = {(char *)"a=b", (char *)"purpose=test"};
 static char *user_devices[] = {(char *)"virtio-blk-pci,vd0",
                                (char *)"virtio-rng-pci plugged"};
 
+static struct medium media[] = {
+    {"cd0", "", "/iso/\xff.iso", "raw"},
+    {"/machine/unattached/device[21]", "fd", "", ""}};
+
 static struct manifest_disk disks[] = {
     {.name = "vd0",
      .qdev = "/machine/peripheral/vd0/virtio-backend",
@@ -113,6 +117,7 @@ static struct manifest full(void)
         .blocks = blocks,
         .user_device_count = 2,
         .user_devices = user_devices,
+        .media = {2, media},
         .cpu_type = "max-x86_64-cpu",
         .accel = "tcg",
         .vcpus = 2,
@@ -165,6 +170,13 @@ static void a_manifest_is_read_back_as_it_was_written(void **state)
     assert_text(r.labels[1], "purpose=test");
     assert_int_equal(r.user_device_count, 2);
     assert_text(r.user_devices[1], "virtio-rng-pci plugged");
+    assert_int_equal(r.media.count, 2);
+    for (size_t i = 0; i < 2; i++) {
+        assert_text(r.media.items[i].qdev, media[i].qdev);
+        assert_text(r.media.items[i].device, media[i].device);
+        assert_text(r.media.items[i].path, media[i].path);
+        assert_text(r.media.items[i].format, media[i].format);
+    }
     manifest_fini(&r);
 }
 
@@ -174,13 +186,16 @@ static void what_it_does_not_tell_is_not_told_when_written_anew(void **state)
     struct fixture *f = *state;
     struct manifest m = full(), r;
 
-    m.user_device_count = 0;
+    m.user_device_count = m.media.count = 0;
     for (int known = 0; known < 2; known++) {
         m.user_devices = known ? user_devices : NULL;
+        m.media.items = known ? media : NULL;
         assert_int_equal(manifest_save(f->fd, &m, -1, &f->err), 0);
         assert_int_equal(manifest_load(f->fd, &r, &f->err), 0);
         assert_int_equal(r.user_devices != NULL, known);
         assert_int_equal(r.user_device_count, 0);
+        assert_int_equal(r.media.items != NULL, known);
+        assert_int_equal(r.media.count, 0);
         manifest_fini(&r);
     }
 }

@@ -207,7 +207,8 @@ static bool may_be_missing(const char *name, const char *key)
 {
     static const char *const later[] = {
         "protect", "frozenFilesystems", "mountedFilesystems",
-        "devices", "userDevices",       "sum"};
+        "devices", "userDevices",       "media",
+        "sum"};
 
     for (size_t i = 0; i < ARRAY_LEN(later); i++)
         if (strcmp(key, later[i]) == 0)
