@@ -44,9 +44,10 @@ static int add_node(struct session *s, const struct qmp_node *old,
                              .backing_null = below == NULL,
                              .read_only = true,
                              .cache_direct = old->cache_direct,
-                             .cache_no_flush = old->cache_no_flush,
-                             .detect_zeroes = old->detect_zeroes};
+                             .cache_no_flush = old->cache_no_flush};
 
+    /* no detect-zeroes, which a layer that was a head may have: nobody writes
+     * here, and "unmap" is refused where discard is not told, too */
     return qmp_blockdev_add(s->qmp, &b, err);
 }
 

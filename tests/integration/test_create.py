@@ -232,7 +232,13 @@ class Zeroes(Case):
                 self.kept(vm)
                 self.q("revert", name, "one")
                 self.kept(vm)
-                for gone in ("two", "one"):
+                for more in ("three", "four", "five"):
+                    self.q("create", name, more)
+                self.q("revert", name, "four")
+                self.q("create", name, "six")
+                self.q("create", name, "seven")
+                for gone in ("four", "two", "six", "one", "three", "five",
+                             "seven"):
                     self.q("delete", name, gone)
                     self.kept(vm)
                 self.assertEqual({vm.disks[0].path}, set(vm.heads().values()))
