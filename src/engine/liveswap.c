@@ -117,6 +117,7 @@ static bool node_reads(struct session *s, const struct qmp_node *n,
     return abs && strcmp(abs, path) == 0;
 }
 
+/* What QEMU refuses here it has not begun: the layer can wait. */
 static int swap_nodes(struct collapse *c, const struct qmp_graph *g,
                       struct vm_disk *d, const struct step *st,
                       const char *node, struct qstill_error *err)
@@ -129,9 +130,12 @@ static int swap_nodes(struct collapse *c, const struct qmp_graph *g,
     if (!above || !above->file || above->below != old || !old || !last)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "the live chain of disk %s is not as it was", d->name);
-    if (add_node(s, old, last->below, c->j->swap_to, node, err) < 0)
-        return err->code;
-    return reopen_above(s, d, c->j, above, node, above->read_only, err);
+    if (add_node(s, old, last->below, c->j->swap_to, node, err) < 0 ||
+        reopen_above(s, d, c->j, above, node, above->read_only, err) < 0)
+        return err->code == QSTILL_E_FAILED
+                   ? (err->code = QSTILL_E_PRECONDITION)
+                   : err->code;
+    return 0;
 }
 
 /* ----------------------------------------------------------------- on disk

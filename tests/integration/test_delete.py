@@ -5,6 +5,7 @@ deleted half does not exist."""
 import itertools
 import json
 import os
+import resource
 import subprocess
 import time
 
@@ -326,6 +327,29 @@ class StartedAnew(DeleteCase):
         self.merged("drive", extra=["-object", "iothread,id=io0"],
                     disks=self.two(front=",iothread=io0"),
                     old_can=False)
+
+    def test_a_node_that_qemu_refuses(self):
+        """It has no descriptor left: the layer waits, and nothing is stuck."""
+        vm = self.tiny_vm()
+        disk, = vm.disks
+        for i, name in enumerate(("a", "b", "c")):
+            vm.write(disk, i, i + 1)
+            self.q("create", "vm", name)
+        want = {n: [image.digest(*p) for p in self.frozen(vm, n).values()]
+                for n in ("a", "c")}
+        pid = vm.pid()
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        used = max(map(int, os.listdir("/proc/%d/fd" % pid)))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (used - 1, hard))
+        self.q("delete", "vm", "b")
+        self.assertIn("stays for now", self.q.stderr)
+        self.assertEqual(["a", "c"], self.q.names("vm"))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+        self.q("create", "vm", "d")
+        self.q("recover", "vm")
+        self.assertEqual(want, {n: [image.digest(*p) for p in self.frozen(
+            vm, n).values()] for n in ("a", "c")})
+        self.check_nothing_left(vm)
 
     def test_a_disk_of_1_tib_is_not_gone_through(self):
         """Nothing is in it: all that takes time is the way there. Each head
