@@ -352,11 +352,21 @@ static bool is_misnamed(const struct manifest_disk *d)
     return same;
 }
 
+/* tar, unless told otherwise, keeps whole seconds, and some filesystems do. */
+static bool is_time_of_copy(int64_t then, int64_t now)
+{
+    const int64_t second = 1000000000;
+    int64_t rest = then % second;
+
+    return then &&
+           (now == then || now == then - (rest < 0 ? rest + second : rest));
+}
+
 /* As a copy out of a backup is, or of a whole folder. */
 static bool is_exact_copy(const struct manifest_disk *then,
                           const struct manifest_disk *now)
 {
-    return then->mtime_ns && now->mtime_ns == then->mtime_ns &&
+    return is_time_of_copy(then->mtime_ns, now->mtime_ns) &&
            now->file_size == then->file_size &&
            (!then->header_hash ||
             (now->header_hash &&
@@ -369,6 +379,7 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
     struct manifest_disk now = *d;
     const char *what = NULL;
     struct stat st;
+    bool copy;
     int r;
 
     /* attach resolved the path, so no link stood there */
@@ -384,13 +395,15 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
         return err_hint(err, "bring the store's files back from a backup");
     }
     r = layer_identify(&scratch, &now, err);
+    copy =
+        r == 0 && d->ino && !is_same_inode(d, &now) && is_exact_copy(d, &now);
 
-    if (r == 0 && d->ino && !is_same_inode(d, &now) && !is_exact_copy(d, &now))
+    if (r == 0 && d->ino && !is_same_inode(d, &now) && !copy)
         what = "is another file than the one that was frozen";
     else if (r == 0 && d->header_hash && now.header_hash &&
              strcmp(now.header_hash, d->header_hash) != 0)
         what = "has another header than when it was frozen";
-    else if (r == 0 && d->mtime_ns &&
+    else if (r == 0 && d->mtime_ns && !copy &&
              (now.mtime_ns != d->mtime_ns || now.file_size != d->file_size))
         what = "was written to after it was frozen";
     if (what) {
