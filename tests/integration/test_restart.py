@@ -127,20 +127,27 @@ class Restart(Case):
 
     def test_what_a_launcher_starts_is_no_owners_command_line(self):
         """Also where QEMU has not our environment, as from a service
-        manager."""
-        vm = self.tiny_vm(attach=False)
-        self.attach(vm, *self.launcher(before=["env", "-i",
-                                               "PATH=/usr/bin:/bin"]))
-        self.q("create", "vm", "one", "--memory")
-        with open(os.path.join(self.store, "vm", "vm.json")) as f:
+        manager, or is called by another name."""
+        for name, before in (
+                ("clean", ["env", "-i", "PATH=/usr/bin:/bin"]),
+                ("other", ["env", "-i", "PATH=/usr/bin:/bin", "bash", "-c",
+                           'exec -a kvm "$@"', "-"])):
+            with self.subTest(name):
+                self.launched(name, before)
+
+    def launched(self, name, before):
+        vm = self.tiny_vm(name, attach=False)
+        self.attach(vm, *self.launcher(before=before))
+        self.q("create", name, "one", "--memory")
+        with open(os.path.join(self.store, name, "vm.json")) as f:
             argv = json.load(f)["launch"]["argv"]
-        self.q("revert", "vm", "one", "--restore", "eager")
+        self.q("revert", name, "one", "--restore", "eager")
         self.assertIn("-incoming", self.argv(vm))
-        self.q("create", "vm", "two")
-        self.q("delete", "vm", "one")
-        with open(os.path.join(self.store, "vm", "vm.json")) as f:
+        self.q("create", name, "two")
+        self.q("delete", name, "one")
+        with open(os.path.join(self.store, name, "vm.json")) as f:
             self.assertEqual(argv, json.load(f)["launch"]["argv"])
-        self.assertTrue(self.q.check("vm")["ok"])
+        self.assertTrue(self.q.check(name)["ok"])
 
     def test_an_owners_command_line_counts_with_a_launcher_too(self):
         """Also one of before a launcher has started anything."""
