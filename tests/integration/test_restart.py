@@ -131,7 +131,7 @@ class Restart(Case):
         for name, before in (
                 ("clean", ["env", "-i", "PATH=/usr/bin:/bin"]),
                 ("other", ["env", "-i", "PATH=/usr/bin:/bin", "bash", "-c",
-                           'exec -a kvm "$@"', "-"])):
+                           'exec -a other-qemu "$@"', "-"])):
             with self.subTest(name):
                 self.launched(name, before)
 
