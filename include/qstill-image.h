@@ -30,6 +30,8 @@ struct qstill_image_snapshot { /* an internal one */
     uint32_t date_sec;
     uint32_t date_nsec;
     uint64_t vm_clock_ns;
+    uint64_t icount; /* instructions executed, with -icount; UINT64_MAX: not
+                        recorded */
 };
 
 struct qstill_image_bitmap {
@@ -60,6 +62,9 @@ struct qstill_image_info {
     bool extended_l2;
     bool encrypted;
     bool external_data;
+    const char *data_file;  /* name of that file as stored; NULL: it is not */
+    bool data_file_raw;     /* which reads as the guest sees the disk */
+    const char *encryption; /* "aes" or "luks"; NULL */
     size_t snapshot_count;
     const struct qstill_image_snapshot *snapshots;
     size_t bitmap_count;

@@ -39,6 +39,8 @@ static void snapshots_json(struct out *o, const struct qstill_image_info *info)
         out_uint(o, "date-nsec", s->date_nsec);
         out_uint(o, "vm-clock-sec", s->vm_clock_ns / 1000000000u);
         out_uint(o, "vm-clock-nsec", s->vm_clock_ns % 1000000000u);
+        if (s->icount != UINT64_MAX)
+            out_uint(o, "icount", s->icount);
         out_end(o);
     }
     out_end(o);
@@ -72,7 +74,16 @@ static void specific_json(struct out *o, const struct qstill_image_info *info)
     out_text(o, "compat", info->version == 2 ? "0.10" : "1.1");
     out_text(o, "compression-type", info->compression);
     out_uint(o, "refcount-bits", info->refcount_bits);
+    if (info->data_file)
+        out_text(o, "data-file", info->data_file);
+    if (info->encryption) {
+        out_object(o, "encrypt");
+        out_text(o, "format", info->encryption);
+        out_end(o);
+    }
     if (info->version > 2) {
+        if (info->external_data)
+            out_bool(o, "data-file-raw", info->data_file_raw);
         out_bool(o, "lazy-refcounts", info->lazy_refcounts);
         out_bool(o, "corrupt", info->corrupt);
         out_bool(o, "extended-l2", info->extended_l2);
@@ -145,6 +156,11 @@ static void info_text(const struct qstill_image_info *info)
            info->dirty ? ", dirty" : "", info->corrupt ? ", corrupt" : "",
            info->encrypted ? ", encrypted" : "",
            info->external_data ? ", external data file" : "");
+    if (info->data_file)
+        line(info->data_file_raw ? "raw data file" : "data file",
+             info->data_file);
+    if (info->encryption)
+        line("encryption", info->encryption);
     for (size_t i = 0; i < info->snapshot_count; i++)
         line("snapshot", info->snapshots[i].name);
     for (size_t i = 0; i < info->bitmap_count; i++)

@@ -65,7 +65,15 @@ static int fill_header(struct info *info, const struct image *img,
     p->lazy_refcounts = (h->compatible & QCOW2_COMPAT_LAZY) != 0;
     p->extended_l2 = qcow2_has_extl2(h);
     p->encrypted = h->crypt_method != 0;
+    p->encryption = h->crypt_method == 0   ? NULL
+                    : h->crypt_method == 1 ? "aes"
+                                           : "luks";
     p->external_data = (h->incompatible & QCOW2_INCOMPAT_DATA_FILE) != 0;
+    p->data_file_raw =
+        p->external_data && (h->autoclear & QCOW2_AUTOCLEAR_RAW_DATA);
+    if (p->external_data && h->data_file[0] &&
+        !(p->data_file = arena_strdup(&info->arena, h->data_file)))
+        return err_nomem(err);
     if (h->has_backing &&
         !(p->backing = arena_strdup(&info->arena, h->backing)))
         return err_nomem(err);
@@ -108,7 +116,8 @@ static int fill_snapshots(struct info *info, const struct image *img,
             .disk_size = s->disk_size,
             .date_sec = s->date_sec,
             .date_nsec = s->date_nsec,
-            .vm_clock_ns = s->vm_clock_ns};
+            .vm_clock_ns = s->vm_clock_ns,
+            .icount = s->icount};
         if (!v[i].id || !v[i].name)
             return err_nomem(err);
     }

@@ -170,6 +170,10 @@ static int read_extension(struct qcow2_header *h, uint32_t type,
         return read_bitmaps_ext(h, p, len, err);
     case QCOW2_EXT_DATA_FILE:
         h->has_data_file_name = true;
+        if (len <= QCOW2_MAX_BACKING_NAME && !memchr(p, 0, len)) {
+            memcpy(h->data_file, p, len);
+            h->data_file[len] = '\0';
+        }
         return 0;
     case QCOW2_EXT_CRYPTO:
         if (len != 16 || h->crypt_method != 2)

@@ -38,6 +38,7 @@ struct qcow2_header {
     bool has_format;
     bool has_bitmaps;
     bool has_data_file_name;
+    char data_file[QCOW2_MAX_BACKING_NAME + 1]; /* "": without, or too long */
     char backing[QCOW2_MAX_BACKING_NAME + 1];
     char backing_format[QCOW2_MAX_FORMAT_NAME + 1];
     uint32_t nb_bitmaps;

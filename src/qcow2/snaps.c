@@ -44,6 +44,7 @@ static int read_tail(const struct image *img, size_t i, const uint8_t *fixed,
         s->vm_state_size = get_be64(tail);
     if (extra >= 16)
         s->disk_size = get_be64(tail + 8);
+    s->icount = extra >= KNOWN_EXTRA ? get_be64(tail + 16) : UINT64_MAX;
     s->id = strndup((char *)tail + extra, id);
     s->name = strndup((char *)tail + extra + id, name);
     if (!s->id || !s->name)

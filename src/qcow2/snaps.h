@@ -13,6 +13,7 @@ struct snap {
     uint64_t vm_clock_ns;
     uint64_t vm_state_size;
     uint64_t disk_size; /* the header's when the entry does not say */
+    uint64_t icount;    /* UINT64_MAX: none */
     char *id;
     char *name;
 };

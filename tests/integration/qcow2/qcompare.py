@@ -11,7 +11,7 @@ import qtools
 INFO_KEYS = ("virtual-size", "format", "cluster-size", "backing-filename",
              "backing-filename-format", "dirty-flag")
 DATA_KEYS = ("compat", "lazy-refcounts", "refcount-bits", "corrupt",
-             "extended-l2", "compression-type")
+             "extended-l2", "compression-type", "data-file", "data-file-raw")
 CHECK_KEYS = ("total-clusters", "allocated-clusters", "compressed-clusters",
               "fragmented-clusters", "image-end-offset")
 
@@ -32,9 +32,12 @@ def same_info(path, fmt):
         if mine.get(k) != data.get(k):
             bad.append("info %s: %s is %r, qemu-img says %r" %
                        (path, k, mine.get(k), data.get(k)))
-    names = [(s["id"], s["name"]) for s in want.get("snapshots", [])]
-    if names != [(s["id"], s["name"]) for s in got.get("snapshots", [])]:
-        bad.append("info %s: snapshots %r" % (path, got.get("snapshots")))
+    if got.get("snapshots") != want.get("snapshots"):
+        bad.append("info %s: snapshots %r, qemu-img says %r" % (
+            path, got.get("snapshots"), want.get("snapshots")))
+    if mine.get("encrypt", {}).get("format") != data.get("encrypt", {}).get(
+            "format"):
+        bad.append("info %s: encrypt %r" % (path, mine.get("encrypt")))
 
     def bitmaps(d):
         return [(b["name"], b["granularity"], sorted(b["flags"]))

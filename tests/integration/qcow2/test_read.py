@@ -8,6 +8,7 @@ the commands that made the images, and keeps the directory.
 
 import os
 import random
+import shutil
 import unittest
 
 import qchain
@@ -38,6 +39,29 @@ class ReadsAsQemuDoes(unittest.TestCase):
                     bad += qcompare.same_check(f.path)
             return bad
         each_chain(self, check)
+
+    def test_info_of_what_is_not_merged(self):
+        """Data in another file, encryption: named as qemu-img names them."""
+        work = qtools.scratch()
+        self.addCleanup(shutil.rmtree, work, True)
+        secret = ["--object", "secret,id=s,data=x"]
+        for name, before, options in (
+                ("data", [], "data_file=%s/d.img" % work),
+                ("raw", [], "data_file=%s/r.img,data_file_raw=on" % work),
+                ("luks", secret, "encrypt.format=luks,encrypt.key-secret=s,"
+                 "encrypt.iter-time=10"),
+                ("aes", secret, "encrypt.format=aes,encrypt.key-secret=s")):
+            with self.subTest(name):
+                path = os.path.join(work, name)
+                qtools.must("qemu-img", "create", "-q", "-f", "qcow2", *before,
+                            "-o", options, path, "4M")
+                self.assertEqual([], qcompare.same_info(path, "qcow2"))
+                said = qtools.must(qtools.QSTILL, "image", "info", path).out
+                if "data_file" in options:
+                    self.assertIn("data file", said)
+                    self.assertIn(options.split("=")[1].split(",")[0], said)
+                else:
+                    self.assertRegex(said, r"encryption +%s\n" % name)
 
     def test_compare_of_random_chains(self):
         def check(chain):
