@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "base/options.h"
+#include "graph_check.h"
 #include "lock.h"
 #include "name.h"
 #include "qmp/machine.h"
@@ -83,7 +84,8 @@ static int add_disk(struct vm_record *rec, const struct qmp_disk *q,
         abs = arena_strdup(a, real);
     if (!abs)
         return err_nomem(err);
-    if (check_disk(rec, q, abs, err) < 0 || session_check_shape(q, err) < 0)
+    if (check_disk(rec, q, abs, err) < 0 || session_check_shape(q, err) < 0 ||
+        graph_check_chain(&rec->launch, q, err) < 0)
         return err->code;
     d->qdev = dup_or_null(a, q->qdev);
     d->device = dup_or_null(a, q->device);

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "base/clock.h"
+#include "graph_check.h"
 #include "headlock.h"
 #include "inplace.h"
 #include "journal.h"
@@ -389,7 +390,8 @@ int session_check_shapes(const struct session *s, struct qstill_error *err)
     for (size_t i = 0; i < s->rec.disk_count; i++) {
         const struct qmp_disk *q = session_live_disk(s, &s->rec.disks[i]);
 
-        if (q && session_check_shape(q, err) < 0)
+        if (q && (session_check_shape(q, err) < 0 ||
+                  graph_check_chain(&s->rec.launch, q, err) < 0))
             return err->code;
     }
     return 0;

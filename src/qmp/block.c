@@ -165,6 +165,17 @@ int qmp_node_flush(struct qstill_qmp *q, const char *node,
 /* --------------------------------------------------------------------- disks
  */
 
+static void chain_fini(struct qmp_disk *d)
+{
+    for (size_t i = 0; i < d->chain_count; i++) {
+        free(d->chain[i].driver);
+        free(d->chain[i].path);
+    }
+    free(d->chain);
+    d->chain = NULL;
+    d->chain_count = 0;
+}
+
 static void disk_fini(struct qmp_disk *d)
 {
     free(d->device);
@@ -178,6 +189,7 @@ static void disk_fini(struct qmp_disk *d)
     free(d->protocol_node);
     free(d->protocol_path);
     free(d->odd);
+    chain_fini(d);
 }
 
 void qmp_disks_fini(struct qmp_disks *d)
@@ -230,14 +242,19 @@ static int qdev_type_fill(struct qstill_qmp *q, struct qmp_disk *d,
     return 0;
 }
 
-/* The last node below the head on the way of "file": the one that does I/O. */
+/* The last node below one on the way of "file": the one that does I/O. */
+static const struct qmp_node *protocol_of(const struct qmp_node *n)
+{
+    while (n && (n->file || (n->filter && n->below)))
+        n = n->file ? n->file : n->below;
+    return n;
+}
+
 static int protocol_fill(struct qmp_disk *d, const struct qmp_graph *g,
                          struct qstill_error *err)
 {
-    const struct qmp_node *n = qmp_graph_find(g, d->node);
+    const struct qmp_node *n = protocol_of(qmp_graph_find(g, d->node));
 
-    while (n && (n->file || (n->filter && n->below)))
-        n = n->file ? n->file : n->below;
     d->protocol = strdup(n ? n->driver : "");
     d->protocol_node = strdup(n ? n->name : "");
     d->protocol_path = strdup(n ? n->path : "");
@@ -256,6 +273,30 @@ static enum qmp_shape shape_of(const struct qmp_node *n)
         n->virtual_size != f->virtual_size)
         return QMP_SHAPE_PART;
     return n->data_elsewhere ? QMP_SHAPE_ELSEWHERE : QMP_SHAPE_PLAIN;
+}
+
+static int chain_fill(struct qmp_disk *d, const struct qmp_graph *g,
+                      struct qstill_error *err)
+{
+    const struct qmp_node *n = qmp_graph_find(g, d->node);
+    size_t count = qmp_graph_chain(n, NULL, 0);
+
+    d->chain = calloc(count + 1, sizeof(*d->chain));
+    if (!d->chain)
+        return err_nomem(err);
+    for (; n; n = n->below) {
+        struct qmp_image *i = &d->chain[d->chain_count];
+
+        if (n->filter)
+            continue;
+        d->chain_count++;
+        i->driver = strdup(n->driver);
+        i->path = strdup(protocol_of(n)->path);
+        i->part = shape_of(n) == QMP_SHAPE_PART;
+        if (!i->driver || !i->path)
+            return err_nomem(err);
+    }
+    return 0;
 }
 
 /* Overlays of ours were made over what had been looked at; those who had not
@@ -296,7 +337,8 @@ static int disk_fill(struct qstill_qmp *q, struct qmp_disk *d, const json_t *v,
     d->encrypted = field_bool(inserted, "encrypted", false);
     d->removable = field_bool(v, "removable", false);
     if (qdev_fill(d, field_string(v, "qdev", ""), err) < 0 ||
-        qdev_type_fill(q, d, err) < 0 || protocol_fill(d, g, err) < 0)
+        qdev_type_fill(q, d, err) < 0 || protocol_fill(d, g, err) < 0 ||
+        chain_fill(d, g, err) < 0)
         return err->code;
     return shape_fill(d, g, err);
 }
@@ -310,7 +352,8 @@ int qmp_disk_move(struct qmp_disk *d, const struct qmp_graph *g,
     to.node = strdup(node);
     to.path = strdup(n ? n->path : "");
     to.driver = strdup(n ? n->driver : "");
-    if (!to.node || !to.path || !to.driver || protocol_fill(&to, g, err) < 0) {
+    if (!to.node || !to.path || !to.driver || protocol_fill(&to, g, err) < 0 ||
+        chain_fill(&to, g, err) < 0) {
         disk_fini(&to);
         return err_nomem(err);
     }
@@ -326,6 +369,9 @@ int qmp_disk_move(struct qmp_disk *d, const struct qmp_graph *g,
     d->protocol = to.protocol;
     d->protocol_node = to.protocol_node;
     d->protocol_path = to.protocol_path;
+    chain_fini(d);
+    d->chain = to.chain;
+    d->chain_count = to.chain_count;
     d->node_auto = strncmp(node, AUTO_PREFIX, strlen(AUTO_PREFIX)) == 0;
     d->encrypted = n && n->encrypted;
     return 0;

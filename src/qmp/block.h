@@ -19,6 +19,13 @@ enum qmp_shape {
     QMP_SHAPE_ELSEWHERE /* qcow2 that keeps its data in another file */
 };
 
+/* One image of a disk's chain. */
+struct qmp_image {
+    char *driver; /* "qcow2", "raw", "file", ... */
+    char *path;   /* of its file, as QEMU tells it; "" when it has none */
+    bool part;    /* raw, with an offset or a size of its own */
+};
+
 /* One front end (or a -drive without one) that has a medium. */
 struct qmp_disk {
     char *device;        /* the -drive's id; "" with -blockdev */
@@ -46,6 +53,8 @@ struct qmp_disk {
     enum qmp_shape shape; /* of the head, and of what overlays that we named
                              stand on */
     char *odd;            /* name of the node that is not plain; NULL */
+    size_t chain_count;
+    struct qmp_image *chain; /* head first, without filters */
 };
 struct qmp_disks {
     size_t count;

@@ -149,3 +149,83 @@ class Backed(Case):
         self.vm.quit()
         self.q("start", "vm")
         self.reads(GOLDEN)
+
+    # ------------------------------------------- another chain than the headers'
+
+    def drive(self, more):
+        return ["-drive", "if=none,id=t,format=qcow2,file=%s,%s" % (
+            self.top, more)]
+
+    def nodes(self, backing):
+        return ["-blockdev", json.dumps({
+            "driver": "qcow2", "node-name": "t", "backing": backing, "file": {
+                "driver": "file", "filename": self.top}})]
+
+    def others(self):
+        """Command lines, and what is below the disk by them."""
+        raw = {"driver": "raw", "file": {
+            "driver": "file", "filename": self.path("golden.qcow2")}}
+        other = self.path("other.qcow2")
+        return {
+            "null": (self.nodes(None), "nothing"),
+            "other": (self.libvirt("other.qcow2"), other),
+            "drive": (self.drive("backing.file.filename=" + other), other),
+            "raw": (self.nodes(raw), "golden.qcow2 as raw"),
+        }
+
+    def test_another_chain_is_refused(self):
+        for name, (args, has) in self.others().items():
+            with self.subTest(name):
+                vm = self.run_vm(args, "libvirt-1-format" if name == "other"
+                                 else "t", attach=False)
+                failure = self.q.fails(
+                    "precondition", "disk v: .*%s.*%s.*golden.qcow2" % (
+                        self.top, has), "attach", "vm", "--qmp", vm.qmp)
+                self.assertIn("rebase", failure.hint)
+                self.vms.remove(vm)
+                vm.quit()
+
+    def test_a_part_of_the_base_is_refused(self):
+        golden = self.path("golden.raw")
+        image.run("qemu-img", "create", "-q", "-f", "raw", golden, str(SIZE))
+        image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", golden,
+                  "-F", "raw", self.top)
+        node = {"driver": "raw", "read-only": True, "file": {
+            "driver": "file", "filename": golden}}
+        vm = self.run_vm(self.nodes({**node, "size": SIZE // 2}), "t",
+                         attach=False)
+        self.q.fails("precondition", "has a part of %s" % golden, "attach",
+                     "vm", "--qmp", vm.qmp)
+        self.vms.remove(vm)
+        vm.quit()
+        self.run_vm(self.nodes(node), "t")
+        self.q("create", "vm", "one", "--memory")
+        self.q("revert", "vm", "one", "--restore", "eager")
+
+    def test_another_base_of_the_base_is_refused(self):
+        golden = self.path("golden.qcow2")
+        image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b",
+                  self.path("other.qcow2"), "-F", "qcow2", golden)
+        vm = self.run_vm(self.nodes({
+            "driver": "qcow2", "backing": None, "read-only": True, "file": {
+                "driver": "file", "filename": golden}}), "t", attach=False)
+        self.q.fails("precondition", "below %s QEMU has nothing.*other.qcow2" %
+                     golden, "attach", "vm", "--qmp", vm.qmp)
+
+    def test_another_chain_that_came_later(self):
+        other = ",backing.file.filename=" + self.path("other.qcow2")
+        vm = self.run_vm(self.drive("cache=writeback"), "t")
+        self.q("create", "vm", "one")
+        self.q("delete", "vm", "one")
+        vm.quit()
+        vm.extra[1] += other
+        vm.start()
+        says = "%s.*other.qcow2.*golden.qcow2" % self.top
+        problem, = [p for p in self.q.check("vm")["problems"]
+                    if p["code"] == "image-shape"]
+        self.assertRegex(problem["message"], says)
+        # the first one writes down the new command line
+        self.q.fails("precondition", says, "create", "vm", "two")
+        for more in ([], ["--memory"]):
+            with self.nothing_changes(vm):
+                self.q.fails("precondition", says, "create", "vm", "two", *more)

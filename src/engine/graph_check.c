@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: MIT */
+#include "graph_check.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "layer_file.h"
+#include "qcow2/chain.h"
+#include "session.h"
+
+/* How an image's header says it is backed. */
+struct said {
+    char *path;      /* NULL: not at all, or by no plain file */
+    bool any;        /* something, whatever it is */
+    char format[32]; /* "": not said */
+};
+
+static void said_fini(struct said *s)
+{
+    free(s->path);
+}
+
+static int read_header(const char *path, struct said *out)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    struct qstill_error ignored = {0};
+
+    if (layer_info(path, "qcow2", &info, &ignored) < 0)
+        return -1;
+    out->any = info.header.has_backing;
+    if (!out->any)
+        return 0;
+    if (info.header.has_format)
+        snprintf(out->format, sizeof(out->format), "%s",
+                 info.header.backing_format);
+    if (chain_resolve(path, info.header.backing, &out->path, &ignored) < 0)
+        out->path = NULL;
+    return 0;
+}
+
+/* A protocol node that is read as it is shows what a raw one would. */
+static bool same_format(const char *said, const char *driver)
+{
+    return !*said || strcmp(said, driver) == 0 ||
+           (strcmp(said, "raw") == 0 && (strcmp(driver, "file") == 0 ||
+                                         strcmp(driver, "host_device") == 0));
+}
+
+static bool is_as_said(const struct said *s, const struct qmp_image *below,
+                       const char *path)
+{
+    if (!below)
+        return !s->any;
+    if (!s->any)
+        return false;
+    return !s->path || path[0] != '/' ||
+           (session_same_file(s->path, path) && !below->part &&
+            same_format(s->format, below->driver));
+}
+
+static int differs(const struct qmp_disk *q, const char *image,
+                   const struct said *s, const struct qmp_image *below,
+                   const char *path, struct qstill_error *err)
+{
+    err_set(err, QSTILL_E_PRECONDITION,
+            "disk %s: below %s QEMU has %s%s%s%s, and the image's header names "
+            "%s%s%s%s",
+            *q->qdev_id ? q->qdev_id : q->device, image,
+            below && below->part ? "a part of " : "", below ? path : "nothing",
+            below ? " as " : "", below ? below->driver : "",
+            s->path  ? s->path
+            : s->any ? "another"
+                     : "nothing",
+            *s->format ? " (" : "", s->format, *s->format ? ")" : "");
+    return err_hint(
+        err, "start the VM with the image's own chain (no \"backing\" on "
+             "the command line), or write the other one into its "
+             "header while the VM is off: qemu-img rebase -u");
+}
+
+int graph_check_chain(const struct launch_record *launch,
+                      const struct qmp_disk *q, struct qstill_error *err)
+{
+    CLEANUP(arena_fini) struct arena a = ARENA_INIT;
+
+    for (size_t i = 0; i < q->chain_count; i++) {
+        CLEANUP(said_fini) struct said said = {0};
+        const struct qmp_image *below =
+            i + 1 < q->chain_count ? &q->chain[i + 1] : NULL;
+        const char *path = session_resolve(&a, launch, q->chain[i].path);
+        const char *lower =
+            below ? session_resolve(&a, launch, below->path) : "";
+
+        if (!path || !lower)
+            return err_nomem(err);
+        if (!layer_is_qcow2(q->chain[i].driver) ||
+            read_header(path, &said) < 0 || is_as_said(&said, below, lower))
+            continue;
+        return differs(q, path, &said, below, lower, err);
+    }
+    return 0;
+}
