@@ -24,10 +24,12 @@
 #include "mover.h"
 #include "pack.h"
 #include "rewrite_impl.h"
+#include "temp_name.h"
 #include "torn.h"
 
 #define DEFAULT_CLUSTER_BITS 16u
 #define RAW_BLOCK            4096u /* the holes of a raw file */
+#define TEMP                 "flatten"
 
 enum flatten_phase { MAKE, COPY, TABLES, PUBLISH, DONE };
 
@@ -75,12 +77,8 @@ static int name_files(struct flatten *f, struct qstill_error *err)
     base = f->name;
     if (base[0] == '\0')
         return err_set(err, QSTILL_E_USAGE, "%s names no file", f->out);
-    /* a long name would not fit with what is added */
-    if (asprintf(&f->temp, "%.*s.%.200s.flatten", (int)(base - f->out), f->out,
-                 base) < 0) {
-        f->temp = NULL;
-        return err_nomem(err);
-    }
+    if (temp_name_make(f->out, TEMP, &f->temp, err) < 0)
+        return err->code;
     f->temp_name = f->temp + (base - f->out);
     if (lstat(f->out, &st) == 0)
         return err_set(err, QSTILL_E_BUSY, "%s exists already", f->out);
@@ -238,24 +236,6 @@ static bool leads_to(const char *path, dev_t dev, ino_t ino)
     return lstat(path, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
 }
 
-/* What somebody dead has left goes; what somebody writes is BUSY. */
-static int remove_leftover(struct flatten *f, struct qstill_error *err)
-{
-    CLEANUP(closep) int fd = -1;
-    struct stat st;
-
-    if (lstat(f->temp, &st) < 0)
-        return 0;
-    if (io_openat(f->io, AT_FDCWD, f->temp, O_RDWR, 0, &fd, err) < 0 ||
-        image_lock(fd, f->temp, IMAGE_LOCK_WRITE, err) < 0)
-        return err->code;
-    if (fstat(fd, &st) < 0)
-        return err_errno(err, errno, "cannot stat %s", f->temp);
-    return leads_to(f->temp, st.st_dev, st.st_ino)
-               ? io_unlink(f->io, f->dirfd, f->temp_name, err)
-               : 0;
-}
-
 /* Whoever may read the top may read the result. */
 static int set_mode(const struct flatten *f, int fd, struct qstill_error *err)
 {
@@ -305,7 +285,8 @@ static int make_file(struct flatten *f, struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
 
-    if (remove_leftover(f, err) < 0 || create_locked(f, &fd, err) < 0)
+    if (temp_name_sweep(f->io, f->dirfd, f->name, TEMP, err) < 0 ||
+        create_locked(f, &fd, err) < 0)
         return err->code;
     if (set_mode(f, fd, err) < 0 ||
         io_truncate(f->io, fd, first_length(f), f->temp, err) < 0 ||

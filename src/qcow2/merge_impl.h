@@ -111,8 +111,8 @@ int group_check_overlays(struct merge_group *g, struct qstill_error *err);
 
 /* merge_record.c: fills g->record. */
 int group_make_record(struct merge_group *g, struct qstill_error *err);
-/* Whether a new file's name was made up by us, as those in records are. */
-bool merge_record_is_temp(const char *path);
+/* The suffix of a new file's name (temp_name.h). */
+#define MERGE_TEMP "merge"
 
 /* merge_group.c: one step; g->phase is PHASE_DONE at the end. */
 int group_step(struct merge_group *g, struct qstill_error *err);

@@ -2,18 +2,14 @@
 /* What the journal is told about a group before it begins. */
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 
 #include "merge_impl.h"
 #include "repoint.h"
-
-#define TEMP_SUFFIX ".merge"
-#define TEMP_DIGITS 16
+#include "temp_name.h"
 
 static int set_file(struct merge_file *f, const char *path,
                     const struct image *img, struct qstill_error *err)
@@ -122,37 +118,6 @@ static int record_replaced(struct merge_group *g, struct qstill_error *err)
     return 0;
 }
 
-/*
- * A new file stands beside the name that it will get, under one that nobody
- * else has: the journal has it before the file is made, so that whatever bears
- * it later is that file. (No time tells that: not all filesystems know when a
- * file was born, and clocks go back.)
- */
-static int temp_path(const char *result, char **out, struct qstill_error *err)
-{
-    const char *slash = strrchr(result, '/');
-    size_t dir = slash ? (size_t)(slash - result) + 1 : 0;
-    uint64_t token;
-    int n;
-
-    if (getrandom(&token, sizeof(token), 0) != (ssize_t)sizeof(token))
-        return err_errno(err, errno, "no random number");
-    /* a long name would not fit with what is added */
-    n = asprintf(out, "%.*s.%.180s.%0*" PRIx64 TEMP_SUFFIX, (int)dir, result,
-                 result + dir, TEMP_DIGITS, token);
-    return n < 0 ? (*out = NULL, err_nomem(err)) : 0;
-}
-
-bool merge_record_is_temp(const char *path)
-{
-    size_t n = strlen(path), tail = TEMP_DIGITS + strlen(TEMP_SUFFIX);
-    const char *token = path + n - tail;
-
-    return n > tail && token[-1] == '.' &&
-           strspn(token, "0123456789abcdef") == TEMP_DIGITS &&
-           strcmp(token + TEMP_DIGITS, TEMP_SUFFIX) == 0;
-}
-
 int group_make_record(struct merge_group *g, struct qstill_error *err)
 {
     struct merge_record *r = &g->record;
@@ -161,7 +126,9 @@ int group_make_record(struct merge_group *g, struct qstill_error *err)
 
     merge_record_fini(r);
     r->kind = g->kind;
-    if (g->kind == MERGE_NEW_FILE && temp_path(g->result, &temp, err) < 0)
+    /* the journal has the name before the file is made */
+    if (g->kind == MERGE_NEW_FILE &&
+        temp_name_make(g->result, MERGE_TEMP, &temp, err) < 0)
         return err->code;
     if (set_file(&r->target, temp ? temp : g->target->path,
                  temp ? NULL : g->target, err) < 0 ||

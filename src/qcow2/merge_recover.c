@@ -23,6 +23,7 @@
 
 #include "base/checked.h"
 #include "merge_impl.h"
+#include "temp_name.h"
 
 enum state { STATE_OLD, STATE_NEW, STATE_UNKNOWN };
 
@@ -245,7 +246,7 @@ static bool is_made_by_us(const struct merge_record *r,
 
     if (r->made.ino)
         return merge_id_is(r->target.path, &r->made);
-    if (merge_record_is_temp(r->target.path))
+    if (temp_name_is(r->target.path, MERGE_TEMP))
         return access(r->target.path, F_OK) == 0;
     return merge_id_of(j->fd, &journal, &ignored) == 0 && journal.born_ns &&
            merge_id_look(r->target.path, NULL, false, &file) != MERGE_ABSENT &&
