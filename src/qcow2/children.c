@@ -10,25 +10,11 @@
 #include <sys/stat.h>
 
 #include "base/file.h"
-#include "backing_name.h"
-#include "children_seen.h"
+#include "children_impl.h"
 #include "merge_names.h"
 
 /* A directory with more entries is no place of images. */
 #define MAX_ENTRIES 1000000u
-
-struct search {
-    const struct io *io;
-    struct children_seen *seen; /* may be NULL */
-    int (*judge)(struct search *s, const struct seen_file *e,
-                 struct qstill_error *err);
-    /* of a chain: */
-    const struct chain *c;
-    size_t first, last;
-    struct children *out;
-    /* of all: */
-    const struct overlay_visitor *v;
-};
 
 void children_fini(struct children *ch)
 {
@@ -36,129 +22,6 @@ void children_fini(struct children *ch)
         free(ch->v[i].path);
     free(ch->v);
     *ch = (struct children){0};
-}
-
-/* ------------------------------------------------------------ the overlays */
-
-static bool is_layer(const struct chain *c, const struct stat *st, size_t first,
-                     size_t last, size_t *which)
-{
-    for (size_t i = first; i <= last; i++) {
-        const struct qcow2_info *info = &c->layers[i]->info;
-
-        if (info->dev == st->st_dev && info->ino == st->st_ino) {
-            *which = i;
-            return true;
-        }
-    }
-    return false;
-}
-
-static int add(struct search *s, const char *path, size_t parent,
-               struct qstill_error *err)
-{
-    struct child *v;
-    char *copy;
-
-    for (size_t i = 0; i < s->out->n; i++) /* named, and in a directory */
-        if (strcmp(s->out->v[i].path, path) == 0)
-            return 0;
-    copy = strdup(path);
-    v = realloc(s->out->v, (s->out->n + 1) * sizeof(*v));
-    if (v)
-        s->out->v = v;
-    if (!v || !copy) {
-        free(copy);
-        return err_nomem(err);
-    }
-    v[s->out->n++] = (struct child){copy, parent};
-    return 0;
-}
-
-/* The same file under two names (a link, ./) is one child. */
-static bool known(const struct search *s, const struct stat *st)
-{
-    for (size_t i = 0; i < s->out->n; i++) {
-        struct stat other;
-
-        if (stat(s->out->v[i].path, &other) == 0 &&
-            other.st_dev == st->st_dev && other.st_ino == st->st_ino)
-            return true;
-    }
-    return false;
-}
-
-struct mention {
-    const struct search *s;
-    bool yes;
-    size_t which;
-};
-
-/* By the file, or, as it may be meant from elsewhere, by its name alone. */
-static int is_mentioned(void *user, const char *path, struct qstill_error *err)
-{
-    struct mention *m = user;
-    const struct chain *c = m->s->c;
-    const char *name = path_base(path);
-    struct stat st;
-
-    (void)err;
-    if (!m->yes && stat(path, &st) == 0)
-        m->yes = is_layer(c, &st, m->s->first, m->s->last, &m->which);
-    for (size_t i = m->s->first; !m->yes && i <= m->s->last; i++) {
-        m->which = i;
-        m->yes = strcmp(name, path_base(c->layers[i]->path)) == 0;
-    }
-    return 0;
-}
-
-static int names_layer(const struct search *s, const char *path,
-                       const char *name, bool *yes, size_t *which,
-                       struct qstill_error *err)
-{
-    CLEANUP(freep) char *backing = NULL;
-    struct mention m = {.s = s};
-    struct stat st;
-
-    *yes = false;
-    if (chain_resolve(path, name, &backing, err) < 0) {
-        if (err->code != QSTILL_E_PRECONDITION)
-            return err->code;
-        err_clear(err);
-        if (backing_name_files(path, name, is_mentioned, &m, err) < 0)
-            return err->code;
-        *yes = m.yes;
-        *which = m.which;
-        return 0;
-    }
-    if (stat(backing, &st) == 0) {
-        *yes = is_layer(s->c, &st, s->first, s->last, which);
-        return 0;
-    }
-    /* as another host or a container names it, perhaps */
-    if (is_mentioned(&m, backing, err) < 0 || !m.yes)
-        return err->code;
-    err_set(err, QSTILL_E_PRECONDITION,
-            "%s may stand on %s: its backing file %s cannot be found from here",
-            path, s->c->layers[m.which]->path, name);
-    return err_hint(err, "qemu-img rebase -u gives it the right name; or "
-                         "remove it, or move it elsewhere");
-}
-
-/* An overlay of ours must be one that a merge can deal with: without its layer
- * it would be lost. */
-static int take_child(struct search *s, const char *path, int fd, size_t which,
-                      struct qstill_error *err)
-{
-    CLEANUP(image_closep) struct image *img = NULL;
-    CLEANUP(freep) char *backing = NULL;
-    enum qcow2_format format;
-
-    if (image_open_fd(&img, s->c->io, path, fd, QCOW2_FORMAT_QCOW2, err) < 0 ||
-        chain_backing_of(img, &backing, &format, err) < 0)
-        return err_wrap(err, "%s stands on %s and cannot be dealt with", path,
-                        s->c->layers[which]->path);
-    return add(s, path, which, err);
 }
 
 /* What a file is, without a word on whether it concerns us. */
@@ -171,92 +34,6 @@ static int read_entry(const struct search *s, int fd, struct seen_file *e,
     if (stored_names_read(s->io, fd, &e->names, err) < 0)
         return err_wrap(err, "%s", e->path);
     return 0;
-}
-
-/* The name of a data file is not taken from where the image is, but from where
- * QEMU is. */
-static int check_data_file(const struct search *s, const char *path,
-                           const struct stored_names *names,
-                           struct qstill_error *err)
-{
-    struct mention m = {.s = s};
-
-    for (size_t i = 0; i < names->data_count; i++)
-        if (backing_name_files(path, names->data[i], is_mentioned, &m, err) < 0)
-            return err->code;
-    for (size_t i = s->first; names->data_untold && !m.yes && i <= s->last; i++)
-        if (s->c->layers[i]->info.format == QCOW2_FORMAT_RAW) {
-            m.yes = true;
-            m.which = i;
-        }
-    return m.yes ? err_set(err, QSTILL_E_PRECONDITION, "%s %s its data in %s",
-                           path, names->data_untold ? "may have" : "has",
-                           s->c->layers[m.which]->path)
-                 : 0;
-}
-
-static bool same_folder(const char *a, const char *b)
-{
-    CLEANUP(freep) char *x = path_dir(a), *y = path_dir(b);
-    struct stat p, q;
-
-    return x && y && stat(*x ? x : ".", &p) == 0 &&
-           stat(*y ? y : ".", &q) == 0 && p.st_dev == q.st_dev &&
-           p.st_ino == q.st_ino;
-}
-
-/* A second name, by a link of either kind, of a layer or of an overlay that
- * will get another backing name (`changes`). QEMU takes a relative one from
- * where it opens the image: in another folder than its own that is another
- * image, which would lose its layer, or show something else. */
-static int judge_name(struct search *s, const char *path, const char *own,
-                      const char *name, bool changes, struct qstill_error *err)
-{
-    CLEANUP(freep) char *backing = NULL;
-    struct stat st;
-    size_t which;
-
-    if (!name || name[0] == '/' || same_folder(path, own))
-        return 0;
-    if (chain_resolve(path, name, &backing, err) < 0)
-        return err->code == QSTILL_E_PRECONDITION /* json: the same there */
-                   ? err_clear(err)
-                   : err->code;
-    if (stat(backing, &st) < 0 ||
-        (!changes && !is_layer(s->c, &st, s->first, s->last, &which)))
-        return 0;
-    err_set(err, QSTILL_E_PRECONDITION,
-            "%s is a name of %s, and from there its backing file %s is another",
-            path, own, name);
-    return err_hint(err, "remove that link, or put an image of its own there");
-}
-
-static int judge_child(struct search *s, const struct seen_file *e,
-                       struct qstill_error *err)
-{
-    size_t which = 0;
-    bool yes;
-    int fd;
-
-    if (is_layer(s->c, &e->st, 0, s->c->n - 1, &which))
-        return judge_name(s, e->path, s->c->layers[which]->path,
-                          e->names.backing, which + 1 == s->first, err);
-    if (check_data_file(s, e->path, &e->names, err) < 0)
-        return err->code;
-    if (!e->names.backing)
-        return 0;
-    if (names_layer(s, e->path, e->names.backing, &yes, &which, err) < 0)
-        return err->code;
-    if (!yes || known(s, &e->st))
-        return 0;
-    if (e->names.qed)
-        return err_set(err, QSTILL_E_PRECONDITION,
-                       "%s, a qed image, stands on %s: only qcow2 overlays can "
-                       "be dealt with",
-                       e->path, s->c->layers[which]->path);
-    if (io_openat(s->io, AT_FDCWD, e->path, O_RDONLY, 0, &fd, err) < 0)
-        return err->code;
-    return take_child(s, e->path, fd, which, err);
 }
 
 static int visit_names(struct search *s, const char *path,
@@ -351,10 +128,9 @@ static int look_at_entry(struct search *s, int dirfd, const char *dir,
     return r;
 }
 
-/* `path` leads to `real`. */
-static int names_behind_link(struct search *s, const char *path,
-                             const char *real, struct stored_names *names,
-                             struct qstill_error *err)
+int names_behind_link(const struct search *s, const char *path,
+                      const char *real, struct stored_names *names,
+                      struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
 
@@ -362,32 +138,6 @@ static int names_behind_link(struct search *s, const char *path,
         stored_names_read(s->io, fd, names, err) < 0)
         return err_wrap(err, "it may stand on a layer that goes: %s", path);
     return 0;
-}
-
-static int judge_link(struct search *s, const char *path, const char *real,
-                      const struct stat *st, struct qstill_error *err)
-{
-    CLEANUP(stored_names_fini) struct stored_names names = {0};
-    size_t which = 0;
-    bool layer = is_layer(s->c, st, 0, s->c->n - 1, &which), yes;
-
-    if (names_behind_link(s, path, real, &names, err) < 0)
-        return err->code;
-    if (layer || known(s, st))
-        return judge_name(s, path, real, names.backing,
-                          !layer || which + 1 == s->first, err);
-    if (check_data_file(s, path, &names, err) < 0)
-        return err->code;
-    if (!names.backing)
-        return 0;
-    if (names_layer(s, path, names.backing, &yes, &which, err) < 0)
-        return err->code;
-    if (!yes)
-        return 0;
-    err_set(err, QSTILL_E_PRECONDITION,
-            "%s, a symbolic link to %s, stands on %s", path, real,
-            s->c->layers[which]->path);
-    return err_hint(err, "put the image itself there, or remove the link");
 }
 
 /* One into its own folder is a second name of what is visited there. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* Within children.c: the files that were looked at (struct children_seen). */
+/* Within the search of children.h: the files that were looked at. */
 #ifndef QSTILL_QCOW2_CHILDREN_SEEN_H
 #define QSTILL_QCOW2_CHILDREN_SEEN_H
 

@@ -696,6 +696,51 @@ class MergesAreRefused(MergeCase):
                 r = qtools.image("merge", top, "--drop", mid)
                 self.assertEqual(r.rc, 0, str(r))
 
+    def farm(self, names):
+        """A chain in A whose lowest layer is in B, and links to `names` of it
+        there: from them QEMU finds the very same images."""
+        for d in ("A", "B"):
+            shutil.rmtree(self.path(d), ignore_errors=True)
+            os.makedirs(self.path(d))
+        self.create("B/base", MIB, writes=["write -q -P 1 0 1M"])
+        self.create("A/low", MIB, "../B/base",
+                    writes=["write -q -P 6 512k 64k"])
+        self.create("A/m1", MIB, "low", writes=["write -q -P 2 0 64k"])
+        mid = self.create("A/mid", MIB, "m1", writes=["write -q -P 3 64k 64k"])
+        top = self.create("A/top", MIB, "mid",
+                          writes=["write -q -P 4 128k 64k"])
+        self.create("A/kid", MIB, "mid", writes=["write -q -P 5 192k 64k"])
+        for n in names:
+            os.symlink("../A/" + n, self.path("B/" + n))
+        return top, mid, self.path("A/m1")
+
+    def test_links_that_lead_to_the_same_images(self):
+        links = ("top", "mid", "m1", "low", "kid")
+        for direction in ("up", "down", "new", "auto"):
+            for both in (True, False):
+                with self.subTest(direction=direction, both=both):
+                    top, mid, m1 = self.farm(links)
+                    seen = [self.path("B/" + n) for n in ("top", "kid")]
+                    want = [self.view(p) for p in seen]
+                    drop = ["--drop", mid] + both * ["--drop", m1]
+                    r = qtools.image("merge", top, "--direction", direction,
+                                     *drop)
+                    self.assertEqual(r.rc, 0, str(r))
+                    self.assertEqual([self.view(p) for p in seen], want)
+
+    def test_links_from_where_the_new_name_is_another(self):
+        """A copy of the lower layer, or the layer itself."""
+        for name in ("top", "kid"):
+            with self.subTest(name):
+                top, mid, m1 = self.farm((name, "mid", "m1"))
+                shutil.copy(self.path("A/low"), self.path("B/low"))
+                self.refused(6, "B/%s is a name of .*A/%s" % (name, name), top,
+                             "--drop", mid)
+                os.unlink(self.path("B/low"))
+                os.symlink("../A/low", self.path("B/low"))
+                r = qtools.image("merge", top, "--drop", mid)
+                self.assertEqual(r.rc, 0, str(r))
+
     def test_an_overlay_whose_name_leads_nowhere_from_here(self):
         """Another host, or a container, may see the layer there."""
         b0, b1, top = self.chain3()

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: MIT */
+/* Within children.c (the way through the directories) and children_judge.c
+ * (what a file there is to a chain). */
+#ifndef QSTILL_QCOW2_CHILDREN_IMPL_H
+#define QSTILL_QCOW2_CHILDREN_IMPL_H
+
+#include <sys/stat.h>
+
+#include "children.h"
+#include "children_seen.h"
+
+struct search {
+    const struct io *io;
+    struct children_seen *seen; /* may be NULL */
+    int (*judge)(struct search *s, const struct seen_file *e,
+                 struct qstill_error *err);
+    /* of a chain: */
+    const struct chain *c;
+    size_t first, last;
+    struct children *out;
+    /* of all: */
+    const struct overlay_visitor *v;
+};
+
+/* `path` leads to `real`. */
+int names_behind_link(const struct search *s, const char *path,
+                      const char *real, struct stored_names *names,
+                      struct qstill_error *err);
+
+/* A file: an overlay of [first, last] is put into `out`. */
+int judge_child(struct search *s, const struct seen_file *e,
+                struct qstill_error *err);
+/* A symbolic link; the overlays are known. */
+int judge_link(struct search *s, const char *path, const char *real,
+               const struct stat *st, struct qstill_error *err);
+
+#endif
