@@ -390,6 +390,21 @@ static int check_live(struct report_obj *o, struct session *s,
     return check_modes(o, s, options, err);
 }
 
+/* No process is left that could take its memory back. */
+static void check_devices(struct report_obj *o, struct session *s)
+{
+    struct qstill_error e = {0};
+
+    for (size_t i = 0; i < s->tree.count; i++) {
+        const struct manifest *m = &s->tree.nodes[i];
+
+        if (m->memory_included && plugged_check(s, m, &e) < 0) {
+            err_wrap(&e, "snapshot %s", m->name);
+            problem_of(o, "other-devices", &e);
+        }
+    }
+}
+
 static void check_off(struct report_obj *o, struct session *s,
                       const struct qstill_check_options *options)
 {
@@ -400,6 +415,7 @@ static void check_off(struct report_obj *o, struct session *s,
         o->modes[m].reason = "the VM does not run";
     }
     o->report.mode_count = MODE_COUNT;
+    check_devices(o, s);
     if (headlock_look(s, &e) < 0)
         problem_of(o, "head-in-use", &e);
     else if (headuse_check(s, &e) < 0)

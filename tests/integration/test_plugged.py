@@ -38,6 +38,10 @@ class Plugged(Case):
         self.assertEqual(pid, self.vm.pid())
         self.vm.quit()
         self.refused(says)
+        problem, = [p for p in self.q.check("vm")["problems"]
+                    if p["message"].startswith("snapshot one:")]
+        self.assertEqual("other-devices", problem["code"])
+        self.assertRegex(problem["message"], says)
         self.q("revert", "vm", "one", "--stopped")
         self.q("start", "vm")
         self.refused(says)
