@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "qmp/media.h"
+#include "reach.h"
 #include "session.h"
 
 #define MEDIA_MAX 1024
@@ -105,6 +106,17 @@ static const char *drive_name(const struct medium *m)
     return *m->device ? m->device : m->qdev;
 }
 
+/* As the user that QEMU runs as, and with what the medium stands on. */
+static int check_file(const struct session *s, const struct medium *m,
+                      struct qstill_error *err)
+{
+    struct reach reach;
+
+    reach_init(&reach, s->rec.has_launch ? s->rec.launch.uid : geteuid(),
+               s->rec.has_launch ? s->rec.launch.gid : getegid());
+    return reach_chain(&reach, m->path, m->format, err);
+}
+
 int media_check(struct session *s, const struct media *m, bool in_process,
                 bool force, struct qstill_error *err)
 {
@@ -116,13 +128,11 @@ int media_check(struct session *s, const struct media *m, bool in_process,
     for (size_t i = 0; i < m->count; i++) {
         const struct medium *want = &m->items[i], *has = find(&now, want);
 
-        if (!is_file(want) || access(want->path, R_OK) == 0 ||
-            (has && same_medium(has, want)))
+        if (!is_file(want) || (has && same_medium(has, want)) ||
+            check_file(s, want, err) == 0)
             continue;
-        err_set(err, QSTILL_E_NOT_FOUND,
-                "drive %s had %s in it at the snapshot, which is gone or "
-                "cannot be read",
-                drive_name(want), want->path);
+        err_wrap(err, "drive %s had %s in it at the snapshot", drive_name(want),
+                 want->path);
         if (!force)
             return err_hint(err, "put the file back, or go on with what is in "
                                  "the drive: --force");
@@ -139,6 +149,7 @@ static int put_one(struct session *s, const struct qmp_medium *q,
                    const struct medium *has, const struct medium *want,
                    struct qstill_error *err)
 {
+    struct qstill_error why = {0};
     bool open = q->tray_open;
 
     if (same_medium(has, want))
@@ -148,13 +159,14 @@ static int put_one(struct session *s, const struct qmp_medium *q,
             return err->code;
         return qmp_medium_close_tray(s->qmp, q->qdev, err);
     }
-    if (is_file(want) && access(want->path, R_OK) == 0)
+    if (is_file(want) && check_file(s, want, &why) == 0)
         return qmp_medium_insert(s->qmp, q->qdev, want->path, want->format,
                                  err);
     store_note(s->store,
-               "drive %s had %s in it, which cannot be put back: it keeps what "
-               "is in it",
-               drive_name(want), want->path);
+               "drive %s had %s in it, which cannot be put back (%s): it keeps "
+               "what is in it",
+               drive_name(want), want->path,
+               why.code < 0 ? why.message : "no file");
     return open ? qmp_medium_close_tray(s->qmp, q->qdev, err) : 0;
 }
 

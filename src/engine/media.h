@@ -31,8 +31,9 @@ int media_differing(struct session *s, struct arena *a,
                     const struct media *then, struct media *out,
                     struct qstill_error *err);
 
-/* Whether the media are there, or in the drives (`in_process`): NOT_FOUND names
- * one that is not, with what to do. `force` notes it. */
+/* Whether the media are there for QEMU's user, or in the drives (`in_process`):
+ * NOT_FOUND or PERMISSION names one that is not, with what to do. `force` notes
+ * it. */
 int media_check(struct session *s, const struct media *m, bool in_process,
                 bool force, struct qstill_error *err);
 

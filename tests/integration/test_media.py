@@ -4,9 +4,10 @@ mounted: it is the snapshot's again after a revert, whatever the way."""
 
 import json
 import os
+import pwd
 import time
 
-from lib.case import Case
+from lib.case import QEMU_VERSION, Case
 from lib.tiny import content
 
 STYLES = {
@@ -136,6 +137,32 @@ class Media(Case):
         # the disks alone need no CD
         self.q("revert", "vm", "one", "--stopped")
         self.q("start", "vm")
+
+    def test_one_that_qemus_user_may_not_read(self):
+        """It was opened by root, before QEMU became another user."""
+        self.make()
+        self.vm.quit()
+        for path in (self.tmp, self.vm.dir, os.path.dirname(self.b)):
+            os.chmod(path, 0o755)
+        for path in (self.vm.disks[0].path, self.vm.serial.path):
+            os.chown(path, pwd.getpwnam("nobody").pw_uid, -1)
+        user = ["-runas", "nobody"] if QEMU_VERSION.startswith("7.") else [
+            "-run-with", "user=nobody"]
+        self.vm.extra = user + [
+            w.replace(self.a, self.b) for w in self.vm.extra]
+        os.chmod(self.b, 0o600)
+        self.vm.start()
+        self.q("detach", "vm")
+        self.attach(self.vm)
+        self.q("create", "vm", "one", "--memory")
+        self.change(self.a)
+        says = "drive cd had .*/b.iso in it at the snapshot.*user"
+        for way in ("inplace", "eager"):
+            with self.subTest(way), self.nothing_changes(self.vm):
+                self.q.fails("permission", says, "revert", "vm", "one",
+                             "--restore", way)
+        self.q("revert", "vm", "one", "--restore", "inplace", "--force")
+        self.assertEqual(self.a, self.medium())
 
     def test_a_failure_puts_the_old_one_back(self):
         self.make()
