@@ -18,6 +18,7 @@
 #include "image.h"
 #include "job.h"
 #include "qcow2/merge.h"
+#include "qcow2/merge_journal.h"
 #include "qcow2/merge_names.h"
 
 struct merge_job {
@@ -51,46 +52,96 @@ static double elapsed_ms(const struct merge_job *j)
            (double)(now.tv_nsec - j->start.tv_nsec) / 1e6;
 }
 
-/* What a merge of this top that was finished just now has dropped need not be
- * asked for. */
-static int take_off_gone(struct merge_job *j, struct qstill_error *err)
+static const char **copy_strings(struct arena *a, const char *const *from,
+                                 size_t n)
+{
+    char **v = arena_array(a, n + 1, sizeof(*v));
+
+    for (size_t i = 0; v && i < n; i++) {
+        v[i] = arena_strdup(a, from[i]);
+        if (!v[i])
+            return NULL;
+    }
+    return (const char **)v;
+}
+
+static bool has_gone(const struct merge_went *went, const char *path)
+{
+    const char *base = path_base(path);
+    CLEANUP(freep) char *dir = path_dir(path);
+    struct stat st, a, b;
+
+    if (lstat(path, &st) == 0 || errno != ENOENT || !dir ||
+        stat(dir[0] ? dir : ".", &a) < 0)
+        return false;
+    for (size_t i = 0; i < went->n; i++) {
+        CLEANUP(freep) char *there = path_dir(went->v[i]);
+
+        if (strcmp(path_base(went->v[i]), base) == 0 && there &&
+            stat(there, &b) == 0 && a.st_dev == b.st_dev &&
+            a.st_ino == b.st_ino)
+            return true;
+    }
+    return false;
+}
+
+/* What an earlier try of this merge has taken away need not be asked for. */
+static int take_off_gone(struct merge_job *j, const struct merge_went *went,
+                         struct qstill_error *err)
 {
     struct merge_request *q = &j->request;
     size_t left = 0;
-    struct stat st;
 
     for (size_t i = 0; i < q->drop_count; i++) {
-        if (lstat(q->drop[i], &st) == 0 || errno != ENOENT)
+        if (!has_gone(went, q->drop[i]))
             j->drop[left++] = q->drop[i];
         else if (buf_printf(job_text(j->job), "%s is not there any more\n",
                             q->drop[i]) < 0)
+            return err_nomem(err);
+    }
+    if (left < q->drop_count) { /* it is that merge which goes on */
+        q->went =
+            copy_strings(&j->arena, (const char *const *)went->v, went->n);
+        q->went_count = went->n;
+        if (!q->went)
             return err_nomem(err);
     }
     q->drop_count = left;
     return 0;
 }
 
+static int open_merge(struct merge_job *j, struct qstill_error *err)
+{
+    return image_format_of(j->request.top, j->format, &j->request.format, err) <
+                       0 ||
+                   merge_open(&j->merge, io_real(), &j->request, err) < 0
+               ? err->code
+               : 0;
+}
+
 static int plan_enter(void *ctx, struct qstill_error *err)
 {
     struct merge_job *j = ctx;
-    bool did = false, again = false;
+    CLEANUP(merge_went_fini) struct merge_went went = {0};
+    bool did = false;
 
     clock_gettime(CLOCK_MONOTONIC, &j->start);
     /* a merge of these images that died comes first */
     if (!j->dry_run &&
-        merge_recover_before(io_real(), &j->request, &did, &again, err) < 0)
+        merge_recover_before(io_real(), &j->request, &did, &went, err) < 0)
         return err->code;
     if (did && buf_puts(job_text(j->job),
                         "an unfinished merge was finished or undone\n") < 0)
         return err_nomem(err);
-    if (again && take_off_gone(j, err) < 0)
+    if (take_off_gone(j, &went, err) < 0)
         return err->code;
     if (j->request.drop_count == 0 && j->drop_asked > 0) /* it was this one */
         return 0;
-    if (image_format_of(j->request.top, j->format, &j->request.format, err) <
-            0 ||
-        merge_open(&j->merge, io_real(), &j->request, err) < 0)
+    if (open_merge(j, err) < 0) {
+        if (j->request.went_count > 0 || err->code == QSTILL_E_NOT_FOUND)
+            merge_leave_went(io_real(), j->request.top, &went);
         return err->code;
+    }
     return merge_describe(j->merge, job_text(j->job), err);
 }
 
@@ -164,19 +215,6 @@ static const struct job_phase phases[] = {
 static const struct job_ops ops = {phases, job_free};
 
 /* ---------------------------------------------------------------- arguments */
-
-static const char **copy_strings(struct arena *a, const char *const *from,
-                                 size_t n)
-{
-    char **v = arena_array(a, n + 1, sizeof(*v));
-
-    for (size_t i = 0; v && i < n; i++) {
-        v[i] = arena_strdup(a, from[i]);
-        if (!v[i])
-            return NULL;
-    }
-    return (const char **)v;
-}
 
 static int set_direction(struct merge_request *q, const char *name,
                          struct qstill_error *err)

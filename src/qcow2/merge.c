@@ -361,6 +361,9 @@ int merge_open(struct merge **out, const struct io *io,
     m->seen = q->seen ? q->seen : (m->own_seen = children_seen_new());
     if (!m->seen || (q->output && !(m->output = strdup(q->output))))
         return err_nomem(err);
+    for (size_t i = 0; i < q->went_count; i++)
+        if (merge_went_add(&m->went, q->went[i], err) < 0)
+            return err->code;
     if (set_journal(m, q, err) < 0 || plan(m, q, err) < 0)
         return err->code;
     *out = take_ptr(&m);
@@ -386,6 +389,23 @@ static int drop_journal(struct merge *m, struct qstill_error *err)
     return r;
 }
 
+/* Some of what was asked for is done: who asks again is told what, by the
+ * journal. Where it has a place of its own the caller looks at the chain. */
+static int end_early(struct merge *m, struct qstill_error *err)
+{
+    bool left =
+        m->now < m->group_count && !(m->now + 1 == m->group_count &&
+                                     m->groups[m->now].phase == PHASE_DONE);
+
+    m->now = m->group_count;
+    if (!left || m->went.n == 0 ||
+        strncmp(m->journal_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
+        return drop_journal(m, err);
+    m->journalled = false;
+    merge_journal_fini(&m->journal);
+    return 0;
+}
+
 static int fail(struct merge *m, struct qstill_error *err)
 {
     struct merge_group *g = current(m);
@@ -393,10 +413,8 @@ static int fail(struct merge *m, struct qstill_error *err)
     int code = err->code;
 
     if (g->phase < PHASE_NAMES && group_undo(g, &ignored) == 0 &&
-        drop_journal(m, &ignored) == 0) {
-        m->now = m->group_count;
+        end_early(m, &ignored) == 0)
         return code;
-    }
     m->failed = true;
     err_wrap(err, "the merge is not over");
     if (!err->hint[0])
@@ -469,8 +487,7 @@ int merge_cancel(struct merge *m, struct qstill_error *err)
         m->failed = true;
         return err->code;
     }
-    m->now = m->group_count;
-    return drop_journal(m, err);
+    return end_early(m, err);
 }
 
 struct merge_count merge_count(const struct merge *m)
@@ -499,6 +516,7 @@ void merge_close(struct merge *m)
     merge_journal_fini(&m->journal); /* where it is needed the file stays */
     children_fini(&m->children);
     children_fini(&m->heirs);
+    merge_went_fini(&m->went);
     children_seen_free(m->own_seen);
     chain_close(m->chain);
     closep(&m->journal_dir);

@@ -67,6 +67,10 @@ struct merge_request {
      * number made from top's name. */
     int journal_dir;
     const char *journal_name;
+    /* Names that an earlier try of the same has taken away: were this one to
+     * end between two groups, the next may be asked for them, too. */
+    const char *const *went;
+    size_t went_count;
     /* Only the estimate is wanted: layers that cannot be removed or renamed now
      * (the caller has made them immutable) are no hindrance. */
     bool estimate_only;
@@ -105,7 +109,9 @@ int merge_fd(struct merge *m); /* readable when a step has work; or -1 */
 /* Past the point of return: the group at hand can only be finished. The steps
  * that are left of it are few and move no data. */
 bool merge_is_late(const struct merge *m);
-/* Undoes the group at hand, or finishes it when that is late. A fold that
+/* Undoes the group at hand, or finishes it when that is late. When layers of an
+ * earlier group are gone, and others left, the journal stays and tells so. A
+ * fold that
  * writes over the lower image can do neither at once: its journal stays, and
  * merge_recover() goes on. What the top shows is right all the time. */
 int merge_cancel(struct merge *m, struct qstill_error *err);
@@ -141,9 +147,13 @@ int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err);
 /* The same for the directory of request->top, before that merge: one that fails
  * and is about images that the merge has nothing to do with stays, without an
- * error. *again: one of them was of this top. */
+ * error. `went`, zeroed: what one of them, of this top, has taken away. */
+struct merge_went;
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request, bool *did,
-                         bool *again, struct qstill_error *err);
+                         struct merge_went *went, struct qstill_error *err);
+/* For the next try, when this one cannot begin; no harm if it fails. */
+void merge_leave_went(const struct io *io, const char *top,
+                      const struct merge_went *went);
 
 #endif

@@ -77,7 +77,8 @@ struct merge {
     struct merge_count done;
     struct merge_journal journal;
     bool journalled; /* the file is there */
-    bool adopted;    /* it is about files that are torn: it stays */
+    struct merge_went went;
+    bool adopted; /* it is about files that are torn: it stays */
     int journal_dir;
     char *journal_name;
     bool failed; /* and could not undo: the journal stays */

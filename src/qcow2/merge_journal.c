@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: MIT */
+/* The journal's file; what stands in it is merge_journal_text.c's. */
 #include "merge_journal.h"
 
 #include <errno.h>
@@ -14,372 +15,6 @@
 #include "base/sum.h"
 
 #define MAX_JOURNAL ((size_t)16 << 20) /* 4096 files with long names */
-#define FIRST_WORD  "qstill-merge"
-#define VERSION     2 /* 1: without times, and by absolute paths only */
-
-static const char *const kinds[] = {
-    [MERGE_IN_PLACE] = "in-place",
-    [MERGE_NEW_FILE] = "new-file",
-    [MERGE_INTO_RAW] = "into-raw",
-    [MERGE_OVERWRITE] = "overwrite",
-};
-
-static void file_fini(struct merge_file *f)
-{
-    free(f->path);
-}
-
-void merge_record_fini(struct merge_record *r)
-{
-    file_fini(&r->target);
-    file_fini(&r->result);
-    file_fini(&r->upper);
-    free(r->old_backing);
-    free(r->new_backing);
-    for (size_t i = 0; i < r->gone_count; i++)
-        file_fini(&r->gone[i]);
-    free(r->gone);
-    for (size_t i = 0; i < r->repoint_count; i++) {
-        file_fini(&r->repoint[i].file);
-        free(r->repoint[i].backing);
-        free(r->repoint[i].format);
-    }
-    free(r->repoint);
-    *r = (struct merge_record){0};
-}
-
-/* -------------------------------------------------------------------- emit */
-
-static int put_word(struct buf *out, const char *s)
-{
-    if (buf_puts(out, " ") < 0 || (!*s && buf_puts(out, "%") < 0))
-        return -1;
-    for (; *s; s++) {
-        unsigned char c = (unsigned char)*s;
-        bool plain = c > ' ' && c < 0x7f && c != '%';
-
-        if ((plain ? buf_append_u8(out, c) : buf_printf(out, "%%%02x", c)) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* As it is named in the directory, if it is in it. */
-static const char *name_in(const char *dir, const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    char *parent = slash > path ? strndup(path, (size_t)(slash - path)) : NULL;
-    struct stat a, b;
-    bool in = parent && stat(parent, &a) == 0 && stat(dir, &b) == 0 &&
-              a.st_dev == b.st_dev && a.st_ino == b.st_ino;
-
-    free(parent);
-    return in ? slash + 1 : path;
-}
-
-static int put_file(struct buf *out, const char *key, const char *dir,
-                    const struct merge_file *f)
-{
-    if (!f->path)
-        return 0;
-    return buf_printf(out, "%s %" PRIu64 " %" PRIu64 " %" PRId64 " %" PRId64,
-                      key, f->id.dev, f->id.ino, f->id.born_ns,
-                      f->id.mtime_ns) ||
-           put_word(out, name_in(dir, f->path));
-}
-
-static int put_record(const struct merge_record *r, const char *dir,
-                      struct buf *out)
-{
-    if (buf_printf(out, FIRST_WORD " %d\nkind ", VERSION) ||
-        buf_puts(out, kinds[r->kind]) || buf_puts(out, "\n") ||
-        put_file(out, "target", dir, &r->target) || buf_puts(out, "\n") ||
-        put_file(out, "result", dir, &r->result) || buf_puts(out, "\n") ||
-        put_file(out, "upper", dir, &r->upper) || buf_puts(out, "\n") ||
-        buf_printf(out,
-                   "state %" PRId64 " %" PRIu64 " %" PRIu64 " %" PRIu64
-                   " %" PRIu64,
-                   r->result_mtime_ns, r->result_size, r->old_size, r->old_l1,
-                   r->new_l1) ||
-        buf_puts(out, "\nbacking") ||
-        put_word(out, r->old_backing ? r->old_backing : "") ||
-        put_word(out, r->new_backing ? r->new_backing : "") ||
-        buf_puts(out, "\n"))
-        return -1;
-    for (size_t i = 0; i < r->gone_count; i++)
-        if (put_file(out, "gone", dir, &r->gone[i]) || buf_puts(out, "\n"))
-            return -1;
-    for (size_t i = 0; i < r->repoint_count; i++)
-        if (put_file(out, "repoint", dir, &r->repoint[i].file) ||
-            put_word(out, r->repoint[i].backing) ||
-            put_word(out, r->repoint[i].format) || buf_puts(out, "\n"))
-            return -1;
-    return 0;
-}
-
-int merge_record_emit(const struct merge_record *r, const char *dir,
-                      struct buf *out, struct qstill_error *err)
-{
-    size_t from = out->len;
-
-    if (put_record(r, dir, out) < 0 ||
-        buf_printf(out, "sum %016" PRIx64 "\n",
-                   sum_bytes(out->data + from, out->len - from, 0)) < 0)
-        return err_nomem(err);
-    return 0;
-}
-
-/* ------------------------------------------------------------------- parse */
-
-static int bad(struct qstill_error *err)
-{
-    return err_set(err, QSTILL_E_CORRUPT,
-                   "the journal of a merge is not understood");
-}
-
-static char *unescape(const char *s)
-{
-    char *out = strdup(strcmp(s, "%") == 0 ? "" : s), *to = out;
-
-    if (!out)
-        return NULL;
-    for (const char *p = out; *p; p++) {
-        unsigned c;
-
-        if (*p == '%' && sscanf(p + 1, "%2x", &c) == 1 && c != 0) {
-            *to++ = (char)c;
-            p += 2;
-        } else {
-            *to++ = *p;
-        }
-    }
-    *to = '\0';
-    return out;
-}
-
-/* The words of a line, in place; at most 8. */
-static size_t split(char *line, char *words[8])
-{
-    size_t n = 0;
-    char *save = NULL;
-
-    for (char *w = strtok_r(line, " ", &save); w && n < 8;
-         w = strtok_r(NULL, " ", &save))
-        words[n++] = w;
-    return n;
-}
-
-/* What a record is read with. */
-struct reading {
-    struct merge_record *r;
-    const char *dir;
-    int version;
-};
-
-static size_t path_word(const struct reading *in)
-{
-    return in->version == 1 ? 3 : 5;
-}
-
-static int get_path(const struct reading *in, const char *word, char **out,
-                    struct qstill_error *err)
-{
-    CLEANUP(freep) char *name = unescape(word);
-
-    if (!name)
-        return err_nomem(err);
-    if (name[0] == '/')
-        *out = take_ptr(&name);
-    else if (in->version == 1 || !name[0] || strchr(name, '/'))
-        return bad(err);
-    else if (asprintf(out, "%s/%s", in->dir, name) < 0)
-        *out = NULL;
-    return *out ? 0 : err_nomem(err);
-}
-
-static int get_file(const struct reading *in, struct merge_file *f,
-                    char *const words[], size_t n, struct qstill_error *err)
-{
-    if (n <= path_word(in) || f->path)
-        return bad(err);
-    f->id.dev = strtoull(words[1], NULL, 10);
-    f->id.ino = strtoull(words[2], NULL, 10);
-    if (in->version > 1) {
-        f->id.born_ns = strtoll(words[3], NULL, 10);
-        f->id.mtime_ns = strtoll(words[4], NULL, 10);
-    }
-    return get_path(in, words[path_word(in)], &f->path, err);
-}
-
-static int add_gone(const struct reading *in, char *const words[], size_t n,
-                    struct qstill_error *err)
-{
-    struct merge_record *r = in->r;
-    struct merge_file *v = realloc(r->gone, (r->gone_count + 1) * sizeof(*v));
-
-    if (!v)
-        return err_nomem(err);
-    r->gone = v;
-    v[r->gone_count] = (struct merge_file){0};
-    return get_file(in, &v[r->gone_count++], words, n, err);
-}
-
-static int add_repoint(const struct reading *in, char *const words[], size_t n,
-                       struct qstill_error *err)
-{
-    struct merge_record *r = in->r;
-    struct merge_repoint *v =
-        realloc(r->repoint, (r->repoint_count + 1) * sizeof(*v));
-
-    if (!v)
-        return err_nomem(err);
-    r->repoint = v;
-    v += r->repoint_count++;
-    *v = (struct merge_repoint){0};
-    if (n < path_word(in) + 3)
-        return bad(err);
-    v->backing = unescape(words[path_word(in) + 1]);
-    v->format = unescape(words[path_word(in) + 2]);
-    if (!v->backing || !v->format)
-        return err_nomem(err);
-    return get_file(in, &v->file, words, n, err);
-}
-
-static int parse_kind(struct merge_record *r, const char *word,
-                      struct qstill_error *err)
-{
-    for (size_t i = 0; i < ARRAY_LEN(kinds); i++)
-        if (strcmp(word, kinds[i]) == 0) {
-            r->kind = (enum merge_kind)i;
-            return 0;
-        }
-    return bad(err);
-}
-
-static int parse_line(const struct reading *in, char *line,
-                      struct qstill_error *err)
-{
-    struct merge_record *r = in->r;
-    char *w[8];
-    size_t n = split(line, w);
-
-    if (n == 0)
-        return 0;
-    if (strcmp(w[0], "kind") == 0 && n == 2)
-        return parse_kind(r, w[1], err);
-    if (strcmp(w[0], "target") == 0)
-        return get_file(in, &r->target, w, n, err);
-    if (strcmp(w[0], "result") == 0)
-        return get_file(in, &r->result, w, n, err);
-    if (strcmp(w[0], "upper") == 0)
-        return get_file(in, &r->upper, w, n, err);
-    if (strcmp(w[0], "gone") == 0)
-        return add_gone(in, w, n, err);
-    if (strcmp(w[0], "repoint") == 0)
-        return add_repoint(in, w, n, err);
-    if (strcmp(w[0], "state") == 0 && n == 6) {
-        r->result_mtime_ns = strtoll(w[1], NULL, 10);
-        r->result_size = strtoull(w[2], NULL, 10);
-        r->old_size = strtoull(w[3], NULL, 10);
-        r->old_l1 = strtoull(w[4], NULL, 10);
-        r->new_l1 = strtoull(w[5], NULL, 10);
-        return 0;
-    }
-    if (strcmp(w[0], "backing") == 0 && n == 3 && !r->old_backing) {
-        r->old_backing = unescape(w[1]);
-        r->new_backing = unescape(w[2]);
-        return r->old_backing && r->new_backing ? 0 : err_nomem(err);
-    }
-    return bad(err);
-}
-
-/* "made DEV INO BORN SUM": the sum is over what stands before it. */
-static void parse_made(struct merge_record *r, const char *line)
-{
-    const char *end = line + strcspn(line, "\n");
-    const char *last = end;
-    struct merge_id id = {0};
-    uint64_t sum;
-
-    while (last > line && *last != ' ')
-        last--;
-    if (sscanf(last, " %" SCNx64, &sum) != 1 ||
-        sum_bytes(line, (size_t)(last - line), 0) != sum ||
-        sscanf(line, "made %" SCNu64 " %" SCNu64 " %" SCNd64, &id.dev, &id.ino,
-               &id.born_ns) < 2)
-        return;
-    r->made = id;
-}
-
-/* The lines of a record, without its sum; they are spoilt. */
-static int parse_lines(struct merge_record *r, const char *dir, char *text,
-                       struct qstill_error *err)
-{
-    struct reading in = {r, dir, 0};
-    char *save = NULL;
-
-    if (sscanf(text, FIRST_WORD " %d", &in.version) != 1 || in.version < 1 ||
-        in.version > VERSION)
-        return bad(err); /* of a newer version */
-    strtok_r(text, "\n", &save);
-    for (char *l = strtok_r(NULL, "\n", &save); l;
-         l = strtok_r(NULL, "\n", &save))
-        if (parse_line(&in, l, err) < 0)
-            return err->code;
-    if (!r->target.path || !r->result.path || !r->old_backing ||
-        ((r->kind == MERGE_INTO_RAW || r->kind == MERGE_OVERWRITE) &&
-         !r->upper.path))
-        return bad(err);
-    return 0;
-}
-
-/* The line of the sum of the record that starts at `text`, when it is right;
- * else NULL. */
-static char *find_sum(char *text)
-{
-    char *end = strstr(text, "\nsum ");
-    uint64_t sum;
-
-    if (!end || sscanf(end, "\nsum %16" SCNx64, &sum) != 1 ||
-        sum_bytes(text, (size_t)(end + 1 - text), 0) != sum)
-        return NULL;
-    return end + 1;
-}
-
-static char *next_line(char *at)
-{
-    at += strcspn(at, "\n");
-    return at + (*at == '\n');
-}
-
-int merge_record_parse(struct merge_record *r, const char *dir,
-                       const uint8_t *data, size_t len, size_t *used,
-                       struct qstill_error *err)
-{
-    CLEANUP(freep) char *text = strndup((const char *)data, len);
-    char *last = NULL, *last_sum = NULL, *rest = text;
-
-    *used = 0;
-    if (!text)
-        return err_nomem(err);
-    for (char *sum; (sum = find_sum(rest));) {
-        last = rest;
-        last_sum = sum;
-        rest = next_line(sum);
-        if (strncmp(rest, "made ", 5) == 0)
-            rest = next_line(rest);
-    }
-    if (!last)
-        return 0;
-    parse_made(r, next_line(last_sum));
-    *last_sum = '\0';
-    if (parse_lines(r, dir, last, err) < 0)
-        return err->code;
-    *used = (size_t)(rest - text);
-    return 0;
-}
-
-/* ------------------------------------------------------------- on the disk */
 
 void merge_journal_fini(struct merge_journal *j)
 {
@@ -506,29 +141,48 @@ char *merge_journal_path(int dirfd, const char *name)
     return dir && asprintf(&path, "%s/%s", dir, name) >= 0 ? path : NULL;
 }
 
+static int read_all(struct merge_journal *j, uint8_t **out, size_t *got,
+                    struct qstill_error *err)
+{
+    struct stat st;
+
+    if (fstat(j->fd, &st) < 0)
+        return err_errno(err, errno, "cannot stat %s", j->name);
+    if ((uint64_t)st.st_size > MAX_JOURNAL)
+        return err_set(err, QSTILL_E_CORRUPT,
+                       "the journal of a merge is not understood");
+    *out = malloc((size_t)st.st_size + 1);
+    if (!*out)
+        return err_nomem(err);
+    if (io_read_upto(j->io, j->fd, *out, (size_t)st.st_size, 0, got, err) < 0)
+        return err_wrap(err, "%s", j->name);
+    return 0;
+}
+
 int merge_journal_read(struct merge_journal *j, struct merge_record *r,
                        bool *whole, struct qstill_error *err)
 {
     CLEANUP(freep) char *dir = dir_name(j->dirfd, err);
     CLEANUP(freep) uint8_t *data = NULL;
-    struct stat st;
     size_t got;
 
-    if (!dir)
-        return err->code;
-    if (fstat(j->fd, &st) < 0)
-        return err_errno(err, errno, "cannot stat %s", j->name);
-    if ((uint64_t)st.st_size > MAX_JOURNAL)
-        return bad(err);
-    data = malloc((size_t)st.st_size + 1);
-    if (!data)
-        return err_nomem(err);
-    if (io_read_upto(j->io, j->fd, data, (size_t)st.st_size, 0, &got, err) < 0)
-        return err_wrap(err, "%s", j->name);
-    if (merge_record_parse(r, dir, data, got, &j->len, err) < 0)
+    if (!dir || read_all(j, &data, &got, err) < 0 ||
+        merge_record_parse(r, dir, data, got, &j->len, err) < 0)
         return err->code;
     *whole = j->len > 0;
     return 0;
+}
+
+int merge_journal_went(struct merge_journal *j, struct merge_went *w,
+                       struct qstill_error *err)
+{
+    CLEANUP(freep) char *dir = dir_name(j->dirfd, err);
+    CLEANUP(freep) uint8_t *data = NULL;
+    size_t got;
+
+    if (!dir || read_all(j, &data, &got, err) < 0)
+        return err->code;
+    return merge_went_parse(w, dir, data, got, err);
 }
 
 int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
@@ -563,9 +217,18 @@ int merge_journal_made(struct merge_journal *j, const struct merge_id *id,
     return 0;
 }
 
-int merge_journal_clear(struct merge_journal *j, struct qstill_error *err)
+/* The names come first: they spoil the record's sum. */
+int merge_journal_clear(struct merge_journal *j, const struct merge_went *went,
+                        struct qstill_error *err)
 {
-    if (io_truncate(j->io, j->fd, 0, j->name, err) < 0 ||
+    CLEANUP(freep) char *dir = dir_name(j->dirfd, err);
+    CLEANUP(buf_fini) struct buf text = BUF_INIT;
+
+    if (!dir || merge_went_emit(went, dir, &text, err) < 0)
+        return err->code;
+    if ((text.len > 0 &&
+         io_write_full(j->io, j->fd, text.data, text.len, 0, err) < 0) ||
+        io_truncate(j->io, j->fd, text.len, j->name, err) < 0 ||
         io_sync(j->io, j->fd, j->name, err) < 0)
         return err_wrap(err, "journal");
     j->len = 0;

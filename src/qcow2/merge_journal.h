@@ -6,11 +6,13 @@
  *
  * Text, a record per line, words separated by spaces, bytes that are no plain
  * characters as %XX; the line `sum` ends it. A journal without a right sum was
- * cut off while it was written: then nothing else had begun. A line `made`
- * may follow, with its own sum. A recovery that begins anew writes its record
- * behind the first; the last whole one counts. Files of the journal's own
- * directory go by their names there, so that both can be moved, or be seen at
- * another place.
+ * cut off while it was written: then nothing else had begun. Lines `went` tell
+ * which layers earlier groups have taken away; a merge that ends between two of
+ * them leaves these alone, for the next that is asked for the same. A line
+ * `made` may follow, with its own sum. A recovery that begins anew writes its
+ * record behind the first; the last whole one counts. Files of the journal's
+ * own directory go by their names there, so that both can be moved, or be seen
+ * at another place.
  */
 #ifndef QSTILL_QCOW2_MERGE_JOURNAL_H
 #define QSTILL_QCOW2_MERGE_JOURNAL_H
@@ -39,6 +41,12 @@ struct merge_repoint {
     char *format;
 };
 
+/* Names that a merge of several groups has taken away so far. */
+struct merge_went {
+    char **v; /* absolute */
+    size_t n;
+};
+
 struct merge_record {
     enum merge_kind kind;
     struct merge_file target; /* new file: path of the temporary */
@@ -55,7 +63,8 @@ struct merge_record {
     size_t gone_count;
     struct merge_repoint *repoint;
     size_t repoint_count;
-    struct merge_id made; /* new file: its id, once it exists */
+    struct merge_id made;   /* new file: its id, once it exists */
+    struct merge_went went; /* before this group */
 };
 
 void merge_record_fini(struct merge_record *r);
@@ -67,6 +76,16 @@ int merge_record_emit(const struct merge_record *r, const char *dir,
 int merge_record_parse(struct merge_record *r, const char *dir,
                        const uint8_t *data, size_t len, size_t *used,
                        struct qstill_error *err);
+
+/* `path` may be NULL. */
+int merge_went_add(struct merge_went *w, const char *path,
+                   struct qstill_error *err);
+int merge_went_emit(const struct merge_went *w, const char *dir,
+                    struct buf *out, struct qstill_error *err);
+/* What a journal says that went or was to go, whole or cut off. */
+int merge_went_parse(struct merge_went *w, const char *dir, const uint8_t *data,
+                     size_t len, struct qstill_error *err);
+void merge_went_fini(struct merge_went *w);
 
 /* ------------------------------------------------------------- on the disk */
 
@@ -98,8 +117,11 @@ int merge_journal_made(struct merge_journal *j, const struct merge_id *id,
                        struct qstill_error *err);
 /* For what is said to people: as it is called now, or NULL. The caller's. */
 char *merge_journal_path(int dirfd, const char *name);
-/* Nothing is under way any more; durable. */
-int merge_journal_clear(struct merge_journal *j, struct qstill_error *err);
+int merge_journal_went(struct merge_journal *j, struct merge_went *w,
+                       struct qstill_error *err);
+/* Nothing is under way any more, but these names have gone; durable. */
+int merge_journal_clear(struct merge_journal *j, const struct merge_went *went,
+                        struct qstill_error *err);
 /* Removes the file. */
 int merge_journal_remove(struct merge_journal *j, struct qstill_error *err);
 /* Closes and leaves the file. */

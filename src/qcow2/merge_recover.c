@@ -284,6 +284,8 @@ static int fold_again(const struct io *io, const struct merge_record *r,
     if (!names)
         return err_nomem(err);
     q.top = r->upper.path;
+    q.went = (const char *const *)r->went.v;
+    q.went_count = r->went.n;
     q.lower_name = strcmp(r->target.path, r->result.path) == 0;
     q.direction = direction;
     q.journal_dir = j->dirfd;

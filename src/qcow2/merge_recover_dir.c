@@ -80,29 +80,43 @@ static bool concerns(const struct io *io, const struct merge_request *q,
     return names_touched(q, c, &r);
 }
 
-/* `before` and `own`, the name of its journal, may be NULL. */
+/* The journal is that of the merge that is asked for: what it takes away. */
+static int read_went(const struct io *io, int dirfd, const char *name,
+                     struct merge_went *went)
+{
+    CLEANUP(merge_journal_fini) struct merge_journal j = MERGE_JOURNAL_INIT;
+    struct qstill_error ignored = {0};
+
+    return merge_journal_open(&j, io, dirfd, name, &ignored) < 0
+               ? 0
+               : merge_journal_went(&j, went, &ignored);
+}
+
+/* `before`, `own`, the name of its journal, and `went` may be NULL. */
 static int recover_all(const struct io *io, const char *dir,
                        const struct merge_request *before, const char *own,
-                       bool *did, bool *again, struct qstill_error *err)
+                       bool *did, struct merge_went *went,
+                       struct qstill_error *err)
 {
     CLEANUP(closedirp) DIR *d = opendir(dir);
     struct qstill_error first = {0};
     struct dirent *e;
 
-    *did = *again = false;
+    *did = false;
     if (!d)
         return err_errno(err, errno, "cannot look into %s", dir);
     while ((e = readdir(d))) {
         struct qstill_error why = {0};
-        bool one = false, ours;
+        bool one = false, is_own, ours;
 
         if (strncmp(e->d_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
             continue;
-        ours = !before || (own && strcmp(e->d_name, own) == 0) ||
-               concerns(io, before, dirfd(d), e->d_name);
+        is_own = own && strcmp(e->d_name, own) == 0;
+        ours = !before || is_own || concerns(io, before, dirfd(d), e->d_name);
+        if (is_own && read_went(io, dirfd(d), e->d_name, went) < 0)
+            return err_nomem(err);
         if (merge_recover(io, dirfd(d), e->d_name, &one, &why) == 0) {
             *did |= one;
-            *again |= one && own && strcmp(e->d_name, own) == 0;
         } else if (why.code != QSTILL_E_BUSY && !first.code && ours) {
             first = why;
         }
@@ -115,19 +129,32 @@ static int recover_all(const struct io *io, const char *dir,
 int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err)
 {
-    bool again;
-
-    return recover_all(io, dir, NULL, NULL, did, &again, err);
+    return recover_all(io, dir, NULL, NULL, did, NULL, err);
 }
 
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request, bool *did,
-                         bool *again, struct qstill_error *err)
+                         struct merge_went *went, struct qstill_error *err)
 {
     CLEANUP(freep) char *dir = path_dir(request->top);
     CLEANUP(freep) char *own = merge_journal_name(request->top);
 
     if (!dir || !own)
         return err_nomem(err);
-    return recover_all(io, dir[0] ? dir : ".", request, own, did, again, err);
+    return recover_all(io, dir[0] ? dir : ".", request, own, did, went, err);
+}
+
+void merge_leave_went(const struct io *io, const char *top,
+                      const struct merge_went *went)
+{
+    CLEANUP(merge_journal_fini) struct merge_journal j = MERGE_JOURNAL_INIT;
+    CLEANUP(freep) char *name = merge_journal_name(top);
+    CLEANUP(closep) int dirfd = -1;
+    struct qstill_error ignored = {0};
+    const char *base;
+
+    if (went->n > 0 && name &&
+        path_open_dir(top, &dirfd, &base, &ignored) == 0 &&
+        merge_journal_create(&j, io, dirfd, name, &ignored) == 0)
+        merge_journal_clear(&j, went, &ignored);
 }
