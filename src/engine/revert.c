@@ -210,6 +210,7 @@ static int prepare_enter(void *ctx, struct qstill_error *err)
 
 static void prepare_undo(void *ctx, struct qstill_error *err)
 {
+    struct qstill_error ignored = {0};
     struct revert *r = ctx;
 
     restore_close(r->restore);
@@ -220,6 +221,11 @@ static void prepare_undo(void *ctx, struct qstill_error *err)
     if (r->started)
         start_kill(&r->s, r->pid);
     r->started = false;
+    if (r->j.phase == JOURNAL_COMMITTED) { /* it may have been written */
+        r->j.phase = JOURNAL_SWITCHING;
+        r->j.was_running = r->was_running;
+        journal_save(r->s.vmfd, &r->j, &ignored);
+    }
     revert_roll_back(&r->s, &r->j, job_text(r->job), err);
     r->journaled = false;
 }

@@ -325,13 +325,29 @@ static int leave_new_process(struct session *s, struct journal *j,
     return j->tag ? start_end_strays(s, j->tag, err) : 0;
 }
 
+/* The journal says that it was done, but a disk that failed then had the
+ * command take it for failed, and undo it: nobody else puts QEMU on its old
+ * heads. */
+static bool was_undone(struct session *s, const struct journal *j)
+{
+    for (size_t i = 0; i < j->disk_count; i++) {
+        const struct vm_disk *d = vmrecord_disk(&s->rec, j->disks[i].disk);
+        const char *live = d && s->qmp ? session_live_path(s, d) : NULL;
+
+        if (!live || strcmp(d->head_path, j->disks[i].old_path) != 0 ||
+            !session_same_file(live, j->disks[i].old_path))
+            return false;
+    }
+    return j->disk_count > 0;
+}
+
 int revert_recover(struct session *s, struct journal *j, struct buf *text,
                    struct qstill_error *err)
 {
     struct buf scratch = BUF_INIT;
     struct buf *out = text ? text : &scratch;
 
-    if (j->phase == JOURNAL_COMMITTED) {
+    if (j->phase == JOURNAL_COMMITTED && !was_undone(s, j)) {
         say(out, "finished", j);
         revert_finish(s, j, out, err);
     } else {

@@ -232,6 +232,7 @@ static int prepare_enter(void *ctx, struct qstill_error *err)
 
 static void prepare_undo(void *ctx, struct qstill_error *err)
 {
+    struct qstill_error ignored = {0};
     struct undo *u = ctx;
 
     if (!u->journaled || u->committed)
@@ -239,6 +240,10 @@ static void prepare_undo(void *ctx, struct qstill_error *err)
     if (u->started)
         start_kill(&u->s, u->pid);
     u->started = false;
+    if (u->j.phase == JOURNAL_COMMITTED) { /* it may have been written */
+        u->j.phase = JOURNAL_BEGUN;
+        journal_save(u->s.vmfd, &u->j, &ignored);
+    }
     revert_roll_back(&u->s, &u->j, job_text(u->job), err);
     u->journaled = false;
 }
