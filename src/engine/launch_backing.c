@@ -252,25 +252,65 @@ const char *launch_backing_differs(const struct launch_args *args,
 
 /* ------------------------------------------------------------------- prune */
 
-/* Whether another option might mean the node: its name stands in it. */
-static bool is_used(const struct launch_args *args, const char *node, size_t by)
+static bool means(const struct opts_pair *p, const char *node)
 {
-    for (size_t i = 0; i < args->count; i++)
-        if (i != by && args->v[i].value && strstr(args->v[i].value, node))
+    return p->kind == OPTS_LITERAL ? strstr(p->value, node) != NULL
+                                   : strcmp(p->value, node) == 0;
+}
+
+/* What cannot be read may name any. */
+static bool names_node(const struct launch_arg *arg, const char *node)
+{
+    CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error ignored = {0};
+
+    if (!arg->value)
+        return false;
+    if (launch_arg_is(arg, "readconfig"))
+        return true;
+    if (opts_parse(&o, arg->value, NULL, &ignored) < 0)
+        return strstr(arg->value, node) != NULL;
+    for (size_t i = 0; i < o.count; i++)
+        if (o.pairs[i].value && means(&o.pairs[i], node))
             return true;
     return false;
 }
 
-int launch_backing_prune(struct launch_args *args, const char *node,
-                         struct qstill_error *err)
+static bool is_used(const struct launch_args *args, const char *node, size_t by)
+{
+    for (size_t i = 0; i < args->count; i++)
+        if (i != by && names_node(&args->v[i], node))
+            return true;
+    return false;
+}
+
+static bool is_read_only(const struct opts *o)
+{
+    const char *v = opts_get(o, "read-only");
+
+    return v && (strcmp(v, "on") == 0 || strcmp(v, "true") == 0);
+}
+
+/* Nobody has asked for its file to be written. */
+static bool is_protocol(const struct opts *o)
+{
+    const char *driver = opts_get(o, "driver");
+
+    return driver && strcmp(driver, "file") == 0;
+}
+
+bool launch_backing_prune(struct launch_args *args, const char *node)
 {
     CLEANUP(opts_fini) struct opts o = {0};
     struct qstill_error ignored = {0};
+    bool fine = true;
     size_t at;
 
-    if (find_node(args, node, &at) < 0 || is_used(args, node, at) ||
+    if (find_node(args, node, &at) < 0 ||
         launch_disk_opts(&args->v[at], &o, &ignored) < 0)
-        return 0;
+        return true;
+    if (is_used(args, node, at))
+        return is_read_only(&o) || is_protocol(&o);
     launch_args_drop(args, at);
     for (size_t i = 0; i < o.count; i++) {
         const struct opts_pair *p = &o.pairs[i];
@@ -278,9 +318,8 @@ int launch_backing_prune(struct launch_args *args, const char *node,
 
         last = last ? last + 1 : p->key;
         if (last && p->kind == OPTS_STRING &&
-            (strcmp(last, "file") == 0 || strcmp(last, "backing") == 0) &&
-            launch_backing_prune(args, p->value, err) < 0)
-            return err->code;
+            (strcmp(last, "file") == 0 || strcmp(last, "backing") == 0))
+            fine = launch_backing_prune(args, p->value) && fine;
     }
-    return 0;
+    return fine;
 }

@@ -19,9 +19,9 @@ const char *launch_backing_differs(const struct launch_args *args,
                                    const char *cwd, const struct opts *o,
                                    const char *prefix, const char *path);
 
-/* Drops the -blockdev of that node and those that only it has used. What is
- * used elsewhere, by whatever option, stays. */
-int launch_backing_prune(struct launch_args *args, const char *node,
-                         struct qstill_error *err);
+/* Drops the -blockdev of that node and those that only it has used. What
+ * another option names stays; false when that is an image that QEMU opens for
+ * writing: the chain of the headers could not have it open, too. */
+bool launch_backing_prune(struct launch_args *args, const char *node);
 
 #endif

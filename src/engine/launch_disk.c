@@ -451,8 +451,9 @@ int launch_disk_put(struct launch_args *args, const char *cwd,
                        "place of %s",
                        disk->name, disk->head_path, disk->head_format,
                        disk->attach_path);
-    if (put_at(&p, &place, err) == 0 && p.loose)
-        launch_backing_prune(args, p.loose, err);
+    if (put_at(&p, &place, err) == 0 && p.loose &&
+        !launch_backing_prune(args, p.loose))
+        refuse(err, disk, "a base that another option has open for writing");
     free(p.loose);
     return err->code;
 }

@@ -138,6 +138,25 @@ class Backed(Case):
         self.q("revert", "vm", "one", "--restore", "eager")
         self.reads(GOLDEN)
 
+    def test_a_base_that_could_be_written(self):
+        """QEMU has it open for writing, though nobody writes. It goes when
+        nothing else names it, and is refused else: two nodes cannot have it
+        open so."""
+        base = ["-blockdev", json.dumps({
+            "driver": "qcow2", "node-name": "d", "file": {
+                "driver": "file", "filename": self.path("golden.qcow2")}})]
+        self.run_vm(base + self.nodes("d"), "t")
+        self.goes_round()
+        self.vm.quit()
+        self.q("detach", "vm")
+        self.vm.extra = base + self.nodes("d") + self.vm.extra[-2:] + [
+            "-global", "nvme.drive=d"]
+        self.vm.start()
+        self.attach(self.vm)
+        problem, = self.q.check("vm")["problems"]
+        self.assertEqual("not-startable", problem["code"])
+        self.assertIn("a base that another option", problem["message"])
+
     def test_check_tells_before_the_first_snapshot(self):
         """Of a command line that no new head can be put in, and which starts
         the VM as long as there is no snapshot."""
