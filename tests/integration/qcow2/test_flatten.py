@@ -292,7 +292,7 @@ class FlattenIsCutShort(FlattenCase):
             with open(self.path(name), "w") as f:
                 f.write("precious")
         p = self.start(top, "o", "--bwlimit", "4M")
-        self.wait_for(".o.*.flatten", p)
+        self.wait_for(".o." + 16 * "?" + ".flatten", p)
         second = qtools.image("flatten", top, self.path("o"))
         self.assertEqual(second.rc, 5, "two at once: %s" % second)
         p.kill()
