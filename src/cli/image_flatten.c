@@ -37,14 +37,6 @@ static void flatten_text(const struct cli *cli,
                text_size(stored, r->bytes_stored));
 }
 
-/* What the plan warns of is said though nobody asked for the plan. */
-static void tell_notes(const char *plan)
-{
-    for (const char *at = plan; *at; at += strcspn(at, "\n"), at += *at != 0)
-        if (strncmp(at, "note: ", 6) == 0)
-            fprintf(stderr, "%.*s\n", (int)strcspn(at, "\n"), at);
-}
-
 static int run_flatten(struct cli *cli, const struct args *args,
                        struct qstill_error *err)
 {
@@ -64,7 +56,7 @@ static int run_flatten(struct cli *cli, const struct args *args,
         return err->code;
     qstill_image_flatten_result(job, &result);
     if (!o.dry_run)
-        tell_notes(qstill_job_text(job));
+        show_notes(cli, job);
     if (cli->json)
         flatten_json(&result, o.dry_run ? job : NULL);
     else if (o.dry_run)

@@ -66,8 +66,9 @@ static int run_merge(struct cli *cli, const struct args *args,
     o.dry_run = args_flag(args, "dry-run");
     run_prepare(cli);
     if (qstill_image_merge(args_operand(args, 0), &o, &job, err) < 0 ||
-        run_job(cli, job, err) < 0)
+        run_job(cli, job, err) < 0) /* which tells all, then */
         return err->code;
+    show_notes(cli, job);
     qstill_image_merge_result(job, &result);
     if (cli->json)
         merge_json(&result, o.dry_run ? job : NULL);

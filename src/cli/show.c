@@ -160,6 +160,19 @@ void show_account(const struct cli *cli, const struct qstill_job *job)
         text_safe_lines(stderr, qstill_job_text(job));
 }
 
+void show_notes(const struct cli *cli, const struct qstill_job *job)
+{
+    for (const char *at = qstill_job_text(job); *at && !cli->quiet;) {
+        size_t n = strcspn(at, "\n");
+
+        if (strncmp(at, "note: ", 6) == 0) {
+            text_safe_n(stderr, at, n);
+            fputc('\n', stderr);
+        }
+        at += n + (at[n] == '\n');
+    }
+}
+
 void show_words(const struct cli *cli, const char *fmt, ...)
 {
     char text[1024];

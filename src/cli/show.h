@@ -27,6 +27,9 @@ void show_plan(const struct cli *cli, const struct qstill_job *job);
 /* With -v, what a finished job has to tell, on stderr. */
 void show_account(const struct cli *cli, const struct qstill_job *job);
 
+/* Of its text the lines that begin with "note: ", on stderr; not with -q. */
+void show_notes(const struct cli *cli, const struct qstill_job *job);
+
 /* Words for people on stderr, one line; not with --json or -q. */
 void show_words(const struct cli *cli, const char *fmt, ...) PRINTF_LIKE(2, 3);
 

@@ -257,8 +257,10 @@ static void settle_failed(struct collapse *c, const struct merge_request *r,
     bool did, leave = why == QSTILL_E_CANCELLED || why == QSTILL_E_NO_SPACE;
     struct qstill_error second = {0};
 
-    if ((leave ? merge_abandon : merge_recover)(
-            io_real(), c->s->vmfd, LAYERS_MERGE_JOURNAL, &did, &second) < 0) {
+    if ((leave ? merge_abandon(io_real(), c->s->vmfd, LAYERS_MERGE_JOURNAL,
+                               &did, &second)
+               : merge_recover(io_real(), c->s->vmfd, LAYERS_MERGE_JOURNAL,
+                               c->text, &did, &second)) < 0) {
         c->no_room = false;
         return;
     }
@@ -297,22 +299,34 @@ int collapse_off(struct collapse *c, const struct step *st,
     return vmrecord_save(s->vmfd, &s->rec, err);
 }
 
-int layers_settle_merge(int vmfd, struct qstill_error *err)
+static void tell(const struct session *s, const struct buf *told)
 {
-    bool did;
+    const char *at = told->len > 0 ? (const char *)told->data : "";
 
-    if (merge_recover(io_real(), vmfd, LAYERS_MERGE_JOURNAL, &did, err) == 0 ||
-        err->code != QSTILL_E_NO_SPACE)
+    for (size_t n; (n = strcspn(at, "\n")) > 0; at += n + (at[n] != 0))
+        store_note(s->store, "VM %s: %.*s", s->vm, (int)n, at);
+}
+
+int layers_settle_merge(const struct session *s, struct qstill_error *err)
+{
+    CLEANUP(buf_fini) struct buf told = BUF_INIT;
+    bool did;
+    int r = merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &told, &did,
+                          err);
+
+    if (buf_append_u8(&told, 0) == 0)
+        tell(s, &told);
+    if (r == 0 || err->code != QSTILL_E_NO_SPACE)
         return err->code;
     /* a full disk is not to stop every later command, too */
     err_clear(err);
-    return merge_abandon(io_real(), vmfd, LAYERS_MERGE_JOURNAL, &did, err);
+    return merge_abandon(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &did, err);
 }
 
 int collapse_settle_off(struct session *s, struct journal *j,
                         struct qstill_error *err)
 {
-    if (layers_settle_merge(s->vmfd, err) < 0)
+    if (layers_settle_merge(s, err) < 0)
         return err->code;
     if (follow_lowering(s, j, err) < 0)
         return err->code;

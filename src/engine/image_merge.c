@@ -127,8 +127,8 @@ static int plan_enter(void *ctx, struct qstill_error *err)
 
     clock_gettime(CLOCK_MONOTONIC, &j->start);
     /* a merge of these images that died comes first */
-    if (!j->dry_run &&
-        merge_recover_before(io_real(), &j->request, &did, &went, err) < 0)
+    if (!j->dry_run && merge_recover_before(io_real(), &j->request, &did, &went,
+                                            job_text(j->job), err) < 0)
         return err->code;
     if (did && buf_puts(job_text(j->job),
                         "an unfinished merge was finished or undone\n") < 0)

@@ -76,8 +76,8 @@ struct layer *layers_child(const struct layers *l, const struct layer *of,
 #define LAYERS_MERGE_JOURNAL ".merge"
 
 /* Finishes or undoes that merge; one that can be left where it stands is left
- * when there is no room for it. */
-int layers_settle_merge(int vmfd, struct qstill_error *err);
+ * when there is no room for it. What stays that was to go is told as a note. */
+int layers_settle_merge(const struct session *s, struct qstill_error *err);
 
 /*
  * What layers_collapse() would do if the snapshots that `gone` says were

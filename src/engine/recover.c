@@ -49,7 +49,7 @@ static void say(struct buf *text, const char *what, const char *which)
 static int settle_off(struct session *s, struct vm_disk *d, struct journal *j,
                       struct qstill_error *err)
 {
-    if (layers_settle_merge(s->vmfd, err) < 0)
+    if (layers_settle_merge(s, err) < 0)
         return err->code;
     if (j->pivot_from && j->pivot_to_format &&
         (j->pivot_live || access(j->pivot_from, F_OK) < 0) &&

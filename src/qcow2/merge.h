@@ -131,10 +131,12 @@ struct merge_count merge_count(const struct merge *m);
  * process is alive. CORRUPT: the files are neither in the old nor in the new
  * state, and nothing is changed; or what a fold reads is damaged. Such a fold
  * is given up, its journal removed: what the top shows is what it always was.
- * So is one whose images a VM has open by now, without an error.
+ * So is one whose images a VM has open by now, without an error. `told`, or
+ * NULL, gets a line ("note: ...") for each file that was to go and stays,
+ * because somebody has gone back to it since.
  */
-int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
-                  struct qstill_error *err);
+int merge_recover(const struct io *io, int dirfd, const char *name,
+                  struct buf *told, bool *did, struct qstill_error *err);
 /* The same, but a fold that could only go on is given up: for a caller who has
  * cancelled it, does not use the lower image by itself, and will merge again.
  */
@@ -151,7 +153,8 @@ int merge_recover_dir(const struct io *io, const char *dir, bool *did,
 struct merge_went;
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request, bool *did,
-                         struct merge_went *went, struct qstill_error *err);
+                         struct merge_went *went, struct buf *told,
+                         struct qstill_error *err);
 /* For the next try, when this one cannot begin; no harm if it fails. */
 void merge_leave_went(const struct io *io, const char *top,
                       const struct merge_went *went);

@@ -200,6 +200,16 @@ static bool is_as_it_was(const struct merge_record *r,
     return f->id.mtime_ns == 0 || f->id.mtime_ns == now.mtime_ns;
 }
 
+void record_tell(const struct merge_record *r, const char *path,
+                 const char *why)
+{
+    if (r->told)
+        buf_printf(r->told,
+                   "note: %s stays: an unfinished merge was to take it away, "
+                   "but %s\n",
+                   path, why);
+}
+
 /* It is gone already, or another file has its name by now; or somebody has gone
  * back to it since, and it is his. */
 static int remove_one(const struct io *io, const struct merge_record *r,
@@ -210,9 +220,16 @@ static int remove_one(const struct io *io, const struct merge_record *r,
     const char *name;
     struct stat st;
 
-    if (!is_as_it_was(r, f) || lstat(f->path, &st) < 0 ||
-        (late && has_overlay(io, f, NULL)))
+    if (!merge_id_is(f->path, &f->id) || lstat(f->path, &st) < 0)
         return 0;
+    if (!is_as_it_was(r, f)) {
+        record_tell(r, f->path, "it was written to since");
+        return 0;
+    }
+    if (late && has_overlay(io, f, NULL)) {
+        record_tell(r, f->path, "another image stands on it by now");
+        return 0;
+    }
     if (path_open_dir(f->path, &dirfd, &name, err) < 0)
         return err->code;
     if (io_unlink(io, dirfd, name, err) < 0)

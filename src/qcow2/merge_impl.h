@@ -123,6 +123,9 @@ int group_undo(struct merge_group *g, struct qstill_error *err);
  * had the time to go back to what is to go. */
 int record_finish(const struct io *io, const struct merge_record *r, bool late,
                   uint64_t *freed, struct qstill_error *err);
+/* Why a file stays that was to go. */
+void record_tell(const struct merge_record *r, const char *path,
+                 const char *why);
 /* Late: whether the target may lose the name that it has. */
 bool record_may_rename(const struct io *io, const struct merge_record *r);
 

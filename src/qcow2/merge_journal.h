@@ -65,6 +65,8 @@ struct merge_record {
     size_t repoint_count;
     struct merge_id made;   /* new file: its id, once it exists */
     struct merge_went went; /* before this group */
+    struct buf *told; /* for people, lines of what a recovery leaves; or NULL:
+                         no part of the journal */
 };
 
 void merge_record_fini(struct merge_record *r);

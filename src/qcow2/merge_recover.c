@@ -194,7 +194,12 @@ static int finish_locked(const struct io *io, const struct merge_record *r,
     if (check_replaced(io, r, &same, &replaced, err) < 0 ||
         lock_gone(io, r, fds, err) < 0)
         return err->code;
-    return same ? record_finish(io, r, true, &freed, err) : 0;
+    if (same)
+        return record_finish(io, r, true, &freed, err);
+    record_tell(r, r->result.path,
+                "it was changed, or an image stands on what was to get its "
+                "name");
+    return 0;
 }
 
 static int finish(const struct io *io, const struct merge_record *r,
@@ -406,6 +411,7 @@ static int recover_fold(const struct io *io, const struct merge_record *r,
 struct place {
     int dirfd;
     const char *name;
+    struct buf *told;
     bool abandon; /* folds that could go on */
 };
 
@@ -445,6 +451,7 @@ static int recover_record(const struct io *io, struct merge_journal *j,
     bool whole, torn = false;
     int code = 0;
 
+    r.told = p->told;
     if (merge_journal_read(j, &r, &whole, err) < 0)
         return err->code;
     if (whole && is_torn(io, &r, &torn, err) < 0) {
@@ -501,10 +508,10 @@ static int recover(const struct io *io, const struct place *p, bool *did,
     return 0;
 }
 
-int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
-                  struct qstill_error *err)
+int merge_recover(const struct io *io, int dirfd, const char *name,
+                  struct buf *told, bool *did, struct qstill_error *err)
 {
-    struct place p = {dirfd, name, false};
+    struct place p = {dirfd, name, told, false};
 
     return recover(io, &p, did, err);
 }
@@ -512,7 +519,7 @@ int merge_recover(const struct io *io, int dirfd, const char *name, bool *did,
 int merge_abandon(const struct io *io, int dirfd, const char *name, bool *did,
                   struct qstill_error *err)
 {
-    struct place p = {dirfd, name, true};
+    struct place p = {dirfd, name, NULL, true};
 
     return recover(io, &p, did, err);
 }

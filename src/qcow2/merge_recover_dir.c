@@ -95,7 +95,7 @@ static int read_went(const struct io *io, int dirfd, const char *name,
 /* `before`, `own`, the name of its journal, and `went` may be NULL. */
 static int recover_all(const struct io *io, const char *dir,
                        const struct merge_request *before, const char *own,
-                       bool *did, struct merge_went *went,
+                       bool *did, struct merge_went *went, struct buf *told,
                        struct qstill_error *err)
 {
     CLEANUP(closedirp) DIR *d = opendir(dir);
@@ -115,7 +115,7 @@ static int recover_all(const struct io *io, const char *dir,
         ours = !before || is_own || concerns(io, before, dirfd(d), e->d_name);
         if (is_own && read_went(io, dirfd(d), e->d_name, went) < 0)
             return err_nomem(err);
-        if (merge_recover(io, dirfd(d), e->d_name, &one, &why) == 0) {
+        if (merge_recover(io, dirfd(d), e->d_name, told, &one, &why) == 0) {
             *did |= one;
         } else if (why.code != QSTILL_E_BUSY && !first.code && ours) {
             first = why;
@@ -129,19 +129,21 @@ static int recover_all(const struct io *io, const char *dir,
 int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err)
 {
-    return recover_all(io, dir, NULL, NULL, did, NULL, err);
+    return recover_all(io, dir, NULL, NULL, did, NULL, NULL, err);
 }
 
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request, bool *did,
-                         struct merge_went *went, struct qstill_error *err)
+                         struct merge_went *went, struct buf *told,
+                         struct qstill_error *err)
 {
     CLEANUP(freep) char *dir = path_dir(request->top);
     CLEANUP(freep) char *own = merge_journal_name(request->top);
 
     if (!dir || !own)
         return err_nomem(err);
-    return recover_all(io, dir[0] ? dir : ".", request, own, did, went, err);
+    return recover_all(io, dir[0] ? dir : ".", request, own, did, went, told,
+                       err);
 }
 
 void merge_leave_went(const struct io *io, const char *top,

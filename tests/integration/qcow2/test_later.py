@@ -69,11 +69,13 @@ class Died(unittest.TestCase):
         self.create("other1", "other0")
         r = self.merge("other1", "other0")
         self.assertEqual(r.rc, 0, str(r))
+        return r
 
     def moments(self, call, most, direction, body, before=lambda: None):
         """A chain after each moment at which its merge can die; body() is False
         where it has nothing to say."""
         some = 0
+        self.direction = direction
         for n in range(1, most + 1):
             for name in os.listdir(self.dir):
                 os.unlink(self.path(name))
@@ -125,10 +127,19 @@ class Later(Died):
             return False
         make()
         mine = self.guest(name)
-        self.another()
+        stays = "u" if self.direction == "down" else "d"
+        undone = stays == "d" and self.stands_on("u") == "d"
+        r = self.another()
         self.assertEqual(self.journals(), [])
         self.assertEqual(self.guest(name), mine)
+        if not undone:
+            self.assertRegex(r.err, "note: .*/%s stays: an unfinished merge was"
+                             " to take it away" % stays)
         return True
+
+    def stands_on(self, name):
+        info = qtools.qemu_json("info", "--output=json", self.path(name))[1]
+        return info.get("backing-filename")
 
     def test_an_overlay_of_the_dropped_layer(self):
         def body():
