@@ -85,7 +85,7 @@ static int add_disk(struct vm_record *rec, const struct qmp_disk *q,
     if (!abs)
         return err_nomem(err);
     if (check_disk(rec, q, abs, err) < 0 || session_check_shape(q, err) < 0 ||
-        graph_check_chain(&rec->launch, q, err) < 0)
+        graph_check_chain(&rec->launch, 0, q, err) < 0)
         return err->code;
     d->qdev = dup_or_null(a, q->qdev);
     d->device = dup_or_null(a, q->device);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "layer_file.h"
+#include "opened.h"
 #include "qcow2/chain.h"
 #include "session.h"
 
@@ -46,16 +47,29 @@ static bool same_format(const char *said, const char *driver)
                                          strcmp(driver, "host_device") == 0));
 }
 
+/* A name that QEMU has kept may lead elsewhere by now, or nowhere, as when a
+ * link has moved: then the files that it has open tell. */
+static bool same_file(int pid, const char *said, const char *live)
+{
+    CLEANUP(opened_fini) struct opened o = {0};
+    struct qstill_error ignored = {0};
+
+    if (session_same_file(said, live))
+        return true;
+    return pid > 0 && opened_read(&o, pid, &ignored) == 0 && o.known &&
+           !opened_has(&o, live) && opened_has(&o, said);
+}
+
 static bool is_as_said(const struct said *s, const struct qmp_image *below,
-                       const char *path)
+                       const char *path, int pid)
 {
     if (!below)
         return !s->any;
     if (!s->any)
         return false;
     return !s->path || path[0] != '/' ||
-           (session_same_file(s->path, path) && !below->part &&
-            same_format(s->format, below->driver));
+           (!below->part && same_format(s->format, below->driver) &&
+            same_file(pid, s->path, path));
 }
 
 static int differs(const struct qmp_disk *q, const char *image,
@@ -78,7 +92,7 @@ static int differs(const struct qmp_disk *q, const char *image,
              "header while the VM is off: qemu-img rebase -u");
 }
 
-int graph_check_chain(const struct launch_record *launch,
+int graph_check_chain(const struct launch_record *launch, int pid,
                       const struct qmp_disk *q, struct qstill_error *err)
 {
     CLEANUP(arena_fini) struct arena a = ARENA_INIT;
@@ -94,7 +108,8 @@ int graph_check_chain(const struct launch_record *launch,
         if (!path || !lower)
             return err_nomem(err);
         if (!layer_is_qcow2(q->chain[i].driver) ||
-            read_header(path, &said) < 0 || is_as_said(&said, below, lower))
+            read_header(path, &said) < 0 ||
+            is_as_said(&said, below, lower, pid))
             continue;
         return differs(q, path, &said, below, lower, err);
     }

@@ -13,8 +13,9 @@ struct qmp_disk;
  * its header names (PRECONDITION else, with both): the header is what an
  * overlay, a merge and every later start go by, and a command line can say
  * another thing. What is no plain file, or cannot be read, is taken on trust.
+ * `pid`: QEMU's, or 0.
  */
-int graph_check_chain(const struct launch_record *launch,
+int graph_check_chain(const struct launch_record *launch, int pid,
                       const struct qmp_disk *q, struct qstill_error *err);
 
 #endif

@@ -207,9 +207,9 @@ int revert_plan_process(struct revert *r, struct qstill_error *err)
     r->in_process = false;
     r->way = mappable(r, m, &why) ? WAY_MAPPED : WAY_EAGER;
     if (preflight_binary(&r->s, m, r->o.force, err) < 0 ||
-        media_check(&r->s, &m->media, false, r->o.force, err) < 0)
+        check_start(r, m, err) < 0)
         return err->code;
-    return check_start(r, m, err);
+    return media_check(&r->s, &m->media, false, r->o.force, err);
 }
 
 static int choose_disk_way(struct revert *r, const struct manifest *m,
@@ -321,13 +321,13 @@ int revert_plan(struct revert *r, struct qstill_error *err)
     if (r->was_on && qmp_type_has_property(r->s.qmp, "memory-backend-file",
                                            "rom", &r->mapped_readonly, err) < 0)
         return err->code;
-    if (choose_way(r, m, err) < 0 || check_thaw(r, m, err) < 0 ||
-        (r->way != WAY_DISK &&
-         media_check(&r->s, &m->media, r->in_process, r->o.force, err) < 0))
+    if (choose_way(r, m, err) < 0 || check_thaw(r, m, err) < 0)
         return err->code;
-    if (r->in_process)
-        return 0;
-    if (r->way != WAY_DISK && preflight_binary(&r->s, m, r->o.force, err) < 0)
+    if (!r->in_process && ((r->way != WAY_DISK &&
+                            preflight_binary(&r->s, m, r->o.force, err) < 0) ||
+                           check_start(r, m, err) < 0))
         return err->code;
-    return check_start(r, m, err);
+    return r->way == WAY_DISK
+               ? 0
+               : media_check(&r->s, &m->media, r->in_process, r->o.force, err);
 }

@@ -391,7 +391,7 @@ int session_check_shapes(const struct session *s, struct qstill_error *err)
         const struct qmp_disk *q = session_live_disk(s, &s->rec.disks[i]);
 
         if (q && (session_check_shape(q, err) < 0 ||
-                  graph_check_chain(&s->rec.launch, q, err) < 0))
+                  graph_check_chain(&s->rec.launch, s->pid, q, err) < 0))
             return err->code;
     }
     return 0;

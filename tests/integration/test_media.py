@@ -157,9 +157,12 @@ class Media(Case):
         self.q("create", "vm", "one", "--memory")
         self.change(self.a)
         says = "drive cd had .*/b.iso in it at the snapshot.*user"
-        for way in ("inplace", "eager"):
+        for way, code, says in (
+                ("inplace", "permission", says),
+                # the command line names it, too
+                ("eager", "precondition", "b.iso cannot be opened by the")):
             with self.subTest(way), self.nothing_changes(self.vm):
-                self.q.fails("permission", says, "revert", "vm", "one",
+                self.q.fails(code, says, "revert", "vm", "one",
                              "--restore", way)
         self.q("revert", "vm", "one", "--restore", "inplace", "--force")
         self.assertEqual(self.a, self.medium())
