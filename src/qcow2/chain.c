@@ -175,20 +175,44 @@ static int own_view(const struct chain *c, size_t first, size_t i,
     return 0;
 }
 
+static int view(const struct chain *c, size_t top, size_t first, size_t last,
+                struct extents *out);
+
+/* What a half is read from: the map of a single layer itself, with the layer's
+ * number in this chain, where nothing is cut off or added; or a view of its
+ * own. A copy of a large map would be as large. */
+static int half(const struct chain *c, size_t top, size_t first, size_t last,
+                struct extents *own, const struct extents **out)
+{
+    struct image *img = c->layers[first];
+    struct extents *map = &img->map;
+    uint64_t size = c->layers[top]->size;
+
+    *out = own;
+    if (first != last || (first > top && img->size < size) ||
+        (map->n > 0 && extent_end(&map->v[map->n - 1]) > size))
+        return view(c, top, first, last, own);
+    for (size_t k = 0; k < map->n; k++)
+        map->v[k].layer = (uint16_t)first;
+    *out = map;
+    return 0;
+}
+
 /* Halves: an extent is copied once per level, not once per layer. */
 static int view(const struct chain *c, size_t top, size_t first, size_t last,
                 struct extents *out)
 {
-    CLEANUP(extents_fini) struct extents upper = EXTENTS_INIT;
-    CLEANUP(extents_fini) struct extents lower = EXTENTS_INIT;
+    CLEANUP(extents_fini) struct extents own_upper = EXTENTS_INIT;
+    CLEANUP(extents_fini) struct extents own_lower = EXTENTS_INIT;
+    const struct extents *upper, *lower;
     size_t mid = first + (last - first) / 2;
 
     if (first == last)
         return own_view(c, top, first, out);
-    if (view(c, top, first, mid, &upper) < 0 ||
-        view(c, top, mid + 1, last, &lower) < 0)
+    if (half(c, top, first, mid, &own_upper, &upper) < 0 ||
+        half(c, top, mid + 1, last, &own_lower, &lower) < 0)
         return -1;
-    return extents_overlay(&upper, &lower, out);
+    return extents_overlay(upper, lower, out);
 }
 
 int chain_view(const struct chain *c, size_t first, size_t last,

@@ -43,9 +43,14 @@ static int by_place(const void *a, const void *b)
     return x->dst < y->dst ? -1 : x->dst > y->dst;
 }
 
+/* They mostly are in order; qsort() takes a copy of all. */
 void moves_sort(struct moves *m)
 {
-    if (m->n > 0)
+    size_t i = 1;
+
+    while (i < m->n && m->v[i - 1].dst <= m->v[i].dst)
+        i++;
+    if (i < m->n)
         qsort(m->v, m->n, sizeof(*m->v), by_place);
 }
 
