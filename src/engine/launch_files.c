@@ -88,9 +88,12 @@ static bool may_be_found(const struct files *f, const char *name)
     for (size_t i = 0; i < f->args->count; i++) {
         const struct launch_arg *arg = &f->args->v[i];
 
-        if (launch_arg_is(arg, "L") && arg->value &&
-            in_dir(arg->value, strlen(arg->value), "", name))
-            return true;
+        if (launch_arg_is(arg, "L") && arg->value) {
+            CLEANUP(freep) char *dir = launch_resolve(f->rec->cwd, arg->value);
+
+            if (!dir || in_dir(dir, strlen(dir), "", name))
+                return true;
+        }
     }
     return is_installed(f->rec->exe, name) ||
            !is_installed(f->rec->exe, LANDMARK);

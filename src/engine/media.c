@@ -13,13 +13,20 @@
 /* -------------------------------------------------------------------- reading
  */
 
+/* Not "json:{...}", "nbd://...", "fat:...": what QEMU has a driver for. */
+static bool names_file(const char *name)
+{
+    return name[strcspn(name, ":/")] != ':' || strncmp(name, "file:", 5) == 0;
+}
+
 static int take(struct session *s, struct arena *a, const struct qmp_medium *q,
                 struct medium *out, struct qstill_error *err)
 {
     out->qdev = arena_strdup(a, q->qdev);
     out->device = arena_strdup(a, q->device);
-    out->path =
-        *q->path ? session_resolve(a, &s->rec.launch, q->path) : q->path;
+    out->path = *q->path && names_file(q->path)
+                    ? session_resolve(a, &s->rec.launch, q->path)
+                    : q->path;
     out->path = out->path ? arena_strdup(a, out->path) : NULL;
     out->format = arena_strdup(a, q->format);
     return out->qdev && out->device && out->path && out->format

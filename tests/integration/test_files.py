@@ -102,7 +102,8 @@ class Files(Case):
         own = os.path.join(self.tmp, "own")
         os.mkdir(own)
         shutil.copy(self.bios(), os.path.join(own, "mine.bin"))
-        vm = self.tiny_vm(extra=["-L", own, "-bios", "mine.bin", "-device",
+        # from the VM's folder, where QEMU is, and qstill is not
+        vm = self.tiny_vm(extra=["-L", "../own", "-bios", "mine.bin", "-device",
                                  "VGA,romfile=vgabios-stdvga.bin"])
         self.q("create", "vm", "one", "--memory")
         self.assertEqual([], self.q.check("vm")["problems"])

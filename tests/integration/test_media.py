@@ -200,6 +200,33 @@ class Media(Case):
         self.q("revert", "vm", "one", "--restore", "inplace")
         self.assertEqual(self.b, self.medium())
 
+    def test_what_is_no_file(self):
+        """Whatever QEMU can open is in a CD drive; nothing has changed."""
+        a = self.iso("a")
+        folder = os.path.join(self.tmp, "folder")
+        os.mkdir(folder)
+        for n, words in enumerate((
+                ["-drive", "if=none,readonly=on,id=cd,format=raw,file=fat:" +
+                 folder],
+                ["-drive", "if=none,readonly=on,id=cd,file.driver=null-co,"
+                 "file.read-zeroes=on"],
+                ["-blockdev", "driver=raw,node-name=cd,read-only=on,offset="
+                 "2048,file.driver=file,file.filename=" + a],
+                ["-object", "throttle-group,id=g,x-iops-total=1000",
+                 "-blockdev", "driver=throttle,throttle-group=g,node-name=cd,"
+                 "read-only=on,file.driver=raw,file.file.driver=file,"
+                 "file.file.filename=" + a])):
+            with self.subTest(words[-1].split(",")[0], n=n):
+                name = "vm%d" % n
+                vm = self.tiny_vm(name, extra=words + [
+                    "-device", "ide-cd,drive=cd,id=cd0"])
+                self.q("create", name, "one", "--memory")
+                self.assertTrue(self.q.check(name, "--memory")["ok"])
+                for way in ("eager", "inplace"):
+                    self.q("revert", name, "one", "--restore", way)
+                    self.assertEqual("running", vm.state())
+                vm.quit()
+
     def test_a_snapshot_that_does_not_tell(self):
         """As earlier versions made them."""
         self.make()
