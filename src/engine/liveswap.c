@@ -281,11 +281,13 @@ static int merge_into_new(struct collapse *c, const struct step *st,
     return layer_sync_dir(c->j->swap_to, err);
 }
 
-static int give_up(struct session *s, const struct qmp_graph *g,
-                   struct journal *j, struct qstill_error *err)
+static int give_up(struct session *s, struct qmp_graph *g,
+                   const struct vm_disk *d, struct journal *j,
+                   struct qstill_error *err)
 {
-    if ((g && livechain_release(s, g, j->swap_to, err) < 0) ||
-        layer_remove(j->swap_to, err) < 0)
+    if ((s->qmp && livechain_release(s, g, j->swap_to, err) < 0) ||
+        layer_remove(j->swap_to, err) < 0 ||
+        (s->qmp && d && open_above(s, g, d, j, true, err) < 0))
         return err->code;
     j->swap_disk = j->swap_from = j->swap_to = j->swap_above = NULL;
     return 0;
@@ -340,9 +342,12 @@ int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
     if (swap(c, d, st, node, err) < 0) {
         err_wrap(err, "merging %s into a new file", st->first->path);
         collapse_graph_changed(c);
-        if (err->code == QSTILL_E_UNREACHABLE ||
-            liveswap_settle(s, c->j, &second) < 0)
+        if (err->code == QSTILL_E_UNREACHABLE)
             c->no_room = false;
+        else if (liveswap_settle(s, c->j, &second) < 0) {
+            c->no_room = false;
+            err->code = QSTILL_E_FAILED; /* the journal is still needed */
+        }
         return err->code;
     }
     if (c->text)
@@ -372,10 +377,10 @@ int liveswap_settle(struct session *s, struct journal *j,
             return err->code;
         does = true;
     }
+    if (!does)
+        return give_up(s, &g, d, j, err);
     if (d && s->qmp && open_above(s, &g, d, j, true, err) < 0)
         return err->code;
-    if (!does)
-        return give_up(s, s->qmp ? &g : NULL, j, err);
     if (verify_header(j, err) < 0)
         return err->code;
     return finish(s, j, NULL, err);
