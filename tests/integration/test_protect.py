@@ -227,6 +227,22 @@ class BackAgain(Case):
     def test_times_in_whole_seconds(self):
         self.goes_on_with_all(tar=True)
 
+    def test_one_layer_in_its_place(self):
+        """ext4 gives it the inode that was just freed."""
+        vm = self.vm_with_two()
+        vm.quit()
+        (layer, _), = self.frozen(vm, "two").values()
+        name, made = os.path.basename(layer), os.path.join(self.tmp, "b.tar")
+        self.unprotect(vm.dir)
+        subprocess.run(["tar", "-C", vm.dir, "--format=gnu", "-cf", made, name],
+                       check=True)
+        os.unlink(layer)
+        subprocess.run(["tar", "-C", vm.dir, "-xf", made], check=True)
+        self.assertEqual(0, os.stat(layer).st_mtime_ns % 10 ** 9)
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("revert", "vm", "one", "--start")
+        self.q("delete", "vm", "two")
+
     def goes_on_with_all(self, tar=False):
         vm = self.vm_with_two()
         self.come_back(vm, tar)
