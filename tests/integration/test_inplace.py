@@ -139,22 +139,26 @@ class InPlace(Reverts):
                     name=style, style=style, append="SYNC=vda,vdb SYNCMS=2",
                     extra=["-object", "iothread,id=io0"],
                     disks=self.two_disks(style, front=",iothread=io0"))
-                ticks, nonce = self.snapshot(vm)
-                self.goes_on(vm)
-                self.back(vm, "one", ticks[0], nonce)
-                self.q("create", style, "two", "--memory")
-                self.goes_on(vm)
-                self.q("create", style, "disks")
-                self.goes_on(vm)
-                self.back(vm, "two", self.snapshot_ticks(vm, "two")[0], nonce)
-                self.q("delete", style, "disks")
-                self.q("delete", style, "one")
-                self.goes_on(vm)
-                self.back(vm, "two", self.snapshot_ticks(vm, "two")[0], nonce)
-                self.q("delete", style, "two")
-                self.goes_on(vm)
-                self.reset_boots(vm, nonce)
+                with self.may_lose_an_interrupt(vm):
+                    self.live_and_back(vm, style)
                 vm.end()
+
+    def live_and_back(self, vm, style):
+        ticks, nonce = self.snapshot(vm)
+        self.goes_on(vm)
+        self.back(vm, "one", ticks[0], nonce)
+        self.q("create", style, "two", "--memory")
+        self.goes_on(vm)
+        self.q("create", style, "disks")
+        self.goes_on(vm)
+        self.back(vm, "two", self.snapshot_ticks(vm, "two")[0], nonce)
+        self.q("delete", style, "disks")
+        self.q("delete", style, "one")
+        self.goes_on(vm)
+        self.back(vm, "two", self.snapshot_ticks(vm, "two")[0], nonce)
+        self.q("delete", style, "two")
+        self.goes_on(vm)
+        self.reset_boots(vm, nonce)
 
     def lost_interrupt(self, vm):
         """What QEMU 10.0 does to a disk with an iothread now and then, at
