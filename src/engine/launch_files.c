@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "launch_files.h"
+#include "launch_files_impl.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -11,22 +11,9 @@
 #include "launch_opts.h"
 #include "layer_file.h"
 #include "qcow2/info.h"
-#include "reach.h"
 
-struct files {
-    const struct launch_record *rec;
-    const struct launch_args *args;
-    const struct launch_disk *disks;
-    size_t disk_count;
-    struct reach reach;
-    launch_file_fn *tell;
-    void *user;
-    struct qstill_error *err;
-};
-
-/* What QEMU could not open is told; what we could not find out is an error. */
-static int judge(struct files *f, const struct launch_arg *arg,
-                 const struct qstill_error *why)
+int files_judge(struct files *f, const struct launch_arg *arg,
+                const struct qstill_error *why)
 {
     switch (why->code) {
     case 0:
@@ -99,10 +86,10 @@ static bool may_be_found(const struct files *f, const char *name)
            !is_installed(f->rec->exe, LANDMARK);
 }
 
-/* What came as a descriptor is another's to tell. */
-static bool is_descriptor(const char *name)
+bool files_is_descriptor(const char *name)
 {
     return strncmp(name, "/dev/fd", 7) == 0 ||
+           strncmp(name, "/dev/std", 8) == 0 ||
            strncmp(name, "/proc/self/fd/", 14) == 0;
 }
 
@@ -114,6 +101,8 @@ enum how {
     LISTED,    /* files with ':' between them */
     PROGRAM,   /* "" and "no" are none */
     DIRECTORY, /* which QEMU reads */
+    THERE,     /* somebody else's socket */
+    MADE,      /* by QEMU, or written to */
 };
 
 /* Options that are a file's name. */
@@ -122,7 +111,8 @@ static const struct {
     enum how how;
 } plain[] = {
     {"kernel", READ},   {"dtb", READ},        {"initrd", READ},
-    {"bios", FIRMWARE}, {"readconfig", READ},
+    {"bios", FIRMWARE}, {"readconfig", READ}, {"pidfile", MADE},
+    {"D", MADE},
 };
 
 /* Options in which `key` is one. `implied`: the key of the first word;
@@ -150,6 +140,7 @@ static const struct {
     {"option-rom", "romfile", NULL, "romfile", FIRMWARE},
     {"fw_cfg", "name", NULL, "file", READ},
     {"smbios", NULL, NULL, "file", READ},
+    {"smbios", NULL, NULL, "path", READ},
     {"acpitable", NULL, NULL, "file", LISTED},
     {"acpitable", NULL, NULL, "data", LISTED},
     {"object", "qom-type", "secret", "file", READ},
@@ -170,6 +161,10 @@ static const struct {
     {"virtfs", "fsdriver", "local", "path", DIRECTORY},
     {"tpmdev", "type", "passthrough", "path", READ},
     {"trace", "enable", NULL, "events", READ},
+    {"trace", "enable", NULL, "file", MADE},
+    {"object", "qom-type", "filter-dump", "file", MADE},
+    {"chardev", "backend", "file", "path", MADE},
+    {"chardev", "backend", NULL, "logfile", MADE},
 };
 
 static int look(struct files *f, const char *name, enum reach_kind kind,
@@ -193,7 +188,7 @@ static int check_each(struct files *f, const struct launch_arg *arg,
         struct qstill_error why = {0};
 
         look(f, name, REACH_FILE, &why);
-        if (judge(f, arg, &why) < 0)
+        if (files_judge(f, arg, &why) < 0)
             return f->err->code;
     }
     return 0;
@@ -205,11 +200,12 @@ static int check_name(struct files *f, const struct launch_arg *arg,
     static const enum reach_kind kinds[] = {
         [READ] = REACH_FILE,           [FIRMWARE] = REACH_FILE,
         [LISTED] = REACH_FILE,         [PROGRAM] = REACH_PROGRAM,
-        [DIRECTORY] = REACH_DIRECTORY,
+        [DIRECTORY] = REACH_DIRECTORY, [THERE] = REACH_ANY,
+        [MADE] = REACH_MADE,
     };
     struct qstill_error why = {0};
 
-    if (!name || !*name || is_descriptor(name) ||
+    if (!name || !*name || files_is_descriptor(name) ||
         (how == PROGRAM && strcmp(name, "no") == 0))
         return 0;
     if (how == LISTED)
@@ -221,7 +217,62 @@ static int check_name(struct files *f, const struct launch_arg *arg,
     if (why.code == QSTILL_E_NOT_FOUND && launch_arg_is(arg, "initrd") &&
         strpbrk(name, ", "))
         return 0;
-    return judge(f, arg, &why);
+    return files_judge(f, arg, &why);
+}
+
+static bool is_on(const struct opts *o, const char *key)
+{
+    const char *v = opts_get(o, key);
+
+    return v && strcmp(v, "off") != 0 && strcmp(v, "no") != 0;
+}
+
+/* A unix socket or a pipe of -chardev. */
+static int check_chardev(struct files *f, const struct launch_arg *arg)
+{
+    CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error ignored = {0};
+    const char *type, *path;
+
+    if (!arg->value || opts_parse(&o, arg->value, "backend", &ignored) < 0)
+        return 0;
+    type = opts_get(&o, "backend");
+    path = opts_get(&o, "path");
+    if (!type || !path || is_on(&o, "abstract") || strcmp(type, "socket") != 0)
+        return 0;
+    if (is_on(&o, "server"))
+        return check_name(f, arg, MADE, path);
+    /* it tries again by itself */
+    return opts_has(&o, "reconnect") || opts_has(&o, "reconnect-ms")
+               ? 0
+               : check_name(f, arg, THERE, path);
+}
+
+/* "mon:unix:PATH,server=on", "file:PATH": of -serial and its like, -vnc. */
+static int check_line(struct files *f, const struct launch_arg *arg)
+{
+    static const char *const lines[] = {"serial", "parallel",   "monitor",
+                                        "qmp",    "qmp-pretty", "debugcon",
+                                        "gdb",    "vnc"};
+    const char *v = arg->value, *end;
+    CLEANUP(freep) char *path = NULL;
+    bool file, made, is = false;
+
+    for (size_t i = 0; i < ARRAY_LEN(lines); i++)
+        is = is || launch_arg_is(arg, lines[i]);
+    if (!is || !v)
+        return 0;
+    v += strncmp(v, "mon:", 4) == 0 ? 4 : 0;
+    file = strncmp(v, "file:", 5) == 0;
+    if (!file && strncmp(v, "unix:", 5) != 0)
+        return 0;
+    v += 5;
+    end = file ? v + strlen(v) : v + strcspn(v, ",");
+    path = strndup(v, (size_t)(end - v));
+    if (!path)
+        return err_nomem(f->err);
+    made = file || launch_arg_is(arg, "vnc") || strstr(end, ",server");
+    return check_name(f, arg, made ? MADE : THERE, path);
 }
 
 /* -global DRIVER.romfile=FILE, or driver=DRIVER,property=romfile,value=FILE */
@@ -262,6 +313,10 @@ static int check_option(struct files *f, const struct launch_arg *arg)
             check_name(f, arg, keyed[i].how, opts_get(&o, keyed[i].key)) < 0)
             return f->err->code;
     }
+    if (launch_arg_is(arg, "chardev"))
+        return check_chardev(f, arg);
+    if (check_line(f, arg) < 0)
+        return f->err->code;
     if (launch_arg_is(arg, "global") && arg->value) {
         CLEANUP(opts_fini) struct opts o = {0};
         struct qstill_error ignored = {0};
@@ -273,154 +328,8 @@ static int check_option(struct files *f, const struct launch_arg *arg)
     return 0;
 }
 
-/* -------------------------------------------------------------------- images
- */
-
-/* Not QEMU's own ways to name what is no file here ("nbd:...", "fat:rw:...").
- */
-static const char *plain_path(const char *name)
-{
-    size_t n = strcspn(name, ":/");
-
-    if (strncmp(name, "file:", 5) == 0)
-        return name + 5;
-    return name[n] == ':' || is_descriptor(name) ? NULL : name;
-}
-
-/* `format`: NULL when QEMU guesses; "raw" also for what has no backing file. */
-static int check_image(struct files *f, const struct launch_arg *arg,
-                       const char *name, const char *format)
-{
-    const char *file = name && *name ? plain_path(name) : NULL;
-    CLEANUP(freep) char *path = NULL;
-    struct qstill_error why = {0};
-
-    for (size_t i = 0; file && i < f->disk_count; i++)
-        if (launch_same_file(f->rec->cwd, file, f->disks[i].attach_path))
-            return 0; /* its head is looked at elsewhere */
-    if (!file)
-        return 0;
-    path = launch_resolve(f->rec->cwd, file);
-    if (!path)
-        return err_nomem(f->err);
-    reach_chain(&f->reach, path, format, &why);
-    return judge(f, arg, &why);
-}
-
-/* A key of `o` with another last word: "a.file.filename" -> "a.driver". */
-static const char *sibling(const struct opts *o, const char *key, size_t up,
-                           const char *word, char *out, size_t size)
-{
-    size_t n = strlen(key);
-
-    for (; up > 0; up--) {
-        while (n > 0 && key[n - 1] != '.')
-            n--;
-        if (up > 1 && n > 0)
-            n--; /* the dot */
-    }
-    snprintf(out, size, "%.*s%s", (int)n, key, word);
-    return opts_get(o, out);
-}
-
-/* How the node that reads the file opens it: the one around it in the same
- * option, or the one that names it in another. */
-static const char *format_of(const struct files *f,
-                             const struct launch_arg *arg, const struct opts *o,
-                             const char *key)
-{
-    char text[OPTS_KEY_MAX];
-    const char *node = opts_get(o, "node-name");
-
-    if (strcmp(key, "file") == 0 || strcmp(key, "file.filename") == 0 ||
-        (launch_arg_is(arg, "drive") && strcmp(key, "filename") == 0)) {
-        const char *format = opts_get(o, "format");
-
-        if (opts_has(o, "backing"))
-            return "raw"; /* what is below it is told here, or nothing is */
-        return format ? format : opts_get(o, "driver");
-    }
-    if (strchr(key, '.')) {
-        sibling(o, key, 2, "backing", text, sizeof(text));
-        if (opts_has(o, text))
-            return "raw";
-        return sibling(o, key, 2, "driver", text, sizeof(text));
-    }
-    for (size_t i = 0; node && i < f->args->count; i++) {
-        CLEANUP(opts_fini) struct opts over = {0};
-        struct qstill_error ignored = {0};
-        const char *file, *driver;
-
-        if (!launch_arg_is(&f->args->v[i], "blockdev") ||
-            launch_disk_opts(&f->args->v[i], &over, &ignored) < 0)
-            continue;
-        file = opts_get(&over, "file");
-        driver = opts_get(&over, "driver");
-        if (file && strcmp(file, node) == 0 && driver &&
-            strcmp(driver, "qcow2") == 0)
-            return opts_has(&over, "backing") ? "raw" : "qcow2";
-    }
-    return "raw";
-}
-
-/* Whether a key names a file: "file" of -drive, "filename" at any depth. */
-static bool names_file(const struct launch_arg *arg, const struct opts *o,
-                       const char *key)
-{
-    size_t n = key ? strlen(key) : 0, tail = strlen("filename");
-
-    if (n >= tail && strcmp(key + n - tail, "filename") == 0)
-        return n == tail || key[n - tail - 1] == '.';
-    /* in JSON it is a node's name */
-    return key && !o->json && launch_arg_is(arg, "drive") &&
-           strcmp(key, "file") == 0;
-}
-
-static int check_nodes(struct files *f, const struct launch_arg *arg,
-                       const struct opts *o)
-{
-    for (size_t i = 0; i < o->count; i++) {
-        const struct opts_pair *p = &o->pairs[i];
-
-        if (!names_file(arg, o, p->key))
-            continue;
-        if (strncmp(p->value, "json:", 5) == 0) {
-            CLEANUP(opts_fini) struct opts inner = {0};
-            struct qstill_error ignored = {0};
-
-            if (opts_parse(&inner, p->value + 5, NULL, &ignored) == 0 &&
-                inner.json && check_nodes(f, arg, &inner) < 0)
-                return f->err->code;
-        } else if (check_image(f, arg, p->value, format_of(f, arg, o, p->key)) <
-                   0) {
-            return f->err->code;
-        }
-    }
-    return 0;
-}
-
-/* QEMU opens all of them again, also what has been ejected since. */
-static int check_images(struct files *f, const struct launch_arg *arg)
-{
-    static const char *const images[] = {"hda",    "hdb",     "hdc", "hdd",
-                                         "cdrom",  "fda",     "fdb", "sd",
-                                         "pflash", "mtdblock"};
-    CLEANUP(opts_fini) struct opts o = {0};
-    struct qstill_error ignored = {0};
-
-    if (!arg->word)
-        return check_image(f, arg, arg->value, NULL);
-    for (size_t i = 0; i < ARRAY_LEN(images); i++)
-        if (launch_arg_is(arg, images[i]))
-            return check_image(f, arg, arg->value, NULL);
-    if ((!launch_arg_is(arg, "drive") && !launch_arg_is(arg, "blockdev")) ||
-        launch_disk_opts(arg, &o, &ignored) < 0)
-        return 0;
-    return check_nodes(f, arg, &o);
-}
-
-/* What is below a disk's head, too. One that is not there yet will stand on
- * what preflight() has looked at. */
+/* What is below a disk's head. One that is not there yet will stand on what
+ * preflight() has looked at; of a damaged one check() and QEMU tell more. */
 static int check_head(struct files *f, const struct launch_disk *disk)
 {
     CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
@@ -430,7 +339,7 @@ static int check_head(struct files *f, const struct launch_disk *disk)
         layer_info(disk->head_path, disk->head_format, &info, &why) < 0)
         return 0;
     reach_chain(&f->reach, disk->head_path, disk->head_format, &why);
-    return judge(f, NULL, &why);
+    return files_judge(f, NULL, &why);
 }
 
 int launch_files_check(const struct launch_record *rec,
@@ -450,7 +359,7 @@ int launch_files_check(const struct launch_record *rec,
     reach_init(&f.reach, rec->uid, rec->gid);
     for (size_t i = 0; i < args->count; i++)
         if (check_option(&f, &args->v[i]) < 0 ||
-            check_images(&f, &args->v[i]) < 0)
+            files_check_images(&f, &args->v[i]) < 0)
             return err->code;
     for (size_t i = 0; i < disk_count; i++)
         if (check_head(&f, &disks[i]) < 0)

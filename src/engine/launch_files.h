@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* The files that a command line has QEMU read when it starts. */
+/* The files that a command line has QEMU open when it starts. */
 #ifndef QSTILL_ENGINE_LAUNCH_FILES_H
 #define QSTILL_ENGINE_LAUNCH_FILES_H
 
@@ -14,9 +14,10 @@ typedef int launch_file_fn(void *user, const struct launch_arg *arg,
 /*
  * Looks at all of them but the images of `disks`, whose places others will
  * take: images with their backing files, kernels, firmware, ROMs, fw_cfg and
- * loader files, secrets, scripts. As the user of rec; nothing is opened but
- * the headers of images. Firmware without a directory in its name is QEMU's
- * own, unless QEMU's directories are known and have it not.
+ * loader files, secrets, scripts; and whether what it
+ * makes can be made: sockets, logs, a pid file. As the user of rec; nothing is
+ * opened but the headers of images. Firmware without a directory in its name is
+ * QEMU's own, unless QEMU's directories are known and have it not.
  */
 int launch_files_check(const struct launch_record *rec,
                        const struct launch_args *args,

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include "qmp/media.h"
-#include "reach.h"
 #include "session.h"
 
 #define MEDIA_MAX 1024
@@ -113,17 +112,6 @@ static const char *drive_name(const struct medium *m)
     return *m->device ? m->device : m->qdev;
 }
 
-/* As the user that QEMU runs as, and with what the medium stands on. */
-static int check_file(const struct session *s, const struct medium *m,
-                      struct qstill_error *err)
-{
-    struct reach reach;
-
-    reach_init(&reach, s->rec.has_launch ? s->rec.launch.uid : geteuid(),
-               s->rec.has_launch ? s->rec.launch.gid : getegid());
-    return reach_chain(&reach, m->path, m->format, err);
-}
-
 int media_check(struct session *s, const struct media *m, bool in_process,
                 bool force, struct qstill_error *err)
 {
@@ -136,7 +124,7 @@ int media_check(struct session *s, const struct media *m, bool in_process,
         const struct medium *want = &m->items[i], *has = find(&now, want);
 
         if (!is_file(want) || (has && same_medium(has, want)) ||
-            check_file(s, want, err) == 0)
+            session_reach(s, want->path, want->format, !in_process, err) == 0)
             continue;
         err_wrap(err, "drive %s had %s in it at the snapshot", drive_name(want),
                  want->path);
@@ -166,9 +154,14 @@ static int put_one(struct session *s, const struct qmp_medium *q,
             return err->code;
         return qmp_medium_close_tray(s->qmp, q->qdev, err);
     }
-    if (is_file(want) && check_file(s, want, &why) == 0)
-        return qmp_medium_insert(s->qmp, q->qdev, want->path, want->format,
-                                 err);
+    if (is_file(want) &&
+        session_reach(s, want->path, want->format, false, &why) == 0 &&
+        qmp_medium_insert(s->qmp, q->qdev, want->path, want->format, &why) == 0)
+        return 0;
+    if (why.code == QSTILL_E_UNREACHABLE) {
+        *err = why;
+        return err->code;
+    }
     store_note(s->store,
                "drive %s had %s in it, which cannot be put back (%s): it keeps "
                "what is in it",

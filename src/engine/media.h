@@ -40,7 +40,8 @@ int media_check(struct session *s, const struct media *m, bool in_process,
 /*
  * Puts them into the drives, and closes the trays: an open one is the device
  * state's to tell. To be done before that is loaded, for the guest is not to
- * see a change. What is no file, and what is gone, stays as it is, with a note.
+ * see a change. What is no file, and what is gone or QEMU cannot open, stays as
+ * it is, with a note.
  */
 int media_put(struct session *s, const struct media *m,
               struct qstill_error *err);

@@ -10,7 +10,6 @@
 #include "layers.h"
 #include "memstate/ramset.h"
 #include "qmp/ram.h"
-#include "reach.h"
 #include "session.h"
 
 static bool differ(const char *a, const char *b)
@@ -133,24 +132,24 @@ int preflight_below(struct session *s, struct qstill_error *err)
                          "stand on it");
 }
 
-/* What stands below the lowest of them belongs to nobody here, and no manifest
- * tells of it: a golden image, which QEMU opens all the same. */
-static int check_foundation(struct session *s, const struct manifest *m,
-                            const struct manifest_disk *d,
-                            struct qstill_error *err)
+int preflight_foundation(struct session *s, const struct manifest *m,
+                         bool start, struct qstill_error *err)
 {
-    const struct launch_record *l = &s->rec.launch;
-    const struct manifest *up = m;
-    struct reach reach;
+    for (size_t i = 0; i < m->disk_count; i++) {
+        const struct manifest_disk *d = &m->disks[i], *below;
+        const struct manifest *up = m;
 
-    while (up->parent_id && (up = tree_find(&s->tree, up->parent_id)) != NULL &&
-           manifest_disk(up, d->name))
-        d = manifest_disk(up, d->name);
-    reach_init(&reach, s->rec.has_launch ? l->uid : (uint32_t)geteuid(),
-               s->rec.has_launch ? l->gid : (uint32_t)getegid());
-    if (reach_chain(&reach, d->path, d->format, err) == 0)
-        return 0;
-    return err_hint(err, "the disk cannot be opened without it: put it back");
+        while (up->parent_id &&
+               (up = tree_find(&s->tree, up->parent_id)) != NULL &&
+               (below = manifest_disk(up, d->name)) != NULL)
+            d = below;
+        if (session_reach(s, d->path, d->format, start, err) < 0) {
+            err_wrap(err, "snapshot %s", m->name);
+            return err_hint(err, "the disk cannot be opened without it: put it "
+                                 "back");
+        }
+    }
+    return 0;
 }
 
 static int check_disks(struct session *s, const struct manifest *m, bool force,
@@ -171,9 +170,6 @@ static int check_disks(struct session *s, const struct manifest *m, bool force,
     if (check_ancestors(s, m, force, err) < 0 ||
         check_hidden(s, m, force, err) < 0)
         return err->code;
-    for (size_t i = 0; i < m->disk_count; i++)
-        if (check_foundation(s, m, &m->disks[i], err) < 0)
-            return err->code;
     return 0;
 }
 
@@ -327,6 +323,8 @@ int preflight(struct session *s, const struct manifest *m, bool memory,
 
     if (check_disks(s, m, force, err) < 0)
         return err_wrap(err, "snapshot %s", m->name);
+    if (preflight_foundation(s, m, false, err) < 0)
+        return err->code;
     if (s->qmp && check_known(s, memory, force, err) < 0)
         return err->code;
     if (!memory)

@@ -23,6 +23,12 @@ int preflight(struct session *s, const struct manifest *m, bool memory,
 int preflight_memory(struct session *s, const struct manifest *m,
                      struct qstill_error *err);
 
+/* What stands below the lowest layer of a snapshot belongs to nobody here, and
+ * no manifest tells of it: a golden image, which QEMU opens all the same.
+ * `start`: see session_reach(). */
+int preflight_foundation(struct session *s, const struct manifest *m,
+                         bool start, struct qstill_error *err);
+
 /* Whether the frozen layers that the VM's heads stand on are what they were. */
 int preflight_below(struct session *s, struct qstill_error *err);
 

@@ -37,6 +37,48 @@ void reach_init(struct reach *r, uint32_t uid, uint32_t gid)
         r->group_count = REACH_GROUPS_MAX; /* these it has filled in */
 }
 
+/* Bits of capabilities(7): no file is closed to who has one of them. */
+#define MAY_READ_ALL                                                           \
+    (1ull << 1 | 1ull << 2) /* DAC_OVERRIDE, DAC_READ_SEARCH                   \
+                             */
+
+static void read_groups(struct reach *r, const char *text)
+{
+    char *end;
+
+    for (r->group_count = 0; r->group_count < REACH_GROUPS_MAX; text = end) {
+        unsigned long gid = strtoul(text, &end, 10);
+
+        if (end == text)
+            break;
+        r->groups[r->group_count++] = (gid_t)gid;
+    }
+}
+
+bool reach_init_process(struct reach *r, pid_t pid)
+{
+    char path[40], line[1024];
+    unsigned long long caps = 0;
+    bool uid = false, gid = false;
+    FILE *f;
+
+    *r = (struct reach){0};
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    f = fopen(path, "re");
+    while (f && fgets(line, sizeof(line), f)) {
+        /* the last of four is for files */
+        uid |= sscanf(line, "Uid: %*u %*u %*u %u", &r->uid) == 1;
+        gid |= sscanf(line, "Gid: %*u %*u %*u %u", &r->gid) == 1;
+        sscanf(line, "CapEff: %llx", &caps);
+        if (strncmp(line, "Groups:", 7) == 0)
+            read_groups(r, line + 7);
+    }
+    if (f)
+        fclose(f);
+    r->other = geteuid() == 0 && r->uid != 0 && !(caps & MAY_READ_ALL);
+    return uid && gid;
+}
+
 /* ------------------------------------------------------------------- as whom
  */
 
@@ -48,21 +90,20 @@ struct disguise {
     gid_t groups[REACH_GROUPS_MAX];
 };
 
-static int put_on(const struct reach *r, struct disguise *d,
-                  struct qstill_error *err)
+/* Where it cannot be put on, root's own look must do: more groups than could be
+ * given back, a root that may not change them. */
+static void put_on(const struct reach *r, struct disguise *d)
 {
     *d = (struct disguise){0};
     if (!r->other)
-        return 0;
+        return;
     d->group_count = getgroups(REACH_GROUPS_MAX, d->groups);
-    if (d->group_count < 0)
-        return 0; /* more than could be given back: root's look must do */
-    if (syscall(SYS_setgroups, r->group_count, r->groups) < 0)
-        return err_errno(err, errno, "cannot take QEMU's groups");
+    if (d->group_count < 0 ||
+        syscall(SYS_setgroups, r->group_count, r->groups) < 0)
+        return;
     setfsgid(r->gid);
     setfsuid(r->uid); /* and root's capabilities for files are gone */
     d->on = true;
-    return 0;
 }
 
 static void take_off(struct disguise *d)
@@ -78,14 +119,46 @@ static void take_off(struct disguise *d)
 /* --------------------------------------------------------------------- files
  */
 
+/* In a directory where it could be, or it is there and can be written to. */
+static int look_made(const char *path, struct qstill_error *err)
+{
+    const char *slash = strrchr(path, '/');
+    CLEANUP(freep)
+    char *dir = strndup(path, slash > path ? (size_t)(slash - path) : 1);
+    struct stat st = {0};
+
+    if (!dir)
+        return err_nomem(err);
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
+        return err_set(err, QSTILL_E_PRECONDITION, "%s is a directory", path);
+    /* an old socket is removed first */
+    if ((faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0 &&
+         !S_ISSOCK(st.st_mode)) ||
+        faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS) == 0)
+        return 0;
+    if (errno == ENOENT || errno == ENOTDIR)
+        return err_set(err, QSTILL_E_NOT_FOUND,
+                       "%s cannot be made: its directory is gone", path);
+    return err_set(err, QSTILL_E_PERMISSION,
+                   "%s cannot be made by the user of QEMU: %s", path,
+                   strerror(errno));
+}
+
 static int look(const char *path, enum reach_kind kind,
                 struct qstill_error *err)
 {
-    int how = kind == REACH_PROGRAM ? X_OK : R_OK;
+    static const int access[] = {
+        [REACH_FILE] = R_OK,
+        [REACH_PROGRAM] = X_OK,
+        [REACH_DIRECTORY] = R_OK | X_OK,
+        [REACH_ANY] = F_OK,
+    };
     struct stat st;
+    int how;
 
-    if (kind == REACH_DIRECTORY)
-        how = R_OK | X_OK;
+    if (kind == REACH_MADE)
+        return look_made(path, err);
+    how = access[kind];
     if (stat(path, &st) < 0 || faccessat(AT_FDCWD, path, how, AT_EACCESS) < 0) {
         if (errno == ENOENT || errno == ENOTDIR)
             return err_set(err, QSTILL_E_NOT_FOUND, "%s is gone", path);
@@ -93,7 +166,7 @@ static int look(const char *path, enum reach_kind kind,
                        "%s cannot be opened by the user of QEMU: %s", path,
                        strerror(errno));
     }
-    if (S_ISDIR(st.st_mode) != (kind == REACH_DIRECTORY))
+    if (kind != REACH_ANY && S_ISDIR(st.st_mode) != (kind == REACH_DIRECTORY))
         return err_set(err, QSTILL_E_PRECONDITION, "%s is %s", path,
                        S_ISDIR(st.st_mode) ? "a directory" : "no directory");
     return 0;
@@ -105,8 +178,7 @@ int reach_file(const struct reach *r, const char *path, enum reach_kind kind,
     struct disguise d;
     int rc;
 
-    if (put_on(r, &d, err) < 0)
-        return err->code;
+    put_on(r, &d);
     rc = look(path, kind, err);
     take_off(&d);
     return rc;
@@ -230,8 +302,7 @@ int reach_chain(const struct reach *r, const char *path, const char *format,
     struct disguise d;
     int rc;
 
-    if (put_on(r, &d, err) < 0)
-        return err->code;
+    put_on(r, &d);
     rc = walk(path, format, err);
     take_off(&d);
     return rc;

@@ -18,10 +18,19 @@ struct reach {
     gid_t groups[REACH_GROUPS_MAX];
 };
 
-/* Finds the user's groups. */
+/* As one that is started as that user; finds its groups. */
 void reach_init(struct reach *r, uint32_t uid, uint32_t gid);
+/* As a process that runs, with its groups and what it may besides. False: it
+ * cannot be read. */
+bool reach_init_process(struct reach *r, pid_t pid);
 
-enum reach_kind { REACH_FILE, REACH_PROGRAM, REACH_DIRECTORY };
+enum reach_kind {
+    REACH_FILE,
+    REACH_PROGRAM,
+    REACH_DIRECTORY,
+    REACH_ANY, /* a socket, say */
+    REACH_MADE /* it is made, or written to */
+};
 
 /* NOT_FOUND, PERMISSION, PRECONDITION (of another kind); the message names the
  * path and says why. Opens nothing. */

@@ -122,7 +122,8 @@ static int check_start(struct revert *r, const struct manifest *m,
 
     if (r->state == QSTILL_STATE_STOPPED)
         return 0;
-    if (revert_fill_start(r, m, &o, err) < 0)
+    if (preflight_foundation(&r->s, m, true, err) < 0 ||
+        revert_fill_start(r, m, &o, err) < 0)
         return err->code;
     if (o.incoming && r->s.rec.has_launch && !r->s.rec.launcher &&
         (check_ram(r, m, err) < 0 || plugged_check(&r->s, m, err) < 0))

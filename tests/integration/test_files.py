@@ -97,6 +97,36 @@ class Files(Case):
         self.q("revert", "vm", "one", "--restore", "eager")
         self.assertEqual("running", vm.state())
 
+    def test_what_it_makes(self):
+        """Its sockets, its logs, its pid file: in /run, say, which somebody
+        has emptied."""
+        run = os.path.join(self.tmp, "run")
+        for n, (words, name) in enumerate((
+                (["-pidfile", "%s/pid"], "pid"), (["-D", "%s/log"], "log"),
+                (["-chardev", "file,id=c,path=%s/c"], "c"),
+                (["-chardev", "socket,id=c,server=on,wait=off,path=%s/s"], "s"),
+                (["-chardev", "null,id=c,logfile=%s/l"], "l"),
+                (["-serial", "unix:%s/t,server,nowait"], "t"),
+                (["-monitor", "unix:%s/m,server=on,wait=off"], "m"),
+                (["-vnc", "unix:%s/vnc"], "vnc"),
+                (["-serial", "file:%s/out"], "out"))):
+            with self.subTest(words[0], name=name):
+                os.makedirs(run, exist_ok=True)
+                vm = self.tiny_vm("vm%d" % n, extra=[
+                    w.replace("%s", run) for w in words])
+                self.q("create", vm.name, "one", "--memory")
+                self.assertEqual([], self.q.check(vm.name)["problems"])
+                os.rename(run, run + ".away")
+                pid = vm.pid()
+                says = name + " cannot be made: its directory is gone"
+                self.assertIn(says, str(self.q.check(vm.name)["problems"]))
+                self.q.fails("precondition", says, "revert", vm.name, "one",
+                             "--restore", "eager")
+                self.assertEqual((pid, "running"), (vm.pid(), vm.state()))
+                os.rename(run + ".away", run)
+                self.q("revert", vm.name, "one", "--restore", "eager")
+                vm.quit()
+
     def test_firmware_that_qemu_finds_itself(self):
         """By its name alone; and in a directory of -L."""
         own = os.path.join(self.tmp, "own")

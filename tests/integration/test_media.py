@@ -146,6 +146,8 @@ class Media(Case):
             os.chmod(path, 0o755)
         for path in (self.vm.disks[0].path, self.vm.serial.path):
             os.chown(path, pwd.getpwnam("nobody").pw_uid, -1)
+        # what it is started as from the beginning, it makes its sockets as
+        os.chmod(self.vm.dir, 0o777)
         user = ["-runas", "nobody"] if QEMU_VERSION.startswith("7.") else [
             "-run-with", "user=nobody"]
         self.vm.extra = user + [

@@ -219,6 +219,47 @@ static void each_file_that_a_start_reads_is_looked_at(void **state)
         }
 }
 
+/* %s is the file; its directory is there or not. */
+static const char *const makers[][2] = {
+    {"-pidfile", "%s"},
+    {"-D", "%s"},
+    {"-chardev", "file,id=c,path=%s"},
+    {"-chardev", "socket,id=c,path=%s,server=on,wait=off"},
+    {"-chardev", "null,id=c,logfile=%s"},
+    {"-serial", "unix:%s,server,nowait"},
+    {"-qmp", "unix:%s,server=on,wait=off"},
+    {"-serial", "file:%s"},
+    {"-vnc", "unix:%s"},
+    {"-object", "filter-dump,id=f,netdev=n,file=%s"},
+};
+
+static void each_file_that_a_start_makes_is_looked_at(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < sizeof(makers) / sizeof(makers[0]); i++)
+        for (int there = 0; there < 2; there++) {
+            const char *path = there ? "/tmp/not-there" : "/no/such/file";
+            const char *at = strstr(makers[i][1], "%s");
+            char value[256];
+            const char *argv[] = {"q", makers[i][0], value, NULL};
+            struct launch_record rec = record(argv);
+            struct launch_hinder_list list = {0};
+            struct qstill_error err = {0};
+
+            snprintf(value, sizeof(value), "%.*s%s%s", (int)(at - makers[i][1]),
+                     makers[i][1], path, at + 2);
+            assert_int_equal(launch_hinders(&rec, NULL, 0, &list, &err), 0);
+            if (list.count != (there ? 0 : 1))
+                fail_msg("%s: %zu hinders", value, list.count);
+            if (!there) {
+                assert_string_equal(list.items[0].code, "file-missing");
+                assert_non_null(
+                    strstr(list.items[0].message, "its directory is gone"));
+            }
+            launch_hinder_list_fini(&list);
+        }
+}
+
 static void what_can_be_started_again_has_no_hinder(void **state)
 {
     static const char *const argv[] = {"q",
@@ -332,6 +373,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_hinder_has_its_code_and_says_what_it_is),
         cmocka_unit_test(each_file_that_a_start_reads_is_looked_at),
+        cmocka_unit_test(each_file_that_a_start_makes_is_looked_at),
         cmocka_unit_test(what_can_be_started_again_has_no_hinder),
         cmocka_unit_test(disks_that_cannot_be_replaced_are_told),
         cmocka_unit_test(a_missing_binary_and_directory_are_told),

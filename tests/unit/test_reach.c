@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include <fcntl.h>
+#include <grp.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -8,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -109,6 +111,46 @@ static void test_rights_of_another_user(void **state)
     assert_string_equal(before, after);
 }
 
+/* Groups that no passwd tells of, and none of root's capabilities. */
+static void test_rights_of_a_process(void **state)
+{
+    struct qstill_error err = {0};
+    gid_t groups[] = {4711, 4712};
+    char path[128];
+    struct reach r;
+    pid_t pid;
+    int go[2], ready[2];
+    char c;
+
+    (void)state;
+    if (geteuid() != 0)
+        skip();
+    assert_int_equal(0, pipe(go));
+    assert_int_equal(0, pipe(ready));
+    pid = fork();
+    if (pid == 0) {
+        if (setgroups(2, groups) < 0 || setgid(NOBODY) < 0 ||
+            setuid(NOBODY) < 0 || write(ready[1], "", 1) != 1)
+            _exit(1);
+        close(go[1]);
+        _exit(read(go[0], &c, 1) != 0);
+    }
+    assert_int_equal(1, read(ready[0], &c, 1));
+    assert_true(reach_init_process(&r, pid));
+    make(path, sizeof(path), "of-4712", 0640);
+    assert_int_equal(0, chown(path, 0, 4712));
+    assert_int_equal(0, reach_file(&r, path, REACH_FILE, &err));
+    assert_int_equal(0, chown(path, 0, 4713));
+    assert_int_equal(QSTILL_E_PERMISSION,
+                     reach_file(&r, path, REACH_FILE, &err));
+    close(go[1]);
+    waitpid(pid, NULL, 0);
+    assert_false(reach_init_process(&r, pid));
+    /* one that has them */
+    assert_true(reach_init_process(&r, getpid()));
+    assert_int_equal(0, reach_file(&r, path, REACH_FILE, &err));
+}
+
 /* top -> file:middle -> json: of golden, which says what is below it. */
 static void test_chain(void **state)
 {
@@ -166,6 +208,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_what_is_there),
         cmocka_unit_test(test_rights_of_another_user),
+        cmocka_unit_test(test_rights_of_a_process),
         cmocka_unit_test(test_chain),
     };
 

@@ -1,0 +1,152 @@
+/* SPDX-License-Identifier: MIT */
+/* The images that a command line has QEMU open, with what is below them. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "launch_disk.h"
+#include "launch_files_impl.h"
+#include "launch_opts.h"
+
+/* Not QEMU's own ways to name what is no file here ("nbd:...", "fat:rw:...").
+ */
+static const char *plain_path(const char *name)
+{
+    size_t n = strcspn(name, ":/");
+
+    if (strncmp(name, "file:", 5) == 0)
+        return name + 5;
+    return name[n] == ':' || files_is_descriptor(name) ? NULL : name;
+}
+
+/* `format`: NULL when QEMU guesses; "raw" also for what has no backing file. */
+static int check_image(struct files *f, const struct launch_arg *arg,
+                       const char *name, const char *format)
+{
+    const char *file = name && *name ? plain_path(name) : NULL;
+    CLEANUP(freep) char *path = NULL;
+    struct qstill_error why = {0};
+
+    for (size_t i = 0; file && i < f->disk_count; i++)
+        if (launch_same_file(f->rec->cwd, file, f->disks[i].attach_path))
+            return 0; /* its head is looked at elsewhere */
+    if (!file)
+        return 0;
+    path = launch_resolve(f->rec->cwd, file);
+    if (!path)
+        return err_nomem(f->err);
+    reach_chain(&f->reach, path, format, &why);
+    return files_judge(f, arg, &why);
+}
+
+/* A key of `o` with another last word: "a.file.filename" -> "a.driver". */
+static const char *sibling(const struct opts *o, const char *key, size_t up,
+                           const char *word, char *out, size_t size)
+{
+    size_t n = strlen(key);
+
+    for (; up > 0; up--) {
+        while (n > 0 && key[n - 1] != '.')
+            n--;
+        if (up > 1 && n > 0)
+            n--; /* the dot */
+    }
+    snprintf(out, size, "%.*s%s", (int)n, key, word);
+    return opts_get(o, out);
+}
+
+/* How the node that reads the file opens it: the one around it in the same
+ * option, or the one that names it in another. */
+static const char *format_of(const struct files *f,
+                             const struct launch_arg *arg, const struct opts *o,
+                             const char *key)
+{
+    char text[OPTS_KEY_MAX];
+    const char *node = opts_get(o, "node-name");
+
+    if (strcmp(key, "file") == 0 || strcmp(key, "file.filename") == 0 ||
+        (launch_arg_is(arg, "drive") && strcmp(key, "filename") == 0)) {
+        const char *format = opts_get(o, "format");
+
+        if (opts_has(o, "backing"))
+            return "raw"; /* what is below it is told here, or nothing is */
+        return format ? format : opts_get(o, "driver");
+    }
+    if (strchr(key, '.')) {
+        sibling(o, key, 2, "backing", text, sizeof(text));
+        if (opts_has(o, text))
+            return "raw";
+        return sibling(o, key, 2, "driver", text, sizeof(text));
+    }
+    for (size_t i = 0; node && i < f->args->count; i++) {
+        CLEANUP(opts_fini) struct opts over = {0};
+        struct qstill_error ignored = {0};
+        const char *file, *driver;
+
+        if (!launch_arg_is(&f->args->v[i], "blockdev") ||
+            launch_disk_opts(&f->args->v[i], &over, &ignored) < 0)
+            continue;
+        file = opts_get(&over, "file");
+        driver = opts_get(&over, "driver");
+        if (file && strcmp(file, node) == 0 && driver &&
+            strcmp(driver, "qcow2") == 0)
+            return opts_has(&over, "backing") ? "raw" : "qcow2";
+    }
+    return "raw";
+}
+
+/* Whether a key names a file: "file" of -drive, "filename" at any depth. */
+static bool names_file(const struct launch_arg *arg, const struct opts *o,
+                       const char *key)
+{
+    size_t n = key ? strlen(key) : 0, tail = strlen("filename");
+
+    if (n >= tail && strcmp(key + n - tail, "filename") == 0)
+        return n == tail || key[n - tail - 1] == '.';
+    /* in JSON it is a node's name */
+    return key && !o->json && launch_arg_is(arg, "drive") &&
+           strcmp(key, "file") == 0;
+}
+
+static int check_nodes(struct files *f, const struct launch_arg *arg,
+                       const struct opts *o)
+{
+    for (size_t i = 0; i < o->count; i++) {
+        const struct opts_pair *p = &o->pairs[i];
+
+        if (!names_file(arg, o, p->key))
+            continue;
+        if (strncmp(p->value, "json:", 5) == 0) {
+            CLEANUP(opts_fini) struct opts inner = {0};
+            struct qstill_error ignored = {0};
+
+            if (opts_parse(&inner, p->value + 5, NULL, &ignored) == 0 &&
+                inner.json && check_nodes(f, arg, &inner) < 0)
+                return f->err->code;
+        } else if (check_image(f, arg, p->value, format_of(f, arg, o, p->key)) <
+                   0) {
+            return f->err->code;
+        }
+    }
+    return 0;
+}
+
+/* QEMU opens all of them again, also what has been ejected since. */
+int files_check_images(struct files *f, const struct launch_arg *arg)
+{
+    static const char *const images[] = {"hda",    "hdb",     "hdc", "hdd",
+                                         "cdrom",  "fda",     "fdb", "sd",
+                                         "pflash", "mtdblock"};
+    CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error ignored = {0};
+
+    if (!arg->word)
+        return check_image(f, arg, arg->value, NULL);
+    for (size_t i = 0; i < ARRAY_LEN(images); i++)
+        if (launch_arg_is(arg, images[i]))
+            return check_image(f, arg, arg->value, NULL);
+    if ((!launch_arg_is(arg, "drive") && !launch_arg_is(arg, "blockdev")) ||
+        launch_disk_opts(arg, &o, &ignored) < 0)
+        return 0;
+    return check_nodes(f, arg, &o);
+}
