@@ -131,7 +131,7 @@ int media_check(struct session *s, const struct media *m, bool in_process,
         if (!force)
             return err_hint(err, "put the file back, or go on with what is in "
                                  "the drive: --force");
-        store_note(s->store, "%s: it keeps what is in it", err->message);
+        store_note(s->store, "%s: it is not put back", err->message);
         err_clear(err);
     }
     return 0;
@@ -162,9 +162,7 @@ static int put_one(struct session *s, const struct qmp_medium *q,
         *err = why;
         return err->code;
     }
-    store_note(s->store,
-               "drive %s had %s in it, which cannot be put back (%s): it keeps "
-               "what is in it",
+    store_note(s->store, "drive %s had %s in it, which cannot be put back (%s)",
                drive_name(want), want->path,
                why.code < 0 ? why.message : "no file");
     return open ? qmp_medium_close_tray(s->qmp, q->qdev, err) : 0;

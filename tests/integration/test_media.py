@@ -129,7 +129,7 @@ class Media(Case):
                     self.assertIn("--force", failure.hint)
         for way in ("inplace", "eager"):
             self.q("revert", "vm", "one", "--restore", way, "--force")
-            self.assertRegex(self.q.stderr, says + ".*keeps what is in it")
+            self.assertRegex(self.q.stderr, says + ".*is not put back")
             self.assertEqual(self.a, self.medium())
         self.vm.quit()
         self.q.fails("not-found", says, "revert", "vm", "one")
