@@ -29,63 +29,6 @@ int files_judge(struct files *f, const struct launch_arg *arg,
     }
 }
 
-/* ------------------------------------------------------------------ firmware
- */
-
-/* Every QEMU for a PC comes with it: by it one knows where its firmware is. */
-#define LANDMARK "bios-256k.bin"
-
-static bool in_dir(const char *prefix, size_t len, const char *dir,
-                   const char *name)
-{
-    CLEANUP(buf_fini) struct buf b = BUF_INIT;
-    CLEANUP(freep) char *path = NULL;
-
-    if (buf_printf(&b, "%.*s%s/%s", (int)len, prefix, dir, name) < 0)
-        return true; /* no memory: no verdict */
-    path = buf_take_string(&b);
-    return !path || access(path, R_OK) == 0;
-}
-
-/* Where builds and distributions have it, seen from /usr or from the binary. */
-static bool is_installed(const char *exe, const char *name)
-{
-    static const char *const dirs[] = {
-        "/share/qemu",     "/share/seabios", "/lib/ipxe/qemu",
-        "/share/qemu-efi", "/share/OVMF",    "/share/qemu-firmware",
-    };
-    const char *bin = strstr(exe, "/bin/");
-    const char *slash = strrchr(exe, '/');
-    size_t n = bin ? (size_t)(bin - exe) : 0;
-
-    for (size_t i = 0; i < ARRAY_LEN(dirs); i++)
-        if (in_dir("/usr", 4, dirs[i], name) ||
-            in_dir("/usr/local", 10, dirs[i], name) ||
-            (bin && in_dir(exe, n, dirs[i], name)))
-            return true;
-    n = slash ? (size_t)(slash - exe) : 0;
-    return in_dir(exe, n, "", name) || in_dir(exe, n, "/pc-bios", name) ||
-           in_dir(exe, n, "/qemu-bundle/usr/local/share/qemu", name);
-}
-
-/* In the directories of -L, or in those that QEMU was built with, which it
- * keeps to itself: where they are not known, there is no verdict. */
-static bool may_be_found(const struct files *f, const char *name)
-{
-    for (size_t i = 0; i < f->args->count; i++) {
-        const struct launch_arg *arg = &f->args->v[i];
-
-        if (launch_arg_is(arg, "L") && arg->value) {
-            CLEANUP(freep) char *dir = launch_resolve(f->rec->cwd, arg->value);
-
-            if (!dir || in_dir(dir, strlen(dir), "", name))
-                return true;
-        }
-    }
-    return is_installed(f->rec->exe, name) ||
-           !is_installed(f->rec->exe, LANDMARK);
-}
-
 bool files_is_descriptor(const char *name)
 {
     return strncmp(name, "/dev/fd", 7) == 0 ||
@@ -210,8 +153,9 @@ static int check_name(struct files *f, const struct launch_arg *arg,
         return 0;
     if (how == LISTED)
         return check_each(f, arg, name);
+    /* which is somewhere where QEMU was built to look */
     if (look(f, name, kinds[how], &why) < 0 && how == FIRMWARE &&
-        why.code == QSTILL_E_NOT_FOUND && may_be_found(f, name))
+        !strchr(name, '/'))
         return 0;
     /* "FILE ARGUMENTS,FILE": modules of a multiboot kernel */
     if (why.code == QSTILL_E_NOT_FOUND && launch_arg_is(arg, "initrd") &&

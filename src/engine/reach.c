@@ -15,7 +15,6 @@
 
 #include "base/cleanup.h"
 #include "launch_opts.h"
-#include "layer_file.h"
 #include "qcow2/chain.h"
 
 /* No disk has more images; then it is a loop. */
@@ -187,20 +186,6 @@ int reach_file(const struct reach *r, const char *path, enum reach_kind kind,
 /* -------------------------------------------------------------------- chains
  */
 
-/* As QEMU does. Devices are not read: that of a running VM may be slow, or a
- * tape. */
-static bool is_qcow2(const char *path)
-{
-    CLEANUP(closep)
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    char magic[4];
-    struct stat st;
-
-    return fd >= 0 && fstat(fd, &st) == 0 &&
-           (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)) &&
-           pread(fd, magic, 4, 0) == 4 && memcmp(magic, "QFI\xfb", 4) == 0;
-}
-
 /* One image and who is below it; `path` NULL: no file of this host. */
 struct step {
     char *path;
@@ -245,17 +230,29 @@ static int step_json(struct step *out, const char *json,
     return 0;
 }
 
+/* QEMU opens more than our own reader does: links, block devices, what we would
+ * call damaged. Where this finds nothing out, nothing is said. */
+static bool read_header(const struct step *s, struct qcow2_info *info)
+{
+    CLEANUP(closep)
+    int fd = open(s->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    struct qstill_error ignored = {0};
+    struct stat st;
+
+    return fd >= 0 && fstat(fd, &st) == 0 &&
+           (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)) &&
+           qcow2_info_read_fd(io_real(), fd, QCOW2_FORMAT_QCOW2, info,
+                              &ignored) == 0;
+}
+
 static int step_down(struct step *s, struct step *out, struct qstill_error *err)
 {
     CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
     const char *name;
 
     *out = (struct step){0};
-    if (*s->format ? strcmp(s->format, "qcow2") != 0 : !is_qcow2(s->path))
-        return 0;
-    if (layer_info(s->path, "qcow2", &info, err) < 0)
-        return err_wrap(err, "%s", s->path);
-    if (!info.header.has_backing)
+    if ((*s->format && strcmp(s->format, "qcow2") != 0) ||
+        !read_header(s, &info) || !info.header.has_backing)
         return 0;
     name = info.header.backing;
     if (strncmp(name, "json:", 5) == 0)

@@ -18,6 +18,7 @@
 
 #include "base/publish.h"
 #include "delete.h"
+#include "head_zeroes.h"
 #include "headlock.h"
 #include "inplace.h"
 #include "job.h"
@@ -101,6 +102,7 @@ static int finish_create(struct session *s, struct journal *j, struct buf *text,
         return err->code;
     unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
     protect_all(s);
+    head_zeroes_keep(s);
     if (trash_end(s, text, err) == 0)
         *err = unthawed;
     return err->code;
