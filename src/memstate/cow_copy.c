@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 
 #include "base/checked.h"
 #include "memstate/chunk_write.h"
@@ -21,6 +22,8 @@
  * the disk. */
 #define BUFFERS 12u
 #define PARTS   (COW_UNIT / RAMSET_CHUNK)
+/* How long somebody may wait who gives memory back while copiers end. */
+#define JOIN_SLICE_NS 2000000
 
 /* The buffers of a unit. */
 struct unit_copy {
@@ -93,9 +96,13 @@ static int unprotect(struct cow *cow, const struct cow_unit *u,
     uint64_t hva = u->block->hva + u->offset;
     int e;
 
-    /* EAGAIN: the fault server is about to read an event. */
-    while ((e = uffd_unprotect(&cow->uffd, hva, u->len)) == EAGAIN)
+    /* EAGAIN: the fault server is about to read an event. At the end it reads
+     * no more, and lets go of all of it. */
+    while ((e = uffd_unprotect(&cow->uffd, hva, u->len)) == EAGAIN) {
+        if (__atomic_load_n(&cow->stop, __ATOMIC_ACQUIRE))
+            return 0;
         sched_yield();
+    }
     if (e == 0)
         return 0;
     return err_errno(err, e, "cannot unprotect RAM of process %d", cow->pid);
@@ -302,12 +309,28 @@ void cow_copiers_stop(struct cow *cow)
     __atomic_store_n(&cow->stop, true, __ATOMIC_RELEASE);
 }
 
+/* Who gives memory back waits until that event is read, and in QEMU all others
+ * wait for him. */
+static void join(struct cow *cow, pthread_t thread)
+{
+    struct timespec until;
+
+    do {
+        cow_drain(cow);
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += JOIN_SLICE_NS;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+    } while (pthread_clockjoin_np(thread, NULL, CLOCK_MONOTONIC, &until) ==
+             ETIMEDOUT);
+}
+
 int cow_copiers_join(struct cow *cow, struct qstill_error *err)
 {
     /* Those that still wait for the start. One too many does no harm. */
     cow_copiers_go(cow);
     for (unsigned i = 0; i < cow->started; i++) {
-        pthread_join(cow->copiers[i].thread, NULL);
+        join(cow, cow->copiers[i].thread);
         capture_figures(cow->capture)->written_bytes += cow->copiers[i].written;
     }
     cow->started = 0;

@@ -93,6 +93,8 @@ int cow_take_instant(struct cow *cow, struct qstill_error *err);
 
 /* ------------------------------------------------------------ cow_serve.c */
 
+/* After cow_release(): reads what is queued, so that nobody waits for that. */
+void cow_drain(struct cow *cow);
 /* Answers all there is now. `since_ns`: when the first may have come. */
 int cow_serve_once(struct cow *cow, uint64_t since_ns,
                    struct qstill_error *err);

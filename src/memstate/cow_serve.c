@@ -308,6 +308,14 @@ int cow_serve_once(struct cow *cow, uint64_t since_ns, struct qstill_error *err)
     }
 }
 
+void cow_drain(struct cow *cow)
+{
+    struct uffd_event events[EVENTS];
+
+    while (uffd_read(&cow->uffd, events, EVENTS) > 0)
+        ;
+}
+
 int cow_sleep_until(struct cow *cow, int fd, int ms, uint64_t *since_ns,
                     bool *got, struct qstill_error *err)
 {

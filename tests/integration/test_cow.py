@@ -267,6 +267,26 @@ class Balloon(Lab):
         self.goes_on(vm)
         self.assertEqual("running", vm.state())
 
+    def test_one_that_never_rests(self):
+        """Each create ends, one way or the other, and QEMU answers meanwhile:
+        who gives memory back waits for us with QEMU's lock."""
+        vm = self.running_vm(append="JUNK=64 DIRTY=1", smp=2, extra=[
+            "-device", "virtio-balloon-pci,id=balloon0"])
+        vm.serial.wait("JUNK-READY")
+        ended = set()
+        for n in range(6):
+            p = self.q.start("create", "vm", "s%d" % n, "--memory", "--mode",
+                             "cow", "--bwlimit", "60M")
+            for i in range(8):
+                vm.cmd("balloon", value=(130 if i % 2 else 160) << 20)
+                time.sleep(0.3)
+            status, _, err = self.q.finish(p, 30)
+            ended.add(status)
+            if status != 0:
+                self.assertIn("gave memory back", err)
+            self.goes_on(vm)
+        self.assertIn(1, ended, "nothing was given back")
+
     def test_shared_memory_with_a_balloon_is_not_for_cow(self):
         vm = self.balloon_vm(memory="memfd")
         modes = self.q.check("vm", "--memory")["captureModes"]
