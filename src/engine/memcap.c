@@ -19,6 +19,7 @@
 #include "base/clock.h"
 #include "devices.h"
 #include "memstate/cow.h"
+#include "memstate/uffd.h"
 #include "migerror.h"
 #include "qmp/monitor.h"
 #include "qstill-qmp.h"
@@ -141,6 +142,31 @@ static void take_fdset_back(struct memcap *m)
     m->fdset = -1;
 }
 
+/* A QEMU that is not root may make no userfaultfd that sees KVM's faults; by
+ * the device, which root can open, it may. It has it for as long as that
+ * takes. */
+static int open_cow(struct memcap *m, const struct capture_options *o,
+                    struct qstill_error *err)
+{
+    struct capture_cow_options cow = CAPTURE_COW_OPTIONS_INIT;
+    CLEANUP(closep) int device = -1;
+    struct qstill_error ignored = {0};
+    int64_t fdset = -1;
+    int r;
+
+    cow.gives_back = m->gives_back;
+    if (!uffd_may(m->s->pid))
+        device = uffd_open_device();
+    if (device >= 0 && qmp_lend_fd(m->s->qmp, device, "qstill userfaultfd",
+                                   &fdset, &cow.device_fd, err) < 0)
+        return err->code;
+    r = capture_cow_open(&m->cap, m->s->pid, m->sources, m->source_count, &cow,
+                         o, err);
+    if (fdset >= 0)
+        qmp_remove_fd(m->s->qmp, fdset, &ignored);
+    return r;
+}
+
 static int open_copy(struct memcap *m, const struct capture_options *o,
                      struct qstill_error *err)
 {
@@ -148,11 +174,7 @@ static int open_copy(struct memcap *m, const struct capture_options *o,
                    err) < 0)
         return err->code;
     if (m->mode == MODE_COW) {
-        struct capture_cow_options cow = CAPTURE_COW_OPTIONS_INIT;
-
-        cow.gives_back = m->gives_back;
-        if (capture_cow_open(&m->cap, m->s->pid, m->sources, m->source_count,
-                             &cow, o, err) < 0)
+        if (open_cow(m, o, err) < 0)
             return err->code;
     } else if (capture_copy_open(&m->cap, m->s->pid, m->sources,
                                  m->source_count, o, err) < 0) {

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "memstate/cow.h"
 #include "memstate/procmem.h"
+#include "memstate/uffd.h"
 #include "qmp/hazards.h"
 #include "qmp/machine.h"
 #include "qmp/migrate.h"
@@ -291,6 +292,20 @@ static int probe_process(struct session *s, struct mode_report *r,
     return 0;
 }
 
+/* What would be found out only when all is prepared. */
+static int check_rights(const struct session *s, struct qstill_error *err)
+{
+    CLEANUP(closep) int device = -1;
+
+    if (uffd_may(s->pid) || (device = uffd_open_device()) >= 0)
+        return 0;
+    return err_set(err, QSTILL_E_PERMISSION,
+                   "process %d may only make a userfaultfd for faults of user "
+                   "mode (as root: sysctl vm.unprivileged_userfaultfd=1, or "
+                   "Linux 6.1 with /dev/userfaultfd)",
+                   s->pid);
+}
+
 static int probe_cow(struct session *s, struct mode_report *r,
                      struct qstill_error *err)
 {
@@ -304,7 +319,7 @@ static int probe_cow(struct session *s, struct mode_report *r,
         *err = why;
         return err->code;
     }
-    if (why.code == 0)
+    if (why.code == 0 && check_rights(s, &why) == 0)
         capture_cow_check(s->pid, sources, count, r->balloon, &why);
     if (why.code < 0)
         set_reason(r, MODE_COW, why.message);

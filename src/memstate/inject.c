@@ -57,6 +57,8 @@ static void step(const struct injection *in, const char *name)
         in->options->hook(in->options->user, name);
 }
 
+/* A thread that we trace did not stop in time, and may have done so since. (It
+ * is traced by this thread, as the kernel counts.) */
 static int check_process(const struct injection *in, pid_t tid, bool *filters,
                          struct qstill_error *err)
 {
@@ -65,7 +67,7 @@ static int check_process(const struct injection *in, pid_t tid, bool *filters,
     if (inject_status_read(in->pid, tid, &st, err) < 0)
         return err->code;
     *filters = st.seccomp == 2;
-    if (st.state == 'Z' || st.state == 'X' || st.tracer == getpid())
+    if (st.state == 'Z' || st.state == 'X' || st.tracer == gettid())
         return err_set(err, QSTILL_E_BUSY, "thread %d cannot be used", tid);
     if (st.tracer != 0)
         return err_set(err, QSTILL_E_PRECONDITION,

@@ -30,7 +30,7 @@ static int open_own(int *out, struct qstill_error *err)
     fd = (int)syscall(SYS_userfaultfd, FLAGS);
     saved = errno;
     if (fd < 0 && saved == EPERM) {
-        device = open(DEVICE, O_RDWR | O_CLOEXEC);
+        device = uffd_open_device();
         if (device >= 0)
             fd = ioctl(device, IOC_NEW, FLAGS);
     }
@@ -82,6 +82,36 @@ static uint64_t wanted(uint64_t can, bool no_unpopulated)
     if (!no_unpopulated)
         optional |= FEATURE_WP_UNPOPULATED;
     return FEATURES_NEEDED | (can & optional);
+}
+
+#define CAP_SYS_PTRACE_BIT (1ull << 19)
+
+bool uffd_may(pid_t pid)
+{
+    char path[40], line[256];
+    unsigned long long caps = CAP_SYS_PTRACE_BIT;
+    int all = 0;
+    FILE *f = fopen("/proc/sys/vm/unprivileged_userfaultfd", "re");
+
+    if (!f || fscanf(f, "%d", &all) != 1)
+        all = 1; /* before Linux 5.2 all could */
+    if (f)
+        fclose(f);
+    if (all)
+        return true;
+    snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+    f = fopen(path, "re");
+    while (f && fgets(line, sizeof(line), f))
+        if (sscanf(line, "CapEff: %llx", &caps) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return caps & CAP_SYS_PTRACE_BIT;
+}
+
+int uffd_open_device(void)
+{
+    return open(DEVICE, O_RDWR | O_CLOEXEC);
 }
 
 int uffd_probe(struct uffd *out, struct qstill_error *err)

@@ -45,6 +45,12 @@ struct uffd_options {
         .fd = -1, .device_fd = -1                                              \
     }
 
+/* Whether the process may make one for faults of the kernel's, too, by itself:
+ * it has CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd is set. True when that
+ * cannot be told. */
+bool uffd_may(pid_t pid);
+/* The device that makes one for who has it open (since Linux 6.1), or -1. */
+int uffd_open_device(void);
 /* What the kernel can do, without touching the target. PRECONDITION with the
  * reason when it cannot write-protect. */
 int uffd_probe(struct uffd *out, struct qstill_error *err);

@@ -216,8 +216,16 @@ int qmp_closefd(struct qstill_qmp *q, const char *name,
 int qmp_add_fd(struct qstill_qmp *q, int fd, const char *opaque, int64_t *fdset,
                struct qstill_error *err)
 {
+    int number;
+
+    return qmp_lend_fd(q, fd, opaque, fdset, &number, err);
+}
+
+int qmp_lend_fd(struct qstill_qmp *q, int fd, const char *opaque,
+                int64_t *fdset, int *number, struct qstill_error *err)
+{
     CLEANUP(json_decrefp) json_t *ret = NULL;
-    int64_t id;
+    int64_t id, there;
 
     if (call_with_fd(q, "add-fd", json_pack("{s:s}", "opaque", opaque), fd,
                      &ret, err) < 0)
@@ -225,7 +233,9 @@ int qmp_add_fd(struct qstill_qmp *q, int fd, const char *opaque, int64_t *fdset,
     id = field_i64(ret, "fdset-id", -1);
     if (id < 0)
         return err_set(err, QSTILL_E_FAILED, "QEMU names no fd set");
+    there = field_i64(ret, "fd", -1);
     *fdset = id;
+    *number = there >= 0 && there <= INT_MAX ? (int)there : -1;
     return 0;
 }
 

@@ -56,6 +56,9 @@ int qmp_closefd(struct qstill_qmp *q, const char *name,
  * of the same access mode and the same O_DIRECT as the fd's own. */
 int qmp_add_fd(struct qstill_qmp *q, int fd, const char *opaque, int64_t *fdset,
                struct qstill_error *err);
+/* The same; *number is what the fd is in QEMU, or -1. */
+int qmp_lend_fd(struct qstill_qmp *q, int fd, const char *opaque,
+                int64_t *fdset, int *number, struct qstill_error *err);
 /* One more fd into a set (a plain and an O_DIRECT one, say). */
 int qmp_add_fd_to(struct qstill_qmp *q, int64_t fdset, int fd,
                   struct qstill_error *err);

@@ -216,6 +216,47 @@ class Shapes(Rounds):
         self.goes_on(vm)
 
 
+class NotRoot(Lab):
+    """A QEMU of another user, who may make no userfaultfd for KVM's faults by
+    the kernel's default: the device makes one, which root can open."""
+    cost = 15
+
+    def test_cow_is_for_it_too(self):
+        setpriv = shutil.which("setpriv")
+        with open("/proc/sys/vm/unprivileged_userfaultfd") as f:
+            if os.geteuid() != 0 or not setpriv or f.read().strip() != "0" or \
+                    not os.path.exists("/dev/userfaultfd"):
+                self.skipTest("needs root, setpriv, Linux 6.1, and the default "
+                              "of vm.unprivileged_userfaultfd")
+        vm = self.make_vm(append="JUNK=16 DIRTY=1")
+        wrapper = os.path.join(self.tmp, "wrapper")
+        with open(wrapper, "w") as f:
+            f.write('#!/bin/sh\nexec %s --reuid=65534 --regid=65534 '
+                    '--clear-groups %s "$@"\n' % (setpriv, vm.qemu))
+        os.chmod(wrapper, 0o755)
+        os.chmod(self.tmp, 0o755)
+        os.chmod(vm.dir, 0o777)
+        for disk in vm.disks:
+            os.chown(disk.path, 65534, 65534)
+        vm.qemu = wrapper
+        vm.start()
+        self.attach(vm)
+        self.assertEqual(65534, os.stat("/proc/%d" % vm.pid()).st_uid)
+        self.assertIsNone(self.q.check("vm", "--memory")["captureModes"]["cow"])
+        made = self.q("create", "vm", "one", "--memory", "--mode", "cow")
+        self.assertEqual("cow", made["mode"])
+        self.assertEqual([], vm.cmd("query-fdsets"))
+        fds = "/proc/%d/fd" % vm.pid()
+        self.assertNotIn("userfaultfd", str([
+            os.readlink(os.path.join(fds, n)) for n in os.listdir(fds)]))
+        tick = self.snapshot_ticks(vm, "one")[0]
+        self.goes_on(vm)
+        self.q("verify", "vm", "one")
+        since, nonce = vm.serial.mark(), vm.serial.ticks()[-1].nonce
+        self.q("revert", "vm", "one", "--restore", "inplace")
+        self.goes_on_from(vm, tick, nonce, since)
+
+
 class Balloon(Lab):
     """Memory that the guest gives back, before and during a capture."""
     dealt = True
