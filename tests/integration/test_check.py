@@ -225,21 +225,17 @@ class Refused(Case):
         self.q("create", "vm", "base")
         self.immutable(vm.dir)
         also = ["not-startable"]  # nor could QEMU make its sockets there
-        self.refuses("permission", "folder", vm.dir, hint="chattr -i",
-                     also=also)
+        self.refuses("permission", "folder", vm.dir, hint="chattr -i", also=also)
         self.refuses("permission", "folder", vm.dir, "revert", "vm", "base",
-                     hint="chattr -i",
-                     also=also)
+                     hint="chattr -i", also=also)
         self.refuses("permission", "folder", vm.dir, "delete", "vm", "base",
-                     hint="chattr -i",
-                     also=also)
+                     hint="chattr -i", also=also)
         self.q("create", "vm", "elsewhere", "--disk-dir", self.tmp)
         subprocess.run(["chattr", "-i", vm.dir], check=True)
         self.immutable(self.tmp)
         try:
             self.refuses("permission", "folder", self.tmp, "delete", "vm",
-                         "elsewhere", hint="chattr -i",
-                     also=also)
+                         "elsewhere", hint="chattr -i")
         finally:
             subprocess.run(["chattr", "-i", self.tmp], check=True)
         self.q("delete", "vm", "base", "elsewhere")
