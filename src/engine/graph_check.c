@@ -1,43 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 #include "graph_check.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "layer_file.h"
 #include "opened.h"
-#include "qcow2/chain.h"
 #include "session.h"
-
-/* How an image's header says it is backed. */
-struct said {
-    char *path;      /* NULL: not at all, or by no plain file */
-    bool any;        /* something, whatever it is */
-    char format[32]; /* "": not said */
-};
-
-static void said_fini(struct said *s)
-{
-    free(s->path);
-}
-
-static int read_header(const char *path, struct said *out)
-{
-    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
-    struct qstill_error ignored = {0};
-
-    if (layer_info(path, "qcow2", &info, &ignored) < 0)
-        return -1;
-    out->any = info.header.has_backing;
-    if (!out->any)
-        return 0;
-    if (info.header.has_format)
-        snprintf(out->format, sizeof(out->format), "%s",
-                 info.header.backing_format);
-    if (chain_resolve(path, info.header.backing, &out->path, &ignored) < 0)
-        out->path = NULL;
-    return 0;
-}
 
 /* A protocol node that is read as it is shows what a raw one would. */
 static bool same_format(const char *said, const char *driver)
@@ -60,8 +28,8 @@ static bool same_file(int pid, const char *said, const char *live)
            !opened_has(&o, live) && opened_has(&o, said);
 }
 
-static bool is_as_said(const struct said *s, const struct qmp_image *below,
-                       const char *path, int pid)
+static bool is_as_said(const struct layer_backing *s,
+                       const struct qmp_image *below, const char *path, int pid)
 {
     if (!below)
         return !s->any;
@@ -73,7 +41,7 @@ static bool is_as_said(const struct said *s, const struct qmp_image *below,
 }
 
 static int differs(const struct qmp_disk *q, const char *image,
-                   const struct said *s, const struct qmp_image *below,
+                   const struct layer_backing *s, const struct qmp_image *below,
                    const char *path, struct qstill_error *err)
 {
     err_set(err, QSTILL_E_PRECONDITION,
@@ -98,7 +66,8 @@ int graph_check_chain(const struct launch_record *launch, int pid,
     CLEANUP(arena_fini) struct arena a = ARENA_INIT;
 
     for (size_t i = 0; i < q->chain_count; i++) {
-        CLEANUP(said_fini) struct said said = {0};
+        CLEANUP(layer_backing_fini) struct layer_backing said = {0};
+        struct qstill_error ignored = {0};
         const struct qmp_image *below =
             i + 1 < q->chain_count ? &q->chain[i + 1] : NULL;
         const char *path = session_resolve(&a, launch, q->chain[i].path);
@@ -108,7 +77,7 @@ int graph_check_chain(const struct launch_record *launch, int pid,
         if (!path || !lower)
             return err_nomem(err);
         if (!layer_is_qcow2(q->chain[i].driver) ||
-            read_header(path, &said) < 0 ||
+            layer_backing_read(path, &said, &ignored) < 0 ||
             is_as_said(&said, below, lower, pid))
             continue;
         return differs(q, path, &said, below, lower, err);

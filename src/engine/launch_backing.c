@@ -9,8 +9,6 @@
 #include "base/cleanup.h"
 #include "layer_file.h"
 #include "launch_disk.h"
-#include "qcow2/chain.h"
-#include "qcow2/info.h"
 
 /* As deep as a chain may be (qcow2/chain.h). */
 #define NODES_MAX 256
@@ -148,25 +146,6 @@ static const char *file_of(const struct launch_args *args, const struct node *n,
                                                  : get(storage, "filename");
 }
 
-/* What the header of the image says: its backing file's path (NULL: none) and
- * format (NULL: not said). */
-static int header_says(const char *path, char **backing, char *format,
-                       size_t size)
-{
-    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
-    struct qstill_error ignored = {0};
-
-    *backing = NULL;
-    *format = '\0';
-    if (layer_info(path, "qcow2", &info, &ignored) < 0)
-        return -1;
-    if (!info.header.has_backing)
-        return 0;
-    if (info.header.has_format)
-        snprintf(format, size, "%s", info.header.backing_format);
-    return chain_resolve(path, info.header.backing, backing, &ignored);
-}
-
 /* Whether the qcow2 image names a backing file; what cannot be read might. */
 static bool may_have_backing(const char *path)
 {
@@ -190,13 +169,14 @@ static const char *compare(const struct launch_args *args, const char *cwd,
                            char **file, bool *raw)
 {
     CLEANUP(node_fini) struct node storage = {0};
-    CLEANUP(freep) char *named = NULL;
+    CLEANUP(layer_backing_fini) struct layer_backing said = {0};
     const char *driver = get(below, "driver"), *opened;
-    char format[32];
+    const char *format = said.format;
+    struct qstill_error ignored = {0};
 
     opened = file_of(args, below, &storage);
-    if (!opened || header_says(path, &named, format, sizeof(format)) < 0 ||
-        !named || !launch_same_file(cwd, opened, named))
+    if (!opened || layer_backing_read(path, &said, &ignored) < 0 ||
+        !said.path || !launch_same_file(cwd, opened, said.path))
         return A_CHAIN;
     if (!is_plain(below))
         return AN_OPTION;
@@ -205,7 +185,7 @@ static const char *compare(const struct launch_args *args, const char *cwd,
         (*format ? strcmp(format, driver) != 0 : strcmp(driver, "qcow2") != 0))
         return A_CHAIN;
     *raw = strcmp(driver ? driver : format, "raw") == 0;
-    *file = take_ptr(&named);
+    *file = take_ptr(&said.path);
     return NULL;
 }
 
@@ -314,11 +294,9 @@ bool launch_backing_prune(struct launch_args *args, const char *node)
     launch_args_drop(args, at);
     for (size_t i = 0; i < o.count; i++) {
         const struct opts_pair *p = &o.pairs[i];
-        const char *last = p->key ? strrchr(p->key, '.') : NULL;
 
-        last = last ? last + 1 : p->key;
-        if (last && p->kind == OPTS_STRING &&
-            (strcmp(last, "file") == 0 || strcmp(last, "backing") == 0))
+        if (p->kind == OPTS_STRING &&
+            (opts_key_is(p->key, "file") || opts_key_is(p->key, "backing")))
             fine = launch_backing_prune(args, p->value) && fine;
     }
     return fine;

@@ -44,6 +44,14 @@ int launch_disk_put(struct launch_args *args, const char *cwd,
 int launch_disk_opts(const struct launch_arg *arg, struct opts *out,
                      struct qstill_error *err);
 
+/* The path in a name in which QEMU knows protocols: without "file:"; NULL when
+ * it is of another one ("nbd:...", "json:{...}", "fat:..."). */
+const char *launch_plain_name(const char *name);
+
+/* Whether the argument is an image: one of -hda and its like, or one that
+ * stands alone. */
+bool launch_is_image(const struct launch_arg *arg);
+
 /* Whether two names, relative to cwd, mean one file; neither needs to exist. */
 bool launch_same_file(const char *cwd, const char *a, const char *b);
 

@@ -171,7 +171,7 @@ static bool is_on(const struct opts *o, const char *key)
     return v && strcmp(v, "off") != 0 && strcmp(v, "no") != 0;
 }
 
-/* A unix socket or a pipe of -chardev. */
+/* The unix socket of a -chardev. */
 static int check_chardev(struct files *f, const struct launch_arg *arg)
 {
     CLEANUP(opts_fini) struct opts o = {0};

@@ -14,10 +14,10 @@ typedef int launch_file_fn(void *user, const struct launch_arg *arg,
 /*
  * Looks at all of them but the images of `disks`, whose places others will
  * take: images with their backing files, kernels, firmware, ROMs, fw_cfg and
- * loader files, secrets, scripts; and whether what it
- * makes can be made: sockets, logs, a pid file. As the user of rec; nothing is
- * opened but the headers of images. Of firmware without a directory in its name
- * QEMU alone knows where it is: nothing is said.
+ * loader files, secrets, scripts; and whether what QEMU makes can be made:
+ * sockets, logs, a pid file. As the user of rec; nothing is opened but the
+ * headers of images. Of firmware without a directory in its name QEMU alone
+ * knows where it is: nothing is said.
  */
 int launch_files_check(const struct launch_record *rec,
                        const struct launch_args *args,

@@ -8,30 +8,19 @@
 #include "launch_files_impl.h"
 #include "launch_opts.h"
 
-/* Not QEMU's own ways to name what is no file here ("nbd:...", "fat:rw:...").
- */
-static const char *plain_path(const char *name)
-{
-    size_t n = strcspn(name, ":/");
-
-    if (strncmp(name, "file:", 5) == 0)
-        return name + 5;
-    return name[n] == ':' || files_is_descriptor(name) ? NULL : name;
-}
-
 /* `format`: NULL when QEMU guesses; "raw" also for what has no backing file. */
 static int check_image(struct files *f, const struct launch_arg *arg,
                        const char *name, const char *format)
 {
-    const char *file = name && *name ? plain_path(name) : NULL;
+    const char *file = name && *name ? launch_plain_name(name) : NULL;
     CLEANUP(freep) char *path = NULL;
     struct qstill_error why = {0};
 
-    for (size_t i = 0; file && i < f->disk_count; i++)
+    if (!file || files_is_descriptor(file))
+        return 0;
+    for (size_t i = 0; i < f->disk_count; i++)
         if (launch_same_file(f->rec->cwd, file, f->disks[i].attach_path))
             return 0; /* its head is looked at elsewhere */
-    if (!file)
-        return 0;
     path = launch_resolve(f->rec->cwd, file);
     if (!path)
         return err_nomem(f->err);
@@ -99,10 +88,8 @@ static const char *format_of(const struct files *f,
 static bool names_file(const struct launch_arg *arg, const struct opts *o,
                        const char *key)
 {
-    size_t n = key ? strlen(key) : 0, tail = strlen("filename");
-
-    if (n >= tail && strcmp(key + n - tail, "filename") == 0)
-        return n == tail || key[n - tail - 1] == '.';
+    if (opts_key_is(key, "filename"))
+        return true;
     /* in JSON it is a node's name */
     return key && !o->json && launch_arg_is(arg, "drive") &&
            strcmp(key, "file") == 0;
@@ -134,17 +121,11 @@ static int check_nodes(struct files *f, const struct launch_arg *arg,
 /* QEMU opens all of them again, also what has been ejected since. */
 int files_check_images(struct files *f, const struct launch_arg *arg)
 {
-    static const char *const images[] = {"hda",    "hdb",     "hdc", "hdd",
-                                         "cdrom",  "fda",     "fdb", "sd",
-                                         "pflash", "mtdblock"};
     CLEANUP(opts_fini) struct opts o = {0};
     struct qstill_error ignored = {0};
 
-    if (!arg->word)
+    if (launch_is_image(arg))
         return check_image(f, arg, arg->value, NULL);
-    for (size_t i = 0; i < ARRAY_LEN(images); i++)
-        if (launch_arg_is(arg, images[i]))
-            return check_image(f, arg, arg->value, NULL);
     if ((!launch_arg_is(arg, "drive") && !launch_arg_is(arg, "blockdev")) ||
         launch_disk_opts(arg, &o, &ignored) < 0)
         return 0;

@@ -192,6 +192,13 @@ bool opts_has(const struct opts *o, const char *key)
     return false;
 }
 
+bool opts_key_is(const char *key, const char *word)
+{
+    const char *dot = key ? strrchr(key, '.') : NULL;
+
+    return key && strcmp(dot ? dot + 1 : key, word) == 0;
+}
+
 void opts_del(struct opts *o, const char *key)
 {
     size_t i, kept = 0;

@@ -49,6 +49,8 @@ int opts_emit(const struct opts *o, char **out, struct qstill_error *err);
 const char *opts_get(const struct opts *o, const char *key);
 /* Whether the key itself or anything below it ("key.x") is there. */
 bool opts_has(const struct opts *o, const char *key);
+/* Whether the key, which may be NULL, ends in this word: "a.b" in "b". */
+bool opts_key_is(const char *key, const char *word);
 /* Drops the key and everything below it. */
 void opts_del(struct opts *o, const char *key);
 

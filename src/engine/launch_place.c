@@ -13,7 +13,7 @@ static const char *const image_options[] = {
     "fda", "fdb", "pflash", "mtdblock", "sd",
 };
 
-static bool is_image_option(const struct launch_arg *arg)
+bool launch_is_image(const struct launch_arg *arg)
 {
     size_t i;
 
@@ -54,17 +54,21 @@ bool launch_same_file(const char *cwd, const char *a, const char *b)
            sa.st_ino == sb.st_ino;
 }
 
-/* As launch_same_file for a name in which QEMU knows protocols: "file:" is
- * taken off, any other ("nbd:", "json:") names no file of ours. */
+const char *launch_plain_name(const char *name)
+{
+    if (strncmp(name, "file:", 5) == 0)
+        return name + 5;
+    return name[strcspn(name, ":/")] == ':' ? NULL : name;
+}
+
+/* As launch_same_file; what is of another protocol names no file of ours. */
 static bool names_file(const char *cwd, const char *name, const char *path)
 {
-    size_t n = strcspn(name, ":/");
+    const char *plain = launch_plain_name(name);
 
-    if (strncmp(name, "file:", 5) == 0)
-        name += 5;
-    else if (name[n] == ':')
+    if (!plain)
         return strcmp(name, path) == 0 && strncmp(name, "json:", 5) != 0;
-    return launch_same_file(cwd, name, path);
+    return launch_same_file(cwd, plain, path);
 }
 
 int launch_disk_opts(const struct launch_arg *arg, struct opts *out,
@@ -123,7 +127,7 @@ int launch_disk_find(const struct launch_args *args, const char *cwd,
         struct qstill_error scratch = {0};
         int rc;
 
-        if (is_image_option(arg)) {
+        if (launch_is_image(arg)) {
             if (arg->value && names_file(cwd, arg->value, path))
                 found(out, places, &place);
             continue;

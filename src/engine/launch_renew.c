@@ -6,8 +6,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/cleanup.h"
 #include "base/buf.h"
+#include "base/cleanup.h"
 #include "base/file.h"
 #include "base/publish.h"
 #include "launch_args.h"

@@ -14,6 +14,7 @@
 #include "base/giveback.h"
 #include "base/publish.h"
 #include "protect.h"
+#include "qcow2/chain.h"
 #include "qcow2/compare.h"
 #include "qcow2/create.h"
 #include "qcow2/info.h"
@@ -247,6 +248,31 @@ int layer_info(const char *path, const char *format, struct qcow2_info *info,
     if (qcow2_format_parse(format, &f, err) < 0)
         return err->code;
     return qcow2_info_read(io_real(), AT_FDCWD, path, f, info, err);
+}
+
+void layer_backing_fini(struct layer_backing *b)
+{
+    free(b->path);
+    *b = (struct layer_backing){0};
+}
+
+int layer_backing_read(const char *path, struct layer_backing *out,
+                       struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+
+    *out = (struct layer_backing){0};
+    if (layer_info(path, "qcow2", &info, err) < 0)
+        return err->code;
+    out->any = info.header.has_backing;
+    if (!out->any)
+        return 0;
+    if (info.header.has_format)
+        snprintf(out->format, sizeof(out->format), "%s",
+                 info.header.backing_format);
+    if (chain_resolve(path, info.header.backing, &out->path, err) < 0)
+        return err->code == QSTILL_E_PRECONDITION ? err_clear(err) : err->code;
+    return 0;
 }
 
 int layer_virtual_size(const char *path, const char *format, uint64_t *size,

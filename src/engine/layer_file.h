@@ -68,4 +68,14 @@ int layer_info(const char *path, const char *format, struct qcow2_info *info,
                struct qstill_error *err);
 bool layer_is_qcow2(const char *format);
 
+/* What the header of a qcow2 image says it stands on. */
+struct layer_backing {
+    bool any;        /* something, whatever it is */
+    char *path;      /* NULL: nothing, or no plain file */
+    char format[32]; /* "": not said */
+};
+int layer_backing_read(const char *path, struct layer_backing *out,
+                       struct qstill_error *err);
+void layer_backing_fini(struct layer_backing *b);
+
 #endif

@@ -131,10 +131,11 @@ static int swap_nodes(struct collapse *c, const struct qmp_graph *g,
         return err_set(err, QSTILL_E_PRECONDITION,
                        "the live chain of disk %s is not as it was", d->name);
     if (add_node(s, old, last->below, c->j->swap_to, node, err) < 0 ||
-        reopen_above(s, d, c->j, above, node, above->read_only, err) < 0)
-        return err->code == QSTILL_E_FAILED
-                   ? (err->code = QSTILL_E_PRECONDITION)
-                   : err->code;
+        reopen_above(s, d, c->j, above, node, above->read_only, err) < 0) {
+        if (err->code == QSTILL_E_FAILED)
+            err->code = QSTILL_E_PRECONDITION;
+        return err->code;
+    }
     return 0;
 }
 
@@ -342,9 +343,9 @@ int liveswap(struct collapse *c, struct vm_disk *d, const struct step *st,
     if (swap(c, d, st, node, err) < 0) {
         err_wrap(err, "merging %s into a new file", st->first->path);
         collapse_graph_changed(c);
-        if (err->code == QSTILL_E_UNREACHABLE)
+        if (err->code == QSTILL_E_UNREACHABLE) {
             c->no_room = false;
-        else if (liveswap_settle(s, c->j, &second) < 0) {
+        } else if (liveswap_settle(s, c->j, &second) < 0) {
             c->no_room = false;
             err->code = QSTILL_E_FAILED; /* the journal is still needed */
         }

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "launch_disk.h"
 #include "qmp/media.h"
 #include "session.h"
 
@@ -12,18 +13,12 @@
 /* -------------------------------------------------------------------- reading
  */
 
-/* Not "json:{...}", "nbd://...", "fat:...": what QEMU has a driver for. */
-static bool names_file(const char *name)
-{
-    return name[strcspn(name, ":/")] != ':' || strncmp(name, "file:", 5) == 0;
-}
-
 static int take(struct session *s, struct arena *a, const struct qmp_medium *q,
                 struct medium *out, struct qstill_error *err)
 {
     out->qdev = arena_strdup(a, q->qdev);
     out->device = arena_strdup(a, q->device);
-    out->path = *q->path && names_file(q->path)
+    out->path = *q->path && launch_plain_name(q->path)
                     ? session_resolve(a, &s->rec.launch, q->path)
                     : q->path;
     out->path = out->path ? arena_strdup(a, out->path) : NULL;

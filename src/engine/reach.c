@@ -197,14 +197,6 @@ static void step_fini(struct step *s)
     free(s->path);
 }
 
-static bool is_suffix(const char *key, const char *word)
-{
-    size_t n = strlen(key), tail = strlen(word);
-
-    return n >= tail && strcmp(key + n - tail, word) == 0 &&
-           (n == tail || key[n - tail - 1] == '.');
-}
-
 /* A relative name is taken from where QEMU is, not from the overlay: it is not
  * followed. */
 static int step_json(struct step *out, const char *json,
@@ -221,7 +213,7 @@ static int step_json(struct step *out, const char *json,
     for (size_t i = 0; i < o.count; i++) {
         const struct opts_pair *p = &o.pairs[i];
 
-        if (!p->key || !is_suffix(p->key, "filename") || p->value[0] != '/' ||
+        if (!opts_key_is(p->key, "filename") || p->value[0] != '/' ||
             strncmp(p->key, "backing", 7) == 0)
             continue;
         out->path = strdup(p->value);
