@@ -25,6 +25,10 @@ def rows(home, scale):
     for run, what in ((64 * MIB, "64 MiB"), (MIB, "1 MiB")):
         out.append((Opening.title % what, lambda run=run, what=what: Opening(
             home, scale, run, what)))
+    for direction in Fragmented.peer:
+        out.append((Fragmented.title % direction,
+                    lambda direction=direction: Fragmented(home, scale,
+                                                           direction)))
     return out
 
 
@@ -231,3 +235,67 @@ class Opening:
                        cwd=self.template, stdout=subprocess.DEVNULL,
                        check=True)
         return time.monotonic() - start
+
+
+# --------------------------------------------------------------- fragments
+
+class Fragmented:
+    """Two layers of 1 GiB in clusters of 512 bytes, every second one of them
+    allocated, by turns: as many entries as there can be. What the merge needs
+    beyond the tables and refcounts on the disk; qemu-img, which keeps no list
+    of them, beside it."""
+
+    title = "memory of a merge %s of fragmented layers"
+    peer = {"up": ["rebase", "-q", "-t", "writeback", "-F", "qcow2", "-b", "",
+                   "u"],
+            "down": ["commit", "-q", "-t", "writeback", "u"],
+            "new": ["convert", "-q", "-O", "qcow2", "-o", "cluster_size=512",
+                    "u", "o"]}
+
+    def __init__(self, home, scale, direction):
+        self.name = self.title % direction
+        self.size, self.direction = GIB // scale, direction
+        self.template = os.path.join(home, "fragmented-" + direction)
+
+    def path(self, name):
+        return os.path.join(self.template, name)
+
+    def prepare(self):
+        shutil.rmtree(self.template, True)
+        os.makedirs(self.template)
+        halves = b"x" * 512, bytes(512)
+        for name, part in (("d", halves), ("u", halves[::-1])):
+            with open(self.path("raw"), "wb") as f:
+                for _ in range(self.size // MIB):
+                    f.write(b"".join(part) * 1024)
+            sh("qemu-img", "convert", "-S", "512", "-O", "qcow2", "-o",
+               "cluster_size=512", self.path("raw"), self.path(name))
+        os.unlink(self.path("raw"))
+        sh("qemu-img", "rebase", "-u", "-F", "qcow2", "-b", "d",
+           self.path("u"))
+
+    def measure(self, argv):
+        self.prepare()
+        took, rss = timed(argv, cwd=self.template)
+        sh("qemu-img", "check", "-q", self.path(
+            "o" if os.path.exists(self.path("o")) else
+            "u" if os.path.exists(self.path("u")) else "d"))
+        return took, rss
+
+    def run(self, reps, only_ours=False):
+        self.prepare()
+        tables = sum(os.path.getsize(self.path(n)) - self.size // 2
+                     for n in ("d", "u"))
+        took, rss = self.measure([QSTILL, "image", "merge", "u", "--drop", "d",
+                                  "--direction", self.direction])
+        r = {"row": self.name, "bar": {}, "bytes": self.size, "rss": rss,
+             "qstill_s": took, "peers_s": {}, "met": rss - tables < 128 * MIB,
+             "note": "%d MiB beyond %d MiB of metadata (bar 128)" % (
+                 (rss - tables) / MIB, tables / MIB)}
+        if not only_ours:
+            way = "qemu-img " + self.peer[self.direction][0]
+            took, rss = self.measure(["qemu-img",
+                                      *self.peer[self.direction]])
+            r["peers_s"][way] = took
+            r["note"] += "; %s: %d MiB" % (way, rss / MIB)
+        return r

@@ -3,6 +3,7 @@
 backends of the memory."""
 
 import os
+import subprocess
 
 from lib import image
 from lib.case import QEMU_VERSION, Case
@@ -242,6 +243,29 @@ class Zeroes(Case):
                     self.q("delete", name, gone)
                     self.kept(vm)
                 self.assertEqual({vm.disks[0].path}, set(vm.heads().values()))
+
+    def test_after_a_kill_at_any_moment(self):
+        """What recovery makes of it has it, too: the snapshot, or the head of
+        before."""
+        vm = self.tiny_vm(disks=[self.disk(
+            size=2 << 20, pattern=False,
+            options=",cache=none,discard=unmap,detect-zeroes=unmap")])
+        made = 0
+        for n in range(1, 200):
+            p = subprocess.run(
+                ["strace", "-f", "-qq", "-o", "/dev/null", "-e",
+                 "trace=fsync,fdatasync,renameat2", "-e",
+                 "inject=fsync,fdatasync,renameat2:signal=KILL:when=%d" % n,
+                 *self.q.argv(("create", "vm", "s%d" % n))],
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            if p.returncode == 0:
+                break
+            self.q("recover", "vm")
+            self.kept(vm)
+            made += len(self.q.names("vm")) > 0
+            for name in self.q.names("vm"):
+                self.q("delete", "vm", name)
+        self.assertGreater(made, 2)
 
     def test_where_qemu_would_die_of_it_a_note_says_so(self):
         vm = self.tiny_vm(disks=[self.disk(

@@ -4,9 +4,11 @@ while there is still a VM to lose."""
 
 import glob
 import os
+import shlex
 import shutil
 import subprocess
 
+from lib import case
 from lib.case import QEMU, Case
 
 
@@ -114,6 +116,63 @@ class Files(Case):
                 vm.quit()
                 self.q("start", name)
                 vm.quit()
+
+    def as_nobody(self, name, mount=""):
+        """Words that start a QEMU as nobody, with a group that no passwd tells
+        of, and what a launcher needs for that."""
+        if os.geteuid() != 0 or not shutil.which("setpriv"):
+            self.skipTest("needs root, and setpriv")
+        words = ["sh", "-c", mount + 'exec setpriv --reuid=65534 '
+                 '--regid=65534 --groups=4711 "$@"', "-"]
+        if mount:
+            words = ["unshare", "-m"] + words
+        wrapper = os.path.join(self.tmp, name + ".sh")
+        with open(wrapper, "w") as f:
+            f.write('#!/bin/sh\nexec %s %s "$@"\n' % (
+                shlex.join(words), shlex.quote(QEMU)))
+        os.chmod(wrapper, 0o755)
+        os.chmod(self.tmp, 0o755)
+        return wrapper, words
+
+    def on_a_base(self, name, mount=""):
+        """A VM whose base is for that group alone; with a launcher."""
+        base = self.file(name + ".img", 2 << 20)
+        os.chown(base, 0, 4711)
+        os.chmod(base, 0o640)
+        disk = self.disk(vm=name, size=2 << 20, pattern=False)
+        subprocess.run(["qemu-img", "rebase", "-u", "-F", "raw", "-b", base,
+                        disk.path], check=True)
+        os.chmod(disk.path, 0o666)
+        os.chmod(os.path.dirname(disk.path), 0o777)
+        wrapper, words = self.as_nobody(name, mount.replace("BASE", base))
+        qemu, case.QEMU = case.QEMU, wrapper
+        try:
+            vm = self.tiny_vm(name, attach=False, disks=[disk])
+        finally:
+            case.QEMU = qemu
+        self.attach(vm, *self.launcher(before=words))
+        self.q("create", name, "one", "--memory")
+        return vm, base
+
+    def test_rights_that_only_the_process_has(self):
+        vm, base = self.on_a_base("vm")
+        for way in ("inplace", "eager", "auto"):
+            self.q("revert", "vm", "one", "--restore", way)
+            self.assertEqual("running", vm.state())
+        os.chmod(base, 0o600)
+        self.q.fails("permission", "cannot be opened by the user of QEMU",
+                     "revert", "vm", "one", "--restore", "eager")
+        self.assertEqual("running", vm.state())
+
+    def test_a_process_that_sees_other_files(self):
+        """Nobody here can tell what it could open."""
+        shown = self.file("shown.img", 2 << 20)
+        os.chmod(shown, 0o644)
+        vm, base = self.on_a_base("vm", "mount --bind %s BASE && " % shown)
+        os.chmod(base, 0o600)
+        for way in ("inplace", "eager"):
+            self.q("revert", "vm", "one", "--restore", way)
+            self.assertEqual("running", vm.state())
 
     def test_firmware_and_what_is_loaded(self):
         bios, rom = self.bios(), self.file("net.rom", 512)

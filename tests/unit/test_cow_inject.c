@@ -334,6 +334,40 @@ static void one_that_is_traced_already_is_refused(void **state)
     cow_target_stop(&t);
 }
 
+/* A thread that waits for its vfork() stops only after that, and by then it is
+ * we who trace it: no reason to look for a debugger. */
+static void one_that_stops_late_is_not_taken_for_traced(void **state)
+{
+    const struct inject_options options = {.timeout_ms = 1200};
+    struct inject_call call = eventfd_call(1);
+    pid_t pid = fork();
+    bool traced = false;
+    int r = 0;
+
+    (void)state;
+    assert_true(pid >= 0);
+    while (pid == 0)
+        if (vfork() == 0) {
+            usleep(700000);
+            _exit(0);
+        }
+    usleep(100000);
+    for (int i = 0; i < 4 && !traced; i++) {
+        struct inject_result result = {.fd = -1};
+
+        r = inject_fd(pid, &call, &options, &result, &err);
+        traced = r < 0 && strstr(err.message, "is traced by");
+        if (r == 0 && result.fd >= 0)
+            close(result.fd);
+    }
+    kill(pid, SIGKILL);
+    waitpid(pid, NULL, 0);
+    if (traced)
+        fail_msg("%s", err.message);
+    if (r < 0)
+        assert_non_null(strstr(err.message, "no thread can be used now"));
+}
+
 /* ------------------------------------------------------------- seccomp */
 
 static void install(const struct sock_filter *f, unsigned short n)
@@ -600,6 +634,7 @@ int main(void)
         cmocka_unit_test(a_process_that_is_gone_is_unreachable),
         cmocka_unit_test(a_process_that_dies_meanwhile_is_an_error),
         cmocka_unit_test(one_that_is_traced_already_is_refused),
+        cmocka_unit_test(one_that_stops_late_is_not_taken_for_traced),
         cmocka_unit_test(a_filter_that_would_kill_is_respected),
         cmocka_unit_test(filters_that_allow_it_are_no_hindrance),
         cmocka_unit_test(a_32_bit_process_is_refused),
