@@ -238,8 +238,7 @@ int qstill_image_map(const char *path, const char *format,
     enum qcow2_format f;
 
     if (image_format_of(path, format, &f, err) < 0 ||
-        chain_open(&c, io_real(), path, f, CHAIN_LOCKED, err) < 0 ||
-        chain_load(c, 0, c->n - 1, err) < 0)
+        chain_open(&c, io_real(), path, f, CHAIN_LOCKED, err) < 0)
         return err->code;
     return block_status(c, tell, &t, err);
 }

@@ -87,14 +87,19 @@ static int join_stored(struct joined_bitmap *to, const struct image *img,
 
 /* All that a layer holds, and where it ends before the result does: it reads
  * as zeros there. */
-static void join_held(struct joined_bitmap *to, const struct image *img,
-                      uint64_t size)
+static int join_held(struct joined_bitmap *to, struct chain *c, size_t layer,
+                     uint64_t size, struct qstill_error *err)
 {
+    const struct image *img = c->layers[layer];
+
+    if (chain_load(c, layer, layer, err) < 0)
+        return err->code;
     for (size_t i = 0; i < img->map.n; i++)
         if (img->map.v[i].kind != EXTENT_OWNED)
             joined_bitmap_mark(to, img->map.v[i].guest,
                                extent_end(&img->map.v[i]));
     joined_bitmap_mark(to, img->size, size);
+    return 0;
 }
 
 /* ------------------------------------------------------------------- joining
@@ -162,7 +167,7 @@ static int make_bits(struct bitmap_join *j, struct joined_bitmap *v,
     return 0;
 }
 
-static int join_one(struct bitmap_join *j, const struct chain *c, size_t upper,
+static int join_one(struct bitmap_join *j, struct chain *c, size_t upper,
                     size_t i, const struct bitmap *b, bool possible,
                     struct qstill_error *err)
 {
@@ -184,13 +189,13 @@ static int join_one(struct bitmap_join *j, const struct chain *c, size_t upper,
      * it goes on recording */
     to->flags |= b->flags & (BITMAP_IN_USE | BITMAP_AUTO);
     for (size_t k = upper; k < i; k++)
-        join_held(to, c->layers[k], j->size);
+        if (join_held(to, c, k, j->size, err) < 0)
+            return err->code;
     return join_stored(to, img, b, j->size, err);
 }
 
-static int join_layer(struct bitmap_join *j, const struct chain *c,
-                      size_t upper, size_t i, bool possible,
-                      struct qstill_error *err)
+static int join_layer(struct bitmap_join *j, struct chain *c, size_t upper,
+                      size_t i, bool possible, struct qstill_error *err)
 {
     CLEANUP(bitmaps_fini) struct bitmaps maps = {0};
 
@@ -219,17 +224,19 @@ static void drop_lost(struct bitmap_join *j)
     j->n = n;
 }
 
-int bitmap_join(const struct chain *c, size_t upper, size_t last, size_t kept,
+int bitmap_join(struct chain *c, size_t upper, size_t last, size_t kept,
                 uint64_t size, bool possible, struct bitmap_join *out,
                 struct qstill_error *err)
 {
+    int r = 0;
+
     out->size = size;
     for (size_t i = upper; i <= last; i++)
         if (has_bitmaps(c->layers[i]) && (i != kept || i != upper))
             out->needed = true;
-    for (size_t i = upper; out->needed && i <= last; i++)
-        if (join_layer(out, c, upper, i, possible, err) < 0)
-            return err->code;
+    for (size_t i = upper; r == 0 && out->needed && i <= last; i++)
+        r = join_layer(out, c, upper, i, possible, err);
+    chain_forget(c, upper, last);
     drop_lost(out);
-    return 0;
+    return r;
 }

@@ -42,7 +42,7 @@ struct bitmap_join {
  * `kept` (or none of them); `possible`: it can hold bitmaps. The layers' maps
  * must be loaded. `out` must be zeroed.
  */
-int bitmap_join(const struct chain *c, size_t upper, size_t last, size_t kept,
+int bitmap_join(struct chain *c, size_t upper, size_t last, size_t kept,
                 uint64_t size, bool possible, struct bitmap_join *out,
                 struct qstill_error *err);
 void bitmap_join_fini(struct bitmap_join *j);

@@ -139,35 +139,70 @@ int chain_open(struct chain **out, const struct io *io, const char *path,
     return 0;
 }
 
-int chain_load(struct chain *c, size_t first, size_t last,
-               struct qstill_error *err)
+static int load_layer(struct chain *c, size_t i, struct qstill_error *err)
 {
     if (!c->aio && aio_open(&c->aio, c->io, NULL, err) < 0)
         return err->code;
+    return image_load_map(c->layers[i], c->aio, err);
+}
+
+int chain_load(struct chain *c, size_t first, size_t last,
+               struct qstill_error *err)
+{
     for (size_t i = first; i <= last; i++)
-        if (image_load_map(c->layers[i], c->aio, err) < 0)
+        if (load_layer(c, i, err) < 0)
             return err->code;
     return 0;
 }
 
+void chain_forget(struct chain *c, size_t first, size_t last)
+{
+    for (size_t i = first; i <= last; i++)
+        image_forget_map(c->layers[i]);
+}
+
 /* ------------------------------------------------------------------- views */
 
-/* The map of layer i with its number, ended by what a short layer adds. */
-static int own_view(const struct chain *c, size_t first, size_t i,
-                    struct extents *out)
+struct viewing {
+    struct chain *c;
+    size_t top; /* whose size the view has */
+    enum chain_maps maps;
+    struct qstill_error *err;
+};
+
+/* Whether the map of layer i says what it adds to the view: nothing is cut
+ * off, and no end of a short layer added. */
+static bool map_serves(const struct viewing *v, size_t i)
 {
-    const struct image *img = c->layers[i];
-    uint64_t size = c->layers[first]->size;
+    const struct image *img = v->c->layers[i];
+    uint64_t size = v->c->layers[v->top]->size;
+
+    if (i > v->top && img->size < size)
+        return false;
+    return img->map.n == 0 || extent_end(&img->map.v[img->map.n - 1]) <= size;
+}
+
+static void number_map(struct image *img, size_t i)
+{
+    for (size_t k = 0; k < img->map.n; k++)
+        img->map.v[k].layer = (uint16_t)i;
+}
+
+/* The map of layer i with its number, ended by what a short layer adds. */
+static int copy_map(const struct viewing *v, size_t i, struct extents *out)
+{
+    const struct image *img = v->c->layers[i];
+    uint64_t size = v->c->layers[v->top]->size;
 
     out->v = malloc((img->map.n + 1) * sizeof(*out->v));
     if (!out->v)
-        return -1;
+        return err_nomem(v->err);
     out->cap = img->map.n + 1;
     for (size_t k = 0; k < img->map.n && img->map.v[k].guest < size; k++) {
         out->v[out->n] = extent_cut(&img->map.v[k], 0, size);
         out->v[out->n++].layer = (uint16_t)i;
     }
-    if (i > first && img->size < size)
+    if (i > v->top && img->size < size)
         out->v[out->n++] = (struct extent){.guest = img->size,
                                            .len = size - img->size,
                                            .kind = EXTENT_PAST_END,
@@ -175,31 +210,52 @@ static int own_view(const struct chain *c, size_t first, size_t i,
     return 0;
 }
 
-static int view(const struct chain *c, size_t top, size_t first, size_t last,
+/* The view of a single layer. */
+static int view_layer(const struct viewing *v, size_t i, struct extents *out)
+{
+    struct image *img = v->c->layers[i];
+    int r;
+
+    if (load_layer(v->c, i, v->err) < 0)
+        return v->err->code;
+    if (v->maps == CHAIN_FORGET_MAPS && map_serves(v, i)) {
+        number_map(img, i);
+        *out = img->map;
+        img->map = (struct extents)EXTENTS_INIT;
+        r = 0;
+    } else {
+        r = copy_map(v, i, out);
+    }
+    if (v->maps == CHAIN_FORGET_MAPS)
+        image_forget_map(img);
+    return r;
+}
+
+static int view(const struct viewing *v, size_t first, size_t last,
                 struct extents *out);
 
-/* What a half is read from: the map of a single layer itself, with the layer's
- * number in this chain, where nothing is cut off or added; or a view of its
- * own. A copy of a large map would be as large. */
-static int half(const struct chain *c, size_t top, size_t first, size_t last,
+/* What a half is read from: a view of its own, or the map of a single layer
+ * that stays, where it serves. A copy of a large map would be as large. */
+static int half(const struct viewing *v, size_t first, size_t last,
                 struct extents *own, const struct extents **out)
 {
-    struct image *img = c->layers[first];
-    struct extents *map = &img->map;
-    uint64_t size = c->layers[top]->size;
+    struct image *img = v->c->layers[first];
 
     *out = own;
-    if (first != last || (first > top && img->size < size) ||
-        (map->n > 0 && extent_end(&map->v[map->n - 1]) > size))
-        return view(c, top, first, last, own);
-    for (size_t k = 0; k < map->n; k++)
-        map->v[k].layer = (uint16_t)first;
-    *out = map;
-    return 0;
+    if (first == last && v->maps == CHAIN_KEEP_MAPS) {
+        if (load_layer(v->c, first, v->err) < 0)
+            return v->err->code;
+        if (map_serves(v, first)) {
+            number_map(img, first);
+            *out = &img->map;
+            return 0;
+        }
+    }
+    return view(v, first, last, own);
 }
 
 /* Halves: an extent is copied once per level, not once per layer. */
-static int view(const struct chain *c, size_t top, size_t first, size_t last,
+static int view(const struct viewing *v, size_t first, size_t last,
                 struct extents *out)
 {
     CLEANUP(extents_fini) struct extents own_upper = EXTENTS_INIT;
@@ -208,20 +264,22 @@ static int view(const struct chain *c, size_t top, size_t first, size_t last,
     size_t mid = first + (last - first) / 2;
 
     if (first == last)
-        return own_view(c, top, first, out);
-    if (half(c, top, first, mid, &own_upper, &upper) < 0 ||
-        half(c, top, mid + 1, last, &own_lower, &lower) < 0)
-        return -1;
-    return extents_overlay(upper, lower, out);
+        return view_layer(v, first, out);
+    if (half(v, first, mid, &own_upper, &upper) < 0 ||
+        half(v, mid + 1, last, &own_lower, &lower) < 0)
+        return v->err->code;
+    return extents_overlay(upper, lower, out) < 0 ? err_nomem(v->err) : 0;
 }
 
-int chain_view(const struct chain *c, size_t first, size_t last,
+int chain_view(struct chain *c, size_t first, size_t last, enum chain_maps maps,
                struct extents *out, struct qstill_error *err)
 {
+    struct viewing v = {.c = c, .top = first, .maps = maps, .err = err};
+    int r;
+
     *out = (struct extents)EXTENTS_INIT;
-    if (view(c, first, first, last, out) < 0) {
+    r = view(&v, first, last, out);
+    if (r < 0)
         extents_fini(out);
-        return err_nomem(err);
-    }
-    return 0;
+    return r;
 }

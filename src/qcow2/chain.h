@@ -14,14 +14,14 @@
 
 struct chain {
     const struct io *io;
-    struct aio *aio; /* for loading maps; sync or io_uring */
+    struct aio *aio; /* for loading maps; sync or io_uring; NULL before */
     struct image **layers;
     size_t n;
 };
 
 /*
  * Opens all layers for reading. `lock`: whether to take the read locks; NULL
- * err entries name the layer. Maps are loaded by chain_load().
+ * err entries name the layer. Maps are loaded by chain_load() or chain_view().
  */
 enum chain_lock { CHAIN_UNLOCKED, CHAIN_LOCKED };
 int chain_open(struct chain **out, const struct io *io, const char *path,
@@ -30,17 +30,20 @@ int chain_open(struct chain **out, const struct io *io, const char *path,
 void chain_close(struct chain *c);
 void chain_closep(struct chain **c);
 
-/* Loads the maps of layers [first, last]. */
+/* Loads the maps of layers [first, last] that are not loaded. */
 int chain_load(struct chain *c, size_t first, size_t last,
                struct qstill_error *err);
+void chain_forget(struct chain *c, size_t first, size_t last);
 
 /*
  * What layers [first, last] together hold, each extent with the layer that it
  * comes from, up to the size of layer `first`. Where a layer ends before the
  * one above it, there are EXTENT_PAST_END extents, with the layer above.
- * Maps must be loaded.
+ * Loads the maps that it needs; whoever does not need them beside the view has
+ * each forgotten as soon as the view has it, for they are as large.
  */
-int chain_view(const struct chain *c, size_t first, size_t last,
+enum chain_maps { CHAIN_KEEP_MAPS, CHAIN_FORGET_MAPS };
+int chain_view(struct chain *c, size_t first, size_t last, enum chain_maps maps,
                struct extents *out, struct qstill_error *err);
 
 /*

@@ -73,8 +73,8 @@ static int side_load(struct compare *c, unsigned i, struct qstill_error *err)
 {
     struct side *s = &c->side[i];
 
-    if (chain_load(s->chain, 0, s->chain->n - 1, err) < 0 ||
-        chain_view(s->chain, 0, s->chain->n - 1, &s->view, err) < 0)
+    if (chain_view(s->chain, 0, s->chain->n - 1, CHAIN_FORGET_MAPS, &s->view,
+                   err) < 0)
         return err->code;
     for (size_t k = 0; k < s->chain->n; k++)
         if (image_open_direct(s->chain->layers[k], err) < 0)

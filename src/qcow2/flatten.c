@@ -163,8 +163,8 @@ static int plan(struct flatten *f, struct qstill_error *err)
     if (name_files(f, err) < 0 ||
         chain_open(&f->chain, f->io, f->q.top, f->q.format, CHAIN_LOCKED, err) <
             0 ||
-        chain_load(f->chain, 0, f->chain->n - 1, err) < 0 ||
-        chain_view(f->chain, 0, f->chain->n - 1, &f->view, err) < 0)
+        chain_view(f->chain, 0, f->chain->n - 1, CHAIN_FORGET_MAPS, &f->view,
+                   err) < 0)
         return err->code;
     f->size = f->chain->layers[0]->size;
     return is_raw(f) ? plan_raw(f, err) : plan_qcow2(f, err);

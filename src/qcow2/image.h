@@ -61,6 +61,8 @@ int image_load_l1(struct image *img, struct qstill_error *err);
 int image_load_map(struct image *img, struct aio *aio,
                    struct qstill_error *err);
 
+void image_forget_map(struct image *img);
+
 /* PRECONDITION when the image's guest data cannot be read by us. */
 int image_check_readable(const struct image *img, struct qstill_error *err);
 

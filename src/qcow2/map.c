@@ -290,3 +290,9 @@ int image_load_map(struct image *img, struct aio *aio, struct qstill_error *err)
     img->mapped = true;
     return 0;
 }
+
+void image_forget_map(struct image *img)
+{
+    extents_fini(&img->map);
+    img->mapped = false;
+}

@@ -38,7 +38,8 @@ struct merge_group {
     struct image *target;
     struct image *fresh; /* the target, when it is a new file */
     bool share;          /* the filesystem may be able to share blocks */
-    struct extents view; /* of the group, or of all below, too */
+    struct extents view; /* of the group, or of all below, too: */
+    size_t view_last;    /* down to this layer */
     struct bitmap_join join;
     struct rewrite rw;
     struct moves zeros; /* raw: to be zeroed; from and layer mean nothing */

@@ -97,7 +97,7 @@ static int check_torn(const struct merge_group *g, size_t i,
                     img->path);
 }
 
-static int lock_and_load(struct merge_group *g, struct qstill_error *err)
+static int lock_layers(struct merge_group *g, struct qstill_error *err)
 {
     for (size_t i = g->upper; i <= g->last; i++) {
         const struct image *img = layer(g, i);
@@ -120,21 +120,27 @@ static int lock_and_load(struct merge_group *g, struct qstill_error *err)
     }
     if (!g->main && check_child(g, err) < 0)
         return err->code;
-    return chain_load(g->chain, g->upper, g->last, err);
+    return 0;
+}
+
+static int make_view(struct merge_group *g, size_t last,
+                     struct qstill_error *err)
+{
+    extents_fini(&g->view);
+    g->view_last = last;
+    return chain_view(g->chain, g->upper, last, CHAIN_FORGET_MAPS, &g->view,
+                      err);
 }
 
 /* The layers below are read, too. */
-static int load_below(struct merge_group *g, struct qstill_error *err)
+static int view_below(struct merge_group *g, struct qstill_error *err)
 {
-    struct chain *c = g->chain;
+    const struct chain *c = g->chain;
 
     for (size_t i = g->last + 1; i < c->n; i++)
         if (lock_layer(c->layers[i], IMAGE_LOCK_READ, err) < 0)
             return err->code;
-    if (chain_load(c, g->last + 1, c->n - 1, err) < 0)
-        return err->code;
-    extents_fini(&g->view);
-    return chain_view(c, g->upper, c->n - 1, &g->view, err);
+    return make_view(g, c->n - 1, err);
 }
 
 /* ------------------------------------------------------------------ choosing
@@ -154,22 +160,26 @@ static int lost_snapshots(const struct image *img, struct qstill_error *err)
 
 /* Would the layers behind t be missed by those who see through t? Not asked of
  * the view, which is about what the active table of t lets through. */
-static bool shows_below(const struct merge_group *g, size_t t)
+static int shows_below(const struct merge_group *g, size_t t, bool *shows,
+                       struct qstill_error *err)
 {
-    const struct chain *c = g->chain;
+    struct chain *c = g->chain;
 
-    for (size_t i = t + 1; i <= g->last; i++) {
+    *shows = false;
+    for (size_t i = t + 1; i <= g->last && !*shows; i++) {
         const struct extents *map = &c->layers[i]->map;
         bool base = i + 1 == c->n;
 
-        for (size_t k = 0; k < map->n; k++)
-            if (extent_has_bytes(&map->v[k]) ||
-                (!base && extent_is_zero(&map->v[k])))
-                return true;
+        if (chain_load(c, i, i, err) < 0)
+            return err->code;
+        for (size_t k = 0; k < map->n && !*shows; k++)
+            *shows = extent_has_bytes(&map->v[k]) ||
+                     (!base && extent_is_zero(&map->v[k]));
+        chain_forget(c, i, i);
         if (!base && c->layers[i]->size < c->layers[i + 1]->size)
-            return true;
+            *shows = true;
     }
-    return false;
+    return 0;
 }
 
 /* The snapshots of layers whose file does not stay. */
@@ -188,7 +198,13 @@ static int check_snapshots(const struct merge_group *g, size_t t,
 static int check_kept_snapshots(const struct merge_group *g, size_t t,
                                 struct qstill_error *err)
 {
-    if (!has_snapshots(layer(g, t)) || !shows_below(g, t))
+    bool shows;
+
+    if (!has_snapshots(layer(g, t)))
+        return 0;
+    if (shows_below(g, t, &shows, err) < 0)
+        return err->code;
+    if (!shows)
         return 0;
     return err_set(err, QSTILL_E_PRECONDITION,
                    "the internal snapshots of %s see what %s holds",
@@ -514,7 +530,7 @@ static int plan_target(struct merge_group *g, struct qstill_error *err)
         return err->code;
     if (g->rw.needs_below) {
         /* the view changes, its answers do not: only what is read */
-        if (load_below(g, err) < 0)
+        if (view_below(g, err) < 0)
             return err->code;
         g->rw.view = &g->view;
     }
@@ -556,9 +572,8 @@ static int plan_candidate(struct merge_group *g, size_t t,
                           struct qstill_error *err)
 {
     plan_reset(g);
-    extents_fini(&g->view);
     g->t = t;
-    if (chain_view(g->chain, g->upper, g->last, &g->view, err) < 0 ||
+    if ((g->view_last != g->last && make_view(g, g->last, err) < 0) ||
         group_name_backing(g, err) < 0)
         return err->code;
     return plan_target(g, err);
@@ -603,8 +618,7 @@ static int choose(struct merge_group *g, struct qstill_error *err)
 int group_plan(struct merge_group *g, struct qstill_error *err)
 {
     if (group_name_result(g, err) < 0 || group_look_at_names(g, err) < 0 ||
-        lock_and_load(g, err) < 0 ||
-        chain_view(g->chain, g->upper, g->last, &g->view, err) < 0 ||
+        lock_layers(g, err) < 0 || make_view(g, g->last, err) < 0 ||
         choose(g, err) < 0)
         return err->code;
     g->freed = freed_estimate(g);

@@ -217,26 +217,32 @@ static bool has_tables(const struct image *t, uint32_t first)
 /* Whether growing the disk would show bytes of the target's last unit. */
 static int look_behind_end(struct work *w, struct qstill_error *err)
 {
-    const struct image *t = w->rw->target;
+    struct image *t = w->rw->target;
     uint64_t size = w->rw->size, end = round_up_u64(size, w->unit);
     CLEANUP(freep) uint8_t *behind = NULL;
-    const struct extent *e;
+    struct extent e;
     size_t i, got;
+    bool held;
 
     if (!w->cut || end == size)
         return 0;
+    if (image_load_map(t, w->rw->aio, err) < 0)
+        return err->code;
     i = extents_find(&t->map, size - 1);
-    if (i == t->map.n || t->map.v[i].guest >= size)
+    held = i < t->map.n && t->map.v[i].guest < size;
+    if (held)
+        e = t->map.v[i];
+    image_forget_map(t);
+    if (!held)
         return 0;
-    e = &t->map.v[i];
-    w->stale_end = e->kind == EXTENT_COMPRESSED; /* not looked at */
-    if (e->kind != EXTENT_DATA)
+    w->stale_end = e.kind == EXTENT_COMPRESSED; /* not looked at */
+    if (e.kind != EXTENT_DATA)
         return 0;
     behind = malloc((size_t)(end - size));
     if (!behind)
         return err_nomem(err);
     if (io_read_upto(t->io, t->fd, behind, (size_t)(end - size),
-                     e->host + (size - e->guest), &got, err) < 0)
+                     e.host + (size - e.guest), &got, err) < 0)
         return err_wrap(err, "%s", t->path);
     w->stale_end = !bytes_are_zero(behind, got);
     return 0;

@@ -173,7 +173,7 @@ static int tell_view(struct teller *t, const struct extents *view)
     return t->now.length ? t->fn(t->user, &t->now) : 0;
 }
 
-int block_status(const struct chain *c, block_status_fn *fn, void *user,
+int block_status(struct chain *c, block_status_fn *fn, void *user,
                  struct qstill_error *err)
 {
     CLEANUP(extents_fini) struct extents view = EXTENTS_INIT;
@@ -185,7 +185,7 @@ int block_status(const struct chain *c, block_status_fn *fn, void *user,
     for (size_t i = 0; i < c->n; i++)
         if (holes_count(c->layers[i], &sparse[i], err) < 0)
             return err->code;
-    if (chain_view(c, 0, c->n - 1, &view, err) < 0)
+    if (chain_view(c, 0, c->n - 1, CHAIN_KEEP_MAPS, &view, err) < 0)
         return err->code;
     return tell_view(&t, &view);
 }

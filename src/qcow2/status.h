@@ -23,7 +23,7 @@ struct block_status {
 /* The chain's maps must be loaded. A non-zero result of fn ends the walk and
  * is returned; else 0 or a negative code. */
 typedef int block_status_fn(void *user, const struct block_status *s);
-int block_status(const struct chain *c, block_status_fn *fn, void *user,
+int block_status(struct chain *c, block_status_fn *fn, void *user,
                  struct qstill_error *err);
 
 #endif
