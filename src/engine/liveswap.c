@@ -33,10 +33,12 @@ bool liveswap_possible(const struct layer *layer)
 /* ---------------------------------------------------------------- QEMU's part
  */
 
-static int add_node(struct session *s, const struct qmp_node *old,
-                    const struct qmp_node *below, const char *path,
-                    const char *node, struct qstill_error *err)
+static int add_node(struct session *s, const struct vm_disk *d,
+                    const struct qmp_node *old, const struct qmp_node *below,
+                    const char *path, const char *node,
+                    struct qstill_error *err)
 {
+    const char *discard = launch_discard(s, d);
     struct qmp_blockdev b = {.node = node,
                              .driver = "qcow2",
                              .path = path,
@@ -46,8 +48,11 @@ static int add_node(struct session *s, const struct qmp_node *old,
                              .cache_direct = old->cache_direct,
                              .cache_no_flush = old->cache_no_flush};
 
-    /* no detect-zeroes, which a layer that was a head may have: nobody writes
-     * here, and "unmap" is refused where discard is not told, too */
+    /* No detect-zeroes, which a layer that was a head may have: nobody writes
+     * here. When the heads above are folded into it, it is the head, and gets
+     * it then; discard cannot be had later. */
+    if (discard && strcmp(discard, "unmap") == 0)
+        b.discard = discard;
     return qmp_blockdev_add(s->qmp, &b, err);
 }
 
@@ -130,7 +135,7 @@ static int swap_nodes(struct collapse *c, const struct qmp_graph *g,
     if (!above || !above->file || above->below != old || !old || !last)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "the live chain of disk %s is not as it was", d->name);
-    if (add_node(s, old, last->below, c->j->swap_to, node, err) < 0 ||
+    if (add_node(s, d, old, last->below, c->j->swap_to, node, err) < 0 ||
         reopen_above(s, d, c->j, above, node, above->read_only, err) < 0) {
         if (err->code == QSTILL_E_FAILED)
             err->code = QSTILL_E_PRECONDITION;

@@ -244,6 +244,20 @@ class Zeroes(Case):
                     self.kept(vm)
                 self.assertEqual({vm.disks[0].path}, set(vm.heads().values()))
 
+    def test_a_merged_file_that_becomes_the_head(self):
+        for style in ("drive", "blockdev"):
+            with self.subTest(style):
+                vm = self.tiny_vm(style, style=style, disks=[self.disk(
+                    vm=style, size=2 << 20, pattern=False,
+                    options=",cache.direct=on,discard=unmap,"
+                            "detect-zeroes=unmap")])
+                for name in "abcd":
+                    self.q("create", style, name)
+                    self.kept(vm)
+                for name in "bdc":
+                    self.q("delete", style, name)
+                    self.kept(vm)
+
     def test_after_a_kill_at_any_moment(self):
         """What recovery makes of it has it, too: the snapshot, or the head of
         before."""
