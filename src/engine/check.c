@@ -377,8 +377,6 @@ static int check_live(struct report_obj *o, struct session *s,
         problem_of(o, "wrong-head", &e);
     if (session_check_known(s, &e) < 0)
         problem_of(o, "unknown-disk", &e);
-    if (session_check_shapes(s, &e) < 0)
-        problem_of(o, "image-shape", &e);
     if (session_check_names(s, &e) < 0)
         problem_of(o, "image-name", &e);
     if (s->rec.mapped)
@@ -448,6 +446,8 @@ static int check_all(struct report_obj *o, struct session *s,
         preflight_foresee(s, tell_machine, o, err) < 0)
         return err->code;
     check_media(o, s);
+    if (session_check_shapes(s, &e) < 0)
+        problem_of(o, "image-shape", &e);
     if (!s->qmp) {
         check_off(o, s, options);
         return 0;

@@ -101,6 +101,8 @@ static int plan_off(struct create *c, struct qstill_error *err)
     for (size_t i = 0; i < c->s.rec.disk_count; i++)
         if (ready_head(&c->s.rec.disks[i], err) < 0)
             return err->code;
+    if (session_check_shapes(&c->s, err) < 0)
+        return err->code;
     return headuse_check(&c->s, err) < 0 ? err->code
                                          : headlock_take(&c->s, err);
 }

@@ -248,6 +248,18 @@ int heads_open(struct session *s, const struct journal *j, const char *tag,
 
 /* --------------------------------------------------------------------- put */
 
+/* Under the throttle nodes, when there are any: they belong to the disk. */
+static int put_node(struct session *s, const struct qmp_graph *g,
+                    const struct qmp_disk *q, const char *node,
+                    struct qstill_error *err)
+{
+    const struct qmp_node *filter =
+        q->filter ? qmp_graph_find(g, q->filter) : NULL;
+
+    return filter ? qmp_filter_reopen(s->qmp, filter, node, err)
+                  : qmp_set_drive(s->qmp, q->qdev, node, err);
+}
+
 /* The guest stands, so the nodes of an iothread's disk are in QEMU's main
  * thread, as those are that were opened now. (While it runs, QEMU 7.2 refuses a
  * node of another thread, and 10.0 does not survive it.) */
@@ -268,7 +280,7 @@ static int put_one(struct session *s, const struct qmp_graph *g,
     n = find_image(s, g, l.path, l.format);
     if (!n)
         return err_set(err, QSTILL_E_FAILED, "QEMU has not opened %s", l.path);
-    if (qmp_set_drive(s->qmp, q->qdev, n->name, err) < 0)
+    if (put_node(s, g, q, n->name, err) < 0)
         return err_wrap(err, "disk %s", jd->disk);
     return 0;
 }
@@ -354,7 +366,7 @@ static bool has_our_name(const char *node)
 static void mark_used(struct session *s, const struct qmp_graph *g, bool *used)
 {
     for (size_t i = 0; i < s->live.count; i++) {
-        const struct qmp_node *n = qmp_graph_find(g, s->live.items[i].node);
+        const struct qmp_node *n = qmp_graph_find(g, s->live.items[i].root);
 
         for (; n && !used[n - g->nodes]; n = n->below) {
             used[n - g->nodes] = true;

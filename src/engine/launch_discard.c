@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "launch_discard.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "launch_disk.h"
@@ -45,6 +46,27 @@ static const struct word detect_zeroes = {"detect-zeroes", NULL,
                                           detect_zeroes_of};
 static const struct word aio = {"aio", "file.aio", aio_of};
 
+static const char *of_prefixed(const struct opts *o, const struct word *w,
+                               const char *prefix)
+{
+    char key[NODE_PREFIX_MAX + OPTS_KEY_MAX];
+
+    snprintf(key, sizeof(key), "%s%s", prefix, w->key);
+    return w->of(opts_get(o, key));
+}
+
+/* Whether the node at `prefix` is over the one that is named `protocol`. */
+static bool reads(const struct opts *o, const char *prefix,
+                  const char *protocol)
+{
+    char key[NODE_PREFIX_MAX + OPTS_KEY_MAX];
+    const char *file;
+
+    snprintf(key, sizeof(key), "%sfile", prefix);
+    file = opts_get(o, key);
+    return file && strcmp(file, protocol) == 0;
+}
+
 /* The format node over a protocol node that has a -blockdev of its own. */
 static const char *of_format_node(const struct launch_args *args,
                                   const struct word *w, const char *protocol)
@@ -54,19 +76,33 @@ static const char *of_format_node(const struct launch_args *args,
     for (size_t i = 0; i < args->count; i++) {
         CLEANUP(opts_fini) struct opts o = {0};
         struct qstill_error ignored = {0};
-        const char *file;
+        char prefix[NODE_PREFIX_MAX] = "";
 
         if (!launch_arg_is(&args->v[i], "blockdev") ||
             launch_disk_opts(&args->v[i], &o, &ignored) < 0)
             continue;
-        file = opts_get(&o, "file");
-        if (!file || strcmp(file, protocol) != 0)
-            continue;
-        if (found)
-            return NULL;
-        found = w->of(opts_get(&o, w->key));
+        for (size_t k = 0; k < NODE_DEPTH_MAX; k++, strcat(prefix, "file.")) {
+            if (!reads(&o, prefix, protocol))
+                continue;
+            if (found)
+                return NULL;
+            found = of_prefixed(&o, w, prefix);
+        }
     }
     return found;
+}
+
+/* The protocol node is at `prefix`, inside its format node's option, which may
+ * itself be inside of a filter's. */
+static const char *of_inner(const struct opts *o, const struct word *w,
+                            const char *prefix)
+{
+    char format[NODE_PREFIX_MAX];
+
+    snprintf(format, sizeof(format), "%s", prefix);
+    if (strlen(prefix) >= strlen("file."))
+        format[strlen(prefix) - strlen("file.")] = '\0';
+    return of_prefixed(o, w, w->inner ? prefix : format);
 }
 
 static const char *of_arg(const struct launch_args *args, const struct word *w,
@@ -85,10 +121,10 @@ static const char *of_arg(const struct launch_args *args, const struct word *w,
         return w->of(opts_get(&o, w->inner));
     if (launch_arg_is(arg, "drive"))
         return w->of(opts_get(&o, w->key));
-    if (strcmp(place->prefix, "file.") == 0)
-        return w->of(w->inner ? NULL : opts_get(&o, w->key));
+    if (place->prefix[0] != '\0')
+        return of_inner(&o, w, place->prefix);
     node = opts_get(&o, "node-name");
-    if (place->prefix[0] != '\0' || !node)
+    if (!node)
         return NULL;
     if (w->inner) /* the option is that of the protocol node */
         return w->of(opts_get(&o, w->key));

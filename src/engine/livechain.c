@@ -367,6 +367,7 @@ int livechain_commit_head(struct session *s, struct qmp_graph *g,
 {
     struct qmp_commit c = {.job = JOB_ID, .speed = s->bwlimit, .held = true};
     const struct qmp_node *head, *base;
+    const struct qmp_disk *q;
     struct qstill_error second = {0};
     struct qmp_job job;
 
@@ -376,7 +377,9 @@ int livechain_commit_head(struct session *s, struct qmp_graph *g,
     base = livechain_node(s, g, d, to);
     if (!head || !base)
         return missing_node(d, to, err);
-    c.device = head->name;
+    q = session_live_disk(s, d);
+    c.device = q->root;
+    c.top_node = q->filter ? head->name : NULL;
     c.base_node = base->name;
     if (qmp_block_commit(s->qmp, &c, err) < 0 && livechain_refused(err) < 0)
         return err_wrap(err, "folding %s into %s", d->head_path, to);

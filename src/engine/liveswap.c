@@ -160,7 +160,7 @@ static int name_new_file(struct session *s, const struct qmp_graph *g,
                        "QEMU does not have %s below %s after the reopen",
                        j->swap_to, j->swap_above);
     return qmp_change_backing_file(s->qmp,
-                                   *live->device ? live->device : live->node,
+                                   *live->device ? live->device : live->root,
                                    above->name, j->swap_to, err);
 }
 

@@ -385,11 +385,26 @@ int session_check_shape(const struct qmp_disk *q, struct qstill_error *err)
                          "give the VM the whole image, without nodes between");
 }
 
+/* Once a node on top was taken for the image, and no start can do with that. */
+static int check_recorded(const struct session *s, const struct vm_disk *d,
+                          struct qstill_error *err)
+{
+    if (!qmp_is_filter(d->attach_format))
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "disk %s was attached as '%s', which is no image format", d->name,
+            d->attach_format);
+    return err_hint(err, "%sdetach the VM and attach it anew",
+                    s->tree.count > 0 ? "delete the snapshots, " : "");
+}
+
 int session_check_shapes(const struct session *s, struct qstill_error *err)
 {
     for (size_t i = 0; i < s->rec.disk_count; i++) {
         const struct qmp_disk *q = session_live_disk(s, &s->rec.disks[i]);
 
+        if (check_recorded(s, &s->rec.disks[i], err) < 0)
+            return err->code;
         if (q && (session_check_shape(q, err) < 0 ||
                   graph_check_chain(&s->rec.launch, s->pid, q, err) < 0))
             return err->code;

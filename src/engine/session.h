@@ -96,7 +96,8 @@ int session_check_known(const struct session *s, struct qstill_error *err);
 /* Whether the image file shows what the guest sees, and all of it (PRECONDITION
  * else): an overlay that stands on it would show another disk. */
 int session_check_shape(const struct qmp_disk *q, struct qstill_error *err);
-/* The same of all disks of the record. */
+/* The same of all disks of the record, and of one that is not plugged in what
+ * the record says. */
 int session_check_shapes(const struct session *s, struct qstill_error *err);
 
 /* QEMU must find a raw image by the name it knows: becoming a frozen layer, it

@@ -23,7 +23,7 @@ static const char *const filters[] = {
 /* --------------------------------------------------------------------- nodes
  */
 
-static bool is_filter(const char *driver)
+bool qmp_is_filter(const char *driver)
 {
     for (size_t i = 0; i < ARRAY_LEN(filters); i++)
         if (strcmp(driver, filters[i]) == 0)
@@ -54,7 +54,7 @@ static int node_fill(struct qmp_node *n, const json_t *v,
         field_dup(v, "detect_zeroes", &n->detect_zeroes, err) < 0)
         return err->code;
     n->name_auto = strncmp(n->name, AUTO_PREFIX, strlen(AUTO_PREFIX)) == 0;
-    n->filter = is_filter(n->driver);
+    n->filter = qmp_is_filter(n->driver);
     n->read_only = field_bool(v, "ro", false);
     n->active = field_bool(v, "active", true);
     n->encrypted = field_bool(v, "encrypted", false);
@@ -182,6 +182,8 @@ static void disk_fini(struct qmp_disk *d)
     free(d->qdev);
     free(d->qdev_id);
     free(d->qdev_type);
+    free(d->root);
+    free(d->filter);
     free(d->node);
     free(d->path);
     free(d->driver);
@@ -320,21 +322,71 @@ static int shape_fill(struct qmp_disk *d, const struct qmp_graph *g,
     return d->shape != QMP_SHAPE_PLAIN && !d->odd ? err_nomem(err) : 0;
 }
 
+static bool is_throttle(const struct qmp_node *n)
+{
+    return strcmp(n->driver, "throttle") == 0;
+}
+
+static bool is_of_job(const struct qmp_node *n)
+{
+    return strcmp(n->driver, "commit_top") == 0 ||
+           strcmp(n->driver, "mirror_top") == 0;
+}
+
+/* Right below the root QEMU passes over a job's node by itself. */
+static const struct qmp_node *head_below(const struct qmp_node *root,
+                                         const struct qmp_node **filter)
+{
+    const struct qmp_node *n = root;
+
+    while (n && (is_throttle(n) || is_of_job(n))) {
+        if (is_throttle(n))
+            *filter = n;
+        n = n->below;
+    }
+    return n;
+}
+
+/* With limits of its own as nodes on top (-blockdev driver=throttle) a disk is
+ * what is below them; they stay where they are whatever comes under them. */
+static int head_fill(struct qmp_disk *d, const struct qmp_graph *g,
+                     struct qstill_error *err)
+{
+    const struct qmp_node *root = qmp_graph_find(g, d->root);
+    const struct qmp_node *filter = NULL, *head = NULL;
+
+    if (root && is_throttle(root))
+        head = head_below(root, &filter);
+    if (!head || !head->file) {
+        d->node = strdup(d->root);
+        return d->node ? 0 : err_nomem(err);
+    }
+    free(d->path);
+    free(d->driver);
+    d->node = strdup(head->name);
+    d->path = strdup(head->path);
+    d->driver = strdup(head->driver);
+    d->filter = strdup(filter->name);
+    d->encrypted = head->encrypted;
+    return d->node && d->path && d->driver && d->filter ? 0 : err_nomem(err);
+}
+
 static int disk_fill(struct qstill_qmp *q, struct qmp_disk *d, const json_t *v,
                      const struct qmp_graph *g, struct qstill_error *err)
 {
     const json_t *inserted = json_object_get(v, "inserted");
 
+    d->encrypted = field_bool(inserted, "encrypted", false);
     if (field_dup(v, "device", &d->device, err) < 0 ||
-        field_need(inserted, "node-name", &d->node, err) < 0 ||
+        field_need(inserted, "node-name", &d->root, err) < 0 ||
         field_dup(inserted, "file", &d->path, err) < 0 ||
         field_need(inserted, "drv", &d->driver, err) < 0 ||
         field_need_u64(json_object_get(inserted, "image"), "virtual-size",
-                       &d->virtual_size, err) < 0)
+                       &d->virtual_size, err) < 0 ||
+        head_fill(d, g, err) < 0)
         return err->code;
     d->node_auto = strncmp(d->node, AUTO_PREFIX, strlen(AUTO_PREFIX)) == 0;
     d->read_only = field_bool(inserted, "ro", false);
-    d->encrypted = field_bool(inserted, "encrypted", false);
     d->removable = field_bool(v, "removable", false);
     if (qdev_fill(d, field_string(v, "qdev", ""), err) < 0 ||
         qdev_type_fill(q, d, err) < 0 || protocol_fill(d, g, err) < 0 ||
@@ -349,20 +401,23 @@ int qmp_disk_move(struct qmp_disk *d, const struct qmp_graph *g,
     const struct qmp_node *n = qmp_graph_find(g, node);
     struct qmp_disk to = {0};
 
+    to.root = strdup(d->filter ? d->root : node);
     to.node = strdup(node);
     to.path = strdup(n ? n->path : "");
     to.driver = strdup(n ? n->driver : "");
-    if (!to.node || !to.path || !to.driver || protocol_fill(&to, g, err) < 0 ||
-        chain_fill(&to, g, err) < 0) {
+    if (!to.root || !to.node || !to.path || !to.driver ||
+        protocol_fill(&to, g, err) < 0 || chain_fill(&to, g, err) < 0) {
         disk_fini(&to);
         return err_nomem(err);
     }
+    free(d->root);
     free(d->node);
     free(d->path);
     free(d->driver);
     free(d->protocol);
     free(d->protocol_node);
     free(d->protocol_path);
+    d->root = to.root;
     d->node = to.node;
     d->path = to.path;
     d->driver = to.driver;

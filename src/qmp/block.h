@@ -14,7 +14,8 @@ struct qstill_qmp;
 enum qmp_shape {
     QMP_SHAPE_PLAIN,    /* a format node over the file, which shows all of it */
     QMP_SHAPE_STACKED,  /* a node in between, or on top, as of -blockdev
-                           driver=throttle, or raw over qcow2 */
+                           driver=copy-on-read, or raw over qcow2; throttle
+                           nodes on top are none of the disk's shape */
     QMP_SHAPE_PART,     /* raw, with an offset or a size of its own */
     QMP_SHAPE_ELSEWHERE /* qcow2 that keeps its data in another file */
 };
@@ -33,6 +34,9 @@ struct qmp_disk {
                             no device uses it */
     char *qdev_id;       /* its id=, "" when it has none */
     char *qdev_type;     /* "virtio-blk-pci", "ide-cd", ...; "" */
+    char *root;          /* the node that the device has */
+    char *filter;        /* of the throttle nodes from there on, the one right
+                            over the head; NULL: the head is the root */
     char *node;          /* the head's node name */
     bool node_auto;      /* a name that QEMU made ("#block123"): it cannot be
                             reopened and changes with each start */
@@ -118,6 +122,8 @@ struct qmp_graph {
 int qmp_graph_read(struct qstill_qmp *q, struct qmp_graph *out,
                    struct qstill_error *err);
 void qmp_graph_fini(struct qmp_graph *g);
+/* Whether nodes of this driver show their child's content as it is. */
+bool qmp_is_filter(const char *driver);
 /* NULL when there is none of that name. */
 const struct qmp_node *qmp_graph_find(const struct qmp_graph *g,
                                       const char *name);

@@ -149,6 +149,12 @@ int qmp_node_reopen(struct qstill_qmp *q, const char *node, const char *backing,
     return reopen_by_hmp(q, node, read_only, "backing", backing, err);
 }
 
+int qmp_filter_reopen(struct qstill_qmp *q, const struct qmp_node *filter,
+                      const char *node, struct qstill_error *err)
+{
+    return reopen_by_hmp(q, filter->name, filter->read_only, "file", node, err);
+}
+
 int qmp_node_detect_zeroes(struct qstill_qmp *q, const struct qmp_node *node,
                            const char *value, struct qstill_error *err)
 {

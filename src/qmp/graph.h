@@ -66,8 +66,11 @@ int qmp_blockdev_reopen(struct qstill_qmp *q, const struct qmp_blockdev *b,
  */
 int qmp_node_reopen(struct qstill_qmp *q, const char *node, const char *backing,
                     bool read_only, struct qstill_error *err);
-/* "off", "on" or "unmap"; all other options stay. Errors as above. */
+/* Puts another node under a filter; all its options stay. Errors as above. */
 struct qmp_node;
+int qmp_filter_reopen(struct qstill_qmp *q, const struct qmp_node *filter,
+                      const char *node, struct qstill_error *err);
+/* "off", "on" or "unmap"; all other options stay. Errors as above. */
 int qmp_node_detect_zeroes(struct qstill_qmp *q, const struct qmp_node *node,
                            const char *value, struct qstill_error *err);
 /* Whether open nodes can be given another backing node, by either of the two:

@@ -11,10 +11,11 @@
 struct qstill_qmp;
 
 struct qmp_commit {
-    const char *job;          /* id for the new job; required */
-    const char *device;       /* the head: node name or -drive id; required */
-    const char *top_node;     /* NULL: the active layer. Then the job becomes
-                                 ready, and qmp_job_complete() pivots */
+    const char *job;    /* id for the new job; required */
+    const char *device; /* the disk's root: node name or -drive id; required */
+    const char *top_node;     /* NULL: the root. Of it, and of what only
+                                 filters are above, the job becomes ready, and
+                                 qmp_job_complete() pivots */
     const char *base_node;    /* NULL: the chain's base */
     const char *backing_file; /* string for the header above; NULL: base's */
     uint64_t speed;           /* bytes per second; 0: no limit */

@@ -492,7 +492,20 @@ class Shapes(Case):
                      "-blockdev", over % ("copy-on-read", ""))
         self.refused("throttle", "node 't' is no image format right over",
                      "-object", "throttle-group,id=tg", "-blockdev",
-                     over % ("throttle", '"throttle-group":"tg",'))
+                     '{"driver":"throttle","throttle-group":"tg",'
+                     '"node-name":"t","file":{"driver":"file",'
+                     '"filename":"FILE"}}')
+        self.refused("below", "node 't' is no image format right over",
+                     "-object", "throttle-group,id=tg", "-blockdev",
+                     '{"driver":"raw","node-name":"t","file":{"driver":'
+                     '"throttle","throttle-group":"tg","file":{"driver":'
+                     '"file","filename":"FILE"}}}')
+        self.refused("cor-below", "node 'c' is no image format right over",
+                     "-object", "throttle-group,id=tg", "-blockdev",
+                     '{"driver":"throttle","throttle-group":"tg",'
+                     '"node-name":"t","file":{"driver":"copy-on-read",'
+                     '"node-name":"c","file":{"driver":"raw","file":{"driver":'
+                     '"file","filename":"FILE"}}}}')
         self.refused("rawraw", "node 't' is no image format right over",
                      "-blockdev", over % ("raw", ""))
 

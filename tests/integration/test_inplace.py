@@ -102,6 +102,7 @@ class InPlace(Reverts):
         for style, bus, machine in share((("drive", "virtio", "pc"),
                                           ("blockdev", "scsi", "q35"),
                                           ("if", "virtio", "q35"),
+                                          ("throttle", "scsi", "pc"),
                                           ("blockdev", "virtio", "pc"))):
             with self.subTest(style=style, bus=bus, machine=machine):
                 name = "%s-%s" % (style, bus)
@@ -133,7 +134,7 @@ class InPlace(Reverts):
 
     def test_disks_of_an_iothread(self):
         """Snapshots live, back in place, deletion of what lies between."""
-        for style in share(("drive", "blockdev")):
+        for style in share(("drive", "blockdev", "throttle")):
             with self.subTest(style=style):
                 vm = self.running_vm(
                     name=style, style=style, append="SYNC=vda,vdb SYNCMS=2",

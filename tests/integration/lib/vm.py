@@ -44,7 +44,10 @@ def file_name(name):
     QEMU tells the whole chain as "json:"."""
     if not name.startswith("json:"):
         return name
-    return json.loads(name[5:])["file"]["filename"]
+    node = json.loads(name[5:])
+    while "filename" not in node:
+        node = node["file"]
+    return node["filename"]
 
 
 class VM:
@@ -52,7 +55,8 @@ class VM:
     neither takes the other's only client slot.
 
     style   drive: -drive if=none,id=ID plus -device;  if: -drive if=virtio
-            (QEMU names the device);  blockdev: -blockdev nodes plus -device
+            (QEMU names the device);  blockdev: -blockdev nodes plus -device;
+            throttle: the same in one -blockdev, with limits as a node on top
     memory  default, ram, memfd, file, hugetlb (a memfd of huge pages): the
             backend of the guest's RAM; backend: what `backend` says; none: all
             of it is in `extra`
@@ -113,9 +117,24 @@ class VM:
                          % (d.fmt, d.id, d.id, d.options),
                          "-device", "%s,drive=%s-n,id=%s" % (
                              front, d.id, d.id) + d.front]
+            elif self.style == "throttle":
+                args += self._throttle_args(d, front)
             else:
                 raise ValueError(self.style)
         return args
+
+    def _throttle_args(self, d, front):
+        node = {"driver": "throttle", "node-name": d.id + "-t",
+                "throttle-group": d.id + "-g", "file": {
+                    "driver": d.fmt, "node-name": d.id + "-n",
+                    "discard": "unmap", "detect-zeroes": "unmap", "file": {
+                        "driver": "file", "node-name": d.id + "-f",
+                        "filename": d.path, "discard": "unmap",
+                        "aio": "threads"}}}
+        return ["-object", "throttle-group,id=%s-g,x-iops-total=5000" % d.id,
+                "-blockdev", json.dumps(node),
+                "-device", "%s,drive=%s-t,id=%s" % (front, d.id, d.id) +
+                d.front]
 
     def _memory_args(self):
         machine, size = self.machine, "%dM" % self.mib
