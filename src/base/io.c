@@ -91,6 +91,13 @@ static int real_renameat(const struct io *io, int from_dir, const char *from,
     return real_result(renameat2(from_dir, from, to_dir, to, flags));
 }
 
+static int real_linkat(const struct io *io, int from_dir, const char *from,
+                       int to_dir, const char *to)
+{
+    (void)io;
+    return real_result(linkat(from_dir, from, to_dir, to, 0));
+}
+
 static int real_unlinkat(const struct io *io, int dirfd, const char *name)
 {
     (void)io;
@@ -132,6 +139,7 @@ const struct io_ops io_real_ops = {
     .fallocate = real_fallocate,
     .clone_range = real_clone_range,
     .renameat = real_renameat,
+    .linkat = real_linkat,
     .unlinkat = real_unlinkat,
     .fchmod = real_fchmod,
     .fchown = real_fchown,
@@ -290,6 +298,15 @@ int io_unlink(const struct io *io, int dirfd, const char *name,
     if (r < 0 && r != -ENOENT)
         return err_errno(err, -r, "cannot remove %s", name);
     return io_sync(io, dirfd, "a directory", err);
+}
+
+int io_link(const struct io *io, int from_dir, const char *from, int to_dir,
+            const char *to, struct qstill_error *err)
+{
+    int r = io->ops->linkat(io, from_dir, from, to_dir, to);
+
+    return r < 0 ? err_errno(err, -r, "cannot give %s the name %s", from, to)
+                 : 0;
 }
 
 void io_punch(const struct io *io, int fd, uint64_t off, uint64_t len)

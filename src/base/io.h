@@ -38,6 +38,8 @@ struct io_ops {
                        uint64_t len, int dst, uint64_t dst_off);
     int (*renameat)(const struct io *io, int from_dir, const char *from,
                     int to_dir, const char *to, unsigned flags);
+    int (*linkat)(const struct io *io, int from_dir, const char *from,
+                  int to_dir, const char *to);
     int (*unlinkat)(const struct io *io, int dirfd, const char *name);
     int (*fchmod)(const struct io *io, int fd, mode_t mode);
     int (*fchown)(const struct io *io, int fd, uid_t uid, gid_t gid);
@@ -84,6 +86,9 @@ int io_rename(const struct io *io, int from_dir, const char *from, int to_dir,
               const char *to, unsigned flags, struct qstill_error *err);
 int io_unlink(const struct io *io, int dirfd, const char *name,
               struct qstill_error *err);
+/* A second name. Not synced: it is there to be renamed. */
+int io_link(const struct io *io, int from_dir, const char *from, int to_dir,
+            const char *to, struct qstill_error *err);
 
 /* Best effort, for space only: a filesystem that cannot punch holes is fine. */
 void io_punch(const struct io *io, int fd, uint64_t off, uint64_t len);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The end of a group, by its record alone: attributes, rename, repoint,
- * unlink. Each step may find itself done already.
+ * The end of a group, by its record alone: attributes, rename (merge_link.c:
+ * or a second name), repoint, unlink. Each step may find itself done already.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -77,27 +77,13 @@ static int rename_result(const struct io *io, const struct merge_record *r,
                : err->code;
 }
 
-static bool same_dir(const char *a, const char *b)
-{
-    CLEANUP(freep) char *x = path_dir(a);
-    CLEANUP(freep) char *y = path_dir(b);
-    struct merge_id id;
-
-    return x && y &&
-           merge_id_look(x[0] ? x : ".", NULL, true, &id) != MERGE_ABSENT &&
-           merge_id_look(y[0] ? y : ".", &id, true, NULL) == MERGE_SAME;
-}
-
 /* Whether a path leads to the file, or to the name that it had. */
 static bool leads_to(const char *path, const struct merge_file *f)
 {
-    const char *slash = strrchr(path, '/');
-
     if (!f->path)
         return false;
     return merge_id_look(path, &f->id, true, NULL) == MERGE_SAME ||
-           (strcmp(slash ? slash + 1 : path, strrchr(f->path, '/') + 1) == 0 &&
-            same_dir(path, f->path));
+           path_is_same_name(path, f->path);
 }
 
 /* Another image may have its name by now, or it another backing file. */
@@ -253,13 +239,15 @@ int record_finish(const struct io *io, const struct merge_record *r, bool late,
 
         if (r->result.id.ino && stat(r->result.path, &st) == 0)
             replaced = (uint64_t)st.st_blocks * 512;
-        if (rename_result(io, r, err) < 0)
+        if (!record_link(io, r) && rename_result(io, r, err) < 0)
             return err->code;
         *freed += replaced;
     }
     for (size_t i = 0; i < r->repoint_count; i++)
         if (repoint_one(io, r, &r->repoint[i], err) < 0)
             return err->code;
+    if (record_unlink_old_name(io, r, late, err) < 0)
+        return err->code;
     for (size_t i = 0; i < r->gone_count; i++)
         if (remove_one(io, r, &r->gone[i], late, freed, err) < 0)
             return err->code;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* What the files of the merge share: merge.c (the whole), merge_plan.c (how),
  * merge_names.c (paths), merge_overlays.c (of what goes), merge_group.c (the
- * steps), merge_raw.c (into a raw base), merge_recover.c and
+ * steps), merge_raw.c (into a raw base), merge_link.c, merge_recover.c and
  * merge_recover_dir.c. */
 #ifndef QSTILL_QCOW2_MERGE_IMPL_H
 #define QSTILL_QCOW2_MERGE_IMPL_H
@@ -127,6 +127,14 @@ int record_finish(const struct io *io, const struct merge_record *r, bool late,
 /* Why a file stays that was to go. */
 void record_tell(const struct merge_record *r, const char *path,
                  const char *why);
+/* merge_link.c: the target gets the result's name, too; false: it has not. */
+bool record_link(const struct io *io, const struct merge_record *r);
+/* What that leaves when it is cut off. */
+int record_sweep_link(const struct io *io, const struct merge_record *r,
+                      struct qstill_error *err);
+/* When it has both names. */
+int record_unlink_old_name(const struct io *io, const struct merge_record *r,
+                           bool late, struct qstill_error *err);
 /* Late: whether the target may lose the name that it has. */
 bool record_may_rename(const struct io *io, const struct merge_record *r);
 

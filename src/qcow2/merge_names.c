@@ -56,6 +56,22 @@ bool path_same_dir(const char *a, const char *b)
     return n == m && memcmp(a, b, n) == 0;
 }
 
+static bool is_same_folder(const char *a, const char *b)
+{
+    CLEANUP(freep) char *x = path_dir(a);
+    CLEANUP(freep) char *y = path_dir(b);
+    struct merge_id id;
+
+    return x && y &&
+           merge_id_look(x[0] ? x : ".", NULL, true, &id) != MERGE_ABSENT &&
+           merge_id_look(y[0] ? y : ".", &id, true, NULL) == MERGE_SAME;
+}
+
+bool path_is_same_name(const char *a, const char *b)
+{
+    return strcmp(path_base(a), path_base(b)) == 0 && is_same_folder(a, b);
+}
+
 int path_open_dir(const char *path, int *dirfd, const char **base,
                   struct qstill_error *err)
 {

@@ -14,6 +14,8 @@ char *path_dir(const char *path);
 /* What follows it. */
 const char *path_base(const char *path);
 bool path_same_dir(const char *a, const char *b);
+/* The same last part in the same directory: this one looks at the disk. */
+bool path_is_same_name(const char *a, const char *b);
 /* Opens the directory of a path; *base is the name in it. */
 int path_open_dir(const char *path, int *dirfd, const char **base,
                   struct qstill_error *err);

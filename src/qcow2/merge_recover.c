@@ -10,9 +10,10 @@
  *   that are written over
  *
  * A VM may have been started since, for the chain is right in each of these
- * states. It is asked for by the locks (BUSY), and a file at the result's
- * place that was written to is not replaced: the chain then stays as it is,
- * right, with the dropped layer still in it.
+ * states (without hard links not while names move: merge_link.c). It is asked
+ * for by the locks (BUSY), and a file at the result's place that was written to
+ * is not replaced: the chain then stays as it is, right, with the dropped layer
+ * still in it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -191,7 +192,8 @@ static int finish_locked(const struct io *io, const struct merge_record *r,
     uint64_t freed = 0;
     bool same;
 
-    if (check_replaced(io, r, &same, &replaced, err) < 0 ||
+    if (record_sweep_link(io, r, err) < 0 ||
+        check_replaced(io, r, &same, &replaced, err) < 0 ||
         lock_gone(io, r, fds, err) < 0)
         return err->code;
     if (same)

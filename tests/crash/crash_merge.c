@@ -18,12 +18,12 @@
  * 5. a cancel after the n-th step.
  *
  * Judged, by the naive reader (and by qemu-img every EVERY states): before the
- * recovery every file that survives the merge reads as ever, and up to the flip
- * one that goes reads as one of them did or is marked as torn; after it every
- * file that is there reads as ever, refcounts are right, nothing is left
- * behind, and the same merge can be done again. The directory is spoilt
- * afterwards; after a failure it holds the state that failed. Ends with a line
- * of counts.
+ * recovery every file that survives the merge reads as ever (upwards with -l
+ * the lowest and UPPER, too, while they are there), and up to the flip one that
+ * goes reads as one of them did or is marked as torn; after it every file that
+ * is there reads as ever, refcounts are right, nothing is left behind, and the
+ * same merge can be done again. The directory is spoilt afterwards; after a
+ * failure it holds the state that failed. Ends with a line of counts.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -47,6 +47,7 @@ struct file {
     bool qcow2;
     bool drop;
     bool may_go;
+    bool upper; /* it goes as it gets the lowest name */
     uint64_t hash;
     uint64_t other; /* what it may read like instead, or 0 */
 };
@@ -64,7 +65,8 @@ struct proof {
     const char *drop[MAX_FILES];
     size_t drop_count;
     bool lower_name;
-    bool raw; /* the lowest layer is, and gets the result */
+    bool upwards; /* and the upper image's file stays */
+    bool raw;     /* the lowest layer is, and gets the result */
     struct record *record;
     /* counts */
     unsigned long states, recovered, rolled_back, leaky, nested, faults,
@@ -220,6 +222,10 @@ static void judge_before(struct proof *p)
 
         /* what takes the lower name may be half written over */
         if (!p->raw && !f->other && !f->may_go && !reads_right(p, f))
+            fail(p, memio_path("before recovery reads differently", f->name));
+        /* nothing is written over: by the old name and by the new one */
+        if (p->upwards && (f->other || f->upper) && is_there(p, f) &&
+            !reads_right(p, f))
             fail(p, memio_path("before recovery reads differently", f->name));
         if (!p->raw && (f->other || f->may_go))
             judge_dropped(p, f);
@@ -520,11 +526,12 @@ static void take_upper(struct proof *p, const char *upper, const char *lowest)
     }
     if (!u || !l)
         memio_die("no layer %s or %s", upper, lowest);
-    u->may_go = true;
+    u->may_go = u->upper = true;
     l->may_go = false;
     l->other = u->hash;
     p->lower_name = true;
     p->raw = !l->qcow2;
+    p->upwards = !p->raw && p->direction == MERGE_UP;
 }
 
 static enum merge_direction direction_of(const char *word)

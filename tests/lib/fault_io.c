@@ -100,6 +100,12 @@ static int fault_renameat(const struct io *io, int from_dir, const char *from,
     PASS(io, FAULT_NAME, renameat(below, from_dir, from, to_dir, to, flags));
 }
 
+static int fault_linkat(const struct io *io, int from_dir, const char *from,
+                        int to_dir, const char *to)
+{
+    PASS(io, FAULT_NAME, linkat(below, from_dir, from, to_dir, to));
+}
+
 static int fault_unlinkat(const struct io *io, int dirfd, const char *name)
 {
     PASS(io, FAULT_NAME, unlinkat(below, dirfd, name));
@@ -136,6 +142,7 @@ static const struct io_ops fault_ops = {
     .fallocate = fault_fallocate,
     .clone_range = fault_clone_range,
     .renameat = fault_renameat,
+    .linkat = fault_linkat,
     .unlinkat = fault_unlinkat,
     .fchmod = fault_fchmod,
     .fchown = fault_fchown,

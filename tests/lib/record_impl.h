@@ -15,6 +15,7 @@ enum record_type {
     REC_SYNC,     /* node */
     REC_CREATE,   /* node under name */
     REC_RENAME,   /* from name to `to` */
+    REC_LINK,     /* name and, for the same file, `to` */
     REC_UNLINK,   /* name */
     REC_SYNC_DIR, /* name: the directory, "" for the top one */
     REC_ATTR,     /* mode, owner: not replayed */

@@ -127,14 +127,14 @@ static char *relative(const struct record *r, int dirfd, const char *name)
 /* ------------------------------------------------------- what loses a name */
 
 /* The path of a second name for a file that is about to lose its own; NULL:
- * none is there, or no replay needs it. */
+ * none is there, or no replay needs it, or it keeps another name. */
 static const char *keep(const struct record *r, int dirfd, const char *name)
 {
     const char *path;
     struct stat st;
     int node;
 
-    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 ||
+    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0 || st.st_nlink > 1 ||
         (node = record_find_node(r, &st)) < 0)
         return NULL;
     path = record_node_path(r, node);
@@ -327,6 +327,23 @@ static int rec_renameat(const struct io *io, int from_dir, const char *from,
     return e;
 }
 
+static int rec_linkat(const struct io *io, int from_dir, const char *from,
+                      int to_dir, const char *to)
+{
+    struct record *r = record_of(io);
+    int e = io_real_ops.linkat(io, from_dir, from, to_dir, to);
+    struct record_op *op;
+
+    if (e < 0)
+        return e;
+    op = add(r, REC_LINK, -1);
+    op->name = relative(r, from_dir, from);
+    op->to = relative(r, to_dir, to);
+    if (!op->name || !op->to)
+        memio_die("recorder: link into or out of the directory");
+    return e;
+}
+
 static int rec_unlinkat(const struct io *io, int dirfd, const char *name)
 {
     struct record *r = record_of(io);
@@ -378,6 +395,7 @@ static const struct io_ops record_ops = {
     .fallocate = rec_fallocate,
     .clone_range = rec_clone_range,
     .renameat = rec_renameat,
+    .linkat = rec_linkat,
     .unlinkat = rec_unlinkat,
     .fchmod = rec_fchmod,
     .fchown = rec_fchown,
@@ -396,8 +414,11 @@ static void take_file(void *user, const char *name)
 
     if (stat(path, &st) < 0)
         memio_die("recorder: cannot stat %s: %s", path, strerror(errno));
-    node = node_new(r, &st);
-    r->nodes[node].start = memio_get(path, &r->nodes[node].start_len);
+    node = record_find_node(r, &st);
+    if (node < 0) {
+        node = node_new(r, &st);
+        r->nodes[node].start = memio_get(path, &r->nodes[node].start_len);
+    }
     r->names = grow(r->names, r->name_count, sizeof(*r->names));
     r->names[r->name_count++] =
         (struct record_name){.name = strdup(name), .node = node};

@@ -150,6 +150,10 @@ static void apply_name(struct model *m, const struct record_op *op)
     if (!from)
         memio_die("replay: %s is not there", op->name);
     node = from->node;
+    if (op->type == REC_LINK) {
+        bind_name(m, op->to, node);
+        return;
+    }
     from->node = -1;
     if (op->type == REC_UNLINK)
         return;
@@ -164,7 +168,7 @@ static void apply_name(struct model *m, const struct record_op *op)
 static bool is_name_op(const struct record_op *op)
 {
     return op->type == REC_CREATE || op->type == REC_RENAME ||
-           op->type == REC_UNLINK;
+           op->type == REC_LINK || op->type == REC_UNLINK;
 }
 
 static bool is_content(const struct record_op *op)
@@ -295,8 +299,25 @@ static void remove_name(void *user, const char *name)
     if (stat(path, &st) < 0)
         memio_die("replay: cannot stat %s", name);
     node = record_find_node(r, &st);
-    if (node < 0 ? unlink(path) : rename(path, record_node_path(r, node)))
+    if (node < 0 || st.st_nlink > 1 ? unlink(path)
+                                    : rename(path, record_node_path(r, node)))
         memio_die("replay: cannot remove %s", name);
+}
+
+/* A node has one path where it is kept: its second name is made of the first.
+ */
+static bool put_second(const struct record *r, const struct model *m, size_t i)
+{
+    for (size_t k = 0; k < i; k++) {
+        if (m->names[k].node != m->names[i].node)
+            continue;
+        if (link(memio_path(r->dir, m->names[k].name),
+                 memio_path(r->dir, m->names[i].name)) < 0)
+            memio_die("replay: cannot make %s: %s", m->names[i].name,
+                      strerror(errno));
+        return true;
+    }
+    return false;
 }
 
 static void put_file(const struct record *r, const struct content *c, int node,
@@ -322,7 +343,7 @@ void record_replay(const struct record *r, size_t count, enum record_loss loss,
     apply(&m, min_u64(count, r->op_count), loss);
     memio_each(r->dir, remove_name, (void *)(uintptr_t)r);
     for (size_t i = 0; i < m.name_count; i++) {
-        if (m.names[i].node >= 0)
+        if (m.names[i].node >= 0 && !put_second(r, &m, i))
             put_file(r, &m.files[m.names[i].node], m.names[i].node,
                      m.names[i].name);
     }
@@ -405,11 +426,12 @@ static const char *name_of(const struct record *r, int node, size_t index)
 const char *record_describe(const struct record *r, size_t index)
 {
     static const char *const words[] = {
-        [REC_WRITE] = "write",       [REC_SIZE] = "truncate",
-        [REC_GROW] = "allocate",     [REC_PUNCH] = "punch",
-        [REC_SYNC] = "sync",         [REC_CREATE] = "create",
-        [REC_RENAME] = "rename",     [REC_UNLINK] = "unlink",
-        [REC_SYNC_DIR] = "sync dir", [REC_ATTR] = "attribute",
+        [REC_WRITE] = "write",    [REC_SIZE] = "truncate",
+        [REC_GROW] = "allocate",  [REC_PUNCH] = "punch",
+        [REC_LINK] = "link",      [REC_SYNC] = "sync",
+        [REC_CREATE] = "create",  [REC_RENAME] = "rename",
+        [REC_UNLINK] = "unlink",  [REC_SYNC_DIR] = "sync dir",
+        [REC_ATTR] = "attribute",
     };
     static char text[1024];
     const struct record_op *op = &r->ops[index];

@@ -224,6 +224,29 @@ class NoCrashLosesAnything(unittest.TestCase):
                             ["l%d" % (upper - 1)])
                 self.assertTrue(out.startswith("states: "), out)
 
+    def test_an_overlay_reads_right_while_its_backing_file_gets_a_new_name(
+            self):
+        """The upper image takes over the lower one's name, and what stands on
+        it has to name that: a VM that stands on it can be started at every
+        moment, before any recovery, and by the old name, too."""
+        rng, root = random.Random(1), qtools.scratch("crash-")
+        for n in (3, 4):
+            d = os.path.join(root, "images")
+            os.makedirs(d)
+            for i in range(n):
+                b = qbuild.Builder(rng, 65536, 12,
+                                   backing="l%d" % (i - 1) if i else None,
+                                   backing_format="qcow2" if i else None)
+                for c in rng.sample(range(16), 5):
+                    b.data(c, rng.randbytes(4096))
+                b.write(os.path.join(d, "l%d" % i))
+            drop = ["l%d" % i for i in reversed(range(n - 2))]
+            out = prove(self, root, 1, "l%d" % (n - 2), "up", drop,
+                        ("-l", "l%d" % (n - 2)))
+            self.assertTrue(out.startswith("states: "), out)
+            os.makedirs(root)
+        shutil.rmtree(root)
+
     def three_layers(self, versions):
         """The lowest full, the middle one shows it, the top masks some of each,
         so that the middle one is a mixture once the lowest is the result."""
