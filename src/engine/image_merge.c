@@ -99,7 +99,9 @@ static int take_off_gone(struct merge_job *j, const struct merge_went *went,
                             q->drop[i]) < 0)
             return err_nomem(err);
     }
-    if (left < q->drop_count) { /* it is that merge which goes on */
+    /* it is that merge which goes on; or another, which knows of it */
+    q->keep_went = left == q->drop_count && went->n > 0;
+    if (went->n > 0) {
         q->went =
             copy_strings(&j->arena, (const char *const *)went->v, went->n);
         q->went_count = went->n;
@@ -127,8 +129,10 @@ static int plan_enter(void *ctx, struct qstill_error *err)
 
     clock_gettime(CLOCK_MONOTONIC, &j->start);
     /* a merge of these images that died comes first */
-    if (!j->dry_run && merge_recover_before(io_real(), &j->request, &did, &went,
-                                            job_text(j->job), err) < 0)
+    if (j->dry_run
+            ? merge_look_at_went(io_real(), j->request.top, &went, err) < 0
+            : merge_recover_before(io_real(), &j->request, &did, &went,
+                                   job_text(j->job), err) < 0)
         return err->code;
     if (did && buf_puts(job_text(j->job),
                         "an unfinished merge was finished or undone\n") < 0)
@@ -138,7 +142,7 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     if (j->request.drop_count == 0 && j->drop_asked > 0) /* it was this one */
         return 0;
     if (open_merge(j, err) < 0) {
-        if (j->request.went_count > 0 || err->code == QSTILL_E_NOT_FOUND)
+        if (!j->dry_run)
             merge_leave_went(io_real(), j->request.top, &went);
         return err->code;
     }

@@ -356,6 +356,7 @@ int merge_open(struct merge **out, const struct io *io,
     m->estimate_only = q->estimate_only;
     m->bwlimit = q->bwlimit;
     m->gentle = q->gentle;
+    m->keep_went = q->keep_went;
     m->journal_dir = -1;
     m->journal = (struct merge_journal)MERGE_JOURNAL_INIT;
     m->seen = q->seen ? q->seen : (m->own_seen = children_seen_new());
@@ -389,6 +390,16 @@ static int drop_journal(struct merge *m, struct qstill_error *err)
     return r;
 }
 
+/* Over; an earlier command that is not may come again, though. */
+static int end_journal(struct merge *m, struct qstill_error *err)
+{
+    if (!m->keep_went || m->went.n == 0)
+        return drop_journal(m, err);
+    m->journalled = false;
+    merge_journal_fini(&m->journal);
+    return 0;
+}
+
 /* Some of what was asked for is done: who asks again is told what, by the
  * journal. Where it has a place of its own the caller looks at the chain. */
 static int end_early(struct merge *m, struct qstill_error *err)
@@ -400,7 +411,7 @@ static int end_early(struct merge *m, struct qstill_error *err)
     m->now = m->group_count;
     if (!left || m->went.n == 0 ||
         strncmp(m->journal_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
-        return drop_journal(m, err);
+        return end_journal(m, err);
     m->journalled = false;
     merge_journal_fini(&m->journal);
     return 0;
@@ -450,7 +461,7 @@ int merge_step(struct merge *m, bool *done, struct qstill_error *err)
     if (current(m))
         return 0;
     *done = true;
-    return drop_journal(m, err);
+    return end_journal(m, err);
 }
 
 void merge_adopt_journal(struct merge *m, struct merge_journal *j)

@@ -71,6 +71,8 @@ struct merge_request {
      * end between two groups, the next may be asked for them, too. */
     const char *const *went;
     size_t went_count;
+    /* That try was asked for others than this one: it is remembered on. */
+    bool keep_went;
     /* Only the estimate is wanted: layers that cannot be removed or renamed now
      * (the caller has made them immutable) are no hindrance. */
     bool estimate_only;
@@ -155,6 +157,9 @@ int merge_recover_before(const struct io *io,
                          const struct merge_request *request, bool *did,
                          struct merge_went *went, struct buf *told,
                          struct qstill_error *err);
+/* The same names as they stand there, with nothing recovered or changed. */
+int merge_look_at_went(const struct io *io, const char *top,
+                       struct merge_went *went, struct qstill_error *err);
 /* For the next try, when this one cannot begin; no harm if it fails. */
 void merge_leave_went(const struct io *io, const char *top,
                       const struct merge_went *went);

@@ -79,7 +79,8 @@ struct merge {
     struct merge_journal journal;
     bool journalled; /* the file is there */
     struct merge_went went;
-    bool adopted; /* it is about files that are torn: it stays */
+    bool keep_went; /* of another command, that may come again */
+    bool adopted;   /* it is about files that are torn: it stays */
     int journal_dir;
     char *journal_name;
     bool failed; /* and could not undo: the journal stays */

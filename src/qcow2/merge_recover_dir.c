@@ -146,6 +146,20 @@ int merge_recover_before(const struct io *io,
                        err);
 }
 
+int merge_look_at_went(const struct io *io, const char *top,
+                       struct merge_went *went, struct qstill_error *err)
+{
+    CLEANUP(freep) char *name = merge_journal_name(top);
+    CLEANUP(closep) int dirfd = -1;
+    const char *base;
+
+    if (!name)
+        return err_nomem(err);
+    if (path_open_dir(top, &dirfd, &base, err) < 0) /* the plan will say so */
+        return err_clear(err);
+    return read_went(io, dirfd, name, went) < 0 ? err_nomem(err) : 0;
+}
+
 void merge_leave_went(const struct io *io, const char *top,
                       const struct merge_went *went)
 {

@@ -522,6 +522,33 @@ class BetweenTwoGroups(Stuck):
         self.assertEqual(self.cut(signal.SIGINT), 10)
         self.ended(["b", "base", "top"])
 
+    def test_a_dry_run_tells_what_is_left_and_changes_nothing(self):
+        self.direction = "up"
+        for sig in (signal.SIGINT, signal.SIGKILL):
+            self.cut(sig)
+            before = {n: qtools.file_hash(self.path(n))
+                      for n in os.listdir(self.dir)}
+            r = qtools.image(*self.argv("--dry-run"))
+            self.assertEqual(r.rc, 0, str(r))
+            self.assertIn("%s is not there any more" % self.path("c"), r.out)
+            self.assertIn("gone afterwards: %s" % self.path("a"), r.out)
+            r = qtools.image(*self.argv("--dry-run", "--drop",
+                                        self.path("misspelt")))
+            self.assertEqual(r.rc, 4, str(r))
+            self.assertEqual(before, {n: qtools.file_hash(self.path(n))
+                                      for n in os.listdir(self.dir)})
+        self.ended(["b", "base", "top"])
+
+    def test_another_merge_in_between(self):
+        """It is about other layers: what it does not know, it leaves."""
+        self.direction = "up"
+        for sig in (signal.SIGINT, signal.SIGKILL):
+            self.cut(sig)
+        r = qtools.image("merge", self.path("top"), "--drop", self.path("b"))
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertFalse(os.path.exists(self.path("b")))
+        self.ended(["base", "top"])
+
     def test_a_name_that_is_none_of_these(self):
         self.direction = "up"
         for sig in (signal.SIGINT, signal.SIGKILL):
