@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "graph_check.h"
 
+#include <stdio.h>
 #include <string.h>
 
+#include "launch_opts.h"
 #include "layer_file.h"
 #include "opened.h"
 #include "session.h"
@@ -40,6 +42,120 @@ static bool is_as_said(const struct layer_backing *s,
             same_file(pid, s->path, path));
 }
 
+/* ------------------------------------------------- what a header says of more
+ *
+ * A "json:{...}" in a header may give the image that it names another backing
+ * than that image's own header does ("backing" inside), and so on further down.
+ * QEMU writes such names itself, over a chain that the command line had
+ * changed.
+ */
+
+struct told {
+    struct opts o;
+    char
+        prefix[OPTS_KEY_MAX]; /* of the image that is looked at, "" or "...." */
+};
+
+static void told_fini(struct told *t)
+{
+    opts_fini(&t->o);
+    *t = (struct told){0};
+}
+
+/* True when it went well. */
+static bool down(struct told *t, const char *word)
+{
+    size_t n = strlen(t->prefix);
+    int len = snprintf(t->prefix + n, sizeof(t->prefix) - n, "%s.", word);
+
+    return len > 0 && (size_t)len < sizeof(t->prefix) - n;
+}
+
+static const char *get(const struct told *t, const char *word)
+{
+    char key[2 * OPTS_KEY_MAX];
+
+    snprintf(key, sizeof(key), "%s%s", t->prefix, word);
+    return opts_get(&t->o, key);
+}
+
+/* What only passes its child on is no image of the chain. */
+static bool pass_filters(struct told *t)
+{
+    const char *driver = get(t, "driver");
+
+    for (; driver && qmp_is_filter(driver); driver = get(t, "driver"))
+        if (!down(t, "file"))
+            return false;
+    return true;
+}
+
+/* Of the image that `said` names. */
+static void told_begin(struct told *t, const struct layer_backing *said)
+{
+    struct qstill_error ignored = {0};
+
+    told_fini(t);
+    if (said->json &&
+        (opts_parse(&t->o, said->json, NULL, &ignored) < 0 || !pass_filters(t)))
+        told_fini(t);
+}
+
+/* The file of the format node at the prefix, or NULL. */
+static const char *told_file(const struct told *t)
+{
+    const char *protocol = get(t, "file.driver");
+
+    return protocol && strcmp(protocol, "file") != 0 ? NULL
+                                                     : get(t, "file.filename");
+}
+
+/* Whether something was told of what is below the present image; then *out is
+ * that, and the image below is the present one. */
+static bool told_below(struct told *t, struct layer_backing *out,
+                       struct qstill_error *err)
+{
+    char key[2 * OPTS_KEY_MAX];
+    const char *v, *path;
+
+    snprintf(key, sizeof(key), "%sbacking", t->prefix);
+    if (!opts_has(&t->o, key))
+        return false;
+    v = opts_get(&t->o, key);
+    out->any = !v || (*v && strcmp(v, "null") != 0);
+    if (!out->any || !down(t, "backing") || !pass_filters(t)) {
+        told_fini(t);
+        return true;
+    }
+    v = get(t, "driver");
+    path = told_file(t);
+    snprintf(out->format, sizeof(out->format), "%s", v ? v : "");
+    out->path = path && path[0] == '/' ? strdup(path) : NULL;
+    if (path && path[0] == '/' && !out->path)
+        err_nomem(err);
+    return true;
+}
+
+/* What the headers say is below the image `path`: *out->any is also true where
+ * that cannot be read. Goes down by one. */
+static int read_said(struct told *t, const char *path, const char *driver,
+                     struct layer_backing *out, bool *known,
+                     struct qstill_error *err)
+{
+    struct qstill_error ignored = {0};
+
+    *known = told_below(t, out, err);
+    if (*known)
+        return err->code;
+    *known =
+        layer_is_qcow2(driver) && layer_backing_read(path, out, &ignored) == 0;
+    told_begin(t, out);
+    return 0;
+}
+
+/* --------------------------------------------------------------------- check
+ */
+
 static int differs(const struct qmp_disk *q, const char *image,
                    const struct layer_backing *s, const struct qmp_image *below,
                    const char *path, struct qstill_error *err)
@@ -64,10 +180,11 @@ int graph_check_chain(const struct launch_record *launch, int pid,
                       const struct qmp_disk *q, struct qstill_error *err)
 {
     CLEANUP(arena_fini) struct arena a = ARENA_INIT;
+    CLEANUP(told_fini) struct told told = {0};
 
     for (size_t i = 0; i < q->chain_count; i++) {
         CLEANUP(layer_backing_fini) struct layer_backing said = {0};
-        struct qstill_error ignored = {0};
+        bool known;
         const struct qmp_image *below =
             i + 1 < q->chain_count ? &q->chain[i + 1] : NULL;
         const char *path = session_resolve(&a, launch, q->chain[i].path);
@@ -76,9 +193,9 @@ int graph_check_chain(const struct launch_record *launch, int pid,
 
         if (!path || !lower)
             return err_nomem(err);
-        if (!layer_is_qcow2(q->chain[i].driver) ||
-            layer_backing_read(path, &said, &ignored) < 0 ||
-            is_as_said(&said, below, lower, pid))
+        if (read_said(&told, path, q->chain[i].driver, &said, &known, err) < 0)
+            return err->code;
+        if (!known || is_as_said(&said, below, lower, pid))
             continue;
         return differs(q, path, &said, below, lower, err);
     }

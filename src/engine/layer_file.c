@@ -253,6 +253,7 @@ int layer_info(const char *path, const char *format, struct qcow2_info *info,
 void layer_backing_fini(struct layer_backing *b)
 {
     free(b->path);
+    free(b->json);
     *b = (struct layer_backing){0};
 }
 
@@ -270,6 +271,10 @@ int layer_backing_read(const char *path, struct layer_backing *out,
     if (info.header.has_format)
         snprintf(out->format, sizeof(out->format), "%s",
                  info.header.backing_format);
+    if (strncmp(info.header.backing, "json:", 5) == 0) {
+        out->json = strdup(info.header.backing + 5);
+        return out->json ? 0 : err_nomem(err);
+    }
     if (chain_resolve(path, info.header.backing, &out->path, err) < 0)
         return err->code == QSTILL_E_PRECONDITION ? err_clear(err) : err->code;
     return 0;

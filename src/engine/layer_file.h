@@ -72,6 +72,7 @@ bool layer_is_qcow2(const char *format);
 struct layer_backing {
     bool any;        /* something, whatever it is */
     char *path;      /* NULL: nothing, or no plain file */
+    char *json;      /* of a "json:{...}" the braces; else NULL */
     char format[32]; /* "": not said */
 };
 int layer_backing_read(const char *path, struct layer_backing *out,

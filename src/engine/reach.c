@@ -190,31 +190,48 @@ int reach_file(const struct reach *r, const char *path, enum reach_kind kind,
 struct step {
     char *path;
     char format[32]; /* "": QEMU guesses */
+    /* of a name with a "backing" inside, which counts instead of the image's
+     * own header; else NULL */
+    char *json;
+    char prefix[OPTS_KEY_MAX];
 };
 
 static void step_fini(struct step *s)
 {
     free(s->path);
+    free(s->json);
 }
 
-/* A relative name is taken from where QEMU is, not from the overlay: it is not
- * followed. */
-static int step_json(struct step *out, const char *json,
+/* What the part of the name below `prefix` says of the image below. A relative
+ * name is taken from where QEMU is, not from the overlay: it is not followed.
+ */
+static int step_json(struct step *out, const char *json, const char *prefix,
                      struct qstill_error *err)
 {
     CLEANUP(opts_fini) struct opts o = {0};
     struct qstill_error ignored = {0};
+    char key[OPTS_KEY_MAX + 16];
+    size_t n = strlen(prefix);
     const char *driver;
 
     if (opts_parse(&o, json, NULL, &ignored) < 0)
         return 0;
-    driver = opts_get(&o, "driver");
+    snprintf(key, sizeof(key), "%sdriver", prefix);
+    driver = opts_get(&o, key);
     snprintf(out->format, sizeof(out->format), "%s", driver ? driver : "");
+    snprintf(key, sizeof(key), "%sbacking", prefix);
+    if (opts_has(&o, key) && strlen(key) + 1 < sizeof(out->prefix)) {
+        out->json = strdup(json);
+        if (!out->json)
+            return err_nomem(err);
+        snprintf(out->prefix, sizeof(out->prefix), "%s.", key);
+    }
     for (size_t i = 0; i < o.count; i++) {
         const struct opts_pair *p = &o.pairs[i];
 
         if (!opts_key_is(p->key, "filename") || p->value[0] != '/' ||
-            strncmp(p->key, "backing", 7) == 0)
+            strncmp(p->key, prefix, n) != 0 ||
+            strncmp(p->key + n, "backing", 7) == 0)
             continue;
         out->path = strdup(p->value);
         return out->path ? 0 : err_nomem(err);
@@ -243,12 +260,14 @@ static int step_down(struct step *s, struct step *out, struct qstill_error *err)
     const char *name;
 
     *out = (struct step){0};
+    if (s->json)
+        return step_json(out, s->json, s->prefix, err);
     if ((*s->format && strcmp(s->format, "qcow2") != 0) ||
         !read_header(s, &info) || !info.header.has_backing)
         return 0;
     name = info.header.backing;
     if (strncmp(name, "json:", 5) == 0)
-        return step_json(out, name + 5, err);
+        return step_json(out, name + 5, "", err);
     if (strncmp(name, "file:", 5) == 0)
         name += 5;
     snprintf(out->format, sizeof(out->format), "%s",

@@ -231,6 +231,60 @@ class Backed(Case):
         self.q.fails("precondition", "below %s QEMU has nothing.*other.qcow2" %
                      golden, "attach", "vm", "--qmp", vm.qmp)
 
+    def stacked(self, backing):
+        """The disk's own header gives its base another backing than that
+        image's header does."""
+        base = self.path("base.qcow2")
+        image.run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b",
+                  self.path("gone.qcow2"), "-F", "qcow2", base, str(SIZE))
+        named = {"driver": "qcow2",
+                 "file": {"driver": "file", "filename": base}, **backing}
+        image.run("qemu-img", "create", "-q", "-u", "-f", "qcow2", "-b",
+                  "json:" + json.dumps(named), "-F", "qcow2", self.top,
+                  str(SIZE))
+        return base
+
+    def on_golden(self):
+        return {"driver": "qcow2", "file": {
+            "driver": "file", "filename": self.path("golden.qcow2")}}
+
+    def test_a_chain_that_a_header_spells_out(self):
+        # qemu-img info opens each image alone, and refuses such a name then
+        self.damaged_on_purpose.add("vm")
+        for name, backing, byte in (
+                ("image", {"backing": self.on_golden()}, GOLDEN),
+                ("none", {"backing": None}, 0)):
+            with self.subTest(name):
+                self.stacked(backing)
+                self.run_vm(self.drive("cache=writeback"), "t", attach=False)
+                self.reads(byte)
+                self.q("attach", "vm", "--qmp", self.vm.qmp)
+                self.q("create", "vm", "one")
+                self.io("write -q -P 9 0 64k")
+                self.assertEqual([], self.q.check("vm")["problems"])
+                self.q("revert", "vm", "one", "--start")
+                self.reads(byte)
+                self.vm.quit()
+                self.q("start", "vm")
+                self.reads(byte)
+                self.q("delete", "vm", "one")
+                self.reads(byte)
+                self.vm.quit()
+                self.q("detach", "vm")
+                self.vms.remove(self.vm)
+
+    def test_another_chain_than_a_header_spells_out(self):
+        base = self.stacked({"backing": self.on_golden()})
+        self.run_vm(self.drive(
+            "backing.driver=qcow2,backing.file.driver=file,"
+            "backing.file.filename=%s,backing.backing.driver=qcow2,"
+            "backing.backing.file.driver=file,"
+            "backing.backing.file.filename=%s" % (
+                base, self.path("other.qcow2"))), "t", attach=False)
+        self.reads(OTHER)
+        self.q.fails("precondition", "below .*base.qcow2 QEMU has .*other",
+                     "attach", "vm", "--qmp", self.vm.qmp)
+
     def test_another_chain_that_came_later(self):
         other = ",backing.file.filename=" + self.path("other.qcow2")
         vm = self.run_vm(self.drive("cache=writeback"), "t")
