@@ -91,6 +91,7 @@ int launch_build(const struct launch_record *rec,
                  struct qstill_error *err)
 {
     CLEANUP(launch_args_fini) struct launch_args args = {0};
+    CLEANUP(launch_loose_fini) struct launch_loose loose = {0};
     size_t i;
 
     if (launch_args_parse(&args, rec->argv, err) < 0 ||
@@ -98,7 +99,11 @@ int launch_build(const struct launch_record *rec,
         check_distinct(rec, change, err) < 0)
         return err->code;
     for (i = 0; i < change->disk_count; i++)
-        if (launch_disk_put(&args, rec->cwd, &change->disks[i], err) < 0)
+        if (launch_disk_put(&args, rec->cwd, &change->disks[i], &loose, err) <
+            0)
+            return err->code;
+    for (i = 0; i < loose.count; i++)
+        if (launch_disk_let_go(&args, &loose, i, err) < 0)
             return err->code;
     if (launch_ram_map(&args, change, err) < 0 ||
         (change->machine &&

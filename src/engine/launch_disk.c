@@ -3,6 +3,7 @@
 #include "launch_disk.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
@@ -431,8 +432,43 @@ static int put_at(struct put *p, const struct disk_place *place,
     return 0;
 }
 
+void launch_loose_fini(struct launch_loose *l)
+{
+    for (size_t i = 0; i < l->count; i++)
+        free(l->items[i].node);
+    free(l->items);
+    *l = (struct launch_loose){0};
+}
+
+/* Takes the node over. */
+static int loose_add(struct launch_loose *l, char *node,
+                     const struct launch_disk *disk, struct qstill_error *err)
+{
+    void *items = realloc(l->items, (l->count + 1) * sizeof(*l->items));
+
+    if (!items) {
+        free(node);
+        return err_nomem(err);
+    }
+    l->items = items;
+    l->items[l->count].node = node;
+    l->items[l->count++].disk = *disk;
+    return 0;
+}
+
+int launch_disk_let_go(struct launch_args *args,
+                       const struct launch_loose *loose, size_t i,
+                       struct qstill_error *err)
+{
+    return launch_backing_prune(args, loose->items[i].node)
+               ? 0
+               : refuse(err, &loose->items[i].disk,
+                        "a base that another option has open for writing");
+}
+
 int launch_disk_put(struct launch_args *args, const char *cwd,
-                    const struct launch_disk *disk, struct qstill_error *err)
+                    const struct launch_disk *disk, struct launch_loose *loose,
+                    struct qstill_error *err)
 {
     struct put p = {args, cwd, disk, NULL};
     struct disk_place place;
@@ -451,9 +487,9 @@ int launch_disk_put(struct launch_args *args, const char *cwd,
                        "place of %s",
                        disk->name, disk->head_path, disk->head_format,
                        disk->attach_path);
-    if (put_at(&p, &place, err) == 0 && p.loose &&
-        !launch_backing_prune(args, p.loose))
-        refuse(err, disk, "a base that another option has open for writing");
-    free(p.loose);
-    return err->code;
+    if (put_at(&p, &place, err) < 0) {
+        free(p.loose);
+        return err->code;
+    }
+    return p.loose ? loose_add(loose, p.loose, disk, err) : 0;
 }

@@ -36,9 +36,27 @@ int launch_disk_find(const struct launch_args *args, const char *cwd,
                      const char *path, struct disk_place *out, size_t *places,
                      struct qstill_error *err);
 
-/* PRECONDITION when there is no place, more than one, or a refused one. */
+/* Nodes that disks have stood on by name, until another image was put in. */
+struct launch_loose {
+    size_t count;
+    struct {
+        char *node;
+        struct launch_disk disk; /* its strings are the caller's */
+    } * items;
+};
+void launch_loose_fini(struct launch_loose *l);
+
+/* PRECONDITION when there is no place, more than one, or a refused one. What
+ * the disk lets go of is added to `loose`, and still in `args`: other disks may
+ * stand on it, too. */
 int launch_disk_put(struct launch_args *args, const char *cwd,
-                    const struct launch_disk *disk, struct qstill_error *err);
+                    const struct launch_disk *disk, struct launch_loose *loose,
+                    struct qstill_error *err);
+/* After all disks were put: drops loose node `i` with what only it has used.
+ * PRECONDITION when another option keeps it open for writing. */
+int launch_disk_let_go(struct launch_args *args,
+                       const struct launch_loose *loose, size_t i,
+                       struct qstill_error *err);
 
 /* Parses the value of a -drive or -blockdev; PRECONDITION otherwise. */
 int launch_disk_opts(const struct launch_arg *arg, struct opts *out,

@@ -23,6 +23,7 @@ struct hinders {
     const struct launch_disk *disks;
     size_t disk_count;
     struct launch_args args;
+    struct launch_loose loose;
     struct launch_hinder_list list;
     struct qstill_error *err;
 };
@@ -42,6 +43,7 @@ void launch_hinder_list_fini(struct launch_hinder_list *list)
 static void hinders_fini(struct hinders *h)
 {
     launch_args_fini(&h->args);
+    launch_loose_fini(&h->loose);
     launch_hinder_list_fini(&h->list);
 }
 
@@ -316,6 +318,28 @@ static bool is_lost(const struct hinders *h, const struct launch_disk *disk)
     return path && stat(path, &st) < 0;
 }
 
+/* An image that cannot be put into its place hinders, as `code`. */
+static int add_refusal(struct hinders *h, const char *code,
+                       const struct qstill_error *why)
+{
+    if (why->code != QSTILL_E_PRECONDITION)
+        return (*h->err = *why).code;
+    return add(h, LAUNCH_BLOCKER, code, why->hint, "%s", why->message);
+}
+
+/* What the disks stood on, after all of them have other images. */
+static int check_loose(struct hinders *h)
+{
+    for (size_t i = 0; i < h->loose.count; i++) {
+        struct qstill_error why = {0};
+
+        if (launch_disk_let_go(&h->args, &h->loose, i, &why) < 0 &&
+            add_refusal(h, "disk-option", &why) < 0)
+            return h->err->code;
+    }
+    return 0;
+}
+
 static int check_disk(struct hinders *h, const struct launch_disk *given)
 {
     struct launch_disk disk = *given;
@@ -338,13 +362,9 @@ static int check_disk(struct hinders *h, const struct launch_disk *given)
         return h->err->code;
     if (places != 1)
         code = places ? "disk-ambiguous" : "disk-not-in-argv";
-    if (launch_disk_put(&h->args, h->rec->cwd, &disk, &scratch) == 0)
+    if (launch_disk_put(&h->args, h->rec->cwd, &disk, &h->loose, &scratch) == 0)
         return 0;
-    if (scratch.code != QSTILL_E_PRECONDITION) {
-        *h->err = scratch;
-        return scratch.code;
-    }
-    return add(h, LAUNCH_BLOCKER, code, scratch.hint, "%s", scratch.message);
+    return add_refusal(h, code, &scratch);
 }
 
 int launch_hinders(const struct launch_record *rec,
@@ -373,6 +393,8 @@ int launch_hinders(const struct launch_record *rec,
     for (i = 0; i < disk_count; i++)
         if (check_disk(&h, &disks[i]) < 0)
             return err->code;
+    if (check_loose(&h) < 0)
+        return err->code;
     *out = h.list;
     memset(&h.list, 0, sizeof(h.list));
     return 0;

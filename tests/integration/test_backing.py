@@ -138,6 +138,25 @@ class Backed(Case):
         self.q("revert", "vm", "one", "--restore", "eager")
         self.reads(GOLDEN)
 
+    def test_a_base_of_two_disks_that_could_be_written(self):
+        """Without read-only=on; both disks let go of it."""
+        second = os.path.join(self.dir, "second.qcow2")
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-b",
+                  self.path("golden.qcow2"), "-F", "qcow2", second)
+        self.run_vm(self.node("b", self.path("golden.qcow2")) +
+                    self.node("libvirt-1", self.top, backing="b-format") +
+                    self.node("w", second, backing="b-format") +
+                    ["-device", "virtio-blk-pci,drive=w-format,id=w"])
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("create", "vm", "one", "--memory")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.reads(GOLDEN)
+        self.q("create", "vm", "two")
+        self.vm.quit()
+        self.q("start", "vm")
+        self.reads(GOLDEN)
+
     def test_a_base_that_could_be_written(self):
         """QEMU has it open for writing, though nobody writes. It goes when
         nothing else names it, and is refused else: two nodes cannot have it
