@@ -41,6 +41,28 @@ struct qstill_image_bitmap {
     bool enabled;
 };
 
+struct qstill_image_luks_slot {
+    bool active;
+    uint64_t key_offset; /* bytes, in the LUKS header */
+    uint32_t iters;      /* of an active one */
+    uint32_t stripes;
+};
+
+/* What the LUKS header in a qcow2 image says, without any key; names as
+ * qemu-img has them. */
+struct qstill_image_luks {
+    const char *cipher_alg; /* "aes-256" */
+    const char *cipher_mode;
+    const char *ivgen_alg;
+    const char *ivgen_hash_alg; /* of "essiv", else NULL */
+    const char *hash_alg;
+    const char *uuid;
+    uint64_t payload_offset;
+    uint32_t master_key_iters;
+    size_t slot_count;
+    const struct qstill_image_luks_slot *slots;
+};
+
 struct qstill_image_info {
     const char *path;
     const char *format; /* "qcow2" or "raw" */
@@ -69,6 +91,7 @@ struct qstill_image_info {
     const struct qstill_image_snapshot *snapshots;
     size_t bitmap_count;
     const struct qstill_image_bitmap *bitmaps;
+    const struct qstill_image_luks *luks; /* NULL: not "luks", or no header */
 };
 
 /*

@@ -66,6 +66,47 @@ static void bitmaps_json(struct out *o, const struct qstill_image_info *info)
     out_end(o);
 }
 
+static void luks_json(struct out *o, const struct qstill_image_luks *l)
+{
+    out_text(o, "ivgen-alg", l->ivgen_alg);
+    if (l->ivgen_hash_alg)
+        out_text(o, "ivgen-hash-alg", l->ivgen_hash_alg);
+    out_text(o, "hash-alg", l->hash_alg);
+    out_text(o, "cipher-alg", l->cipher_alg);
+    out_text(o, "cipher-mode", l->cipher_mode);
+    out_text(o, "uuid", l->uuid);
+    out_uint(o, "payload-offset", l->payload_offset);
+    out_uint(o, "master-key-iters", l->master_key_iters);
+    out_array(o, "slots");
+    for (size_t i = 0; i < l->slot_count; i++) {
+        const struct qstill_image_luks_slot *s = &l->slots[i];
+
+        out_object(o, NULL);
+        out_bool(o, "active", s->active);
+        if (s->active) {
+            out_uint(o, "iters", s->iters);
+            out_uint(o, "stripes", s->stripes);
+        }
+        out_uint(o, "key-offset", s->key_offset);
+        out_end(o);
+    }
+    out_end(o);
+}
+
+static void encrypt_json(struct out *o, const struct qstill_image_info *info)
+{
+    bool luks = info->encryption && strcmp(info->encryption, "luks") == 0;
+
+    /* without its header qemu-img has nothing to say, either */
+    if (!info->encryption || (luks && !info->luks))
+        return;
+    out_object(o, "encrypt");
+    out_text(o, "format", info->encryption);
+    if (luks)
+        luks_json(o, info->luks);
+    out_end(o);
+}
+
 static void specific_json(struct out *o, const struct qstill_image_info *info)
 {
     out_object(o, "format-specific");
@@ -76,11 +117,7 @@ static void specific_json(struct out *o, const struct qstill_image_info *info)
     out_uint(o, "refcount-bits", info->refcount_bits);
     if (info->data_file)
         out_text(o, "data-file", info->data_file);
-    if (info->encryption) {
-        out_object(o, "encrypt");
-        out_text(o, "format", info->encryption);
-        out_end(o);
-    }
+    encrypt_json(o, info);
     if (info->version > 2) {
         if (info->external_data)
             out_bool(o, "data-file-raw", info->data_file_raw);
@@ -161,6 +198,8 @@ static void info_text(const struct qstill_image_info *info)
              info->data_file);
     if (info->encryption)
         line("encryption", info->encryption);
+    if (info->luks)
+        line("cipher", info->luks->cipher_alg);
     for (size_t i = 0; i < info->snapshot_count; i++)
         line("snapshot", info->snapshots[i].name);
     for (size_t i = 0; i < info->bitmap_count; i++)

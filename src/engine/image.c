@@ -9,6 +9,7 @@
 #include "base/bytes.h"
 #include "qcow2/bitmaps.h"
 #include "qcow2/check.h"
+#include "qcow2/luks.h"
 #include "qcow2/snaps.h"
 #include "qcow2/status.h"
 
@@ -153,6 +154,42 @@ static int fill_bitmaps(struct info *info, const struct image *img,
     return 0;
 }
 
+static int fill_luks(struct info *info, const struct image *img,
+                     struct qstill_error *err)
+{
+    struct qstill_image_luks_slot *slots;
+    struct qstill_image_luks *v;
+    struct luks l;
+    bool found;
+
+    if (luks_read(img, &found, &l, err) < 0)
+        return err->code;
+    if (!found)
+        return 0;
+    v = arena_array(&info->arena, 1, sizeof(*v));
+    slots = arena_array(&info->arena, LUKS_SLOTS, sizeof(*slots));
+    if (!v || !slots)
+        return err_nomem(err);
+    for (size_t i = 0; i < LUKS_SLOTS; i++)
+        slots[i] =
+            (struct qstill_image_luks_slot){.active = l.slots[i].active,
+                                            .key_offset = l.slots[i].key_offset,
+                                            .iters = l.slots[i].iters,
+                                            .stripes = l.slots[i].stripes};
+    *v = (struct qstill_image_luks){.cipher_alg = l.cipher,
+                                    .cipher_mode = l.mode,
+                                    .ivgen_alg = l.ivgen,
+                                    .ivgen_hash_alg = l.ivgen_hash,
+                                    .hash_alg = l.hash,
+                                    .uuid = arena_strdup(&info->arena, l.uuid),
+                                    .payload_offset = l.payload_offset,
+                                    .master_key_iters = l.master_key_iters,
+                                    .slot_count = LUKS_SLOTS,
+                                    .slots = slots};
+    info->pub.luks = v;
+    return v->uuid ? 0 : err_nomem(err);
+}
+
 static int fill(struct info *info, const struct image *img,
                 struct qstill_error *err)
 {
@@ -168,7 +205,8 @@ static int fill(struct info *info, const struct image *img,
     if (!image_is_qcow2(img))
         return 0;
     if (fill_header(info, img, err) < 0 || fill_backing_path(info, err) < 0 ||
-        fill_snapshots(info, img, err) < 0 || fill_bitmaps(info, img, err) < 0)
+        fill_snapshots(info, img, err) < 0 ||
+        fill_bitmaps(info, img, err) < 0 || fill_luks(info, img, err) < 0)
         return err->code;
     return 0;
 }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One image file: info, check, and a map that must be whole and in order. A
- * check may find anything; it must end, and must not find less damage than a
- * map that was refused as corrupt.
+ * One image file: info (with the header of LUKS), check, and a map that must be
+ * whole and in order. A check may find anything; it must end, and must not find
+ * less damage than a map that was refused as corrupt.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -30,6 +30,19 @@ static int extent(void *user, const struct qstill_image_extent *e)
     return 0;
 }
 
+/* No key lies over the header or the data. */
+static void judge_luks(const struct qstill_image_luks *l)
+{
+    if (!l->cipher_alg || !l->cipher_mode || !l->ivgen_alg || !l->hash_alg ||
+        strlen(l->uuid) > 40 || l->master_key_iters == 0)
+        memio_die("luks: a field is missing");
+    for (size_t i = 0; i < l->slot_count; i++)
+        if (l->slots[i].key_offset < 4096 ||
+            l->slots[i].key_offset > l->payload_offset)
+            memio_die("luks: slot %zu at %llu", i,
+                      (unsigned long long)l->slots[i].key_offset);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     const char *path = memio_path(memio_layers_dir(), "l0");
@@ -42,6 +55,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memio_put(path, data, size);
     if (qstill_image_info(path, "qcow2", &info, &err) < 0)
         return 0;
+    if (info->luks)
+        judge_luks(info->luks);
     mapped = qstill_image_map(path, "qcow2", extent, &next, &err);
     if (mapped == 0 && next != info->virtual_size)
         memio_die("map: ends at %llu of %llu", (unsigned long long)next,

@@ -9,6 +9,7 @@ the commands that made the images, and keeps the directory.
 import os
 import random
 import shutil
+import struct
 import unittest
 
 import qchain
@@ -67,6 +68,107 @@ class ReadsAsQemuDoes(unittest.TestCase):
                     self.assertIn(options.split("=")[1].split(",")[0], said)
                 else:
                     self.assertRegex(said, r"encryption +%s\n" % name)
+
+    def luks_image(self, work, *options):
+        """An image of 4 MiB, and where its LUKS header begins."""
+        path = os.path.join(work, "luks")
+        said = ",".join(("encrypt.format=luks", "encrypt.key-secret=s",
+                         "encrypt.iter-time=10") + options)
+        for _ in range(9):  # as above
+            r = qtools.run("qemu-img", "create", "-q", "-f", "qcow2",
+                           "--object", "secret,id=s,data=x", "-o", said, path,
+                           "4M")
+            if r.rc == 0:
+                break
+        self.assertEqual(0, r.rc, str(r))
+        with open(path, "rb") as f:
+            head = f.read(65536)
+        at = head.index(struct.pack(">II", 0x0537be77, 16)) + 8
+        return path, at, struct.unpack(">Q", head[at:at + 8])[0]
+
+    def test_what_a_luks_header_says(self):
+        work = qtools.scratch()
+        self.addCleanup(shutil.rmtree, work, True)
+        for options in (
+                (), ("encrypt.cipher-alg=aes-128",),
+                ("encrypt.cipher-alg=serpent-256", "encrypt.cipher-mode=cbc",
+                 "encrypt.ivgen-alg=essiv", "encrypt.ivgen-hash-alg=sha256",
+                 "encrypt.hash-alg=sha512"),
+                ("encrypt.cipher-alg=aes-256", "encrypt.cipher-mode=cbc",
+                 "encrypt.ivgen-alg=plain", "encrypt.hash-alg=sha1")):
+            with self.subTest(options=options):
+                path, _, _ = self.luks_image(work, *options)
+                self.assertEqual([], qcompare.same_info(path, "qcow2"))
+                e = qtools.image("info", path).json()
+                e = e["format-specific"]["data"]["encrypt"]
+                self.assertEqual(8, len(e["slots"]))
+                for o in options:
+                    key, value = o.split(".")[1].split("=")
+                    self.assertEqual(value, e[key])
+                said = qtools.must(qtools.QSTILL, "image", "info", path).out
+                self.assertRegex(said, r"cipher +%s\n" % e["cipher-alg"])
+
+    def test_a_damaged_luks_header(self):
+        """Shown, or refused, as qemu-img does; a byte of each field, and what
+        is just too much."""
+        work = qtools.scratch()
+        self.addCleanup(shutil.rmtree, work, True)
+        path, extension, at = self.luks_image(work)
+        with open(path, "rb") as f:
+            whole = f.read()
+        size = len(whole)
+        rng = random.Random(7)
+
+        def be(fmt, *values):
+            return struct.pack(">" + fmt, *values)
+        cases = [(at + i, be("B", rng.randrange(256)))
+                 for i in (0, 5, 6, 7, 8, 40, 43, 44, 72, 78, *range(104, 112),
+                           164, 167)]
+        for slot in (0, 7):
+            p = at + 208 + 48 * slot
+            cases += [(p + i, be("B", rng.randrange(256)))
+                      for i in (0, 3, 4, 7, 40, 43, 44, 47)]
+            cases += [(p, be("I", 0x00ac71f3)), (p, be("I", 0xdead)),
+                      (p + 4, be("I", 0)), (p + 40, be("I", 7)),
+                      (p + 40, be("I", 8)), (p + 40, be("I", 9)),
+                      (p + 44, be("I", 0))]
+        cases += [(at + 8, b"a" * 32), (at + 40, b"xts-plain64:sha1\0"),
+                  (at + 40, b"cbc-essiv\0"), (at + 40, b"cbc-essiv:sha1\0"),
+                  (at + 40, b"x" * 32), (at + 40, b"-:\0"),
+                  (at + 72, b"m" * 32),
+                  (at + 168, b"u" * 40), (at + 104, be("I", 7)),
+                  (at + 104, be("I", 0xffffffff)), (at + 108, be("I", 63)),
+                  (at + 108, be("I", 32)), (at + 108, be("I", 48)),
+                      (at + 108, be("I", 0)),
+                  (at + 108, be("I", 0xffffffff)), (at + 164, be("I", 0)),
+                  (extension, be("Q", 0)), (extension, be("Q", size)),
+                  (extension, be("Q", at + 512)),
+                  (extension, be("Q", size - size % 65536)),
+                  (extension, be("Q", 0xffffffffffff0000)),
+                  (extension, be("Q", 0x7fffffffffff0000)),
+                  (extension + 8, be("Q", 591)), (extension + 8, be("Q", 592)),
+                  (extension + 8, be("Q", 0)),
+                  (extension + 8, be("Q", 0xffffffffffffffff))]
+        refused = 0
+        for where, data in cases:
+            with self.subTest(at=where - at, data=data):
+                with open(path, "wb") as f:
+                    f.write(whole[:where] + data + whole[where + len(data):])
+                self.assertEqual([], qcompare.same_info(path, "qcow2"))
+                r = qtools.image("info", path)
+                refused += r.rc != 0
+                self.assertIn(r.rc, (0, 3, 6), str(r))
+        self.assertGreater(refused, len(cases) // 3)
+        # there qemu-img adds up in 32 bits and believes it
+        with open(path, "wb") as f:
+            f.write(whole[:at + 248] + be("I", 0xffffffff) + whole[at + 252:])
+        r = qtools.image("info", path)
+        self.assertEqual(r.rc, 3, str(r))
+        self.assertIn("a key slot's place", r.err)
+        for end in (at, at + 591, at + 592):
+            with open(path, "wb") as f:
+                f.write(whole[:end])
+            self.assertEqual([], qcompare.same_info(path, "qcow2"))
 
     def test_compare_of_random_chains(self):
         def check(chain):
