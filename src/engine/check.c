@@ -438,11 +438,13 @@ static int check_all(struct report_obj *o, struct session *s,
     check_folders(o, s);
     check_layers(o, s);
     check_memory(o, s);
+    if (session_try(s, err) < 0)
+        return err->code;
     check_start(o, s);
     if (thaw_check(s, &e) < 0)
         problem_of(o, "frozen", &e);
     name_tpm(s);
-    if (session_try(s, err) < 0 || check_others(o, s, err) < 0 ||
+    if (check_others(o, s, err) < 0 ||
         preflight_foresee(s, tell_machine, o, err) < 0)
         return err->code;
     check_media(o, s);

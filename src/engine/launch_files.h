@@ -16,13 +16,14 @@ typedef int launch_file_fn(void *user, const struct launch_arg *arg,
  * take: images with their backing files, kernels, firmware, ROMs, fw_cfg and
  * loader files, secrets, scripts; and whether what QEMU makes can be made:
  * sockets, logs, a pid file. As the user of rec; nothing is opened but the
- * headers of images. Of firmware without a directory in its name QEMU alone
+ * headers of images. `runs`: the process is there still, and takes its pid file
+ * away when it is ended. Of firmware without a directory in its name QEMU alone
  * knows where it is: nothing is said.
  */
 int launch_files_check(const struct launch_record *rec,
                        const struct launch_args *args,
                        const struct launch_disk *disks, size_t disk_count,
-                       launch_file_fn *tell, void *user,
+                       bool runs, launch_file_fn *tell, void *user,
                        struct qstill_error *err);
 
 #endif

@@ -282,9 +282,12 @@ static int check_file(void *user, const struct launch_arg *arg,
     struct hinders *h = user;
 
     return add(h, LAUNCH_BLOCKER, "file-missing",
-               "put the file back, or " USE_LAUNCHER, "%s%s%s%s",
-               arg ? "-" : "", arg ? arg->word ? arg->opt : "drive" : "",
-               arg ? ": " : "", why->message);
+               why->code == QSTILL_E_PERMISSION
+                   ? "give QEMU's user the right to it, or " USE_LAUNCHER
+                   : "put the file back, or " USE_LAUNCHER,
+               "%s%s%s%s", arg ? "-" : "",
+               arg ? arg->word ? arg->opt : "drive" : "", arg ? ": " : "",
+               why->message);
 }
 
 static int check_process(struct hinders *h)
@@ -369,7 +372,8 @@ static int check_disk(struct hinders *h, const struct launch_disk *given)
 
 int launch_hinders(const struct launch_record *rec,
                    const struct launch_disk *disks, size_t disk_count,
-                   struct launch_hinder_list *out, struct qstill_error *err)
+                   bool runs, struct launch_hinder_list *out,
+                   struct qstill_error *err)
 {
     static int (*const checks[])(struct hinders *,
                                  const struct launch_arg *) = {
@@ -386,8 +390,8 @@ int launch_hinders(const struct launch_record *rec,
         for (k = 0; k < ARRAY_LEN(checks); k++)
             if (checks[k](&h, &h.args.v[i]) < 0)
                 return err->code;
-    if (launch_files_check(rec, &h.args, disks, disk_count, check_file, &h,
-                           err) < 0)
+    if (launch_files_check(rec, &h.args, disks, disk_count, runs, check_file,
+                           &h, err) < 0)
         return err->code;
     /* puts other images into h.args */
     for (i = 0; i < disk_count; i++)

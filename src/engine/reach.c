@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <limits.h>
 #include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,11 +15,13 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "launch_disk.h"
 #include "launch_opts.h"
 #include "qcow2/chain.h"
 
 /* No disk has more images; then it is a loop. */
 #define CHAIN_MAX 4096
+#define LINKS_MAX 40 /* as the kernel */
 
 void reach_init(struct reach *r, uint32_t uid, uint32_t gid)
 {
@@ -118,29 +121,95 @@ static void take_off(struct disguise *d)
 /* --------------------------------------------------------------------- files
  */
 
-/* In a directory where it could be, or it is there and can be written to. */
-static int look_made(const char *path, struct qstill_error *err)
+static char *folder_of(const char *path)
 {
     const char *slash = strrchr(path, '/');
-    CLEANUP(freep)
-    char *dir = strndup(path, slash > path ? (size_t)(slash - path) : 1);
-    struct stat st = {0};
+
+    return strndup(path, slash > path ? (size_t)(slash - path) : 1);
+}
+
+/* Where a file that is not there would be made: of a link that leads nowhere,
+ * what it names. NULL: no memory, or no end of links. */
+static char *made_at(const char *path)
+{
+    char *at = strdup(path);
+
+    for (int n = 0; at && n < LINKS_MAX; n++) {
+        CLEANUP(freep) char *old = at;
+        CLEANUP(freep) char *dir = NULL;
+        char text[PATH_MAX];
+        ssize_t len = readlink(at, text, sizeof(text) - 1);
+
+        if (len < 0) {
+            old = NULL;
+            return at;
+        }
+        text[len] = '\0';
+        dir = folder_of(at);
+        at = dir ? launch_resolve(dir, text) : NULL;
+    }
+    free(at);
+    return NULL;
+}
+
+/* Whether who we are now may put a new name into a directory, and `old`, if it
+ * is there, away. */
+static int look_folder(const char *old, struct qstill_error *err)
+{
+    CLEANUP(freep) char *dir = folder_of(old);
+    uid_t uid = (uid_t)setfsuid((uid_t)-1); /* changes nothing */
+    struct stat st, in;
 
     if (!dir)
         return err_nomem(err);
+    if (faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS) < 0) {
+        if (errno == ENOENT || errno == ENOTDIR)
+            return err_set(err, QSTILL_E_NOT_FOUND,
+                           "%s cannot be made: its directory is gone", old);
+        return err_set(err, QSTILL_E_PERMISSION,
+                       "%s cannot be made by the user of QEMU: %s", old,
+                       strerror(errno));
+    }
+    if (uid != 0 && lstat(old, &st) == 0 && stat(dir, &in) == 0 &&
+        (in.st_mode & S_ISVTX) && st.st_uid != uid && in.st_uid != uid)
+        return err_set(err, QSTILL_E_PERMISSION,
+                       "%s cannot be made by the user of QEMU: the old one is "
+                       "another user's",
+                       old);
+    return 0;
+}
+
+static int look_made(const char *path, struct qstill_error *err)
+{
+    CLEANUP(freep) char *at = NULL;
+
+    if (faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0)
+        return 0;
+    if (errno != ENOENT)
+        return err_set(err, QSTILL_E_PERMISSION,
+                       "%s cannot be written by the user of QEMU: %s", path,
+                       strerror(errno));
+    at = made_at(path);
+    if (!at)
+        return err_nomem(err);
+    return look_folder(at, err) == 0 || strcmp(at, path) == 0
+               ? err->code
+               : err_wrap(err, "%s is a link", path);
+}
+
+static int look_at_made(const char *path, enum reach_kind kind,
+                        struct qstill_error *err)
+{
+    struct stat st;
+
     if (stat(path, &st) == 0 && S_ISDIR(st.st_mode))
         return err_set(err, QSTILL_E_PRECONDITION, "%s is a directory", path);
-    /* an old socket is removed first */
-    if ((faccessat(AT_FDCWD, path, W_OK, AT_EACCESS) == 0 &&
-         !S_ISSOCK(st.st_mode)) ||
-        faccessat(AT_FDCWD, dir, W_OK | X_OK, AT_EACCESS) == 0)
+    if (kind == REACH_SOCKET)
+        return look_folder(path, err);
+    if (kind == REACH_REMADE && look_folder(path, err) == 0)
         return 0;
-    if (errno == ENOENT || errno == ENOTDIR)
-        return err_set(err, QSTILL_E_NOT_FOUND,
-                       "%s cannot be made: its directory is gone", path);
-    return err_set(err, QSTILL_E_PERMISSION,
-                   "%s cannot be made by the user of QEMU: %s", path,
-                   strerror(errno));
+    err_clear(err);
+    return look_made(path, err);
 }
 
 static int look(const char *path, enum reach_kind kind,
@@ -150,13 +219,14 @@ static int look(const char *path, enum reach_kind kind,
         [REACH_FILE] = R_OK,
         [REACH_PROGRAM] = X_OK,
         [REACH_DIRECTORY] = R_OK | X_OK,
-        [REACH_ANY] = F_OK,
+        [REACH_PEER] = W_OK,
+        [REACH_DEVICE] = R_OK | W_OK,
     };
     struct stat st;
     int how;
 
-    if (kind == REACH_MADE)
-        return look_made(path, err);
+    if (kind >= REACH_MADE)
+        return look_at_made(path, kind, err);
     how = access[kind];
     if (stat(path, &st) < 0 || faccessat(AT_FDCWD, path, how, AT_EACCESS) < 0) {
         if (errno == ENOENT || errno == ENOTDIR)
@@ -165,7 +235,7 @@ static int look(const char *path, enum reach_kind kind,
                        "%s cannot be opened by the user of QEMU: %s", path,
                        strerror(errno));
     }
-    if (kind != REACH_ANY && S_ISDIR(st.st_mode) != (kind == REACH_DIRECTORY))
+    if (S_ISDIR(st.st_mode) != (kind == REACH_DIRECTORY))
         return err_set(err, QSTILL_E_PRECONDITION, "%s is %s", path,
                        S_ISDIR(st.st_mode) ? "a directory" : "no directory");
     return 0;

@@ -28,8 +28,11 @@ enum reach_kind {
     REACH_FILE,
     REACH_PROGRAM,
     REACH_DIRECTORY,
-    REACH_ANY, /* a socket, say */
-    REACH_MADE /* it is made, or written to */
+    REACH_PEER,   /* somebody else's socket */
+    REACH_DEVICE, /* or a pipe: read and written */
+    REACH_MADE,   /* a file that is made, or written to when it is there */
+    REACH_REMADE, /* the same; the old one is removed by who made it */
+    REACH_SOCKET, /* which is made, after the old one has been removed */
 };
 
 /* NOT_FOUND, PERMISSION, PRECONDITION (of another kind); the message names the

@@ -82,7 +82,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         argv[n++] = text + i;
     try_build(&rec, "raw");
     try_build(&rec, "qcow2");
-    CHECK(launch_hinders(&rec, &disk, 1, &list, &err) == 0);
+    CHECK(launch_hinders(&rec, &disk, 1, true, &list, &err) == 0);
     for (i = 0; i < list.count; i++)
         CHECK(list.items[i].code && list.items[i].message[0]);
     launch_hinder_list_fini(&list);

@@ -4,12 +4,14 @@ while there is still a VM to lose."""
 
 import glob
 import os
+import pwd
 import shlex
 import shutil
+import socket
 import subprocess
 
 from lib import case
-from lib.case import QEMU, Case
+from lib.case import QEMU, QEMU_VERSION, Case
 
 
 class Files(Case):
@@ -194,7 +196,6 @@ class Files(Case):
     def test_what_it_makes(self):
         """Its sockets, its logs, its pid file: in /run, say, which somebody
         has emptied."""
-        run = os.path.join(self.tmp, "run")
         for n, (words, name) in enumerate((
                 (["-pidfile", "%s/pid"], "pid"), (["-D", "%s/log"], "log"),
                 (["-chardev", "file,id=c,path=%s/c"], "c"),
@@ -203,23 +204,146 @@ class Files(Case):
                 (["-serial", "unix:%s/t,server,nowait"], "t"),
                 (["-monitor", "unix:%s/m,server=on,wait=off"], "m"),
                 (["-vnc", "unix:%s/vnc"], "vnc"),
+                (["-netdev", "stream,id=n,server=on,addr.type=unix,"
+                  "addr.path=%s/n"], "n"),
+                (["-netdev", "dgram,id=n,local.type=unix,local.path=%s/g,"
+                  "remote.type=unix,remote.path=%s/r"], "g"),
                 (["-serial", "file:%s/out"], "out"))):
             with self.subTest(words[0], name=name):
+                self.made("vm%d" % n, words, name)
+
+    def test_spice_by_a_socket(self):
+        helped = subprocess.run([QEMU, "-spice", "help"], text=True,
+                                stdout=subprocess.PIPE,
+                                stderr=subprocess.STDOUT)
+        if "addr" not in helped.stdout:
+            self.skipTest("this QEMU has no spice")
+        self.made("vm", ["-spice", "unix=on,addr=%s/spice,"
+                         "disable-ticketing=on"], "spice")
+
+    def made(self, vm, words, name):
+        """`name` is what QEMU makes in %s."""
+        run = os.path.join(self.tmp, "run")
+        os.makedirs(run, exist_ok=True)
+        vm = self.tiny_vm(vm, extra=[w.replace("%s", run) for w in words])
+        self.q("create", vm.name, "one", "--memory")
+        self.assertEqual([], self.q.check(vm.name)["problems"])
+        os.rename(run, run + ".away")
+        pid = vm.pid()
+        says = name + " cannot be made: its directory is gone"
+        self.assertIn(says, str(self.q.check(vm.name)["problems"]))
+        self.q.fails("precondition", says, "revert", vm.name, "one",
+                     "--restore", "eager")
+        self.assertEqual((pid, "running"), (vm.pid(), vm.state()))
+        os.rename(run + ".away", run)
+        self.q("revert", vm.name, "one", "--restore", "eager")
+        vm.quit()
+
+    def test_what_it_talks_to(self):
+        """Pipes and sockets of others; and what it may do without."""
+        run = os.path.join(self.tmp, "run")
+        for n, (words, gone) in enumerate((
+                (["-chardev", "pipe,id=c,path=%s/p"], "p"),
+                (["-serial", "pipe:%s/q"], "q"),
+                (["-chardev", "socket,id=c,path=%s/s"], "s"),
+                (["-serial", "unix:%s/s"], "s"),
+                (["-chardev", "socket,id=c,path=%s/s,reconnect=1"], None),
+                (["-serial", "unix:%s/s,reconnect=1"], None),
+                (["-netdev", "stream,id=n,addr.type=unix,addr.path=%s/s"],
+                 None))):
+            with self.subTest(words=words):
                 os.makedirs(run, exist_ok=True)
-                vm = self.tiny_vm("vm%d" % n, extra=[
-                    w.replace("%s", run) for w in words])
-                self.q("create", vm.name, "one", "--memory")
-                self.assertEqual([], self.q.check(vm.name)["problems"])
-                os.rename(run, run + ".away")
-                pid = vm.pid()
-                says = name + " cannot be made: its directory is gone"
-                self.assertIn(says, str(self.q.check(vm.name)["problems"]))
-                self.q.fails("precondition", says, "revert", vm.name, "one",
-                             "--restore", "eager")
-                self.assertEqual((pid, "running"), (vm.pid(), vm.state()))
-                os.rename(run + ".away", run)
-                self.q("revert", vm.name, "one", "--restore", "eager")
+                for pipe in ("p.in", "p.out", "q"):
+                    if not os.path.exists(os.path.join(run, pipe)):
+                        os.mkfifo(os.path.join(run, pipe))
+                with socket.socket(socket.AF_UNIX) as peer:
+                    peer.bind(os.path.join(run, "s"))
+                    peer.listen(4)
+                    vm = self.tiny_vm("vm%d" % n, extra=[
+                        w.replace("%s", run) for w in words])
+                    self.q("create", vm.name, "one", "--memory")
+                    self.assertEqual([], self.q.check(vm.name)["problems"])
+                    os.rename(run, run + ".away")
+                    pid = vm.pid()
+                    if gone:
+                        says = "run/%s is gone" % gone
+                        self.assertIn(says, str(
+                            self.q.check(vm.name)["problems"]))
+                        self.q.fails("precondition", says, "revert", vm.name,
+                                     "one", "--restore", "eager")
+                        self.assertEqual((pid, "running"),
+                                         (vm.pid(), vm.state()))
+                        os.rename(run + ".away", run)
+                    self.assertEqual([], self.q.check(vm.name)["problems"])
+                    self.q("revert", vm.name, "one", "--restore", "eager")
+                    self.assertEqual("running", vm.state())
                 vm.quit()
+                if not gone:
+                    os.rename(run + ".away", run)
+                os.unlink(os.path.join(run, "s"))
+
+    def test_a_log_by_a_link(self):
+        logs, link = (os.path.join(self.tmp, n) for n in ("logs", "link"))
+        os.mkdir(logs)
+        os.symlink(os.path.join(logs, "log"), link)
+        vm = self.tiny_vm(extra=["-chardev", "file,id=c,path=" + link])
+        self.q("create", "vm", "one", "--memory")
+        os.unlink(os.path.join(logs, "log"))
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertTrue(os.path.exists(os.path.join(logs, "log")))
+        os.rename(logs, logs + ".away")
+        self.told(vm, vm.pid(), "link is a link: %s/log cannot be made: its "
+                  "directory is gone" % logs)
+
+    def test_a_log_that_root_made(self):
+        """Before QEMU became another user, who has the folder; the pid file
+        goes with the process."""
+        if os.geteuid() != 0:
+            self.skipTest("needs root")
+        nobody = pwd.getpwnam("nobody").pw_uid
+        disk = self.disk(size=2 << 20, pattern=False)
+        folder = os.path.dirname(disk.path)
+        for path in (folder, disk.path):
+            os.chown(path, nobody, -1)
+        os.chmod(self.tmp, 0o755)
+        pidfile = os.path.join(folder, "pid")
+        vm = self.tiny_vm(disks=[disk], extra=[
+            "-pidfile", pidfile] + (
+                ["-runas", "nobody"] if QEMU_VERSION.startswith("7.")
+                else ["-run-with", "user=nobody"]))
+        self.assertEqual(0, os.stat(pidfile).st_uid)
+        log = vm.serial.path
+        self.assertEqual(0, os.stat(log).st_uid)
+        self.q("create", "vm", "one", "--memory")
+        self.told(vm, vm.pid(), os.path.basename(log) +
+                  " cannot be written by the user of QEMU")
+        os.chown(log, nobody, -1)
+        self.assertEqual([], [p for p in self.q.check("vm")["problems"]
+                              if p["code"] == "not-startable"])
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertEqual("running", vm.state())
+        # one that died left its pid file, which was made by root
+        vm.quit()
+        with open(pidfile, "w"):
+            pass
+        os.chown(pidfile, 0, -1)
+        self.q.fails("precondition", "pid cannot be written by the user of "
+                     "QEMU", "start", "vm")
+        os.unlink(pidfile)
+        self.q("start", "vm")
+
+    def test_a_tap_without_its_downscript(self):
+        """QEMU runs it when it ends, and says that it could not."""
+        if os.geteuid() != 0 or not os.path.exists("/dev/net/tun"):
+            self.skipTest("needs root, and /dev/net/tun")
+        vm = self.tiny_vm(extra=[
+            "-netdev", "tap,id=t,ifname=qst%d,script=no,downscript=/no/such" %
+            (os.getpid() % 100000)])
+        self.q("create", "vm", "one", "--memory")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertEqual("running", vm.state())
 
     def test_firmware_that_qemu_finds_itself(self):
         """By its name alone; and in a directory of -L."""

@@ -148,7 +148,7 @@ static void each_hinder_has_its_code_and_says_what_it_is(void **state)
         struct launch_hinder_list list = {0};
         struct qstill_error err = {0};
 
-        assert_int_equal(launch_hinders(&rec, NULL, 0, &list, &err), 0);
+        assert_int_equal(launch_hinders(&rec, NULL, 0, false, &list, &err), 0);
         if (list.count != 1)
             fail_msg("%s: %zu hinders", one_hinder[i].says, list.count);
         assert_string_equal(list.items[0].code, one_hinder[i].code);
@@ -177,7 +177,12 @@ static const char *const readers[][2] = {
     {"-acpitable", "sig=OEM1,data=/bin/sh:%s"},
     {"-object", "secret,id=s,file=%s"},
     {"-object", "{\"qom-type\":\"rng-random\",\"filename\":\"%s\"}"},
-    {"-netdev", "tap,id=n,script=no,downscript=%s"},
+    {"-netdev", "tap,id=n,script=%s,downscript=no"},
+    {"-chardev", "serial,id=c,path=%s"},
+    {"-chardev", "pipe,id=c,path=%s"},
+    {"-serial", "pipe:%s"},
+    {"-serial", "mon:unix:%s,server=off"},
+    {"-chardev", "socket,id=c,path=%s,reconnect=0"},
     {"-cdrom", "%s"},
     {"-drive", "file=file:%s,media=cdrom"},
     {"-drive", "driver=qcow2,file.driver=file,file.filename=%s"},
@@ -204,7 +209,8 @@ static void each_file_that_a_start_reads_is_looked_at(void **state)
 
             snprintf(value, sizeof(value), "%.*s%s%s",
                      (int)(at - readers[i][1]), readers[i][1], path, at + 2);
-            assert_int_equal(launch_hinders(&rec, NULL, 0, &list, &err), 0);
+            assert_int_equal(launch_hinders(&rec, NULL, 0, false, &list, &err),
+                             0);
             if (list.count != (there ? 0 : 1)) {
                 fail_msg("%s: %zu hinders", value, list.count);
             } else if (!there) {
@@ -228,6 +234,13 @@ static const char *const makers[][2] = {
     {"-serial", "file:%s"},
     {"-vnc", "unix:%s"},
     {"-object", "filter-dump,id=f,netdev=n,file=%s"},
+    {"-serial", "mon:unix:%s,wait=off,server=on"},
+    {"-spice", "disable-ticketing=on,unix=on,addr=%s"},
+    {"-netdev", "stream,id=n,server=on,addr.type=unix,addr.path=%s"},
+    {"-netdev", "{\"type\":\"stream\",\"id\":\"n\",\"server\":true,"
+                "\"addr\":{\"type\":\"unix\",\"path\":\"%s\"}}"},
+    {"-netdev", "dgram,id=n,local.type=unix,local.path=%s,remote.type=unix,"
+                "remote.path=/r"},
 };
 
 static void each_file_that_a_start_makes_is_looked_at(void **state)
@@ -245,7 +258,8 @@ static void each_file_that_a_start_makes_is_looked_at(void **state)
 
             snprintf(value, sizeof(value), "%.*s%s%s", (int)(at - makers[i][1]),
                      makers[i][1], path, at + 2);
-            assert_int_equal(launch_hinders(&rec, NULL, 0, &list, &err), 0);
+            assert_int_equal(launch_hinders(&rec, NULL, 0, false, &list, &err),
+                             0);
             if (list.count != (there ? 0 : 1))
                 fail_msg("%s: %zu hinders", value, list.count);
             if (!there) {
@@ -277,6 +291,17 @@ static void what_can_be_started_again_has_no_hinder(void **state)
                                        "file:/tmp/stdio",
                                        "-qmp",
                                        "unix:/q,server=on,wait=off",
+                                       "-serial",
+                                       "unix:/no/such,reconnect=5",
+                                       "-serial",
+                                       "unix:/no/such,reconnect-ms=5",
+                                       "-netdev",
+                                       "tap,id=u,script=no,downscript=/no/such",
+                                       "-netdev",
+                                       "stream,id=v,addr.type=unix,"
+                                       "addr.path=/no/such",
+                                       "-spice",
+                                       "addr=/no/such,port=1",
                                        "-S",
                                        "-drive",
                                        "if=none,id=d,file=/d.img,format=raw",
@@ -289,7 +314,7 @@ static void what_can_be_started_again_has_no_hinder(void **state)
     struct qstill_error err = {0};
 
     (void)state;
-    assert_int_equal(launch_hinders(&rec, &disk, 1, &list, &err), 0);
+    assert_int_equal(launch_hinders(&rec, &disk, 1, false, &list, &err), 0);
     if (list.count)
         fail_msg("%s", list.items[0].message);
     launch_hinder_list_fini(&list);
@@ -332,7 +357,7 @@ static void disks_that_cannot_be_replaced_are_told(void **state)
     size_t i;
 
     (void)state;
-    assert_int_equal(launch_hinders(&rec, disks, 4, &list, &err), 0);
+    assert_int_equal(launch_hinders(&rec, disks, 4, false, &list, &err), 0);
     assert_int_equal(list.count, 4);
     for (i = 0; i < 4; i++) {
         assert_string_equal(list.items[i].code, codes[i]);
@@ -353,7 +378,7 @@ static void a_missing_binary_and_directory_are_told(void **state)
     (void)state;
     rec.exe = (char *)"/no/such/qemu";
     rec.cwd = (char *)"/no/such/dir";
-    assert_int_equal(launch_hinders(&rec, NULL, 0, &list, &err), 0);
+    assert_int_equal(launch_hinders(&rec, NULL, 0, false, &list, &err), 0);
     assert_int_equal(list.count, 2);
     assert_string_equal(list.items[0].code, "binary-missing");
     assert_string_equal(list.items[0].message,

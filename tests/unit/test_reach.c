@@ -151,6 +151,80 @@ static void test_rights_of_a_process(void **state)
     assert_int_equal(0, reach_file(&r, path, REACH_FILE, &err));
 }
 
+/* What QEMU would make, as nobody in a folder of its own. */
+static void test_what_is_made(void **state)
+{
+    static const struct {
+        const char *name;
+        enum reach_kind kind;
+        int code;
+        const char *says;
+    } cases[] = {
+        {"mine/new", REACH_MADE, 0, NULL},
+        {"mine/new", REACH_REMADE, 0, NULL},
+        {"mine/new", REACH_SOCKET, 0, NULL},
+        {"roots/new", REACH_MADE, QSTILL_E_PERMISSION, "cannot be made"},
+        {"roots/new", REACH_SOCKET, QSTILL_E_PERMISSION, "cannot be made"},
+        {"gone/new", REACH_MADE, QSTILL_E_NOT_FOUND, "directory is gone"},
+        {"gone/new", REACH_SOCKET, QSTILL_E_NOT_FOUND, "directory is gone"},
+        {"mine", REACH_MADE, QSTILL_E_PRECONDITION, "is a directory"},
+        {"mine", REACH_SOCKET, QSTILL_E_PRECONDITION, "is a directory"},
+        /* it is opened, not replaced */
+        {"mine/closed", REACH_MADE, QSTILL_E_PERMISSION, "cannot be written"},
+        {"mine/closed", REACH_REMADE, 0, NULL},
+        {"mine/closed", REACH_SOCKET, 0, NULL},
+        {"mine/open", REACH_MADE, 0, NULL},
+        {"roots/open", REACH_MADE, 0, NULL},
+        {"roots/open", REACH_REMADE, 0, NULL},
+        {"roots/open", REACH_SOCKET, QSTILL_E_PERMISSION, "cannot be made"},
+        {"roots/closed", REACH_REMADE, QSTILL_E_PERMISSION, "be written"},
+        /* all may make files there, and remove their own */
+        {"sticky/new", REACH_SOCKET, 0, NULL},
+        {"sticky/closed", REACH_SOCKET, QSTILL_E_PERMISSION, "another user's"},
+        {"sticky/closed", REACH_REMADE, QSTILL_E_PERMISSION, "be written"},
+        /* links: to mine/closed, mine/new, roots/new, gone/new, themselves */
+        {"mine/to-closed", REACH_MADE, QSTILL_E_PERMISSION, "be written"},
+        {"mine/to-closed", REACH_SOCKET, 0, NULL},
+        {"mine/to-new", REACH_MADE, 0, NULL},
+        {"mine/to-to-new", REACH_MADE, 0, NULL},
+        {"mine/to-roots", REACH_MADE, QSTILL_E_PERMISSION, "roots/new cannot"},
+        {"mine/to-gone", REACH_MADE, QSTILL_E_NOT_FOUND,
+         "mine/to-gone is a link: "},
+        {"mine/to-gone", REACH_SOCKET, 0, NULL},
+        {"mine/loop", REACH_MADE, QSTILL_E_PERMISSION, "cannot be written"},
+        /* what others make */
+        {"mine/closed", REACH_PEER, QSTILL_E_PERMISSION, "cannot be opened"},
+        {"mine/closed", REACH_DEVICE, QSTILL_E_PERMISSION, "cannot be opened"},
+        {"mine/open", REACH_DEVICE, 0, NULL},
+        {"mine/open", REACH_PEER, 0, NULL},
+        {"mine/new", REACH_PEER, QSTILL_E_NOT_FOUND, "is gone"},
+    };
+    char path[128], cmd[1024];
+    struct reach r;
+
+    (void)state;
+    if (geteuid() != 0)
+        skip();
+    snprintf(cmd, sizeof(cmd),
+             "cd %s && mkdir -m 755 mine roots sticky && chmod 1777 sticky && "
+             "chown %u mine && for d in mine roots sticky; do echo >$d/closed "
+             "&& echo >$d/open && chmod 644 $d/closed && chmod 666 $d/open; "
+             "done && cd mine && ln -s closed to-closed && ln -s new to-new && "
+             "ln -s ../mine/to-new to-to-new && ln -s ../roots/new to-roots && "
+             "ln -s %s/gone/new to-gone && ln -s loop loop",
+             dir, NOBODY, dir);
+    assert_int_equal(0, system(cmd));
+    reach_init(&r, NOBODY, NOBODY);
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        struct qstill_error err = {0};
+
+        snprintf(path, sizeof(path), "%s/%s", dir, cases[i].name);
+        if (reach_file(&r, path, cases[i].kind, &err) != cases[i].code ||
+            (cases[i].says && !strstr(err.message, cases[i].says)))
+            fail_msg("%zu: %s: %d %s", i, path, err.code, err.message);
+    }
+}
+
 /* top -> file:middle -> json: of golden, which says what is below it. */
 static void test_chain(void **state)
 {
@@ -209,6 +283,7 @@ int main(void)
         cmocka_unit_test(test_what_is_there),
         cmocka_unit_test(test_rights_of_another_user),
         cmocka_unit_test(test_rights_of_a_process),
+        cmocka_unit_test(test_what_is_made),
         cmocka_unit_test(test_chain),
     };
 
