@@ -27,6 +27,7 @@
 #include "base/publish.h"
 #include "head_zeroes.h"
 #include "job.h"
+#include "livechain.h"
 #include "protect.h"
 #include "qmp/graph.h"
 #include "ready.h"
@@ -238,11 +239,25 @@ static int switch_step(void *ctx, bool *done, struct qstill_error *err)
     return check_pause(c, c->pause_ms, err);
 }
 
+/* Before anything is taken back: to end a capture is to wait for its writes to
+ * a disk. A migration has to end first. */
+static void resume_at_once(struct create *c)
+{
+    struct qstill_error ignored = {0};
+
+    if (!c->stopped || c->mem.migrating || c->mode == MODE_PRECOPY)
+        return;
+    if (livechain_resume(&c->s, journal_stopped_it(&c->j), &ignored) == 0)
+        note_resumed(c);
+}
+
 static void switch_undo(void *ctx, struct qstill_error *err)
 {
     struct qstill_error unthawed = {0};
     struct create *c = ctx;
 
+    if (c->s.qmp && c->journaled)
+        resume_at_once(c);
     memcap_abort(&c->mem);
     if (!c->s.qmp || !c->journaled)
         return;

@@ -8,6 +8,7 @@ import contextlib
 import ctypes
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -221,14 +222,14 @@ class NotRoot(Lab):
     the kernel's default: the device makes one, which root can open."""
     cost = 15
 
-    def test_cow_is_for_it_too(self):
+    def vm_of_nobody(self, **kw):
         setpriv = shutil.which("setpriv")
         with open("/proc/sys/vm/unprivileged_userfaultfd") as f:
             if os.geteuid() != 0 or not setpriv or f.read().strip() != "0" or \
                     not os.path.exists("/dev/userfaultfd"):
                 self.skipTest("needs root, setpriv, Linux 6.1, and the default "
                               "of vm.unprivileged_userfaultfd")
-        vm = self.make_vm(append="JUNK=16 DIRTY=1")
+        vm = self.make_vm(append="JUNK=16 DIRTY=1", **kw)
         wrapper = os.path.join(self.tmp, "wrapper")
         with open(wrapper, "w") as f:
             f.write('#!/bin/sh\nexec %s --reuid=65534 --regid=65534 '
@@ -241,6 +242,10 @@ class NotRoot(Lab):
         vm.qemu = wrapper
         vm.start()
         self.attach(vm)
+        return vm
+
+    def test_cow_is_for_it_too(self):
+        vm = self.vm_of_nobody()
         self.assertEqual(65534, os.stat("/proc/%d" % vm.pid()).st_uid)
         self.assertIsNone(self.q.check("vm", "--memory")["captureModes"]["cow"])
         made = self.q("create", "vm", "one", "--memory", "--mode", "cow")
@@ -255,6 +260,25 @@ class NotRoot(Lab):
         since, nonce = vm.serial.mark(), vm.serial.ticks()[-1].nonce
         self.q("revert", "vm", "one", "--restore", "inplace")
         self.goes_on_from(vm, tick, nonce, since)
+
+    def test_the_guest_goes_on_before_anything_is_taken_back(self):
+        """Else the end of a capture, which waits for its disk, lengthens the
+        pause. What was lent is asked for at that end."""
+        trace = os.path.join(self.tmp, "trace")
+        open(trace, "w").close()
+        os.chmod(trace, 0o666)
+        vm = self.vm_of_nobody(extra=["-trace", "handle_qmp_command",
+                                      "-D", trace])
+        with open(trace) as f:
+            f.seek(0, os.SEEK_END)
+            with self.nothing_changes(vm):
+                self.q.fails("precondition", "would have been over 1 ms",
+                             "create", "vm", "one", "--memory", "--mode",
+                             "cow", "--max-pause-ms", "1")
+            asked = re.findall(r'"execute": ?"([a-z-]+)"', f.read())
+        pause = asked[asked.index("stop"):]
+        self.assertLess(pause.index("cont"), pause.index("remove-fd"), pause)
+        self.goes_on(vm)
 
 
 class Balloon(Lab):
