@@ -72,7 +72,8 @@ static struct price price_of(struct collapse *c, const struct step *st)
     if (merge_open(&m, io_real(), &r, &ignored) < 0)
         return guess(st);
     e = merge_estimate(m);
-    p = (struct price){e->direction, e->bytes, e->freed, e->seconds};
+    p = (struct price){e->direction, e->bytes - e->shared, e->freed,
+                       e->seconds};
     if (st->kind == STEP_SWAP_LIVE) {
         uint64_t old = st->child->allocated +
                        (st->first->children == 1 ? allocated(st) : 0);

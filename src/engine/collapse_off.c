@@ -136,7 +136,8 @@ int collapse_run(struct collapse *c, const struct merge_request *request,
 
     if (merge_open(&m, io_real(), request, err) < 0)
         return run_failed(c, err);
-    c->wanted = merge_estimate(m)->bytes + merge_estimate(m)->needed;
+    c->wanted = merge_estimate(m)->bytes - merge_estimate(m)->shared +
+                merge_estimate(m)->needed;
     while (!done) {
         struct pollfd p = {.events = POLLIN};
 

@@ -164,8 +164,8 @@ static void account(struct merge_job *j)
 
     j->result = (struct qstill_image_merge_result){
         .direction = e->direction,
-        .bytes_moved = j->dry_run ? e->bytes : c.done - c.shared,
-        .bytes_cloned = c.shared,
+        .bytes_moved = j->dry_run ? e->bytes - e->shared : c.done - c.shared,
+        .bytes_cloned = j->dry_run ? e->shared : c.shared,
         .bytes_freed = j->dry_run ? e->freed : c.freed,
         .bitmaps_dropped = e->bitmaps_lost,
         .ms = elapsed_ms(j)};

@@ -216,16 +216,17 @@ static void make_estimate(struct merge *m)
         if (strcmp(direction_of(g), "none") != 0)
             e->direction = direction_of(g);
         e->bytes += g->bytes;
+        e->shared += g->shared;
         e->freed += g->freed;
         e->bitmaps_lost += g->join.lost_count;
         if (g->kind != MERGE_INTO_RAW) {
-            e->needed += g->rw.end - g->rw.old_end;
+            e->needed += g->rw.end - g->rw.old_end - g->shared_room;
             e->metadata +=
                 (g->rw.l2.n + g->rw.refblocks.n) * g->target->cluster_size +
                 8ull * g->rw.l1_size;
         }
     }
-    e->seconds = (double)e->bytes / ESTIMATE_RATE + 0.01;
+    e->seconds = (double)(e->bytes - e->shared) / ESTIMATE_RATE + 0.01;
 }
 
 const struct merge_estimate *merge_estimate(const struct merge *m)
@@ -260,6 +261,9 @@ static int describe_group(const struct merge_group *g, struct buf *out)
 
     if (buf_printf(out, "%s: %llu bytes into %s", direction_of(g),
                    (unsigned long long)g->bytes, kept) < 0)
+        return -1;
+    if (g->shared > 0 && buf_printf(out, " (%llu of them shared, not copied)",
+                                    (unsigned long long)g->shared) < 0)
         return -1;
     if (strcmp(kept, g->result) != 0 &&
         buf_printf(out, ", which becomes %s", g->result) < 0)

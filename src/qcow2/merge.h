@@ -87,12 +87,13 @@ struct merge;
 
 struct merge_estimate {
     const char *direction; /* "none": no data moves; "up", "down", "new" */
-    uint64_t bytes;        /* of guest data to be moved (or shared) */
+    uint64_t bytes;        /* of guest data to be moved, */
+    uint64_t shared;       /* and of these, those that are shared (reflink) */
     uint64_t metadata;     /* bytes of tables */
     uint64_t freed;        /* disk blocks given back at the end */
     uint64_t needed;       /* disk blocks needed before that */
     size_t bitmaps_lost;   /* dirty bitmaps that the result cannot hold */
-    double seconds;        /* at 400 MB/s, when nothing can be shared */
+    double seconds;        /* at 400 MB/s */
 };
 
 /* Plans: takes read locks, reads all tables, changes nothing. NOT_FOUND,

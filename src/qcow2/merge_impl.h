@@ -11,6 +11,7 @@
 #include "merge_journal.h"
 #include "merge_names.h"
 #include "mover.h"
+#include "share.h"
 
 #define MERGE_NO_TARGET SIZE_MAX
 
@@ -37,7 +38,6 @@ struct merge_group {
     size_t t; /* the layer whose file is kept, or MERGE_NO_TARGET */
     struct image *target;
     struct image *fresh; /* the target, when it is a new file */
-    bool share;          /* the filesystem may be able to share blocks */
     struct extents view; /* of the group, or of all below, too: */
     size_t view_last;    /* down to this layer */
     struct bitmap_join join;
@@ -48,7 +48,10 @@ struct merge_group {
     char *result; /* path */
     bool *stuck;  /* by layer, from upper on: its name cannot be taken away */
     struct merge_record record;
+    struct sharing sharing;
     uint64_t bytes;
+    uint64_t shared;      /* of these, that need not be copied */
+    uint64_t shared_room; /* of these, beyond the target's old end */
     uint64_t freed;
 
     enum merge_phase phase;
@@ -92,9 +95,23 @@ void merge_adopt_journal(struct merge *m, struct merge_journal *j);
 /* The one beside the images, of merges of this top; NULL without memory. */
 char *merge_journal_name(const char *top);
 
+static inline struct image *group_layer(const struct merge_group *g, size_t i)
+{
+    return g->chain->layers[i];
+}
+
 /* merge_plan.c: locks, loads, chooses the target, plans its rewrite. */
 int group_plan(struct merge_group *g, struct qstill_error *err);
 void group_fini(struct merge_group *g);
+/* Plans that layer t, or MERGE_NO_TARGET, keeps its file. */
+int group_plan_target(struct merge_group *g, size_t t,
+                      struct qstill_error *err);
+/* Sets g->sharing for that. */
+int group_find_sharing(struct merge_group *g, size_t t,
+                       struct qstill_error *err);
+
+/* merge_choose.c: plans the cheapest that may be. */
+int group_choose(struct merge_group *g, struct qstill_error *err);
 
 /* merge_names.c */
 /* Sets g->backing and g->backing_format, for a result at g->result. */

@@ -10,6 +10,7 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "mover_impl.h"
+#include "share.h"
 
 /* 1 MiB writes are at the top speed of every disk seen; 48 of them in flight
  * keep reads and writes busy at once. */
@@ -109,6 +110,7 @@ int mover_open(struct mover **out, const struct mover_options *o,
         (wants_threads(m) && start_threads(m, err) < 0) ||
         make_units(m, err) < 0)
         return err->code;
+    m->share_unit = o->share ? share_unit(o->target->wfd) : 0;
     ratelimit_init(&m->limit, o->bwlimit);
     *out = take_ptr(&m);
     return 0;

@@ -37,7 +37,8 @@ void mover_closep(struct mover **m);
  * longer than about a tenth of a second. */
 int mover_step(struct mover *m, bool *done, struct qstill_error *err);
 
-/* Tries to share the first piece; it is shared again when its turn comes. */
+/* Tries to share the first move that may be; it is shared again when its turn
+ * comes. */
 bool mover_can_share(struct mover *m);
 
 struct mover_count {

@@ -36,6 +36,7 @@ struct mover {
     uint64_t at;       /* bytes of it begun */
     size_t busy;       /* units */
     bool *unshareable; /* by layer */
+    uint64_t share_unit;
     struct mover_count count;
     struct ratelimit limit; /* of bytes copied */
     int failed;

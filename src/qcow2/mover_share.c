@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 #include "mover_impl.h"
+#include "share.h"
 
-static bool share_extent(struct mover *m, const struct extent *e, uint64_t dst)
+static bool share_piece(void *user, const struct extent *e, uint64_t dst)
 {
+    struct mover *m = user;
     const struct image *t = m->o.target;
     const struct image *src = m->o.chain->layers[e->layer];
 
-    if (e->kind != EXTENT_DATA || m->unshareable[e->layer] ||
-        e->host + e->len > src->info.file_size)
+    if (m->unshareable[e->layer] ||
+        !share_fits(e, src->info.file_size, dst, m->share_unit))
         return false;
     if (t->io->ops->clone_range(t->io, src->fd, e->host, e->len, t->wfd, dst) <
         0) {
@@ -20,41 +22,28 @@ static bool share_extent(struct mover *m, const struct extent *e, uint64_t dst)
 bool mover_share(struct mover *m)
 {
     const struct move *mv = &m->o.moves->v[m->next];
-    const struct extents *x = m->o.view;
-    uint64_t done = 0;
 
-    if (!m->o.share || mv->layer != MOVE_GUEST || m->at != 0)
+    if (!m->o.share || m->at != 0 ||
+        !share_pieces(m->o.view, mv, share_piece, m))
         return false;
-    for (size_t i = extents_find(x, mv->from); done < mv->len; i++) {
-        struct extent e;
-
-        if (i >= x->n || x->v[i].guest > mv->from + done)
-            return false;
-        e = extent_cut(&x->v[i], mv->from, mv->from + mv->len);
-        if (!share_extent(m, &e, mv->dst + done))
-            return false;
-        done += e.len;
-    }
     m->count.done += mv->len;
     m->count.shared += mv->len;
     m->next++;
     return true;
 }
 
+static bool was_refused(const struct mover *m)
+{
+    for (size_t i = 0; i < m->o.chain->n; i++)
+        if (m->unshareable[i])
+            return true;
+    return false;
+}
+
 bool mover_can_share(struct mover *m)
 {
-    const struct extents *x = m->o.view;
-
-    for (size_t k = 0; m->o.share && k < m->o.moves->n; k++) {
-        const struct move *mv = &m->o.moves->v[k];
-        size_t i = extents_find(x, mv->from);
-        struct extent e;
-
-        if (mv->layer != MOVE_GUEST || i >= x->n || x->v[i].guest > mv->from ||
-            x->v[i].kind != EXTENT_DATA)
-            continue;
-        e = extent_cut(&x->v[i], mv->from, mv->from + mv->len);
-        return share_extent(m, &e, mv->dst);
-    }
+    for (size_t k = 0; m->o.share && k < m->o.moves->n && !was_refused(m); k++)
+        if (share_pieces(m->o.view, &m->o.moves->v[k], share_piece, m))
+            return true;
     return false;
 }

@@ -73,12 +73,15 @@ class Reflinks(unittest.TestCase):
                                    if qtools.SAMPLE else ()))
                 m = qmerge.Merge(d, [File(p) for p in paths], paths,
                                  [paths[1]])
+                plan = m.run(direction, "--dry-run").json()
                 before = self.written(device)
                 r = m.run(direction)
                 wrote = self.written(device) - before
                 self.assertEqual(r.rc, 0, str(r))
                 self.assertEqual(m.merged() + m.account(direction), [])
                 j = r.json()
+                for key in ("direction", "bytesMoved", "bytesShared"):
+                    self.assertEqual(j[key], plan[key], key)
                 self.assertLess(wrote, 6 * MIB, "data was copied: %r" % j)
                 self.assertEqual(m.still_writable(1), [])
                 shutil.rmtree(d)
@@ -89,6 +92,40 @@ class Reflinks(unittest.TestCase):
 
     def test_btrfs(self):
         self.each_direction(*self.mounted("btrfs", "mkfs.btrfs", "-q"))
+
+    def what_shares_is_cheaper_than_what_copies_less(self, mount, device):
+        """Into the large clusters of the lower image the few of the upper one
+        would have to be copied, with what is around them."""
+        d = os.path.join(mount, "sizes")
+        os.makedirs(d)
+        b, c = os.path.join(d, "b"), os.path.join(d, "c")
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                    "cluster_size=2M", b, "128M")
+        qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -P 1 0 64M", b)
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-b", b, "-F",
+                    "qcow2", c)
+        for at in range(5):
+            qtools.must("qemu-io", "-f", "qcow2", "-c",
+                        "write -q -P 9 %dM 64k" % (70 + 7 * at), c)
+        m = qmerge.Merge(d, [File(b), File(c)], [b, c], [b])
+        plan = m.run("auto", "--dry-run").json()
+        self.assertEqual(0, plan["bytesMoved"], plan)
+        before = self.written(device)
+        r = m.run("auto")
+        wrote = self.written(device) - before
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertEqual(m.merged(), [])
+        for key in ("direction", "bytesMoved", "bytesShared"):
+            self.assertEqual(r.json()[key], plan[key], key)
+        self.assertLess(wrote, 6 * MIB, "data was copied: %s" % r)
+
+    def test_what_shares_is_cheaper_on_xfs(self):
+        self.what_shares_is_cheaper_than_what_copies_less(
+            *self.mounted("xfs", "mkfs.xfs", "-q", "-m", "reflink=1"))
+
+    def test_what_shares_is_cheaper_on_btrfs(self):
+        self.what_shares_is_cheaper_than_what_copies_less(
+            *self.mounted("btrfs", "mkfs.btrfs", "-q"))
 
     def interleaved(self, d):
         """Neighbours in mid lie apart from each other and over data of base;

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Blocks that two files share instead of bytes that are copied (reflink): which
+ * moves that can be, before a byte is moved, and what they are made of.
+ */
+#ifndef QSTILL_QCOW2_SHARE_H
+#define QSTILL_QCOW2_SHARE_H
+
+#include "rewrite.h"
+
+/* The unit that the filesystem of `fd` shares; 0: it does not say. */
+uint64_t share_unit(int fd);
+
+/* Whether `e`, of a file of so many bytes, can be shared at `dst` by a
+ * filesystem with that unit. */
+bool share_fits(const struct extent *e, uint64_t file_size, uint64_t dst,
+                uint64_t unit);
+
+/* The pieces of files that a move is made of, and where each goes. False: fn
+ * said so of one, or there are bytes of no file. */
+typedef bool share_piece_fn(void *user, const struct extent *e, uint64_t dst);
+bool share_pieces(const struct extents *view, const struct move *mv,
+                  share_piece_fn *fn, void *user);
+
+/* What the layers of a chain could give to a file in `dir`. */
+struct sharing {
+    const struct chain *chain;
+    char *dir;
+    uint64_t unit; /* 0: nothing */
+    bool *from;    /* by layer */
+};
+
+/* Asks the filesystem, by a file without a name; once for each directory. What
+ * cannot be asked cannot be shared. NO_MEMORY alone is an error. */
+int sharing_find(struct sharing *s, const struct chain *c, const char *path,
+                 struct qstill_error *err);
+void sharing_fini(struct sharing *s);
+bool sharing_can(const struct sharing *s, const struct extents *view,
+                 const struct move *mv);
+
+#endif
