@@ -220,12 +220,15 @@ int layer_create(struct session *s, const struct vm_disk *d,
 {
     struct qcow2_create_options o = QCOW2_CREATE_OPTIONS_INIT;
     const char *new_path = NULL;
+    CLEANUP(closep) int like = -1;
     struct stat st;
 
     if (layer_new_path(s, d, disk_dir, tag, &new_path, err) < 0)
         return err->code;
     if (stat(backing, &st) < 0)
         return err_errno(err, errno, "cannot find %s", backing);
+    like = open(backing, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    o.like = like;
     o.virtual_size = virtual_size;
     o.backing = backing;
     o.backing_format = backing_format;

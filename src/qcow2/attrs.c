@@ -2,8 +2,10 @@
 #include "attrs.h"
 
 #include <errno.h>
+#include <linux/fs.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -11,6 +13,17 @@
 /* The kernel's own limits for one list and one value. */
 #define XATTR_LIST_MAX_BYTES  65536
 #define XATTR_VALUE_MAX_BYTES 65536
+
+void attrs_copy_nocow(int like, int empty)
+{
+    int flags = 0;
+
+    if (ioctl(like, FS_IOC_GETFLAGS, &flags) < 0 || !(flags & FS_NOCOW_FL) ||
+        ioctl(empty, FS_IOC_GETFLAGS, &flags) < 0)
+        return;
+    flags |= FS_NOCOW_FL;
+    ioctl(empty, FS_IOC_SETFLAGS, &flags);
+}
 
 bool attrs_can_copy(int from, int to)
 {

@@ -10,6 +10,13 @@
 int attrs_copy(const struct io *io, int from, int to, const char *name,
                struct qstill_error *err);
 
+/*
+ * An empty file is not copied on write (chattr +C) where `like` is not: btrfs
+ * takes that before the first byte alone, and shares blocks only between files
+ * that are alike in it. What cannot be set is left out.
+ */
+void attrs_copy_nocow(int like, int empty);
+
 /* Whether this process may: it is the owner of both, or root. */
 bool attrs_can_copy(int from, int to);
 

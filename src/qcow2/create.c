@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "attrs.h"
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "header.h"
@@ -179,6 +180,8 @@ int qcow2_create_open(const struct io *io, int dirfd, const char *name,
     if (io_openat(io, dirfd, name, O_RDWR | O_CREAT | O_EXCL, 0600, &fd, err) <
         0)
         return err->code;
+    if (options->like >= 0)
+        attrs_copy_nocow(options->like, fd);
     if (qcow2_create_fd(io, fd, name, options, err) < 0) {
         io->ops->unlinkat(io, dirfd, name);
         return err_wrap(err, "creating %s", name);

@@ -23,10 +23,11 @@ struct qcow2_create_options {
     mode_t mode; /* 0: 0600 */
     uid_t uid;   /* (uid_t)-1 and (gid_t)-1: those of this process */
     gid_t gid;
+    int like; /* a file whose chattr +C it gets, or -1 */
 };
 #define QCOW2_CREATE_OPTIONS_INIT                                              \
     {                                                                          \
-        0, 0, 0, 0, 0, 0, (uid_t)-1, (gid_t)-1                                 \
+        0, 0, 0, 0, 0, 0, (uid_t)-1, (gid_t)-1, -1                             \
     }
 
 /* `name` is relative to `dirfd` (AT_FDCWD is fine). */

@@ -52,6 +52,7 @@ static int make_file(struct merge_group *g, struct qstill_error *err)
     o.virtual_size = img->size;
     o.cluster_bits = img->info.header.cluster_bits;
     o.incompatible = img->info.header.incompatible;
+    o.like = group_layer(g, g->upper)->fd;
     if (qcow2_create_open(g->m->io, AT_FDCWD, path, &o, &fd, err) < 0)
         return err->code;
     close(img->fd);

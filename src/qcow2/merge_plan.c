@@ -302,10 +302,11 @@ static void plan_reset(struct merge_group *g)
 int group_find_sharing(struct merge_group *g, size_t t,
                        struct qstill_error *err)
 {
-    const char *path =
-        t == MERGE_NO_TARGET ? g->result : group_layer(g, t)->path;
+    bool is_new = t == MERGE_NO_TARGET;
+    const struct image *like = group_layer(g, is_new ? g->upper : t);
 
-    return sharing_find(&g->sharing, g->chain, path, err);
+    return sharing_find(&g->sharing, g->chain, is_new ? g->result : like->path,
+                        like->fd, err);
 }
 
 /* What is written over is copied: those who see through it must not see it

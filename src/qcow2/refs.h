@@ -40,11 +40,15 @@ struct refblocks {
     const struct qcow2_header *h;
     uint64_t *table; /* offsets, 0: no block */
     size_t table_len;
-    uint8_t **block; /* NULL where there is none */
+    uint8_t **block; /* NULL where all are zero; entries may name one twice */
+    uint8_t **owned; /* what is to be freed */
+    size_t owned_count;
 };
 
 void refblocks_fini(struct refblocks *b);
-/* `b` must be zeroed. Blocks outside of the file are reported and left out. */
+/* `b` must be zeroed. Blocks outside of the file are reported and left out. No
+ * more memory is taken than there is data in the file: a table may name a
+ * million holes, or one block a million times. */
 int refblocks_load(const struct image *img, struct refblocks *b,
                    struct refs_report *report, struct qstill_error *err);
 uint64_t refblocks_get(const struct refblocks *b, uint64_t cluster);

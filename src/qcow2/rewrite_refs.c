@@ -66,7 +66,7 @@ static int move_block(struct round *r, uint64_t block, struct qstill_error *err)
             return err_nomem(err);
         /* given up: from now on it is compared with nothing */
         rw->stored.table[block] = 0;
-        free(take_ptr(&rw->stored.block[block]));
+        rw->stored.block[block] = NULL;
     }
     rw->reftable[block] = 0;
     if (block_is_empty(r, block))

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/vfs.h>
 
+#include "attrs.h"
 #include "base/checked.h"
 
 uint64_t share_unit(int fd)
@@ -65,34 +66,32 @@ static bool never_shares(int fd)
            st.f_type == TMPFS_MAGIC;
 }
 
-/* A piece that starts in the middle of a block is refused by a filesystem that
- * shares for being that, by one that does not for being asked. */
-static bool is_shared_with(const struct image *img, int fd)
-{
-    return img->io->ops->clone_range(img->io, img->fd, 0, 1, fd, 1) == -EINVAL;
-}
-
-static void ask(struct sharing *s)
+static void ask(struct sharing *s, int like)
 {
     CLEANUP(closep) int dir = open(s->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     CLEANUP(closep) int fd = -1;
-    bool any = false;
+    uint64_t unit;
 
     if (dir < 0 || never_shares(dir))
         return;
     fd = openat(dir, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
     if (fd < 0)
         return;
+    attrs_copy_nocow(like, fd);
+    unit = share_unit(fd);
     for (size_t i = 0; i < s->chain->n; i++) {
-        s->from[i] = is_shared_with(s->chain->layers[i], fd);
-        any |= s->from[i];
+        const struct image *img = s->chain->layers[i];
+
+        s->from[i] =
+            unit > 0 && img->info.file_size >= unit &&
+            img->io->ops->clone_range(img->io, img->fd, 0, unit, fd, 0) == 0;
+        if (s->from[i])
+            s->unit = unit;
     }
-    if (any)
-        s->unit = share_unit(fd);
 }
 
 int sharing_find(struct sharing *s, const struct chain *c, const char *path,
-                 struct qstill_error *err)
+                 int like, struct qstill_error *err)
 {
     const char *slash = strrchr(path, '/');
     CLEANUP(freep)
@@ -108,7 +107,7 @@ int sharing_find(struct sharing *s, const struct chain *c, const char *path,
     s->from = calloc(c->n, sizeof(bool));
     if (!s->from)
         return err_nomem(err);
-    ask(s);
+    ask(s, like);
     return 0;
 }
 

@@ -30,10 +30,11 @@ struct sharing {
     bool *from;    /* by layer */
 };
 
-/* Asks the filesystem, by a file without a name; once for each directory. What
- * cannot be asked cannot be shared. NO_MEMORY alone is an error. */
+/* Asks the filesystem for a file at `path` that is like another one (attrs.h),
+ * by a file without a name; once for each directory. What cannot be asked
+ * cannot be shared. NO_MEMORY alone is an error. */
 int sharing_find(struct sharing *s, const struct chain *c, const char *path,
-                 struct qstill_error *err);
+                 int like, struct qstill_error *err);
 void sharing_fini(struct sharing *s);
 bool sharing_can(const struct sharing *s, const struct extents *view,
                  const struct move *mv);

@@ -98,12 +98,24 @@ static int tell_sparse(struct teller *t, struct block_status s)
     return 0;
 }
 
+/* The bytes between the end of a raw file and that of its last sector. */
+static uint64_t behind_end(const struct image *img, const struct extent *e)
+{
+    uint64_t size = img->info.file_size;
+
+    return image_is_qcow2(img) || e->host + e->len <= size || e->host >= size
+               ? 0
+               : e->host + e->len - size;
+}
+
 static int tell_extent(struct teller *t, const struct extent *e)
 {
     struct block_status s = {.start = e->guest,
                              .length = e->len,
                              .depth = e->layer,
                              .present = true};
+    uint64_t behind;
+    int r;
 
     switch ((enum extent_kind)e->kind) {
     case EXTENT_DATA:
@@ -111,6 +123,17 @@ static int tell_extent(struct teller *t, const struct extent *e)
         s.offset = e->host;
         if (t->sparse[e->layer])
             return tell_sparse(t, s);
+        behind = behind_end(t->c->layers[e->layer], e);
+        if (behind > 0) {
+            s.length -= behind;
+            if ((r = tell(t, &s)) != 0)
+                return r;
+            s.start += s.length;
+            s.offset += s.length;
+            s.length = behind;
+            s.data = false;
+            s.zero = true;
+        }
         break;
     case EXTENT_ZERO_OWNED:
         s.zero = s.has_offset = true;

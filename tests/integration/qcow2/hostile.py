@@ -532,6 +532,33 @@ def _wide_reftable(path):
         patch(path, block + 2 * c, "H", 0)
 
 
+def wide_reftable(path, entries, length):
+    """A refcount table at the end of the image, whose further entries lead
+    where `entries` says, in a file of so many bytes."""
+    b = good(bits=16, size=1 << 20)
+    b.write(path)
+    end = (os.path.getsize(path) + 65535) // 65536 * 65536
+    first = b.where["refblocks"][0]
+    with open(path, "r+b") as f:
+        f.seek(end)
+        f.write(struct.pack(">Q", first))
+        f.write(b"".join(struct.pack(">Q", e) for e in entries(first, end)))
+        f.truncate(length)
+    patch(path, 48, "QI", end, 1)
+
+
+@case("refblocks-in-8000-holes", ASIDE, "refcount")
+def _hole_blocks(path):
+    """500 MiB of refcounts, none of which is on the disk."""
+    wide_reftable(path, lambda first, end: [
+        end + (i + 1) * 65536 for i in range(8000)], 600 << 20)
+
+
+@case("one-refblock-8000-times", DAMAGED, "refcount")
+def _one_block(path):
+    wide_reftable(path, lambda first, end: [first] * 8000, 600 << 20)
+
+
 @case("names-with-control-characters", ODD, "")
 def _control(path):
     b = good(bits=12)

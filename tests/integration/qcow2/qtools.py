@@ -154,7 +154,7 @@ def image(verb, *argv, **kw):
 
 def file_hash(path):
     with open(path, "rb") as f:
-        return hashlib.sha256(f.read()).hexdigest()
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def guest_bytes(path, fmt, snapshot=None, cwd=None):

@@ -127,6 +127,30 @@ class Reflinks(unittest.TestCase):
         self.what_shares_is_cheaper_than_what_copies_less(
             *self.mounted("btrfs", "mkfs.btrfs", "-q"))
 
+    def test_files_that_are_not_copied_on_write_stay_so(self):
+        """chattr +C: btrfs shares blocks between two such files, or between
+        two that are not."""
+        mount, device = self.mounted("btrfs", "mkfs.btrfs", "-q")
+        for direction in ("up", "down", "new"):
+            d = os.path.join(mount, direction)
+            os.makedirs(d)
+            paths = [os.path.join(d, n) for n in ("base", "mid", "top")]
+            for i, path in enumerate(paths):
+                qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                            "nocow=on", *(["-b", paths[i - 1], "-F", "qcow2"]
+                                          if i else []), path, "64M")
+                qtools.must("qemu-io", "-f", "qcow2", "-c",
+                            "write -q -P 1 %dM 16M" % (16 * i), path)
+            with self.subTest(direction=direction):
+                m = qmerge.Merge(d, [File(p) for p in paths], paths,
+                                 [paths[1]])
+                r = m.run(direction)
+                self.assertEqual(r.rc, 0, str(r))
+                self.assertEqual(0, r.json()["bytesMoved"], str(r))
+                self.assertEqual(m.merged(), [])
+                self.assertIn("C", qtools.must("lsattr", paths[2]).out.split()
+                              [0])
+
     def interleaved(self, d):
         """Neighbours in mid lie apart from each other and over data of base;
         top has freed clusters below clusters in use."""

@@ -41,6 +41,17 @@ class ReadsAsQemuDoes(unittest.TestCase):
             return bad
         each_chain(self, check)
 
+    def test_a_raw_layer_that_ends_within_a_sector(self):
+        work = qtools.scratch()
+        self.addCleanup(shutil.rmtree, work, True)
+        raw, top = os.path.join(work, "raw"), os.path.join(work, "top")
+        with open(raw, "wb") as f:
+            f.write(random.Random(SEED).randbytes(5000))
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw",
+                    "-b", raw, top, "64k")
+        self.assertEqual([], qcompare.same_map(raw, "raw"))
+        self.assertEqual([], qcompare.same_map(top, "qcow2"))
+
     def test_info_of_what_is_not_merged(self):
         """Data in another file, encryption: named as qemu-img names them."""
         work = qtools.scratch()
