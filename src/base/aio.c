@@ -73,9 +73,17 @@ int aio_open(struct aio **out, const struct io *io,
     a->depth = o.depth;
     a->max_bytes = o.max_bytes ? o.max_bytes : DEFAULT_MAX_BYTES;
     a->eventfd = -1;
+    a->stop = o.stop;
     queue_init(&a->queued);
     *out = a;
     return 0;
+}
+
+int aio_check_stop(const struct aio *a, struct qstill_error *err)
+{
+    return a->stop.asked && a->stop.asked(a->stop.user)
+               ? err_set(err, QSTILL_E_CANCELLED, "cancelled")
+               : 0;
 }
 
 static void finish(struct aio_op *op, int error)

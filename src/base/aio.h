@@ -61,6 +61,13 @@ struct aio_op {
 
 enum aio_backend { AIO_ANY, AIO_URING, AIO_SYNC };
 
+/* What takes long while nothing is changed yet asks now and then whether it is
+ * to go on. `asked` NULL: it is. */
+struct aio_stop {
+    bool (*asked)(void *user);
+    void *user;
+};
+
 struct aio_options {
     unsigned depth;   /* ops in flight; 0: 64 */
     size_t max_bytes; /* in flight; 0: 64 MiB. One op may always run. */
@@ -68,6 +75,7 @@ struct aio_options {
      * SINGLE_ISSUER and DEFER_TASKRUN where the kernel has them. */
     bool one_thread;
     enum aio_backend backend; /* AIO_URING fails where it is refused */
+    struct aio_stop stop;     /* for aio_check_stop() */
 };
 
 /* `options` may be NULL. `io` must outlive the aio. */
@@ -79,6 +87,8 @@ void aio_settle(struct aio *a);
 /* Settles first. NULL is fine. */
 void aio_close(struct aio *a);
 void aio_closep(struct aio **a);
+/* CANCELLED when it has been asked for. */
+int aio_check_stop(const struct aio *a, struct qstill_error *err);
 /* "io_uring" or "sync" */
 const char *aio_backend_name(const struct aio *a);
 

@@ -20,6 +20,7 @@ struct aio {
     unsigned flying;
     size_t flying_bytes;
     int eventfd;
+    struct aio_stop stop;
 };
 
 struct aio_backend_ops {

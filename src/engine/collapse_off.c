@@ -117,6 +117,7 @@ int collapse_request(struct collapse *c, const struct step *st,
     r->bwlimit = c->s->bwlimit;
     r->gentle = c->s->qmp != NULL;
     r->seen = c->seen;
+    r->stop = job_stop(c->s->job);
     r->journal_dir = c->s->vmfd;
     r->journal_name = LAYERS_MERGE_JOURNAL;
     return 0;

@@ -44,6 +44,7 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     struct flatten_job *j = ctx;
 
     clock_gettime(CLOCK_MONOTONIC, &j->start);
+    j->request.stop = job_stop(j->job);
     if (image_format_of(j->request.top, j->format, &j->request.format, err) <
             0 ||
         flatten_open(&j->flatten, io_real(), &j->request, err) < 0)

@@ -114,6 +114,7 @@ static int take_off_gone(struct merge_job *j, const struct merge_went *went,
 
 static int open_merge(struct merge_job *j, struct qstill_error *err)
 {
+    j->request.stop = job_stop(j->job);
     return image_format_of(j->request.top, j->format, &j->request.format, err) <
                        0 ||
                    merge_open(&j->merge, io_real(), &j->request, err) < 0

@@ -72,6 +72,16 @@ bool job_cancelled(const struct qstill_job *job)
     return atomic_load(&job->cancelled);
 }
 
+static bool stop_asked(void *user)
+{
+    return job_cancelled(user);
+}
+
+struct aio_stop job_stop(struct qstill_job *job)
+{
+    return (struct aio_stop){job ? stop_asked : NULL, job};
+}
+
 struct buf *job_text(struct qstill_job *job)
 {
     return &job->text;

@@ -9,6 +9,7 @@
 #ifndef QSTILL_ENGINE_JOB_H
 #define QSTILL_ENGINE_JOB_H
 
+#include "base/aio.h"
 #include "base/buf.h"
 #include "base/error.h"
 
@@ -32,6 +33,8 @@ void *job_ctx(const struct qstill_job *job, const struct job_ops *ops);
 
 /* For use by phases: */
 bool job_cancelled(const struct qstill_job *job);
+/* For what reads long before anything is changed. NULL: never. */
+struct aio_stop job_stop(struct qstill_job *job);
 /* The text for people, shown by qstill_job_text(). */
 struct buf *job_text(struct qstill_job *job);
 void job_measure(struct qstill_job *job, uint64_t done, uint64_t total);

@@ -141,7 +141,9 @@ int chain_open(struct chain **out, const struct io *io, const char *path,
 
 static int load_layer(struct chain *c, size_t i, struct qstill_error *err)
 {
-    if (!c->aio && aio_open(&c->aio, c->io, NULL, err) < 0)
+    struct aio_options o = {.stop = c->stop};
+
+    if (!c->aio && aio_open(&c->aio, c->io, &o, err) < 0)
         return err->code;
     return image_load_map(c->layers[i], c->aio, err);
 }

@@ -14,7 +14,8 @@
 
 struct chain {
     const struct io *io;
-    struct aio *aio; /* for loading maps; sync or io_uring; NULL before */
+    struct aio *aio;      /* for loading maps; sync or io_uring; NULL before */
+    struct aio_stop stop; /* asked while maps are loaded; set by the opener */
     struct image **layers;
     size_t n;
 };

@@ -162,8 +162,10 @@ static int plan(struct flatten *f, struct qstill_error *err)
         return err_set(err, QSTILL_E_USAGE, "a raw image is not compressed");
     if (name_files(f, err) < 0 ||
         chain_open(&f->chain, f->io, f->q.top, f->q.format, CHAIN_LOCKED, err) <
-            0 ||
-        chain_view(f->chain, 0, f->chain->n - 1, CHAIN_FORGET_MAPS, &f->view,
+            0)
+        return err->code;
+    f->chain->stop = f->q.stop;
+    if (chain_view(f->chain, 0, f->chain->n - 1, CHAIN_FORGET_MAPS, &f->view,
                    err) < 0)
         return err->code;
     f->size = f->chain->layers[0]->size;

@@ -25,6 +25,7 @@ struct flatten_request {
     enum qcow2_format out_format;
     bool compress; /* qcow2 only */
     uint64_t bwlimit;
+    struct aio_stop stop; /* asked while flatten_open() reads the tables */
 };
 
 struct flatten;

@@ -2,7 +2,9 @@
 /*
  * Visits the L2 tables of an L1 table in guest order. They are read many at a
  * time, into memory of bounded size; a table that the end of the file cuts off
- * reads as zeros there.
+ * reads as zeros there. One that lies in a hole names nothing, and is neither
+ * read nor visited: a small file may have a million of them. CANCELLED when the
+ * aio's stop says so.
  */
 #ifndef QSTILL_QCOW2_L2WALK_H
 #define QSTILL_QCOW2_L2WALK_H

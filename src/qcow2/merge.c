@@ -332,11 +332,13 @@ static int set_journal(struct merge *m, const struct merge_request *q,
 static int plan(struct merge *m, const struct merge_request *q,
                 struct qstill_error *err)
 {
+    struct aio_options o = {.stop = q->stop};
+
     if (chain_open(&m->chain, m->io, q->top, q->format, CHAIN_UNLOCKED, err) <
             0 ||
         mark_dropped(m, q, err) < 0)
         return err->code;
-    if (aio_open(&m->chain->aio, m->io, NULL, err) < 0 ||
+    if (aio_open(&m->chain->aio, m->io, &o, err) < 0 ||
         make_groups(m, q, err) < 0)
         return err->code;
     for (size_t i = 0; i < m->group_count; i++)

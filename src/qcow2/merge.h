@@ -76,6 +76,7 @@ struct merge_request {
     /* Only the estimate is wanted: layers that cannot be removed or renamed now
      * (the caller has made them immutable) are no hindrance. */
     bool estimate_only;
+    struct aio_stop stop; /* asked while merge_open() reads the tables */
 };
 #define MERGE_REQUEST_INIT                                                     \
     {                                                                          \

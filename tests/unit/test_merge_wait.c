@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* Whoever waits for what a merge or a flatten offers to wait for is woken. */
+/* Whoever waits for what a merge or a flatten offers to wait for is woken, and
+ * whoever does not want to wait until one has read its tables need not. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -109,6 +110,37 @@ static void a_flatten_wakes_who_waits(void **state)
     }
 }
 
+static bool stop(void *user)
+{
+    ++*(int *)user;
+    return true;
+}
+
+static void reading_tables_can_be_stopped(void **state)
+{
+    struct merge_request q = MERGE_REQUEST_INIT;
+    struct flatten_request w = {.top = top,
+                                .format = QCOW2_FORMAT_QCOW2,
+                                .out = out,
+                                .out_format = QCOW2_FORMAT_QCOW2};
+    const char *drop[] = {base};
+    struct qstill_error err;
+    struct flatten *f;
+    struct merge *m;
+    int asked = 0;
+
+    (void)state;
+    q.top = top;
+    q.drop = drop;
+    q.drop_count = 1;
+    w.stop = q.stop = (struct aio_stop){stop, &asked};
+    assert_int_equal(merge_open(&m, io_real(), &q, &err), QSTILL_E_CANCELLED);
+    assert_int_equal(asked, 1);
+    assert_int_equal(flatten_open(&f, io_real(), &w, &err), QSTILL_E_CANCELLED);
+    assert_int_equal(asked, 2);
+    assert_int_equal(faccessat(dir, "out", F_OK, 0), -1);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -116,6 +148,8 @@ int main(void)
                                         drop_chain),
         cmocka_unit_test_setup_teardown(a_flatten_wakes_who_waits, make_chain,
                                         drop_chain),
+        cmocka_unit_test_setup_teardown(reading_tables_can_be_stopped,
+                                        make_chain, drop_chain),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

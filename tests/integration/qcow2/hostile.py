@@ -487,6 +487,22 @@ def _one_l2(path):
     patch(path, 24, "Q", 4194304 * (8192 << 16))
 
 
+def l2_tables_in_holes(path, count):
+    """So many tables of 64 KiB to read, none of which is on the disk."""
+    b = good(bits=16, size=1 << 20)
+    b.write(path)
+    end = (os.path.getsize(path) + 65535) // 65536 * 65536
+    first = end + (8 * count + 65535) // 65536 * 65536
+    with open(path, "r+b") as f:
+        f.seek(end)
+        f.write(b"".join(struct.pack(">Q", qimage.COPIED | first + i * 65536)
+                         for i in range(count)))
+        f.truncate(first + count * 65536)
+    patch(path, 36, "I", count)
+    patch(path, 40, "Q", end)
+    patch(path, 24, "Q", count * (8192 << 16))
+
+
 @case("snapshots-65536-of-huge-l1", ASIDE, "snapshot|L1|limit|refcount")
 def _many_l1(path):
     """65536 snapshots that share one hole of 32 MiB as their L1."""

@@ -177,6 +177,16 @@ class HostileImagesAreRefused(unittest.TestCase):
             self.assertTrue(any(w in r.err for w in case.words), str(r))
             self.assertTrue(os.path.exists(path))
 
+    def test_tables_that_are_not_there_take_no_time(self):
+        path = os.path.join(self.dir, "wide")
+        hostile.l2_tables_in_holes(path, 1 << 20)
+        top = os.path.join(self.dir, "top")
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2",
+                    "-b", path, top, "1G")
+        self.assertEqual(0, self.use("map", path).rc)
+        self.assertEqual(3, self.use("check", path).rc)
+        self.use("merge", top, "--drop", path, "--dry-run")
+
     def test_odd_but_legal_images_work(self):
         def check(case, d, path, good, overlay):
             fmt = "qcow2"
