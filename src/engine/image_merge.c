@@ -99,9 +99,9 @@ static int take_off_gone(struct merge_job *j, const struct merge_went *went,
                             q->drop[i]) < 0)
             return err_nomem(err);
     }
-    /* it is that merge which goes on; or another, which knows of it */
-    q->keep_went = left == q->drop_count && went->n > 0;
-    if (went->n > 0) {
+    /* it is that merge which goes on; or another, and that was not over */
+    q->keep_went = left == q->drop_count && went->between;
+    if (left < q->drop_count || q->keep_went) {
         q->went =
             copy_strings(&j->arena, (const char *const *)went->v, went->n);
         q->went_count = went->n;
@@ -143,7 +143,8 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     if (j->request.drop_count == 0 && j->drop_asked > 0) /* it was this one */
         return 0;
     if (open_merge(j, err) < 0) {
-        if (!j->dry_run)
+        if (!j->dry_run &&
+            (j->request.went_count > 0 || err->code == QSTILL_E_NOT_FOUND))
             merge_leave_went(io_real(), j->request.top, &went);
         return err->code;
     }

@@ -345,6 +345,11 @@ static int note_gone(struct merge_group *g, struct qstill_error *err)
                : 0;
 }
 
+static const struct merge_group *last_group(const struct merge *m)
+{
+    return &m->groups[m->group_count - 1];
+}
+
 /* Blocks of clusters that nothing refers to any more. Only space is at stake:
  * nothing here can fail the merge. */
 static int trim(struct merge_group *g, struct qstill_error *err)
@@ -366,6 +371,7 @@ static int trim(struct merge_group *g, struct qstill_error *err)
             c += c < end;
         }
     }
+    g->m->went.over = !g->m->keep_went && g == last_group(g->m);
     if (note_gone(g, err) < 0 ||
         merge_journal_clear(&g->m->journal, &g->m->went, err) < 0)
         return err->code;

@@ -8,11 +8,11 @@
  * characters as %XX; the line `sum` ends it. A journal without a right sum was
  * cut off while it was written: then nothing else had begun. Lines `went` tell
  * which layers earlier groups have taken away; a merge that ends between two of
- * them leaves these alone, for the next that is asked for the same. A line
- * `made` may follow, with its own sum. A recovery that begins anew writes its
- * record behind the first; the last whole one counts. Files of the journal's
- * own directory go by their names there, so that both can be moved, or be seen
- * at another place.
+ * them leaves these alone, for the next that is asked for the same; where it
+ * was over, lines `gone`. A line `made` may follow, with its own sum. A
+ * recovery that begins anew writes its record behind the first; the last whole
+ * one counts. Files of the journal's own directory go by their names there, so
+ * that both can be moved, or be seen at another place.
  */
 #ifndef QSTILL_QCOW2_MERGE_JOURNAL_H
 #define QSTILL_QCOW2_MERGE_JOURNAL_H
@@ -45,6 +45,8 @@ struct merge_repoint {
 struct merge_went {
     char **v; /* absolute */
     size_t n;
+    bool between; /* read: some by a merge that was not over by them */
+    bool over;    /* to be written: no group is left */
 };
 
 struct merge_record {

@@ -117,7 +117,7 @@ int merge_went_emit(const struct merge_went *w, const char *dir,
                     struct buf *out, struct qstill_error *err)
 {
     for (size_t i = 0; i < w->n; i++)
-        if (buf_puts(out, "went") < 0 ||
+        if (buf_puts(out, w->over ? "gone" : "went") < 0 ||
             put_word(out, name_in(dir, w->v[i])) < 0 || buf_puts(out, "\n") < 0)
             return err_nomem(err);
     return 0;
@@ -440,6 +440,7 @@ int merge_went_parse(struct merge_went *w, const char *dir, const uint8_t *data,
          l = strtok_r(NULL, "\n", &save)) {
         char *last = strrchr(l, ' ');
 
+        w->between |= last && strncmp(l, "went ", 5) == 0;
         if (last &&
             (strncmp(l, "went ", 5) == 0 || strncmp(l, "gone ", 5) == 0 ||
              strncmp(l, "target ", 7) == 0) &&
