@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 
+#include "lent.h"
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
 
@@ -19,7 +20,7 @@ int devices_give(struct qstill_qmp *q, int memfd, int64_t *fdset,
     wfd = open(path, O_WRONLY | O_CLOEXEC);
     if (wfd < 0)
         return err_errno(err, errno, "cannot open a memfd for writing");
-    return qmp_add_fd(q, wfd, "qstill device state", fdset, err);
+    return qmp_add_fd(q, wfd, LENT_DEVICES, fdset, err);
 }
 
 int devices_save(struct qstill_qmp *q, int memfd, struct qstill_error *err)

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "lent.h"
 #include "memstate/restore.h"
 #include "qcow2/create.h"
 #include "qmp/graph.h"
@@ -52,7 +53,7 @@ int inplace_load_image(struct session *s, int image, struct qstill_error *err)
     char path[64];
     int64_t fdset;
 
-    if (qmp_add_fd(s->qmp, image, IMAGE_NODE, &fdset, err) < 0)
+    if (qmp_add_fd(s->qmp, image, LENT_VMSTATE, &fdset, err) < 0)
         return err->code;
     snprintf(path, sizeof(path), "/dev/fdset/%lld", (long long)fdset);
     node.path = path;
@@ -74,7 +75,7 @@ int inplace_settle(struct session *s, struct qstill_error *err)
              0 ||
          qmp_job_dismiss(s->qmp, LOAD_JOB, err) < 0))
         return err->code;
-    /* Its fd set goes with the last use of it. */
+    /* Its fd set: lent_take_back(). */
     return qmp_blockdev_del(s->qmp, IMAGE_NODE, QMP_MISSING_FINE, err);
 }
 

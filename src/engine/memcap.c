@@ -18,6 +18,7 @@
 
 #include "base/clock.h"
 #include "devices.h"
+#include "lent.h"
 #include "memstate/cow.h"
 #include "memstate/uffd.h"
 #include "migerror.h"
@@ -157,8 +158,8 @@ static int open_cow(struct memcap *m, const struct capture_options *o,
     cow.gives_back = m->gives_back;
     if (!uffd_may(m->s->pid))
         device = uffd_open_device();
-    if (device >= 0 && qmp_lend_fd(m->s->qmp, device, "qstill userfaultfd",
-                                   &fdset, &cow.device_fd, err) < 0)
+    if (device >= 0 && qmp_lend_fd(m->s->qmp, device, LENT_USERFAULTFD, &fdset,
+                                   &cow.device_fd, err) < 0)
         return err->code;
     r = capture_cow_open(&m->cap, m->s->pid, m->sources, m->source_count, &cow,
                          o, err);

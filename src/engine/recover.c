@@ -25,6 +25,7 @@
 #include "journal.h"
 #include "layer_file.h"
 #include "layers.h"
+#include "lent.h"
 #include "livechain.h"
 #include "lock.h"
 #include "name.h"
@@ -202,6 +203,7 @@ int recover_session(struct session *s, struct buf *text,
     }
     store_note(s->store, "VM %s: an interrupted operation was recovered",
                s->vm);
+    lent_take_back(s);
     /* What the verb goes on with is what it finds now. */
     session_disconnect(s);
     return session_reload(s, err);
@@ -285,6 +287,15 @@ static int settle_roots(struct session *s, bool dry_run, struct buf *text,
     return 0;
 }
 
+/* No verb but this one connects for it alone. */
+static void look_at_qemu(struct session *s, bool dry_run)
+{
+    struct qstill_error ignored = {0};
+
+    if (!dry_run && session_try(s, &ignored) == 0)
+        session_disconnect(s);
+}
+
 /* Layers that could not be merged when their snapshot went. */
 static int merge_hidden(struct recover_job *r, const char *vm,
                         struct qstill_error *err)
@@ -298,6 +309,7 @@ static int merge_hidden(struct recover_job *r, const char *vm,
     if (session_open(&s, r->store, vm, r->dry_run ? NULL : "recover", err) < 0)
         return err->code;
     s.job = r->job;
+    look_at_qemu(&s, r->dry_run);
     for (size_t i = 0; i < s.rec.hidden_count && rc == 0; i++)
         rc = layer_check_hidden(&s, &s.rec.hidden[i], err);
     if (rc < 0 || settle_roots(&s, r->dry_run, text, err) < 0)

@@ -12,6 +12,7 @@
 #include "inplace.h"
 #include "journal.h"
 #include "launch_renew.h"
+#include "lent.h"
 #include "livechain.h"
 #include "lock.h"
 #include "opened.h"
@@ -139,9 +140,11 @@ int session_try(struct session *s, struct qstill_error *err)
         session_disconnect(s);
         return err->code;
     }
-    /* a migration that is under way is the journal's */
+    /* a migration that is under way is the journal's, and so is what QEMU was
+     * lent for it */
     if (!journal_exists(s->vmfd)) {
         settings_mend(s);
+        lent_take_back(s);
         launch_renew(s);
     }
     return 0;

@@ -256,6 +256,50 @@ int qmp_remove_fd(struct qstill_qmp *q, int64_t fdset, struct qstill_error *err)
     return rc == QSTILL_E_FAILED ? err_clear(err) : rc; /* as for closefd */
 }
 
+static bool is_one_of(const char *text, const char *const *list)
+{
+    for (; *list; list++)
+        if (strcmp(text, *list) == 0)
+            return true;
+    return false;
+}
+
+static int remove_one(struct qstill_qmp *q, const json_t *set, const json_t *fd,
+                      struct qstill_error *err)
+{
+    int rc = client_call(q, "remove-fd",
+                         json_pack("{s:I, s:I}", "fdset-id",
+                                   (json_int_t)field_i64(set, "fdset-id", -1),
+                                   "fd", (json_int_t)field_i64(fd, "fd", -1)),
+                         NULL, err);
+
+    return rc == QSTILL_E_FAILED ? err_clear(err) : rc;
+}
+
+int qmp_take_fds_back(struct qstill_qmp *q, const char *const *opaques,
+                      size_t *taken, struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *sets = NULL;
+    const json_t *set, *fd;
+    size_t i, k;
+
+    *taken = 0;
+    if (client_ask(q, "query-fdsets", &sets, err) < 0)
+        return err->code;
+    json_array_foreach(sets, i, set)
+    {
+        json_array_foreach(json_object_get(set, "fds"), k, fd)
+        {
+            if (!is_one_of(field_string(fd, "opaque", ""), opaques))
+                continue;
+            if (remove_one(q, set, fd, err) < 0)
+                return err->code;
+            ++*taken;
+        }
+    }
+    return 0;
+}
+
 /* -------------------------------------------------------------------- events
  */
 

@@ -65,6 +65,10 @@ int qmp_add_fd_to(struct qstill_qmp *q, int64_t fdset, int fd,
 /* Fine when the set is gone already. */
 int qmp_remove_fd(struct qstill_qmp *q, int64_t fdset,
                   struct qstill_error *err);
+/* Removes all that were given with one of these texts (NULL-terminated), from
+ * whatever set; *taken is how many. */
+int qmp_take_fds_back(struct qstill_qmp *q, const char *const *opaques,
+                      size_t *taken, struct qstill_error *err);
 
 /* --- events. Members that an event does not have are "". */
 struct qmp_event {

@@ -174,6 +174,37 @@ static void fds_are_given_and_taken_back(void **state)
     close(null[1]);
 }
 
+static void only_our_own_fds_are_taken_back(void **state)
+{
+    static const char *const ours[] = {"o", "p", NULL};
+    size_t taken = 9;
+    struct qstill_qmp *q;
+    struct qmp_peer *p = qmp_peer_client(
+        "C {\"execute\":\"query-fdsets\"}\n"
+        "S {\"return\":[{\"fdset-id\":0,\"fds\":[{\"fd\":30},"
+        "{\"fd\":31,\"opaque\":\"oo\"}]},{\"fdset-id\":4,\"fds\":["
+        "{\"fd\":32,\"opaque\":\"p\"},{\"fd\":33,\"opaque\":\"x\"}]},"
+        "{\"fdset-id\":5,\"fds\":[{\"fd\":34,\"opaque\":\"o\"}]}]}\n"
+        "C {\"execute\":\"remove-fd\",\"arguments\":"
+        "{\"fdset-id\":4,\"fd\":32}}\n"
+        "S {\"return\":{}}\n"
+        "C {\"execute\":\"remove-fd\",\"arguments\":"
+        "{\"fdset-id\":5,\"fd\":34}}\n" REFUSED
+        "C {\"execute\":\"query-fdsets\"}\n"
+        "S {\"return\":[]}\n"
+        "C {\"execute\":\"query-fdsets\"}\n" REFUSED,
+        &q);
+
+    (void)state;
+    assert_int_equal(qmp_take_fds_back(q, ours, &taken, &err), 0);
+    assert_int_equal(taken, 2);
+    assert_int_equal(qmp_take_fds_back(q, ours, &taken, &err), 0);
+    assert_int_equal(taken, 0);
+    assert_int_equal(qmp_take_fds_back(q, ours, &taken, &err), QSTILL_E_FAILED);
+    err_clear(&err);
+    qmp_peer_close(p, q);
+}
+
 static void waiting_for_an_event_passes_over_others(void **state)
 {
     static const char *const names[] = {"B", "C", NULL};
@@ -220,6 +251,7 @@ int main(void)
         cmocka_unit_test(a_quit_without_an_answer_is_one),
         cmocka_unit_test(a_missing_property_is_found_missing),
         cmocka_unit_test(fds_are_given_and_taken_back),
+        cmocka_unit_test(only_our_own_fds_are_taken_back),
         cmocka_unit_test(waiting_for_an_event_passes_over_others),
     };
 

@@ -12,6 +12,7 @@ import glob
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -267,13 +268,23 @@ class Case(unittest.TestCase):
         self.vms.append(vm)
         return vm
 
-    def tiny_vm(self, name="vm", disks=None, attach=True, paused=False, **kw):
+    def behind(self, *words):
+        """A program that starts QEMU by these, of another user, say."""
+        program = os.path.join(self.tmp, "qemu-behind")
+        with open(program, "w") as f:
+            f.write('#!/bin/sh\nexec %s "$@"\n' % shlex.join([*words, QEMU]))
+        os.chmod(program, 0o755)
+        os.chmod(self.tmp, 0o755)
+        return program
+
+    def tiny_vm(self, name="vm", disks=None, attach=True, paused=False,
+                qemu=QEMU, **kw):
         """A running QEMU without a guest."""
         folder = os.path.join(self.tmp, name)
         os.makedirs(folder, exist_ok=True)
         if disks is None:
             disks = [self.disk(vm=name, size=2 << 20, pattern=False)]
-        vm = Tiny(self, QEMU, GUEST, folder, name, disks, **kw)
+        vm = Tiny(self, qemu, GUEST, folder, name, disks, **kw)
         self.vms.append(vm)
         vm.start(paused=paused)
         if attach:
