@@ -240,6 +240,7 @@ int launch_files_check(const struct launch_record *rec,
                       .err = err};
 
     reach_init(&f.reach, rec->uid, rec->gid);
+    f.reach.cwd = rec->cwd;
     for (size_t i = 0; i < args->count; i++)
         if (check_option(&f, &args->v[i]) < 0 ||
             files_check_lines(&f, &args->v[i]) < 0 ||

@@ -57,12 +57,17 @@ static const char *format_of(const struct files *f,
         (launch_arg_is(arg, "drive") && strcmp(key, "filename") == 0)) {
         const char *format = opts_get(o, "format");
 
-        if (opts_has(o, "backing"))
-            return "raw"; /* what is below it is told here, or nothing is */
+        if (opts_has(o, "backing") || opts_has(o, "data-file"))
+            return "raw"; /* its files are told here, or nothing is */
         return format ? format : opts_get(o, "driver");
     }
     if (strchr(key, '.')) {
+        if (strstr(key, "data-file."))
+            return "raw";
         sibling(o, key, 2, "backing", text, sizeof(text));
+        if (opts_has(o, text))
+            return "raw";
+        sibling(o, key, 2, "data-file", text, sizeof(text));
         if (opts_has(o, text))
             return "raw";
         return sibling(o, key, 2, "driver", text, sizeof(text));
@@ -79,7 +84,9 @@ static const char *format_of(const struct files *f,
         driver = opts_get(&over, "driver");
         if (file && strcmp(file, node) == 0 && driver &&
             strcmp(driver, "qcow2") == 0)
-            return opts_has(&over, "backing") ? "raw" : "qcow2";
+            return opts_has(&over, "backing") || opts_has(&over, "data-file")
+                       ? "raw"
+                       : "qcow2";
     }
     return "raw";
 }

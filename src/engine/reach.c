@@ -18,6 +18,7 @@
 #include "launch_disk.h"
 #include "launch_opts.h"
 #include "qcow2/chain.h"
+#include "qcow2/stored_names.h"
 
 /* No disk has more images; then it is a loop. */
 #define CHAIN_MAX 4096
@@ -264,6 +265,7 @@ struct step {
      * own header; else NULL */
     char *json;
     char prefix[OPTS_KEY_MAX];
+    bool data_told; /* there, too, not in the image */
 };
 
 static void step_fini(struct step *s)
@@ -296,12 +298,15 @@ static int step_json(struct step *out, const char *json, const char *prefix,
             return err_nomem(err);
         snprintf(out->prefix, sizeof(out->prefix), "%s.", key);
     }
+    snprintf(key, sizeof(key), "%sdata-file", prefix);
+    out->data_told = opts_has(&o, key);
     for (size_t i = 0; i < o.count; i++) {
         const struct opts_pair *p = &o.pairs[i];
 
         if (!opts_key_is(p->key, "filename") || p->value[0] != '/' ||
             strncmp(p->key, prefix, n) != 0 ||
-            strncmp(p->key + n, "backing", 7) == 0)
+            strncmp(p->key + n, "backing", 7) == 0 ||
+            strncmp(p->key + n, "data-file", 9) == 0)
             continue;
         out->path = strdup(p->value);
         return out->path ? 0 : err_nomem(err);
@@ -311,44 +316,97 @@ static int step_json(struct step *out, const char *json, const char *prefix,
 
 /* QEMU opens more than our own reader does: links, block devices, what we would
  * call damaged. Where this finds nothing out, nothing is said. */
-static bool read_header(const struct step *s, struct qcow2_info *info)
+static int open_image(const struct step *s)
 {
     CLEANUP(closep)
     int fd = open(s->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    struct qstill_error ignored = {0};
     struct stat st;
+    int out;
 
-    return fd >= 0 && fstat(fd, &st) == 0 &&
-           (S_ISREG(st.st_mode) || S_ISBLK(st.st_mode)) &&
-           qcow2_info_read_fd(io_real(), fd, QCOW2_FORMAT_QCOW2, info,
-                              &ignored) == 0;
+    if (fd < 0 || fstat(fd, &st) < 0 ||
+        (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)))
+        return -1;
+    out = fd;
+    fd = -1;
+    return out;
 }
 
-static int step_down(struct step *s, struct step *out, struct qstill_error *err)
+/* The image's other files: of a qcow2 QEMU takes the name from where it is
+ * itself, of a vmdk from the image's folder. */
+static int look_at_data(const struct reach *r, const struct step *s,
+                        const struct stored_names *names,
+                        struct qstill_error *err)
 {
-    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
-    const char *name;
+    bool vmdk = strcmp(names->format, "vmdk") == 0;
 
-    *out = (struct step){0};
-    if (s->json)
-        return step_json(out, s->json, s->prefix, err);
-    if ((*s->format && strcmp(s->format, "qcow2") != 0) ||
-        !read_header(s, &info) || !info.header.has_backing)
-        return 0;
-    name = info.header.backing;
+    for (size_t i = 0; i < names->data_count && !names->data_unread; i++) {
+        const char *name = launch_plain_name(names->data[i]);
+        CLEANUP(freep) char *path = NULL;
+
+        if (!name || (!vmdk && name[0] != '/' && !r->cwd))
+            continue;
+        if (vmdk && chain_resolve(s->path, name, &path, err) < 0)
+            return err->code;
+        if (!vmdk && !(path = launch_resolve(r->cwd, name)))
+            return err_nomem(err);
+        if (look(path, REACH_FILE, err) < 0)
+            return err_wrap(err, "data of %s", s->path);
+    }
+    return 0;
+}
+
+static int step_to(const struct step *s, const char *name, const char *format,
+                   struct step *out, struct qstill_error *err)
+{
     if (strncmp(name, "json:", 5) == 0)
         return step_json(out, name + 5, "", err);
     if (strncmp(name, "file:", 5) == 0)
         name += 5;
-    snprintf(out->format, sizeof(out->format), "%s",
-             info.header.backing_format);
+    snprintf(out->format, sizeof(out->format), "%s", format);
     if (chain_resolve(s->path, name, &out->path, err) < 0)
         /* another protocol */
         return err->code == QSTILL_E_PRECONDITION ? err_clear(err) : err->code;
     return 0;
 }
 
-static int walk(const char *path, const char *format, struct qstill_error *err)
+/* Of an image that names others; false: nothing is found out. */
+static bool read_names(const struct step *s, struct stored_names *names,
+                       struct qcow2_info *info)
+{
+    CLEANUP(closep) int fd = open_image(s);
+    struct qstill_error ignored = {0};
+
+    return fd >= 0 && stored_names_read(io_real(), fd, names, &ignored) == 0 &&
+           names->format &&
+           (!*s->format || strcmp(s->format, names->format) == 0) &&
+           (strcmp(names->format, "qcow2") != 0 ||
+            qcow2_info_read_fd(io_real(), fd, QCOW2_FORMAT_QCOW2, info,
+                               &ignored) == 0);
+}
+
+static int step_down(const struct reach *r, const struct step *s,
+                     struct step *out, struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    CLEANUP(stored_names_fini) struct stored_names names = {0};
+    bool named = read_names(s, &names, &info);
+
+    *out = (struct step){0};
+    if (named && !s->data_told && look_at_data(r, s, &names, err) < 0)
+        return err->code;
+    if (s->json)
+        return step_json(out, s->json, s->prefix, err);
+    if (info.header.has_backing)
+        return step_to(s, info.header.backing, info.header.backing_format, out,
+                       err);
+    return named && stored_names_is_qed(&names) && names.backing
+               ? step_to(s, names.backing, names.backing_raw ? "raw" : "", out,
+                         err)
+               : 0;
+}
+
+static int walk(const struct reach *r, const char *path, const char *format,
+                struct qstill_error *err)
 {
     CLEANUP(step_fini) struct step s = {.path = strdup(path)};
 
@@ -364,7 +422,7 @@ static int walk(const char *path, const char *format, struct qstill_error *err)
         if (n == CHAIN_MAX)
             return err_set(err, QSTILL_E_CORRUPT,
                            "the backing files of %s make a loop", path);
-        if (step_down(&s, &below, err) < 0) {
+        if (step_down(r, &s, &below, err) < 0) {
             step_fini(&below);
             return err->code;
         }
@@ -381,7 +439,7 @@ int reach_chain(const struct reach *r, const char *path, const char *format,
     int rc;
 
     put_on(r, &d);
-    rc = walk(path, format, err);
+    rc = walk(r, path, format, err);
     take_off(&d);
     return rc;
 }

@@ -16,6 +16,8 @@ struct reach {
     uint32_t uid, gid;
     int group_count;
     gid_t groups[REACH_GROUPS_MAX];
+    const char *cwd; /* QEMU's; NULL: not known, and files that are named from
+                        there are not looked at */
 };
 
 /* As one that is started as that user; finds its groups. */
@@ -42,8 +44,9 @@ int reach_file(const struct reach *r, const char *path, enum reach_kind kind,
 
 /*
  * The same of an image and of all that its header, and theirs, name as backing
- * files. `format`: the driver that QEMU opens it with, NULL when it guesses.
- * What leads to another protocol (nbd:, rbd:) is not followed.
+ * files (qcow2, qed) and as files of the data (qcow2, the text of a vmdk).
+ * `format`: the driver that QEMU opens it with, NULL when it guesses. What
+ * leads to another protocol (nbd:, rbd:) is not followed.
  */
 int reach_chain(const struct reach *r, const char *path, const char *format,
                 struct qstill_error *err);

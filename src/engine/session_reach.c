@@ -36,12 +36,14 @@ int session_reach(const struct session *s, const char *path, const char *format,
     /* a launcher may give QEMU rights and files that we know nothing of */
     if (start && s->rec.has_launch && !s->rec.launcher) {
         reach_init(&reach, s->rec.launch.uid, s->rec.launch.gid);
+        reach.cwd = s->rec.launch.cwd;
         return reach_chain(&reach, path, format, err);
     }
     if (!sees_what_we_see(s))
         return 0;
     if (s->pid <= 0 || !reach_init_process(&reach, s->pid))
         reach_init(&reach, geteuid(), getegid());
+    reach.cwd = s->rec.has_launch ? s->rec.launch.cwd : NULL;
     if (reach_chain(&reach, path, format, err) == QSTILL_E_PERMISSION &&
         !reach.other)
         err_clear(err); /* our rights, not QEMU's */

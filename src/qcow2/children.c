@@ -64,7 +64,8 @@ static int visit_names(struct search *s, const char *path,
 static int visit(struct search *s, const struct seen_file *e,
                  struct qstill_error *err)
 {
-    return visit_names(s, e->path, &e->names, e->names.qed, err);
+    return visit_names(s, e->path, &e->names, stored_names_is_qed(&e->names),
+                       err);
 }
 
 /* The file itself may have another name than the one it goes by. */

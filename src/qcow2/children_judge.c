@@ -246,7 +246,7 @@ int judge_child(struct search *s, const struct seen_file *e,
         return err->code;
     if (!yes || known(s, &e->st))
         return 0;
-    if (e->names.qed)
+    if (stored_names_is_qed(&e->names))
         return err_set(err, QSTILL_E_PRECONDITION,
                        "%s, a qed image, stands on %s: only qcow2 overlays can "
                        "be dealt with",

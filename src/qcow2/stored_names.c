@@ -9,7 +9,9 @@
 #include "base/cleanup.h"
 #include "layout.h"
 
-#define QED_AT_NAME 56u /* its offset and length, 32 bits each */
+#define QED_AT_FEATURES 16u
+#define QED_BACKING_RAW 4u
+#define QED_AT_NAME     56u /* its offset and length, 32 bits each */
 
 /* Any file name that QEMU takes; the header's cluster bounds it, too. */
 #define MAX_DATA_NAME 65536u
@@ -112,6 +114,7 @@ static int read_extents(const struct io *io, int fd, struct stored_names *out,
             (strncmp(line, "RW ", 3) != 0 && strncmp(line, "RDONLY ", 7) != 0))
             continue;
         *to = '\0';
+        out->data_unread |= strncmp(line, "RW ", 3) != 0;
         if (add_data(out, strdup(from + 1), err) < 0)
             return err->code;
     }
@@ -131,6 +134,7 @@ int stored_names_read(const struct io *io, int fd, struct stored_names *out,
     if (io_read_upto(io, fd, head, sizeof(head), 0, &got, err) < 0)
         return err->code;
     if (get_be32(head + QCOW2_AT_MAGIC) == QCOW2_MAGIC) {
+        out->format = "qcow2";
         off = get_be64(head + QCOW2_AT_BACKING_OFFSET);
         len = get_be32(head + QCOW2_AT_BACKING_LEN);
         if (get_be32(head + QCOW2_AT_VERSION) >= 3 &&
@@ -139,10 +143,13 @@ int stored_names_read(const struct io *io, int fd, struct stored_names *out,
             read_data_name(io, fd, head, out, err) < 0)
             return err->code;
     } else if (memcmp(head, "QED\0", 4) == 0) {
-        out->qed = true;
+        out->format = "qed";
+        out->backing_raw =
+            (get_le64(head + QED_AT_FEATURES) & QED_BACKING_RAW) != 0;
         off = get_le64(head + QED_AT_NAME) & UINT32_MAX;
         len = get_le64(head + QED_AT_NAME) >> 32;
     } else if (memcmp(head, VMDK_TEXT, strlen(VMDK_TEXT)) == 0) {
+        out->format = "vmdk";
         return read_extents(io, fd, out, err);
     } else {
         return 0;

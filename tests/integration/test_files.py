@@ -84,6 +84,42 @@ class Files(Case):
         self.q("revert", "vm", "one", "--restore", "eager")
         self.assertEqual("running", vm.state())
 
+    def test_data_in_other_files(self):
+        """Of a base, of a read-only image, of what a qed stands on; named from
+        where QEMU is, too."""
+        top = self.disk(size=1 << 20, pattern=False)
+        folder = os.path.dirname(top.path)
+
+        def create(name, *args):
+            path = os.path.join(self.tmp, name)
+            subprocess.run(["qemu-img", "create", "-q", *args, path, "1M"],
+                           check=True, cwd=folder)
+            return path
+
+        data = [os.path.join(self.tmp, name) for name in (
+            "base.data", "cd.data", "vmdk-f001.vmdk")]
+        base = create("base.qcow2", "-f", "qcow2", "-o",
+                      "data_file=" + data[0])
+        near = create("near.qcow2", "-f", "qcow2", "-o", "data_file=near.data")
+        ro = [("qcow2", create("cd.qcow2", "-f", "qcow2", "-o",
+                               "data_file=" + data[1])),
+              ("qcow2", near),
+              ("qed", create("old.qed", "-f", "qed", "-F", "qcow2", "-b",
+                             base)),
+              ("vmdk", create("vmdk.vmdk", "-f", "vmdk", "-o",
+                              "subformat=twoGbMaxExtentFlat"))]
+        subprocess.run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", base,
+                        top.path], check=True)
+        words = []
+        for i, (form, path) in enumerate(ro):
+            words += ["-drive", "if=none,readonly=on,id=ro%d,format=%s,file=%s"
+                      % (i, form, path), "-device", "virtio-blk,drive=ro%d" % i]
+        vm = self.tiny_vm(disks=[top], extra=words)
+        self.q("create", "vm", "one", "--memory")
+        self.missing(vm, *data, os.path.join(folder, "near.data"))
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertEqual("running", vm.state())
+
     def test_what_qemu_opens_and_our_reader_does_not(self):
         """A base by a symbolic link, with its own base from there; one on a
         block device."""

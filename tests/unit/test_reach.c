@@ -277,6 +277,88 @@ static void test_chain(void **state)
     assert_int_equal(QSTILL_E_CORRUPT, reach_chain(&r, path, "qcow2", &err));
 }
 
+/* Data in files of its own: of qcow2, named from where QEMU is, and in the
+ * text of a vmdk, from its folder; and what a qed stands on. */
+static void test_data(void **state)
+{
+    static const struct {
+        const char *image, *format, *gone;
+    } cases[] = {
+        {"data/rel.qcow2", NULL, "rel.raw"},
+        {"data/abs.qcow2", "qcow2", "data/abs.raw"},
+        {"data/top.qcow2", "qcow2", "data/abs.raw"},
+        {"data/json.qcow2", "qcow2", "data/abs.raw"},
+        {"data/top.qed", "qed", "data/abs.raw"},
+        {"data/top.qed", NULL, "data/abs.qcow2"},
+        {"data/raw.qed", NULL, "data/abs.qcow2"},
+        {"data/v.vmdk", NULL, "data/v-f001.vmdk"},
+        {"data/v.vmdk", "vmdk", "data/v-f001.vmdk"},
+        {"data/raw.qed", NULL, NULL},
+        {"data/told.qcow2", "qcow2", NULL},
+        {"data/v.vmdk", "raw", NULL},
+        {"data/top.qed", "raw", NULL},
+    };
+    /* QEMU does not open it */
+    static const char line[] = "\nRDONLY 2048 FLAT \"gone.vmdk\" 0\n";
+    char cmd[2048], path[128], below[128], away[160];
+    struct reach r;
+    FILE *f;
+
+    (void)state;
+    if (system("command -v qemu-img >/dev/null") != 0)
+        skip();
+    snprintf(
+        cmd, sizeof(cmd),
+        "cd %s && exec >/dev/null 2>&1 && mkdir data && d=%s/data && "
+        "qemu-img create -f qcow2 -o data_file=rel.raw data/rel.qcow2 1M && "
+        "qemu-img create -f qcow2 -o data_file=$d/abs.raw data/abs.qcow2 1M && "
+        "qemu-img create -f qcow2 -F qcow2 -b abs.qcow2 data/top.qcow2 && "
+        "j='\"driver\":\"qcow2\",\"file\":{\"driver\":\"file\","
+        "\"filename\":\"'$d'/abs.qcow2\"}' && qemu-img create -f qcow2 -F "
+        "qcow2 -b \"json:{$j}\" data/json.qcow2 && qemu-img create -f qcow2 "
+        "-F qcow2 -b \"json:{\\\"data-file\\\":{\\\"driver\\\":"
+        "\\\"file\\\",\\\"filename\\\":\\\"$d/rel.qcow2\\\"},"
+        "$j}\" data/told.qcow2 && "
+        "qemu-img create -f qed -F qcow2 -b abs.qcow2 data/top.qed && "
+        "qemu-img create -f qed -F raw -b abs.qcow2 data/raw.qed && "
+        "qemu-img create -f vmdk -o subformat=twoGbMaxExtentFlat data/v.vmdk "
+        "1M && chmod -R go+rX data *.raw",
+        dir, dir);
+    assert_int_equal(0, system(cmd));
+    reach_init(&r, geteuid() == 0 ? NOBODY : geteuid(),
+               geteuid() == 0 ? NOBODY : getegid());
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const char *gone = cases[i].gone ? cases[i].gone : "data/abs.raw";
+        struct qstill_error err = {0};
+
+        r.cwd = dir;
+        snprintf(path, sizeof(path), "%s/%s", dir, cases[i].image);
+        snprintf(below, sizeof(below), "%s/%s", dir, gone);
+        snprintf(away, sizeof(away), "%s.away", below);
+        if (reach_chain(&r, path, cases[i].format, &err) != 0)
+            fail_msg("%zu: %s", i, err.message);
+        assert_int_equal(0, rename(below, away));
+        reach_chain(&r, path, cases[i].format, &err);
+        if (err.code != (cases[i].gone ? QSTILL_E_NOT_FOUND : 0) ||
+            (cases[i].gone && !strstr(err.message, below)))
+            fail_msg("%zu: %d %s", i, err.code, err.message);
+        /* where QEMU is, is not known */
+        r.cwd = NULL;
+        memset(&err, 0, sizeof(err));
+        reach_chain(&r, path, cases[i].format, &err);
+        assert_int_equal(err.code, cases[i].gone && strchr(gone, '/')
+                                       ? QSTILL_E_NOT_FOUND
+                                       : 0);
+        assert_int_equal(0, rename(away, below));
+    }
+    snprintf(path, sizeof(path), "%s/data/v.vmdk", dir);
+    f = fopen(path, "a");
+    assert_non_null(f);
+    fputs(line, f);
+    fclose(f);
+    assert_int_equal(0, reach_chain(&r, path, NULL, &(struct qstill_error){0}));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -285,6 +367,7 @@ int main(void)
         cmocka_unit_test(test_rights_of_a_process),
         cmocka_unit_test(test_what_is_made),
         cmocka_unit_test(test_chain),
+        cmocka_unit_test(test_data),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
