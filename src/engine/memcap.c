@@ -143,9 +143,9 @@ static void take_fdset_back(struct memcap *m)
     m->fdset = -1;
 }
 
-/* A QEMU that is not root may make no userfaultfd that sees KVM's faults; by
- * the device, which root can open, it may. It has it for as long as that
- * takes. */
+/* A QEMU that is not root, or the root of a user namespace only, may make no
+ * userfaultfd that sees KVM's faults; by the device, which root can open, it
+ * may. It has it for as long as that takes. */
 static int open_cow(struct memcap *m, const struct capture_options *o,
                     struct qstill_error *err)
 {

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include "base/checked.h"
@@ -85,6 +86,18 @@ static uint64_t wanted(uint64_t can, bool no_unpopulated)
 }
 
 #define CAP_SYS_PTRACE_BIT (1ull << 19)
+#define FIRST_USER_NS      0xeffffffdu /* the kernel's PROC_USER_INIT_INO */
+
+/* The capabilities of a process count in its own user namespace; the kernel
+ * asks for one in the first, which nobody has in another. */
+static bool is_in_first_user_ns(pid_t pid)
+{
+    char path[40];
+    struct stat st;
+
+    snprintf(path, sizeof(path), "/proc/%d/ns/user", (int)pid);
+    return stat(path, &st) < 0 || st.st_ino == FIRST_USER_NS;
+}
 
 bool uffd_may(pid_t pid)
 {
@@ -106,7 +119,7 @@ bool uffd_may(pid_t pid)
             break;
     if (f)
         fclose(f);
-    return caps & CAP_SYS_PTRACE_BIT;
+    return caps & CAP_SYS_PTRACE_BIT && is_in_first_user_ns(pid);
 }
 
 int uffd_open_device(void)

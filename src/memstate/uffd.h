@@ -46,8 +46,8 @@ struct uffd_options {
     }
 
 /* Whether the process may make one for faults of the kernel's, too, by itself:
- * it has CAP_SYS_PTRACE, or vm.unprivileged_userfaultfd is set. True when that
- * cannot be told. */
+ * it has CAP_SYS_PTRACE (as more than the root of a user namespace), or
+ * vm.unprivileged_userfaultfd is set. True when that cannot be told. */
 bool uffd_may(pid_t pid);
 /* The device that makes one for who has it open (since Linux 6.1), or -1. */
 int uffd_open_device(void);

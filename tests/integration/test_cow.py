@@ -222,7 +222,7 @@ class NotRoot(Lab):
     the kernel's default: the device makes one, which root can open."""
     cost = 15
 
-    def vm_of_nobody(self, **kw):
+    def vm_of_nobody(self, more=(), **kw):
         setpriv = shutil.which("setpriv")
         with open("/proc/sys/vm/unprivileged_userfaultfd") as f:
             if os.geteuid() != 0 or not setpriv or f.read().strip() != "0" or \
@@ -230,22 +230,29 @@ class NotRoot(Lab):
                 self.skipTest("needs root, setpriv, Linux 6.1, and the default "
                               "of vm.unprivileged_userfaultfd")
         vm = self.make_vm(append="JUNK=16 DIRTY=1", **kw)
-        wrapper = os.path.join(self.tmp, "wrapper")
-        with open(wrapper, "w") as f:
-            f.write('#!/bin/sh\nexec %s --reuid=65534 --regid=65534 '
-                    '--clear-groups %s "$@"\n' % (setpriv, vm.qemu))
-        os.chmod(wrapper, 0o755)
-        os.chmod(self.tmp, 0o755)
+        vm.qemu = self.behind(setpriv, "--reuid=65534", "--regid=65534",
+                              "--clear-groups", *more)
         os.chmod(vm.dir, 0o777)
         for disk in vm.disks:
             os.chown(disk.path, 65534, 65534)
-        vm.qemu = wrapper
         vm.start()
         self.attach(vm)
         return vm
 
     def test_cow_is_for_it_too(self):
-        vm = self.vm_of_nobody()
+        self.has_cow()
+
+    def test_the_root_of_a_user_namespace(self):
+        """As in a container without root: its capabilities do not count."""
+        unshare = shutil.which("unshare")
+        if not unshare or subprocess.run(
+                [unshare, "-U", "--map-root-user", "true"],
+                stderr=subprocess.DEVNULL).returncode != 0:
+            self.skipTest("needs user namespaces")
+        self.has_cow(unshare, "-U", "--map-root-user")
+
+    def has_cow(self, *more):
+        vm = self.vm_of_nobody(more)
         self.assertEqual(65534, os.stat("/proc/%d" % vm.pid()).st_uid)
         self.assertIsNone(self.q.check("vm", "--memory")["captureModes"]["cow"])
         made = self.q("create", "vm", "one", "--memory", "--mode", "cow")
