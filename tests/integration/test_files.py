@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 
-from lib import case
 from lib.case import QEMU, QEMU_VERSION, Case
 
 
@@ -97,7 +96,7 @@ class Files(Case):
             return path
 
         data = [os.path.join(self.tmp, name) for name in (
-            "base.data", "cd.data", "vmdk-f001.vmdk")]
+            "base.data", "cd.data", "vmdk-f001.vmdk", "node-f001.vmdk")]
         base = create("base.qcow2", "-f", "qcow2", "-o",
                       "data_file=" + data[0])
         near = create("near.qcow2", "-f", "qcow2", "-o", "data_file=near.data")
@@ -108,9 +107,13 @@ class Files(Case):
                              base)),
               ("vmdk", create("vmdk.vmdk", "-f", "vmdk", "-o",
                               "subformat=twoGbMaxExtentFlat"))]
+        node = create("node.vmdk", "-f", "vmdk", "-o",
+                      "subformat=twoGbMaxExtentFlat")
         subprocess.run(["qemu-img", "rebase", "-u", "-F", "qcow2", "-b", base,
                         top.path], check=True)
-        words = []
+        words = ["-blockdev", "file,node-name=f,read-only=on,filename=" + node,
+                 "-blockdev", "vmdk,node-name=v,read-only=on,file=f",
+                 "-device", "virtio-blk,drive=v"]
         for i, (form, path) in enumerate(ro):
             words += ["-drive", "if=none,readonly=on,id=ro%d,format=%s,file=%s"
                       % (i, form, path), "-device", "virtio-blk,drive=ro%d" % i]
@@ -183,11 +186,7 @@ class Files(Case):
         os.chmod(disk.path, 0o666)
         os.chmod(os.path.dirname(disk.path), 0o777)
         wrapper, words = self.as_nobody(name, mount.replace("BASE", base))
-        qemu, case.QEMU = case.QEMU, wrapper
-        try:
-            vm = self.tiny_vm(name, attach=False, disks=[disk])
-        finally:
-            case.QEMU = qemu
+        vm = self.tiny_vm(name, attach=False, disks=[disk], qemu=wrapper)
         self.attach(vm, *self.launcher(before=words))
         self.q("create", name, "one", "--memory")
         return vm, base
