@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/buf.h"
 #include "base/cleanup.h"
 #include "launch_disk.h"
 #include "launch_files_impl.h"
@@ -50,6 +51,7 @@ static const char *format_of(const struct files *f,
                              const struct launch_arg *arg, const struct opts *o,
                              const char *key)
 {
+    static const char *const naming[] = {"qcow2", "qed", "vmdk"};
     char text[OPTS_KEY_MAX];
     const char *node = opts_get(o, "node-name");
 
@@ -82,11 +84,13 @@ static const char *format_of(const struct files *f,
             continue;
         file = opts_get(&over, "file");
         driver = opts_get(&over, "driver");
-        if (file && strcmp(file, node) == 0 && driver &&
-            strcmp(driver, "qcow2") == 0)
-            return opts_has(&over, "backing") || opts_has(&over, "data-file")
-                       ? "raw"
-                       : "qcow2";
+        for (size_t k = 0; k < ARRAY_LEN(naming); k++)
+            if (file && strcmp(file, node) == 0 && driver &&
+                strcmp(driver, naming[k]) == 0)
+                return opts_has(&over, "backing") ||
+                               opts_has(&over, "data-file")
+                           ? "raw"
+                           : naming[k];
     }
     return "raw";
 }

@@ -102,7 +102,8 @@ static int check_line(struct files *f, const struct launch_arg *arg)
     if (strncmp(v, "unix:", 5) != 0 ||
         opts_parse(&o, v + 5, "path", &ignored) < 0)
         return 0;
-    return check_unix(f, arg, &o, launch_arg_is(arg, "vnc"));
+    return check_unix(f, arg, &o,
+                      launch_arg_is(arg, "vnc") && !is_on(&o, "reverse"));
 }
 
 /* Of -netdev stream one that connects tells of its failure and goes on. */

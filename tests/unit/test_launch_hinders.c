@@ -182,6 +182,7 @@ static const char *const readers[][2] = {
     {"-chardev", "pipe,id=c,path=%s"},
     {"-serial", "pipe:%s"},
     {"-serial", "mon:unix:%s,server=off"},
+    {"-vnc", "unix:%s,reverse=on"},
     {"-chardev", "socket,id=c,path=%s,reconnect=0"},
     {"-cdrom", "%s"},
     {"-drive", "file=file:%s,media=cdrom"},
