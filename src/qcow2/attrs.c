@@ -14,12 +14,18 @@
 #define XATTR_LIST_MAX_BYTES  65536
 #define XATTR_VALUE_MAX_BYTES 65536
 
+bool attrs_is_nocow(int fd)
+{
+    int flags = 0;
+
+    return ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0 && (flags & FS_NOCOW_FL);
+}
+
 void attrs_copy_nocow(int like, int empty)
 {
     int flags = 0;
 
-    if (ioctl(like, FS_IOC_GETFLAGS, &flags) < 0 || !(flags & FS_NOCOW_FL) ||
-        ioctl(empty, FS_IOC_GETFLAGS, &flags) < 0)
+    if (!attrs_is_nocow(like) || ioctl(empty, FS_IOC_GETFLAGS, &flags) < 0)
         return;
     flags |= FS_NOCOW_FL;
     ioctl(empty, FS_IOC_SETFLAGS, &flags);

@@ -16,6 +16,7 @@ int attrs_copy(const struct io *io, int from, int to, const char *name,
  * that are alike in it. What cannot be set is left out.
  */
 void attrs_copy_nocow(int like, int empty);
+bool attrs_is_nocow(int fd);
 
 /* Whether this process may: it is the owner of both, or root. */
 bool attrs_can_copy(int from, int to);

@@ -97,13 +97,17 @@ int sharing_find(struct sharing *s, const struct chain *c, const char *path,
     CLEANUP(freep)
     char *dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
 
+    bool nocow = attrs_is_nocow(like);
+
     if (!dir)
         return err_nomem(err);
-    if (s->dir && s->chain == c && strcmp(s->dir, dir) == 0)
+    if (s->dir && s->chain == c && s->nocow == nocow &&
+        strcmp(s->dir, dir) == 0)
         return 0;
     sharing_fini(s);
     s->chain = c;
     s->dir = take_ptr(&dir);
+    s->nocow = nocow;
     s->from = calloc(c->n, sizeof(bool));
     if (!s->from)
         return err_nomem(err);

@@ -26,13 +26,14 @@ bool share_pieces(const struct extents *view, const struct move *mv,
 struct sharing {
     const struct chain *chain;
     char *dir;
+    bool nocow;    /* what is asked for is so */
     uint64_t unit; /* 0: nothing */
     bool *from;    /* by layer */
 };
 
 /* Asks the filesystem for a file at `path` that is like another one (attrs.h),
- * by a file without a name; once for each directory. What cannot be asked
- * cannot be shared. NO_MEMORY alone is an error. */
+ * by a file without a name; once for each directory and kind. What cannot be
+ * asked cannot be shared. NO_MEMORY alone is an error. */
 int sharing_find(struct sharing *s, const struct chain *c, const char *path,
                  int like, struct qstill_error *err);
 void sharing_fini(struct sharing *s);

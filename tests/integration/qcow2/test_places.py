@@ -151,6 +151,32 @@ class Reflinks(unittest.TestCase):
                 self.assertIn("C", qtools.must("lsattr", paths[2]).out.split()
                               [0])
 
+    def test_some_files_are_not_copied_on_write(self):
+        """Each choice of the file that stays is asked about by itself."""
+        mount, device = self.mounted("btrfs", "mkfs.btrfs", "-q")
+        for kinds in ("off on off", "off off on", "on on off", "on off on"):
+            d = os.path.join(mount, kinds.replace(" ", "-"))
+            os.makedirs(d)
+            paths = [os.path.join(d, n) for n in ("a", "b", "c")]
+            for i, (path, kind) in enumerate(zip(paths, kinds.split())):
+                qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                            "nocow=" + kind, *(
+                                ["-b", paths[i - 1], "-F", "qcow2"]
+                                if i else []), path, "64M")
+                qtools.must("qemu-io", "-f", "qcow2", "-c",
+                            "write -q -P 1 %dM %dM" % (i, 4 + 5 * (i == 2)),
+                            path)
+            with self.subTest(kinds):
+                m = qmerge.Merge(d, [File(p) for p in paths], paths,
+                                 [paths[1]])
+                plan = m.run("auto", "--dry-run").json()
+                r = m.run("auto")
+                self.assertEqual(r.rc, 0, str(r))
+                for key in ("direction", "bytesMoved", "bytesShared"):
+                    self.assertEqual(r.json()[key], plan[key], key)
+                self.assertLessEqual(plan["bytesMoved"], 4 * MIB)
+                self.assertEqual(m.merged(), [])
+
     def interleaved(self, d):
         """Neighbours in mid lie apart from each other and over data of base;
         top has freed clusters below clusters in use."""
