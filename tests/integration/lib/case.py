@@ -278,13 +278,13 @@ class Case(unittest.TestCase):
         return program
 
     def tiny_vm(self, name="vm", disks=None, attach=True, paused=False,
-                qemu=QEMU, **kw):
+                qemu=None, **kw):
         """A running QEMU without a guest."""
         folder = os.path.join(self.tmp, name)
         os.makedirs(folder, exist_ok=True)
         if disks is None:
             disks = [self.disk(vm=name, size=2 << 20, pattern=False)]
-        vm = Tiny(self, qemu, GUEST, folder, name, disks, **kw)
+        vm = Tiny(self, qemu or QEMU, GUEST, folder, name, disks, **kw)
         self.vms.append(vm)
         vm.start(paused=paused)
         if attach:
