@@ -375,6 +375,8 @@ static int check_live(struct report_obj *o, struct session *s,
         problem_of(o, "block-job", &e);
     if (session_check_heads(s, &e) < 0)
         problem_of(o, "wrong-head", &e);
+    if (session_check_bases(s, &e) < 0)
+        problem_of(o, "wrong-base", &e);
     if (session_check_known(s, &e) < 0)
         problem_of(o, "unknown-disk", &e);
     if (session_check_names(s, &e) < 0)

@@ -70,6 +70,7 @@ static int plan_live(struct create *c, struct qstill_error *err)
         ready_settled(&c->s, err) < 0 || session_check_heads(&c->s, err) < 0 ||
         session_check_known(&c->s, err) < 0 ||
         session_check_shapes(&c->s, err) < 0 ||
+        session_check_bases(&c->s, err) < 0 ||
         session_check_names(&c->s, err) < 0 ||
         session_wake_images(&c->s, err) < 0)
         return err->code;

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "graph_check.h"
 
+#include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "launch_opts.h"
 #include "layer_file.h"
@@ -200,4 +202,63 @@ int graph_check_chain(const struct launch_record *launch, int pid,
         return differs(q, path, &said, below, lower, err);
     }
     return 0;
+}
+
+/* What no name leads to is told by reach_chain(); what is no file of its own
+ * (a device, a descriptor) is taken on trust. A QEMU in a container may know it
+ * by a name that leads there in its root only. */
+static bool is_replaced(const struct opened *o, int pid, const char *path)
+{
+    char inside[PATH_MAX];
+    struct stat st;
+
+    if (path[0] != '/' || strncmp(path, "/dev/", 5) == 0 ||
+        strncmp(path, "/proc/", 6) == 0 || stat(path, &st) < 0 ||
+        !S_ISREG(st.st_mode) || opened_has(o, path))
+        return false;
+    return snprintf(inside, sizeof(inside), "/proc/%d/root%s", pid, path) >=
+               (int)sizeof(inside) ||
+           !opened_has(o, inside);
+}
+
+static const char *find_replaced(struct arena *a,
+                                 const struct launch_record *launch, int pid,
+                                 const struct qmp_disk *q,
+                                 struct qstill_error *err)
+{
+    CLEANUP(opened_fini) struct opened o = {0};
+
+    if (opened_read(&o, pid, err) < 0)
+        return NULL;
+    for (size_t i = 1; o.known && i < q->chain_count; i++) {
+        const char *path = session_resolve(a, launch, q->chain[i].path);
+
+        if (!path)
+            err_nomem(err);
+        if (!path || is_replaced(&o, pid, path))
+            return path;
+    }
+    return NULL;
+}
+
+int graph_check_open(const struct launch_record *launch, int pid,
+                     const struct qmp_disk *q, struct qstill_error *err)
+{
+    CLEANUP(arena_fini) struct arena a = ARENA_INIT;
+    const char *path = find_replaced(&a, launch, pid, q, err);
+
+    /* it may just have been opened anew while the list was read */
+    if (path)
+        path = find_replaced(&a, launch, pid, q, err);
+    if (!path)
+        return err->code;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "disk %s: %s below it is another file now than the one that QEMU "
+            "has open by that name",
+            *q->qdev_id ? q->qdev_id : q->device, path);
+    return err_hint(err,
+                    "let the name lead to the file that the disk was made on "
+                    "(one of /proc/%d/fd) again, or no start and no revert to "
+                    "a new process would show the same disk",
+                    pid);
 }

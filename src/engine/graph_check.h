@@ -17,5 +17,10 @@ struct qmp_disk;
  */
 int graph_check_chain(const struct launch_record *launch, int pid,
                       const struct qmp_disk *q, struct qstill_error *err);
+/* The names of what is below the disk's image lead to the files that QEMU has
+ * open (PRECONDITION else): a name, or a link on the way to it, may be another
+ * file's by now. As far as it can be told. */
+int graph_check_open(const struct launch_record *launch, int pid,
+                     const struct qmp_disk *q, struct qstill_error *err);
 
 #endif

@@ -415,6 +415,17 @@ int session_check_shapes(const struct session *s, struct qstill_error *err)
     return 0;
 }
 
+int session_check_bases(const struct session *s, struct qstill_error *err)
+{
+    for (size_t i = 0; s->pid > 0 && i < s->rec.disk_count; i++) {
+        const struct qmp_disk *q = session_live_disk(s, &s->rec.disks[i]);
+
+        if (q && graph_check_open(&s->rec.launch, s->pid, q, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
 /* As QEMU itself would look it up. */
 static bool qemu_finds(int pid, const char *name, const char *head)
 {

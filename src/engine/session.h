@@ -100,6 +100,11 @@ int session_check_shape(const struct qmp_disk *q, struct qstill_error *err);
  * the record says. */
 int session_check_shapes(const struct session *s, struct qstill_error *err);
 
+/* Below the heads of a running VM the names must lead to the files that QEMU
+ * has open (PRECONDITION else): whoever goes by them next, an overlay or a new
+ * QEMU, would show another disk. */
+int session_check_bases(const struct session *s, struct qstill_error *err);
+
 /* QEMU must find a raw image by the name it knows: becoming a frozen layer, it
  * is opened anew by that name. PRECONDITION else, with what to do. Looks
  * through QEMU's own root and working directory; one that cannot be seen is

@@ -185,7 +185,7 @@ static int check_vm(struct undo *u, struct qstill_error *err)
     if (!u->was_on || u->j.disk_count == 0)
         return 0;
     if (ready_settled(&u->s, err) < 0 || session_check_heads(&u->s, err) < 0 ||
-        fill_start(u, &o, err) < 0)
+        session_check_bases(&u->s, err) < 0 || fill_start(u, &o, err) < 0)
         return err->code;
     return start_check(&u->s, &o, err);
 }

@@ -2,8 +2,10 @@
 """A first image that has a backing file of its own, and a command line that
 says so: what is below the image is what its header names, or is refused."""
 
+import contextlib
 import json
 import os
+import shutil
 
 from lib import image
 from lib.case import Case
@@ -239,6 +241,58 @@ class Backed(Case):
         self.run_vm(self.nodes(node), "t")
         self.q("create", "vm", "one", "--memory")
         self.q("revert", "vm", "one", "--restore", "eager")
+
+    def is_told(self, move, back):
+        """Another file gets the name of the base while the VM runs."""
+        self.run_vm(self.drive("cache=writeback"), "t")
+        self.q("create", "vm", "one", "--memory")
+        self.assertEqual([], self.q.check("vm", "--memory")["problems"])
+        move()
+        says = "disk v: .*/golden.qcow2 .* another file now"
+        problem, = self.q.check("vm", "--memory")["problems"]
+        self.assertEqual("wrong-base", problem["code"])
+        self.assertRegex(problem["message"], says)
+        for command in (["create", "vm", "two", "--memory"],
+                        ["create", "vm", "two"],
+                        ["revert", "vm", "one", "--restore", "eager"],
+                        ["revert", "vm", "one", "--restore", "inplace"],
+                        ["revert", "vm", "one", "--stopped"]):
+            with self.nothing_changes(self.vm):
+                self.q.fails("precondition", says, *command)
+        self.reads(GOLDEN)
+        back()
+        self.assertEqual([], self.q.check("vm", "--memory")["problems"])
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.reads(GOLDEN)
+        move()
+        self.q.fails("precondition", says, "undo", "vm")
+        back()
+        self.q("undo", "vm")
+        self.reads(GOLDEN)
+
+    def test_a_base_behind_a_link_that_is_moved(self):
+        link = self.path("current")
+        for name in ("golden", "other"):
+            os.mkdir(self.path(name))
+            os.rename(self.path(name + ".qcow2"),
+                      self.path(name + "/golden.qcow2"))
+
+        def lead_to(name):
+            with contextlib.suppress(OSError):
+                os.unlink(link)
+            os.symlink(name, link)
+        lead_to("golden")
+        image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b",
+                  self.path("current/golden.qcow2"), "-F", "qcow2", self.top)
+        self.is_told(lambda: lead_to("other"), lambda: lead_to("golden"))
+
+    def test_a_base_in_whose_place_another_is_put(self):
+        golden = self.path("golden.qcow2")
+
+        def move():
+            os.rename(golden, golden + ".old")
+            shutil.copy(self.path("other.qcow2"), golden)
+        self.is_told(move, lambda: os.rename(golden + ".old", golden))
 
     def test_another_base_of_the_base_is_refused(self):
         golden = self.path("golden.qcow2")
