@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/checked.h"
 #include "base/sum.h"
 #include "merge_impl.h"
 
@@ -516,6 +517,8 @@ struct merge_count merge_count(const struct merge *m)
         c.done += mover_count(g->mover).done;
         c.shared += mover_count(g->mover).shared;
     }
+    /* what is shared was not given back with the file that it was in */
+    c.freed -= min_u64(c.freed, c.shared);
     return c;
 }
 

@@ -351,11 +351,12 @@ static int add_piece(struct mover *m, struct fill *f, struct qstill_error *err)
     return 0;
 }
 
-static bool fits(const struct mover *m, const struct unit *u)
+static bool fits(struct mover *m, const struct unit *u)
 {
     const struct move *mv = &m->o.moves->v[m->next];
 
-    if (m->next == m->o.moves->n || u->dst + u->fill.len != mv->dst + m->at)
+    if (m->next == m->o.moves->n || u->dst + u->fill.len != mv->dst + m->at ||
+        mover_may_share(m))
         return false;
     /* raw pieces are not cut */
     return mv->layer == MOVE_GUEST ? u->fill.len < u->fill.room

@@ -47,4 +47,7 @@ struct mover {
  * was shared already is then written over. */
 bool mover_share(struct mover *m);
 
+/* Whether the next move is one to be tried so. */
+bool mover_may_share(struct mover *m);
+
 #endif

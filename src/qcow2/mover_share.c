@@ -2,14 +2,22 @@
 #include "mover_impl.h"
 #include "share.h"
 
+static bool may_share_piece(void *user, const struct extent *e, uint64_t dst)
+{
+    const struct mover *m = user;
+
+    return !m->unshareable[e->layer] &&
+           share_fits(e, m->o.chain->layers[e->layer]->info.file_size, dst,
+                      m->share_unit);
+}
+
 static bool share_piece(void *user, const struct extent *e, uint64_t dst)
 {
     struct mover *m = user;
     const struct image *t = m->o.target;
     const struct image *src = m->o.chain->layers[e->layer];
 
-    if (m->unshareable[e->layer] ||
-        !share_fits(e, src->info.file_size, dst, m->share_unit))
+    if (!may_share_piece(m, e, dst))
         return false;
     if (t->io->ops->clone_range(t->io, src->fd, e->host, e->len, t->wfd, dst) <
         0) {
@@ -17,6 +25,12 @@ static bool share_piece(void *user, const struct extent *e, uint64_t dst)
         return false;
     }
     return true;
+}
+
+bool mover_may_share(struct mover *m)
+{
+    return m->o.share && m->at == 0 &&
+           share_pieces(m->o.view, &m->o.moves->v[m->next], may_share_piece, m);
 }
 
 bool mover_share(struct mover *m)

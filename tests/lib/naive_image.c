@@ -137,7 +137,8 @@ struct naive_chain *naive_open(const char *dir, const char *name, bool qcow2)
         len = l->qcow2 ? u32_at(l, 16) : 0;
         if (at == 0 || len == 0)
             break;
-        if (len > 1023 || at + len > l->len || !backing_format(l, &qcow2)) {
+        if (len > 1023 || at > l->len || len > l->len - at ||
+            !backing_format(l, &qcow2)) {
             naive_close(c);
             return NULL;
         }

@@ -151,6 +151,43 @@ class Reflinks(unittest.TestCase):
                 self.assertIn("C", qtools.must("lsattr", paths[2]).out.split()
                               [0])
 
+    def test_pieces_of_blocks_next_to_whole_ones(self):
+        """Clusters of 1 KiB on blocks of 4 KiB: some moves can be shared, and
+        are not copied along with their neighbours."""
+        mount, device = self.mounted("xfs", "mkfs.xfs", "-q", "-m",
+                                     "reflink=1")
+        d = os.path.join(mount, "small")
+        os.makedirs(d)
+        paths = [os.path.join(d, n) for n in ("a", "b", "c")]
+        writes = [["write -q -P 1 0 16M"],
+                  ["write -q -P %d %dk 64k" % (2 + i, i * 192)
+                   for i in range(150)],
+                  ["write -q -P %d %dk 64k" % (60 + i % 50, i * 256)
+                   for i in range(150)]]
+        for i, path in enumerate(paths):
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                        "cluster_size=1024", *(
+                            ["-b", paths[i - 1], "-F", "qcow2"]
+                            if i else []), path, "64M")
+            qtools.must("qemu-io", "-f", "qcow2",
+                        *[x for w in writes[i] for x in ("-c", w)], path)
+        os.sync()
+        m = qmerge.Merge(d, [File(p) for p in paths], paths, [paths[1]])
+        plan = m.run("up", "--dry-run").json()
+        self.assertGreater(plan["bytesMoved"], 0)
+        self.assertGreater(plan["bytesShared"], 0)
+        free = os.statvfs(mount)
+        r = m.run("up")
+        self.assertEqual(r.rc, 0, str(r))
+        for key in ("bytesMoved", "bytesShared"):
+            self.assertEqual(r.json()[key], plan[key], key)
+        self.assertEqual(m.merged(), [])
+        os.sync()
+        # beside what the copies took
+        given = (os.statvfs(mount).f_bavail - free.f_bavail) * free.f_frsize \
+            + plan["bytesMoved"]
+        self.assertLess(abs(r.json()["bytesFreed"] - given), 4 * MIB, given)
+
     def test_some_files_are_not_copied_on_write(self):
         """Each choice of the file that stays is asked about by itself."""
         mount, device = self.mounted("btrfs", "mkfs.btrfs", "-q")
