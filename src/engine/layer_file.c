@@ -429,8 +429,8 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
         return err_hint(err, "bring the store's files back from a backup");
     }
     r = layer_identify(&scratch, &now, err);
-    copy =
-        r == 0 && d->ino && !is_same_inode(d, &now) && is_exact_copy(d, &now);
+    /* the number of an inode that was freed is given out again */
+    copy = r == 0 && d->ino && is_exact_copy(d, &now);
 
     if (r == 0 && d->ino && !is_same_inode(d, &now) && !copy)
         what = "is another file than the one that was frozen";

@@ -227,6 +227,18 @@ class BackAgain(Case):
     def test_times_in_whole_seconds(self):
         self.goes_on_with_all(tar=True)
 
+    def test_the_number_that_it_had(self):
+        vm = self.vm_with_two()
+        vm.quit()
+        (layer, _), = self.frozen(vm, "two").values()
+        self.unprotect(vm.dir)
+        st = os.stat(layer)
+        self.assertNotEqual(0, st.st_mtime_ns % 10 ** 9)
+        os.utime(layer, ns=(st.st_atime_ns,
+                            st.st_mtime_ns - st.st_mtime_ns % 10 ** 9))
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("delete", "vm", "two")
+
     def test_one_layer_in_its_place(self):
         """ext4 gives it the inode that was just freed."""
         vm = self.vm_with_two()
