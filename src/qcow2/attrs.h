@@ -11,9 +11,9 @@ int attrs_copy(const struct io *io, int from, int to, const char *name,
                struct qstill_error *err);
 
 /*
- * An empty file is not copied on write (chattr +C) where `like` is not: btrfs
- * takes that before the first byte alone, and shares blocks only between files
- * that are alike in it. What cannot be set is left out.
+ * Has an empty file written in place, not copied on write (chattr +C), where
+ * `like` is so: btrfs takes that before the first byte alone, and shares blocks
+ * only between files that are alike in it. What cannot be set is left out.
  */
 void attrs_copy_nocow(int like, int empty);
 bool attrs_is_nocow(int fd);

@@ -40,7 +40,7 @@ struct bitmap_join {
 /*
  * Layers [upper, last] become one image of `size` bytes, with the file of layer
  * `kept` (or none of them); `possible`: it can hold bitmaps. The layers' maps
- * must be loaded. `out` must be zeroed.
+ * are loaded where they are asked, and none is left. `out` must be zeroed.
  */
 int bitmap_join(struct chain *c, size_t upper, size_t last, size_t kept,
                 uint64_t size, bool possible, struct bitmap_join *out,

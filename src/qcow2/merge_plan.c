@@ -9,7 +9,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
-#include "attrs.h"
 #include "base/checked.h"
 #include "create.h"
 #include "merge_impl.h"

@@ -223,15 +223,9 @@ class NotRoot(Lab):
     cost = 15
 
     def vm_of_nobody(self, more=(), **kw):
-        setpriv = shutil.which("setpriv")
-        with open("/proc/sys/vm/unprivileged_userfaultfd") as f:
-            if os.geteuid() != 0 or not setpriv or f.read().strip() != "0" or \
-                    not os.path.exists("/dev/userfaultfd"):
-                self.skipTest("needs root, setpriv, Linux 6.1, and the default "
-                              "of vm.unprivileged_userfaultfd")
+        nobody = self.as_nobody()
         vm = self.make_vm(append="JUNK=16 DIRTY=1", **kw)
-        vm.qemu = self.behind(setpriv, "--reuid=65534", "--regid=65534",
-                              "--clear-groups", *more)
+        vm.qemu = self.behind(*nobody, *more)
         os.chmod(vm.dir, 0o777)
         for disk in vm.disks:
             os.chown(disk.path, 65534, 65534)

@@ -4,7 +4,6 @@ whoever comes next with the VM's lock; what others gave it stays."""
 
 import json
 import os
-import shutil
 import signal
 import socket
 import time
@@ -78,17 +77,11 @@ class Lent(Case):
             self.comes_back(m, "qstill-vmstate", "list", "vm")
 
     def test_the_device_that_makes_a_userfaultfd(self):
-        setpriv = shutil.which("setpriv")
-        with open("/proc/sys/vm/unprivileged_userfaultfd") as f:
-            if os.geteuid() != 0 or not setpriv or f.read().strip() != "0" or \
-                    not os.path.exists("/dev/userfaultfd"):
-                self.skipTest("needs root, setpriv, Linux 6.1, and the default "
-                              "of vm.unprivileged_userfaultfd")
+        nobody = self.as_nobody()
         disk = self.disk(size=2 << 20, pattern=False)
         os.chown(disk.path, 65534, 65534)
         os.chmod(os.path.dirname(disk.path), 0o777)
-        self.vm = self.tiny_vm(disks=[disk], qemu=self.behind(
-            setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"))
+        self.vm = self.tiny_vm(disks=[disk], qemu=self.behind(*nobody))
         with self.vm.monitor() as m:
             self.give(m, "mine")
             self.killed_before(m, "qstill userfaultfd", "ptrace", "create",

@@ -268,6 +268,17 @@ class Case(unittest.TestCase):
         self.vms.append(vm)
         return vm
 
+    def as_nobody(self):
+        """The words that start a QEMU which may make no userfaultfd that sees
+        KVM's faults, but by the device that root can open."""
+        setpriv = shutil.which("setpriv")
+        with open("/proc/sys/vm/unprivileged_userfaultfd") as f:
+            if os.geteuid() != 0 or not setpriv or f.read().strip() != "0" or \
+                    not os.path.exists("/dev/userfaultfd"):
+                self.skipTest("needs root, setpriv, Linux 6.1, and the default "
+                              "of vm.unprivileged_userfaultfd")
+        return setpriv, "--reuid=65534", "--regid=65534", "--clear-groups"
+
     def behind(self, *words):
         """A program that starts QEMU by these, of another user, say."""
         program = os.path.join(self.tmp, "qemu-behind")
