@@ -101,7 +101,7 @@ struct qmp_migration {
 };
 #define QMP_MIGRATION_INIT                                                     \
     {                                                                          \
-        QMP_MIGRATION_NONE                                                     \
+        .state = QMP_MIGRATION_NONE                                            \
     }
 int qmp_migration_read(struct qstill_qmp *q, struct qmp_migration *out,
                        struct qstill_error *err);
