@@ -129,8 +129,7 @@ static int view_below(struct merge_group *g, struct qstill_error *err)
     return make_view(g, c->n - 1, err);
 }
 
-/* ------------------------------------------------------------------ new file
- */
+/* ----------------------------------------------------------------- new file */
 
 /* The file is planned as a stand-in in memory: an empty image of the same
  * layout. The real one is made when the work begins. */
@@ -154,8 +153,7 @@ static int plan_fresh(struct merge_group *g, struct qstill_error *err)
                          err);
 }
 
-/* ---------------------------------------------------------------- the rewrite
- */
+/* -------------------------------------------------------------- the rewrite */
 
 static int join_bitmaps(struct merge_group *g, struct qstill_error *err)
 {
@@ -166,15 +164,6 @@ static int join_bitmaps(struct merge_group *g, struct qstill_error *err)
 
     return bitmap_join(g->chain, g->upper, g->last, g->t, size, possible,
                        &g->join, err);
-}
-
-/* Whether the target's filesystem shares blocks between files, and so may have
- * to find new ones for what is written over: a piece that starts in the middle
- * of a block is refused by one that does for being that, by one that does not
- * for being asked. Nothing is changed. */
-static bool shares_blocks(const struct image *t)
-{
-    return t->io->ops->clone_range(t->io, t->fd, 0, 1, t->wfd, 1) == -EINVAL;
 }
 
 /* The layers between the target and the upper image see what is written over,
@@ -197,7 +186,7 @@ static bool may_overwrite(const struct merge_group *g)
     bool below =
         g->main && !g->m->output && g->t != MERGE_NO_TARGET && g->t != g->upper;
 
-    return below && can_mark_torn(g) && !shares_blocks(g->target);
+    return below && can_mark_torn(g) && !share_is_offered(g->target);
 }
 
 static int plan_rewrite(struct merge_group *g, struct qstill_error *err)

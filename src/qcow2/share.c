@@ -46,9 +46,16 @@ bool share_pieces(const struct extents *view, const struct move *mv,
     return true;
 }
 
-/* ------------------------------------------------------------- what is
- * possible
- */
+/* --------------------------------------------------------- what is possible */
+
+/* A piece that starts in the middle of a block is refused by a filesystem that
+ * shares them for being that, by one that does not for being asked. Nothing is
+ * changed. */
+bool share_is_offered(const struct image *img)
+{
+    return img->io->ops->clone_range(img->io, img->fd, 0, 1, img->wfd, 1) ==
+           -EINVAL;
+}
 
 void sharing_fini(struct sharing *s)
 {
@@ -57,7 +64,7 @@ void sharing_fini(struct sharing *s)
     *s = (struct sharing){0};
 }
 
-/* Most directories are on these, which need not be asked. */
+/* Most directories are on these: no file need be made to ask them. */
 static bool never_shares(int fd)
 {
     struct statfs st;

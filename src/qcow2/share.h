@@ -22,6 +22,16 @@ typedef bool share_piece_fn(void *user, const struct extent *e, uint64_t dst);
 bool share_pieces(const struct extents *view, const struct move *mv,
                   share_piece_fn *fn, void *user);
 
+/*
+ * Whether the filesystem of an image that is open for writing shares blocks at
+ * all. Then it may have to find new ones for what is written over, and there
+ * may be too few: whoever it was that shared them (cp --reflink, a snapshot of
+ * the filesystem). Struct sharing below does not answer that: it is about whole
+ * blocks of these layers in a file that need not be there yet, and says no
+ * where they lie elsewhere, differ in chattr +C, or cannot be asked about.
+ */
+bool share_is_offered(const struct image *img);
+
 /* What the layers of a chain could give to a file in `dir`. */
 struct sharing {
     const struct chain *chain;
