@@ -129,6 +129,12 @@ static int real_fremovexattr(const struct io *io, int fd, const char *name)
     return real_result(fremovexattr(fd, name));
 }
 
+static int real_setflags(const struct io *io, int fd, int flags)
+{
+    (void)io;
+    return real_result(ioctl(fd, FS_IOC_SETFLAGS, &flags));
+}
+
 const struct io_ops io_real_ops = {
     .openat = real_openat,
     .pread = real_pread,
@@ -145,6 +151,7 @@ const struct io_ops io_real_ops = {
     .fchown = real_fchown,
     .fsetxattr = real_fsetxattr,
     .fremovexattr = real_fremovexattr,
+    .setflags = real_setflags,
 };
 
 const struct io *io_real(void)

@@ -46,6 +46,7 @@ struct io_ops {
     int (*fsetxattr)(const struct io *io, int fd, const char *name,
                      const void *value, size_t len);
     int (*fremovexattr)(const struct io *io, int fd, const char *name);
+    int (*setflags)(const struct io *io, int fd, int flags); /* of chattr */
 };
 
 struct io {

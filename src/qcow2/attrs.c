@@ -31,6 +31,48 @@ void attrs_copy_nocow(int like, int empty)
     ioctl(empty, FS_IOC_SETFLAGS, &flags);
 }
 
+/*
+ * How a file is kept, by the letters of chattr: A c d j m s S t u x. Not those
+ * that nobody could write or remove it with (i, a), nor what the filesystem
+ * made of it by itself (e, h, I, N) or lets nobody change in a file with data
+ * (C, E, V), nor those of directories.
+ */
+#define FLAGS_KEPT                                                             \
+    (FS_NOATIME_FL | FS_COMPR_FL | FS_NODUMP_FL | FS_JOURNAL_DATA_FL |         \
+     FS_NOCOMP_FL | FS_SECRM_FL | FS_SYNC_FL | FS_NOTAIL_FL | FS_UNRM_FL |     \
+     FS_DAX_FL)
+
+/* What the filesystem, or a security module, does not let us touch. */
+static bool is_tolerable(int r)
+{
+    return r == -EOPNOTSUPP || r == -EPERM || r == -EACCES || r == -ENODATA;
+}
+
+/* A filesystem that does not know one of them, or not together with what the
+ * file has else, takes none: then each is tried by itself. */
+static int copy_flags(const struct io *io, int from, int to, const char *name,
+                      struct qstill_error *err)
+{
+    int want = 0, have = 0, differ, r;
+
+    if (ioctl(from, FS_IOC_GETFLAGS, &want) < 0 ||
+        ioctl(to, FS_IOC_GETFLAGS, &have) < 0)
+        return 0;
+    differ = (want ^ have) & FLAGS_KEPT;
+    if (differ == 0 || io->ops->setflags(io, to, have ^ differ) == 0)
+        return 0;
+    for (int bit = 1; bit <= differ && bit > 0; bit <<= 1) {
+        if (!(differ & bit))
+            continue;
+        r = io->ops->setflags(io, to, have ^ bit);
+        if (r == 0)
+            have ^= bit;
+        else if (!is_tolerable(r) && r != -EINVAL)
+            return err_errno(err, -r, "cannot set the flags of %s", name);
+    }
+    return 0;
+}
+
 bool attrs_can_copy(int from, int to)
 {
     struct stat a, b;
@@ -82,12 +124,6 @@ static int copy_one(const struct io *io, int from, int to, const char *name,
     return io->ops->fsetxattr(io, to, name, value, (size_t)n);
 }
 
-/* What the filesystem, or a security module, does not let us touch. */
-static bool is_tolerable(int r)
-{
-    return r == -EOPNOTSUPP || r == -EPERM || r == -EACCES || r == -ENODATA;
-}
-
 /* Attributes that only `to` has go. */
 static int remove_others(const struct io *io, int from, int to, char *list,
                          const char *name, struct qstill_error *err)
@@ -107,6 +143,12 @@ static int remove_others(const struct io *io, int from, int to, char *list,
     return 0;
 }
 
+/* How to compress: not taken for a file that is not copied on write. */
+static bool is_refused(const char *name, int r)
+{
+    return r == -EINVAL && strncmp(name, "btrfs.", 6) == 0;
+}
+
 static int copy_xattrs(const struct io *io, int from, int to, const char *name,
                        struct qstill_error *err)
 {
@@ -121,7 +163,7 @@ static int copy_xattrs(const struct io *io, int from, int to, const char *name,
         int r = copy_one(io, from, to, list + at, values,
                          values + XATTR_VALUE_MAX_BYTES);
 
-        if (r < 0 && !is_tolerable(r))
+        if (r < 0 && !is_tolerable(r) && !is_refused(list + at, r))
             return err_errno(err, -r, "cannot set %s of %s", list + at, name);
     }
     return remove_others(io, from, to, list, name, err);
@@ -143,5 +185,8 @@ int attrs_copy(const struct io *io, int from, int to, const char *name,
         r = io->ops->fchmod(io, to, a.st_mode & 07777);
     if (r < 0)
         return err_errno(err, -r, "cannot set the mode of %s", name);
+    /* first: on btrfs a flag sets the attribute that says how to compress */
+    if (copy_flags(io, from, to, name, err) < 0)
+        return err->code;
     return copy_xattrs(io, from, to, name, err);
 }

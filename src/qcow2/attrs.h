@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* Who may use a file: owner, mode, extended attributes (labels, ACLs). */
+/* Who may use a file: owner, mode, extended attributes (labels, ACLs); and how
+ * it is kept (chattr). */
 #ifndef QSTILL_QCOW2_ATTRS_H
 #define QSTILL_QCOW2_ATTRS_H
 
 #include "base/io.h"
 
-/* Gives `to` the owner, mode and extended attributes of `from`. Attributes
- * that the filesystem does not take are left out. */
+/* Gives `to` the owner, mode, extended attributes and flags of `from`. Those
+ * that the filesystem does not take are left out, and so are the flags that
+ * keep a file from being written (chattr +i, +a). */
 int attrs_copy(const struct io *io, int from, int to, const char *name,
                struct qstill_error *err);
 

@@ -132,6 +132,11 @@ static int fault_fremovexattr(const struct io *io, int fd, const char *name)
     PASS(io, FAULT_ATTR, fremovexattr(below, fd, name));
 }
 
+static int fault_setflags(const struct io *io, int fd, int flags)
+{
+    PASS(io, FAULT_ATTR, setflags(below, fd, flags));
+}
+
 static const struct io_ops fault_ops = {
     .openat = fault_openat,
     .pread = fault_pread,
@@ -148,6 +153,7 @@ static const struct io_ops fault_ops = {
     .fchown = fault_fchown,
     .fsetxattr = fault_fsetxattr,
     .fremovexattr = fault_fremovexattr,
+    .setflags = fault_setflags,
 };
 
 void fault_io_init(struct fault_io *f, const struct io *below)

@@ -16,7 +16,7 @@ enum fault_kind {
     FAULT_TRUNCATE = 1 << 4,
     FAULT_ALLOCATE = 1 << 5, /* fallocate, clone */
     FAULT_NAME = 1 << 6,     /* rename, unlink */
-    FAULT_ATTR = 1 << 7,     /* chmod, chown, xattr */
+    FAULT_ATTR = 1 << 7,     /* chmod, chown, xattr, chattr */
 };
 
 struct fault_io {

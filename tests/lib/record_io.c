@@ -385,6 +385,11 @@ static int rec_fremovexattr(const struct io *io, int fd, const char *name)
     return rec_attr(io, fd, io_real_ops.fremovexattr(io, fd, name));
 }
 
+static int rec_setflags(const struct io *io, int fd, int flags)
+{
+    return rec_attr(io, fd, io_real_ops.setflags(io, fd, flags));
+}
+
 static const struct io_ops record_ops = {
     .openat = rec_openat,
     .pread = rec_pread,
@@ -401,6 +406,7 @@ static const struct io_ops record_ops = {
     .fchown = rec_fchown,
     .fsetxattr = rec_fsetxattr,
     .fremovexattr = rec_fremovexattr,
+    .setflags = rec_setflags,
 };
 
 /* -------------------------------------------------------------- lifetime */

@@ -138,6 +138,9 @@ def survived(before, kept_bitmaps=None, bitmaps_dropped=0):
     if qtools.xattrs(path) != before.xattrs:
         bad.append("%s: xattrs are %r, were %r" % (
             path, qtools.xattrs(path), before.xattrs))
+    if qtools.flags(path) != before.flags:
+        bad.append("%s: flags are %#x, were %#x" % (
+            path, qtools.flags(path), before.flags))
     if qtools.file_hash(path) == before.bytes and kept_bitmaps is None:
         return bad
     try:

@@ -6,11 +6,13 @@ QEMU reads, `FileState` is what a merge must keep of a surviving file.
 Set QSTILL to test another binary, QCOW2_TMP for the scratch directory.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -214,6 +216,23 @@ def xattrs(path):
     return out
 
 
+# By the letters of chattr: A c d j m s S t u x.
+FS_IOC_GETFLAGS = 0x80086601
+KEPT_FLAGS = (0x80 | 0x4 | 0x40 | 0x4000 | 0x400 | 0x1 | 0x8 | 0x8000 | 0x2 |
+              0x2000000)
+
+
+def flags(path):
+    """Those that say how a file is kept; 0 where there are none."""
+    raw = bytearray(8)
+    try:
+        with open(path, "rb") as f:
+            fcntl.ioctl(f, FS_IOC_GETFLAGS, raw)
+    except OSError:
+        return 0
+    return int.from_bytes(raw[:4], sys.byteorder) & KEPT_FLAGS
+
+
 class Unreadable(RuntimeError):
     """QEMU cannot read what QEMU wrote: seen after `write -c` and `write -z
     -u` in one qemu-io 7.2 (seed 31). Such a chain proves nothing."""
@@ -227,7 +246,7 @@ class FileState:
         self.path, self.fmt = path, fmt
         st = os.lstat(path)
         self.owner, self.mode = (st.st_uid, st.st_gid), st.st_mode
-        self.xattrs = xattrs(path)
+        self.xattrs, self.flags = xattrs(path), flags(path)
         self.bytes = file_hash(path)
         try:
             self.view = guest_hash(path, fmt)

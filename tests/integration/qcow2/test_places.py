@@ -258,6 +258,67 @@ class Reflinks(unittest.TestCase):
 
 
 @unittest.skipUnless(os.geteuid() == 0, "needs root to mount")
+@unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "losetup", "chattr"),
+                 qtools.missing("qemu-img", "qemu-io", "losetup", "chattr"))
+class Flags(unittest.TestCase):
+    """Of chattr: the result has those of the upper layer."""
+
+    def merge(self, d, below, upper, *more):
+        os.makedirs(d)
+        paths = chain(d, MIB, 256 << 10, 4 * MIB)
+        for path, flags in ((paths[1], below), (paths[2], upper)):
+            if flags:
+                qtools.must("chattr", "+" + flags, path)
+        for path, value in more:
+            os.setxattr(os.path.join(d, path), "btrfs.compression", value)
+        return qmerge.Merge(d, [File(p) for p in paths], paths, [paths[1]])
+
+    def kept(self, m, direction):
+        r = m.run(direction)
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertEqual(m.merged(), [])
+
+    def test_ext4(self):
+        mount, _ = qtools.loop_mount(self, "ext4", "mkfs.ext4", "-q")
+        for direction in ("up", "down", "new"):
+            for below, upper in (("du", "ASsc"), ("As", ""), ("", "d")):
+                with self.subTest(direction=direction, upper=upper):
+                    d = os.path.join(mount, direction + upper)
+                    m = self.merge(d, below, upper)
+                    want = qtools.flags(m.chain[-1])
+                    self.assertEqual(len(upper), bin(want).count("1"))
+                    self.kept(m, direction)
+
+    def test_btrfs(self):
+        """There some are extended attributes, too."""
+        mount, _ = qtools.loop_mount(self, "btrfs", "mkfs.btrfs", "-q")
+        for direction in ("up", "down", "new"):
+            for i, (below, upper, *more) in enumerate((
+                    ("c", "Ad"), ("dm", "c"), ("S", "Am"),
+                    ("A", "d", ("mid", b"zlib"), ("top", b"zstd")),
+                    ("", "d", ("mid", b"lzo")),
+                    ("", "A", ("top", b"lzo")))):
+                with self.subTest(direction=direction, i=i):
+                    d = os.path.join(mount, "%s%d" % (direction, i))
+                    self.kept(self.merge(d, below, upper, *more), direction)
+
+    def test_what_the_other_file_cannot_take(self):
+        """What is not copied on write is not compressed, either."""
+        mount, _ = qtools.loop_mount(self, "btrfs", "mkfs.btrfs", "-q")
+        os.makedirs(os.path.join(mount, "d"))
+        d, u = (os.path.join(mount, "d", n) for n in "du")
+        for path, *more in ((d, "-o", "nocow=on"), (u, "-b", d, "-F",
+                                                    "qcow2")):
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2", *more, path,
+                        "1M")
+        qtools.must("chattr", "+Ac", u)
+        r = qtools.image("merge", u, "--drop", d, "--direction", "down")
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertEqual(0x80, qtools.flags(u))
+        self.assertEqual(["u"], os.listdir(os.path.dirname(u)))
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root to mount")
 @unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "losetup", "mkfs.xfs"),
                  qtools.missing("qemu-img", "qemu-io", "losetup", "mkfs.xfs"))
 class AnEndedRun(unittest.TestCase):
