@@ -27,12 +27,10 @@ static int run_compare(struct cli *cli, const struct args *args,
     uint64_t offset = 0;
     bool equal;
 
-    /* the tables are read here; until then a signal may just end us */
-    if (qstill_image_compare(a, args_text(args, "format"), b,
-                             args_text(args, "format-b"), &job, err) < 0)
-        return err->code;
     run_prepare(cli);
-    if (run_job(cli, job, err) < 0)
+    if (qstill_image_compare(a, args_text(args, "format"), b,
+                             args_text(args, "format-b"), &job, err) < 0 ||
+        run_job(cli, job, err) < 0)
         return err->code;
     equal = qstill_image_compare_equal(job, &offset);
     if (cli->json)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* The public comparison of two images: a job of one phase. */
+/* The public comparison of two images: a job that reads the tables, then the
+ * data. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,6 +21,13 @@ static void job_free(void *ctx)
     free(j);
 }
 
+static int load_enter(void *ctx, struct qstill_error *err)
+{
+    struct compare_job *j = ctx;
+
+    return compare_load(j->compare, job_stop(j->job), err);
+}
+
 static int go(void *ctx, bool *done, struct qstill_error *err)
 {
     struct compare_job *j = ctx;
@@ -33,6 +41,7 @@ static int go(void *ctx, bool *done, struct qstill_error *err)
 }
 
 static const struct job_phase phases[] = {
+    {"load", load_enter, NULL, NULL},
     {"compare", NULL, go, NULL},
     {NULL, NULL, NULL, NULL},
 };

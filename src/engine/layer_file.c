@@ -157,7 +157,9 @@ int layer_compare(const char *a, const char *b, struct qstill_error *err)
         chain_close(x);
         return err->code;
     }
-    if (compare_open(&c, x, y, err) < 0 || compare_all(c, err) < 0)
+    if (compare_open(&c, x, y, err) < 0 ||
+        compare_load(c, (struct aio_stop){0}, err) < 0 ||
+        compare_all(c, err) < 0)
         return err->code;
     if (!compare_equal(c, &at))
         return err_set(err, QSTILL_E_CORRUPT,

@@ -45,6 +45,7 @@ struct compare {
 
 static void side_close(struct side *s)
 {
+    filler_fini(&s->filler);
     extents_fini(&s->view);
     chain_close(s->chain);
 }
@@ -99,16 +100,26 @@ int compare_open(struct compare **out, struct chain *a, struct chain *b,
     c->side[1].chain = b;
     c->differs = UINT64_MAX;
     if (aio_open(&c->aio, a->io, NULL, err) < 0 ||
-        aio_pool_open(&c->pool, c->aio, PIECE_BYTES, 2 * PIECES, err) < 0 ||
-        side_load(c, 0, err) < 0 || side_load(c, 1, err) < 0)
+        aio_pool_open(&c->pool, c->aio, PIECE_BYTES, 2 * PIECES, err) < 0)
         return err->code;
     for (unsigned i = 0; i < PIECES; i++) {
         c->pairs[i].c = c;
         c->pairs[i].data[0] = aio_pool_get(c->pool);
         c->pairs[i].data[1] = aio_pool_get(c->pool);
     }
-    c->end = max_u64(c->side[0].size, c->side[1].size);
     *out = take_ptr(&c);
+    return 0;
+}
+
+int compare_load(struct compare *c, struct aio_stop stop,
+                 struct qstill_error *err)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        c->side[i].chain->stop = stop;
+        if (side_load(c, i, err) < 0)
+            return err->code;
+        c->end = max_u64(c->end, c->side[i].size);
+    }
     return 0;
 }
 

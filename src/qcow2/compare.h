@@ -10,8 +10,11 @@
 
 struct compare;
 
-/* Takes both chains over, on failure too; they are loaded here. */
+/* Takes both chains over, on failure too. */
 int compare_open(struct compare **out, struct chain *a, struct chain *b,
+                 struct qstill_error *err);
+/* Reads their tables, once and first. */
+int compare_load(struct compare *c, struct aio_stop stop,
                  struct qstill_error *err);
 /* Some work; *done also at the first difference. */
 int compare_step(struct compare *c, bool *done, struct qstill_error *err);

@@ -10,6 +10,7 @@ import time
 
 from lib import image
 from lib.case import Case
+from lib.slowed import Slowed, l2_table
 
 MIB = 1 << 20
 DATA = 24  # MiB that a merge has to move
@@ -170,6 +171,43 @@ class Slow(Deletes):
         status, out, err = self.q.finish(process, 60)
         self.q.failed("corrupt", "root|leaf", ["delete"], status, out, err)
         self.damaged_on_purpose.add("vm")
+
+
+class StillReading(Case):
+    either = True
+    cost = 10
+
+    def test_cancelled_while_tables_are_read(self):
+        """A merge of many layers reads all their tables first."""
+        vm = self.tiny_vm(disks=[self.disk(size=64 * MIB, pattern=False)])
+        disk, = vm.disks
+        names = ["s%d" % i for i in range(8)]
+        for i, name in enumerate(names):
+            vm.io(disk, "write -q -P %d %dM 1M" % (i + 1, i))
+            vm.io(disk, "flush")
+            self.q("create", "vm", name)
+        vm.quit()
+        head, = self.head_paths(vm)
+        content = image.digest(head, "qcow2")
+        tables = {p: l2_table(p) for p in image.chain(head)[1:]}
+        slowed = Slowed(os.path.join(self.tmp, "reads"), 40, *self.q.argv(
+            ["delete", "vm", *names[1:-1]]))
+        self.addCleanup(slowed.process.kill)
+        slowed.wait(lambda p, n, at: tables.get(p) == at)
+        status, out, err = slowed.end(signal.SIGINT)
+        failure = self.q.failed("cancelled", "cancelled", ["delete"], status,
+                                out, err)
+        self.assertIn("qstill recover vm", failure.hint)
+        read = [p for p, _, at in slowed.reads() if tables.get(p) == at]
+        self.assertLess(len(read), len(tables) // 2)
+        self.assertEqual(len(tables) + 1, len(image.chain(head)))
+        self.assertEqual(content, image.digest(head, "qcow2"))
+        self.q("recover", "vm")
+        self.assertEqual(["s0", "s7"], self.q.names("vm"))
+        head, = self.head_paths(vm)
+        self.assertEqual(3, len(image.chain(head)))
+        self.assertEqual(content, image.digest(head, "qcow2"))
+        self.check_nothing_left(vm)
 
 
 class BrokenFold(Deletes):
