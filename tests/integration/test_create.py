@@ -293,3 +293,41 @@ class Zeroes(Case):
         else:
             self.assertEqual("", self.q.stderr)
             self.kept(vm)
+
+
+class NotCopiedOnWrite(Case):
+    """chattr +C: a head has it where the image below has it. btrfs takes it of
+    an empty file alone, and shares no blocks between two that differ in it."""
+    either = True
+
+    def is_nocow(self, path):
+        p = subprocess.run(["lsattr", path], stdout=subprocess.PIPE, text=True,
+                           check=True)
+        return "C" in p.stdout.split()[0]
+
+    def heads(self, nocow):
+        self.mount_btrfs(os.path.join(self.tmp, "vm"), "200M")
+        disk = self.disk(make=False)
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                  "nocow=" + nocow, disk.path, "2M")
+        vm = self.tiny_vm(disks=[disk])
+        vm.write(disk, 0, 1)
+        self.q("create", "vm", "runs")
+        vm.write(disk, 1, 2)
+        vm.quit()
+        self.q("create", "vm", "off")
+        head, = self.head_paths(vm)
+        chain = image.chain(head)
+        self.q("start", "vm")
+        self.q("revert", "vm", "runs")
+        head, = self.head_paths(vm)
+        self.assertNotIn(head, chain)
+        self.assertEqual([nocow == "on"] * 4,
+                         [self.is_nocow(p) for p in (*chain, head)])
+        self.check_nothing_left(vm)
+
+    def test_where_the_image_below_is_not(self):
+        self.heads("on")
+
+    def test_where_it_is(self):
+        self.heads("off")

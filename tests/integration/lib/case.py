@@ -225,10 +225,16 @@ class Case(unittest.TestCase):
 
     def mount_ext4(self, path, size):
         """The same with an ext4 of `size`, none of it kept for root."""
+        self._mount_made("ext4", path, size, "-m", "0", "-b", "4096")
+
+    def mount_btrfs(self, path, size):
+        self._mount_made("btrfs", path, size)
+
+    def _mount_made(self, fs, path, size, *options):
         os.makedirs(path, exist_ok=True)
-        made = os.path.join(self.tmp, "ext4")
+        made = os.path.join(self.tmp, fs)
         subprocess.run(["truncate", "-s", size, made], check=True)
-        for argv in (["mkfs.ext4", "-q", "-m", "0", "-b", "4096", made],
+        for argv in (["mkfs." + fs, "-q", *options, made],
                      ["mount", "-o", "loop", made, path]):
             try:
                 p = subprocess.run(argv, stdout=subprocess.PIPE,
@@ -236,8 +242,8 @@ class Case(unittest.TestCase):
             except FileNotFoundError as e:
                 self.skipTest(str(e))
             if p.returncode != 0:
-                self.skipTest("an ext4 is not to be had here: " +
-                              p.stdout.strip())
+                self.skipTest("%s is not to be had here: %s" % (
+                    fs, p.stdout.strip()))
         self.addCleanup(subprocess.run, ["umount", "-l", path])
 
     def _end_processes(self):
