@@ -98,6 +98,7 @@ int content_sum(struct chain *c, uint64_t *sum, struct qstill_error *err)
     if (r.busy)
         aio_settle(c->aio);
     fill_fini(&r.fill);
+    filler_fini(&r.filler);
     aio_pool_free(r.pool);
     return err->code;
 }

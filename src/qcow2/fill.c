@@ -5,15 +5,17 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "base/compress.h"
+#include "unpack.h"
 
 struct fill_piece {
+    struct unpack_wait wait; /* first */
     struct aio_op op;
     struct fill *fill;
-    size_t at;       /* in the fill's buffer */
-    size_t len;      /* there */
-    uint64_t skip;   /* compressed: bytes of the cluster before it */
-    uint8_t *packed; /* compressed: the input, ours */
+    size_t at;             /* in the fill's buffer */
+    size_t len;            /* there */
+    uint8_t *packed;       /* a compressed cluster: the input, ours */
+    struct unpack *unpack; /* a part of one, ... */
+    uint64_t skip;         /* ... bytes of it before that */
     const struct image *img;
 };
 
@@ -29,8 +31,8 @@ void fill_begin(struct fill *f, void *data, size_t room)
 static void drop_packed(struct fill *f)
 {
     for (size_t i = 0; i < f->count; i++) {
-        free(f->pieces[i].packed);
-        f->pieces[i].packed = NULL;
+        free(take_ptr(&f->pieces[i].packed));
+        unpack_put(&f->pieces[i].unpack);
     }
 }
 
@@ -97,22 +99,25 @@ static int add_bytes(struct fill *f, const struct image *img, uint64_t off,
     return 0;
 }
 
-static int add_compressed(struct fill *f, const struct image *img,
-                          const struct extent *e, uint64_t guest, size_t len)
+static int add_compressed(struct filler *fl, struct fill *f,
+                          const struct image *img, const struct extent *e,
+                          uint64_t guest, size_t len)
 {
     struct fill_piece *p = add_piece(f, img, len);
 
     if (!p)
         return -1;
-    p->packed = malloc(e->clen);
-    if (!p->packed)
-        return -1;
-    p->skip = guest % img->cluster_size;
-    p->op.off = e->host;
-    p->op.len = e->clen;
-    p->op.data = p->packed;
+    if (len < img->cluster_size) {
+        p->unpack = unpack_get(&fl->unpack, img, e);
+        p->skip = guest % img->cluster_size;
+    } else {
+        p->packed = malloc(e->clen);
+        p->op.off = e->host;
+        p->op.len = e->clen;
+        p->op.data = p->packed;
+    }
     f->len += len;
-    return 0;
+    return p->unpack || p->packed ? 0 : -1;
 }
 
 /* A part of one extent. */
@@ -125,7 +130,7 @@ static int add_extent(struct filler *fl, struct fill *f, const struct extent *e,
     case EXTENT_DATA:
         return add_bytes(f, img, e->host + (guest - e->guest), len);
     case EXTENT_COMPRESSED:
-        return add_compressed(f, img, e, guest, len);
+        return add_compressed(fl, f, img, e, guest, len);
     default:
         add_zeros(f, len);
         return 0;
@@ -184,32 +189,15 @@ int fill_raw(struct filler *fl, struct fill *f, uint16_t layer, uint64_t off,
 
 /* --------------------------------------------------------------------- end */
 
-static int inflate_into(const struct image *img, uint8_t *out, size_t len,
-                        const struct fill_piece *p)
+static int piece_copy(struct fill *f, struct fill_piece *p)
 {
-    if (img->info.header.compression_type == QCOW2_COMPRESSION_ZSTD)
-        return compress_unzstd(out, len, p->packed, p->op.len);
-    return compress_inflate(out, len, p->packed, p->op.len);
-}
-
-static int unpack(struct fill *f, struct fill_piece *p)
-{
-    size_t cs = (size_t)p->img->cluster_size;
-    CLEANUP(freep) uint8_t *whole = NULL;
     uint8_t *out = f->data + p->at;
 
-    if (p->len < cs) {
-        out = whole = malloc(cs);
-        if (!whole)
-            return err_nomem(&f->why);
-    }
-    if (inflate_into(p->img, out, cs, p) < 0)
-        return err_set(&f->why, QSTILL_E_CORRUPT,
-                       "%s: compressed data at offset %llu is damaged",
-                       p->img->path, (unsigned long long)p->op.off);
-    if (whole)
-        memcpy(f->data + p->at, whole + p->skip, p->len);
-    return 0;
+    if (p->unpack)
+        return unpack_copy(p->unpack, out, p->skip, p->len, &f->why);
+    return p->packed ? unpack_whole(p->img, p->op.off, p->packed, p->op.len,
+                                    out, &f->why)
+                     : 0;
 }
 
 static void piece_end(struct fill *f, struct fill_piece *p)
@@ -220,15 +208,14 @@ static void piece_end(struct fill *f, struct fill_piece *p)
         f->error = err_errno(&f->why, op->error, "reading %s", p->img->path);
     else if (op->moved < op->len)
         memset((uint8_t *)op->data + op->moved, 0, op->len - op->moved);
-    if (p->packed && f->error == 0)
-        f->error = unpack(f, p);
-    free(p->packed);
-    p->packed = NULL;
+    if (f->error == 0)
+        f->error = piece_copy(f, p);
+    free(take_ptr(&p->packed));
+    unpack_put(&p->unpack);
 }
 
-static void piece_done(struct aio_op *op)
+static void piece_over(struct fill_piece *p)
 {
-    struct fill_piece *p = op->user;
     struct fill *f = p->fill;
 
     piece_end(f, p);
@@ -236,18 +223,40 @@ static void piece_done(struct aio_op *op)
         f->done(f);
 }
 
+static void piece_read(struct aio_op *op)
+{
+    piece_over(op->user);
+}
+
+static void piece_unpacked(struct unpack_wait *w)
+{
+    piece_over((struct fill_piece *)w);
+}
+
+static int read_now(const struct io *io, struct fill *f, struct fill_piece *p)
+{
+    struct qstill_error why;
+
+    if (p->unpack) {
+        unpack_now(p->unpack, io);
+        return 0;
+    }
+    if (io_read_upto(io, p->op.fd, p->op.data, p->op.len, p->op.off,
+                     &p->op.moved, &why) < 0) {
+        f->why = why;
+        return err_wrap(&f->why, "reading %s", p->img->path);
+    }
+    return 0;
+}
+
 int fill_now(const struct io *io, struct fill *f)
 {
     for (size_t i = 0; i < f->count; i++) {
         struct fill_piece *p = &f->pieces[i];
-        struct qstill_error why;
 
         p->op.error = p->op.moved = 0;
-        if (f->error == 0 && io_read_upto(io, p->op.fd, p->op.data, p->op.len,
-                                          p->op.off, &p->op.moved, &why) < 0) {
-            f->why = why;
-            f->error = err_wrap(&f->why, "reading %s", p->img->path);
-        }
+        if (f->error == 0)
+            f->error = read_now(io, f, p);
         piece_end(f, p);
     }
     return f->error;
@@ -255,17 +264,27 @@ int fill_now(const struct io *io, struct fill *f)
 
 void fill_start(struct filler *fl, struct fill *f)
 {
+    /* pieces do not move any more from here on, and some may be over at once:
+     * one more than there are, so that all have begun before that is told */
     f->filler = fl;
-    f->pending = f->count;
-    if (f->count == 0) {
-        f->done(f);
-        return;
-    }
-    /* pieces do not move any more from here on */
+    f->pending = f->count + 1;
     for (size_t i = 0; i < f->count; i++) {
-        f->pieces[i].fill = f;
-        f->pieces[i].op.user = &f->pieces[i];
-        f->pieces[i].op.done = piece_done;
-        aio_submit(fl->aio, &f->pieces[i].op);
+        struct fill_piece *p = &f->pieces[i];
+
+        p->fill = f;
+        p->wait.ready = piece_unpacked;
+        p->op.user = p;
+        p->op.done = piece_read;
+        if (p->unpack)
+            unpack_start(p->unpack, fl->aio, &p->wait);
+        else
+            aio_submit(fl->aio, &p->op);
     }
+    if (--f->pending == 0)
+        f->done(f);
+}
+
+void filler_fini(struct filler *fl)
+{
+    unpack_put(&fl->unpack);
 }

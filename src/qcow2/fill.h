@@ -15,12 +15,19 @@
 
 #include "chain.h"
 
+struct unpack;
+
+/* The fills of one are all started, or all done by fill_now(). */
 struct filler {
     struct aio *aio;
     const struct chain *chain;
     const struct extents *view;
-    size_t hint; /* where the last range was found */
+    size_t hint;           /* where the last range was found */
+    struct unpack *unpack; /* the last compressed cluster of a part */
 };
+
+/* When none of its fills is under way any more. */
+void filler_fini(struct filler *fl);
 
 struct fill_piece;
 struct fill {

@@ -125,6 +125,7 @@ void mover_close(struct mover *m)
     aio_close(m->aio);
     for (size_t i = 0; i < m->unit_count; i++)
         fill_fini(&m->units[i].fill);
+    filler_fini(&m->filler);
     free(m->units);
     aio_pool_free(m->pool);
     free(m->unshareable);

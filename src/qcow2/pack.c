@@ -429,6 +429,7 @@ void pack_close(struct pack *p)
         free(p->chunks[i].packed);
     }
     free(p->chunks);
+    filler_fini(&p->filler);
     pack_streams_close(p->streams);
     free(p);
 }

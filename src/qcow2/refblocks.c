@@ -183,9 +183,27 @@ int refblocks_load(const struct image *img, struct refblocks *b,
     return load_blocks(img, b, err);
 }
 
+/* Of the number of clusters in a block. */
+static unsigned block_shift(const struct refblocks *b)
+{
+    return b->h->cluster_bits + 3 - b->h->refcount_order;
+}
+
+uint64_t refblocks_seek(const struct refblocks *b, uint64_t cluster)
+{
+    uint64_t i = cluster >> block_shift(b);
+
+    if (i < b->table_len && b->block[i])
+        return cluster;
+    for (i++; i < b->table_len; i++)
+        if (b->block[i])
+            return i << block_shift(b);
+    return UINT64_MAX;
+}
+
 uint64_t refblocks_get(const struct refblocks *b, uint64_t cluster)
 {
-    unsigned shift = b->h->cluster_bits + 3 - b->h->refcount_order;
+    unsigned shift = block_shift(b);
     uint64_t i = cluster >> shift;
 
     if (i >= b->table_len || !b->block[i])

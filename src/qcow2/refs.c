@@ -276,7 +276,11 @@ static int count_snapshots(struct counter *c, struct aio *aio,
         check_snapshot_l1s(c, &snaps, err) < 0)
         return err->code;
     count_range(c, "the snapshot table", c->h->snapshots_offset, snaps.bytes);
-    memset(c->tables, 0, c->refs->n * sizeof(*c->tables));
+    /* anew: to clear what the file is long enough for would take all of it */
+    free(c->tables);
+    c->tables = calloc(c->refs->n, sizeof(*c->tables));
+    if (!c->tables)
+        return err_nomem(err);
     for (size_t i = 0; i < snaps.n; i++) {
         CLEANUP(freep) uint64_t *l1 = NULL;
 
@@ -379,9 +383,19 @@ int refs_count(struct image *img, struct aio *aio, struct refs *refs,
 void refs_compare(const struct image *img, const struct refs *refs,
                   const struct refblocks *stored, struct refs_report *report)
 {
-    for (uint64_t i = 0; i < refs->n; i++) {
-        uint64_t is = refblocks_get(stored, i), should = refs->count[i];
+    uint64_t next = 0; /* none before it is stored */
 
+    for (uint64_t i = 0; i < refs->n; i++) {
+        uint64_t is, should;
+
+        if (i >= next)
+            next = refblocks_seek(stored, i);
+        while (i < next && i < refs->n && refs->count[i] == 0)
+            i++;
+        if (i == refs->n)
+            break;
+        is = refblocks_get(stored, i);
+        should = refs->count[i];
         /* past the end of the file only references count */
         if (i >= image_clusters(img) && should == 0)
             continue;

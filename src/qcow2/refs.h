@@ -52,6 +52,9 @@ void refblocks_fini(struct refblocks *b);
 int refblocks_load(const struct image *img, struct refblocks *b,
                    struct refs_report *report, struct qstill_error *err);
 uint64_t refblocks_get(const struct refblocks *b, uint64_t cluster);
+/* From that cluster on the first that is in a block with anything but zeros;
+ * UINT64_MAX: none. */
+uint64_t refblocks_seek(const struct refblocks *b, uint64_t cluster);
 
 /*
  * Loads the stored refcounts and counts all references; `refs` and `stored`

@@ -503,6 +503,54 @@ def l2_tables_in_holes(path, count):
     patch(path, 24, "Q", count * (8192 << 16))
 
 
+def half_a_hole(path, clusters):
+    """Clusters of 4 KiB, none behind its neighbour; the file has no data for
+    the later half of them."""
+    b = qbuild.Builder(random.Random(1), clusters << 12, 12)
+    for i in reversed(range(clusters)):
+        b.data(i, b"data" * 1024)
+    b.write(path)
+    at = b.guest[clusters // 2 - 1][0]
+    with open(path, "rb") as f:
+        raw = f.read()
+    os.unlink(path)
+    with open(path, "wb") as f:
+        f.write(raw[:at])
+        f.seek(at + (clusters // 2 << 12))
+        f.write(raw[f.tell():])
+
+
+def sparse_with_a_snapshot(path):
+    """A hundred million clusters, nearly none of them in use."""
+    b = good(bits=9)
+    b.snapshot("s")
+    b.write(path)
+    os.truncate(path, 512 << 27)
+
+
+def compressed_in_holes(path, clusters):
+    """Clusters of 2 MiB, each in a few bytes that are said to be 4 MiB: the
+    rest is a hole of the file. Returns the content."""
+    content = [b"".join(bytes([(7 * i + k) % 256]) * 512 for k in range(4096))
+               for i in range(clusters)]
+    b = qbuild.Builder(random.Random(1), clusters << 21, 21)
+    for i in range(clusters):
+        b.data(i, bytes(1 << 21))
+    b.write(path)
+    img = qimage.Image(path)
+    table, end = img.l1()[0] & qimage.OFFSET, os.path.getsize(path)
+    with open(path, "r+b") as f:
+        for i in range(clusters):
+            # up to where the next one is: 2 MiB more than a cluster has
+            at = end + (i << 22)
+            f.seek(table + 8 * i)
+            f.write(struct.pack(">Q", qimage.COMPRESSED | 8191 << 49 | at))
+            f.seek(at)
+            f.write(qbuild.deflate(content[i]))
+        f.truncate(end + (clusters << 22))
+    return b"".join(content)
+
+
 @case("snapshots-65536-of-huge-l1", ASIDE, "snapshot|L1|limit|refcount")
 def _many_l1(path):
     """65536 snapshots that share one hole of 32 MiB as their L1."""

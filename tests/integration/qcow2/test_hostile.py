@@ -187,6 +187,49 @@ class HostileImagesAreRefused(unittest.TestCase):
         self.assertEqual(3, self.use("check", path).rc)
         self.use("merge", top, "--drop", path, "--dry-run")
 
+    def test_a_compressed_cluster_in_many_parts(self):
+        """Of 2 MiB, and said to have 4 MiB of data; each second sector is
+        covered by the layer above. (It takes qemu-img minutes.)"""
+        top, raw, flat, base = (os.path.join(self.dir, n)
+                                for n in ("top", "raw", "flat", "base"))
+        size, content = 8 << 20, bytearray(hostile.compressed_in_holes(base, 4))
+        b = qbuild.Builder(random.Random(1), size, 9, backing="base",
+                           backing_format="qcow2")
+        for i in range(0, size // 512, 2):
+            data = bytes([i % 251 + 1]) * 512
+            content[512 * i:512 * i + 512] = data
+            b.data(i, data)
+        b.write(top)
+        with open(raw, "wb") as f:
+            f.write(content)
+        self.assertEqual(0, self.use("map", top).rc)
+        self.assertEqual(0, self.use("flatten", top, flat).rc)
+        self.assertEqual(bytes(content), qtools.guest_bytes(flat, "qcow2"))
+        for other in (flat, raw):
+            self.assertEqual(0, self.use("compare", top, other).rc)
+        os.unlink(flat)
+        self.assertEqual(0, self.use("flatten", top, flat, "--compress").rc)
+        self.assertEqual(0, self.use("compare", flat, raw).rc)
+
+    def test_what_the_file_is_long_enough_for_takes_no_memory(self):
+        path = os.path.join(self.dir, "long")
+        hostile.sparse_with_a_snapshot(path)
+        good = hostile.good(bits=9).write(os.path.join(self.dir, "good"))
+        self.assertEqual(0, self.use("check", path).rc)
+        self.assertEqual(0, self.use("map", path).rc)
+        self.assertEqual(0, self.use("compare", path, good).rc)
+
+    @unittest.skipIf(qtools.missing("strace"), qtools.missing("strace"))
+    def test_the_filesystem_is_asked_for_holes_once(self):
+        """Each answer can take it as long as the data has pieces."""
+        path, log = (os.path.join(self.dir, n) for n in ("half", "log"))
+        hostile.half_a_hole(path, 1024)
+        self.assertEqual([], qcompare.same_map(path, "qcow2"))
+        qtools.must("strace", "-f", "-o", log, "-e", "trace=lseek",
+                    qtools.QSTILL, "--json", "image", "map", path)
+        with open(log) as f:
+            self.assertLess(f.read().count("SEEK_"), 64)
+
     def test_odd_but_legal_images_work(self):
         def check(case, d, path, good, overlay):
             fmt = "qcow2"
