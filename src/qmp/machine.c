@@ -102,11 +102,21 @@ static int read_type(struct qstill_qmp *q, struct qmp_machine *m,
     return 0;
 }
 
+/* QEMU 11 calls query-kvm deprecated: a VM may be started so that QEMU refuses
+ * such commands, or so that it aborts (-compat deprecated-input). */
 static int read_kvm(struct qstill_qmp *q, struct qmp_machine *m,
                     struct qstill_error *err)
 {
     CLEANUP(json_decrefp) json_t *ret = NULL;
+    int rc = client_ask(q, "query-accelerators", &ret, err);
 
+    if (rc == 0) {
+        m->kvm = strcmp(field_string(ret, "enabled", ""), "kvm") == 0;
+        return 0;
+    }
+    if (rc != QSTILL_E_PRECONDITION) /* it has the command */
+        return rc;
+    err_clear(err);
     if (client_ask(q, "query-kvm", &ret, err) < 0)
         return err->code;
     m->kvm = field_bool(ret, "enabled", false);

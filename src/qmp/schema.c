@@ -96,15 +96,24 @@ struct question {
 
 static bool ask(struct question *q, const char *type, const char *path);
 
+/* The values are objects in "members" and strings in "values": the latter is
+ * deprecated, and not there in a VM with -compat deprecated-output=hide. */
 static bool enum_has(const json_t *entry, const char *value)
 {
-    const json_t *values = json_object_get(entry, "values");
+    const json_t *list = json_object_get(entry, "members");
     size_t i;
     json_t *v;
 
-    json_array_foreach(values, i, v) if (json_is_string(v) &&
-                                         strcmp(json_string_value(v), value) ==
-                                             0) return true;
+    if (!list)
+        list = json_object_get(entry, "values");
+    json_array_foreach(list, i, v)
+    {
+        const char *name = json_is_string(v) ? json_string_value(v)
+                                             : field_string(v, "name", NULL);
+
+        if (name && strcmp(name, value) == 0)
+            return true;
+    }
     return false;
 }
 

@@ -260,7 +260,18 @@ class TypedCalls(Case):
                          roms["etc/acpi/tables"]["region"])
 
     def test_features(self):
-        q = self.calls(self.firmware())
+        self.check_features(self.calls(self.firmware()))
+
+    def test_a_vm_that_refuses_what_is_deprecated(self):
+        """And that leaves out of its answers what is."""
+        vm = self.firmware("-compat",
+                           "deprecated-input=reject,deprecated-output=hide")
+        q = self.calls(vm)
+        self.assertEqual(("fw", False), (q("machine")["name"],
+                                         q("machine")["kvm"]))
+        self.check_features(q)
+
+    def check_features(self, q):
         modern = QEMU_VERSION != "7.2"
         for want, question in (
                 (True, ("command", "xen-save-devices-state")),

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -74,6 +75,36 @@ static void a_machine_of_qemu_7_2(void **state)
     assert_event(q, "STOP");
     assert_int_equal(qmp_quit(q, &err), 0);
     qmp_peer_close(p, q);
+}
+
+static void an_accelerator_of_qemu_11(void **state)
+{
+    static const char *const names[] = {"tcg", "kvm", "xen"};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        CLEANUP(qmp_machine_fini) struct qmp_machine m = QMP_MACHINE_INIT;
+        char script[1024];
+        struct qstill_qmp *q;
+        struct qmp_peer *p;
+
+        snprintf(script, sizeof(script),
+                 "C {\"execute\":\"query-version\"}\n"
+                 "S {\"return\":{\"qemu\":{\"major\":11}}}\n"
+                 "C {\"execute\":\"query-name\"}\nS {\"return\":{}}\n"
+                 "C {\"execute\":\"query-uuid\"}\nS {\"return\":{}}\n"
+                 "C {\"execute\":\"qom-get\",\"arguments\":"
+                 "{\"path\":\"/machine\",\"property\":\"type\"}}\n"
+                 "S {\"return\":\"pc-q35-11.1-machine\"}\n"
+                 "C {\"execute\":\"query-accelerators\"}\n"
+                 "S {\"return\":{\"enabled\":\"%s\"}}\n",
+                 names[i]);
+        p = qmp_peer_client(script, &q);
+        assert_int_equal(qmp_machine_read(q, &m, &err), 0);
+        assert_string_equal(m.version, "11.0.0");
+        assert_int_equal(m.kvm, strcmp(names[i], "kvm") == 0);
+        qmp_peer_close(p, q);
+    }
 }
 
 static void a_quit_without_an_answer_is_one(void **state)
@@ -248,6 +279,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_machine_of_qemu_7_2),
+        cmocka_unit_test(an_accelerator_of_qemu_11),
         cmocka_unit_test(a_quit_without_an_answer_is_one),
         cmocka_unit_test(a_missing_property_is_found_missing),
         cmocka_unit_test(fds_are_given_and_taken_back),

@@ -124,6 +124,24 @@ static void paths_pass_lists_unions_and_alternatives(void **state)
     schema_free(s);
 }
 
+/* With deprecated-output=hide QEMU leaves the list "values" out. */
+static void values_are_found_in_members_too(void **state)
+{
+    struct schema *s = parse("[" COMMAND("c", "1", "0") "," OBJECT(
+        "1", MEMBER("on",
+                    "2")) "},"
+                          "{\"name\":\"2\",\"meta-type\":\"enum\",\"members\":["
+                          "{\"name\":\"yes\"},{\"name\":\"no\",\"features\":["
+                          "\"unstable\"]},7]}]");
+
+    (void)state;
+    assert_true(schema_has_value(s, "c", "on", "yes"));
+    assert_true(schema_has_value(s, "c", "on", "no"));
+    assert_false(schema_has_value(s, "c", "on", "maybe"));
+    assert_false(schema_has_value(s, "c", "on", ""));
+    schema_free(s);
+}
+
 static void types_in_circles_end(void **state)
 {
     struct schema *s = parse("[" COMMAND(
@@ -214,6 +232,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(commands_and_events_are_told_from_types),
         cmocka_unit_test(paths_pass_lists_unions_and_alternatives),
+        cmocka_unit_test(values_are_found_in_members_too),
         cmocka_unit_test(types_in_circles_end),
         cmocka_unit_test(what_is_no_schema_fails),
         cmocka_unit_test(the_schema_is_asked_for_once),
