@@ -25,6 +25,7 @@ struct work {
     struct bench_vm vm;
     struct bench_report report;
     struct guest_watch watch;
+    bool by_name; /* QEMU can migrate to "file:" */
 };
 
 static void work_freep(struct work **w)
@@ -193,14 +194,14 @@ static int wait_migration(struct work *w, struct qstill_error *err)
     }
 }
 
-/* Into a descriptor, which every version can, or by name, which is what the
- * file formats of newer ones need. */
-static int migrate(struct work *w, const struct way *way, const char *path,
-                   int fd, struct qstill_error *err)
+/* By name where QEMU can (its file formats need it, and QEMU 11 takes no file's
+ * descriptor any more), else into a descriptor. */
+static int migrate(struct work *w, const char *path, int fd,
+                   struct qstill_error *err)
 {
     char uri[PATH_MAX + 24];
 
-    if (way->mapped) {
+    if (w->by_name) {
         snprintf(uri, sizeof(uri), "file:%s", path);
     } else {
         snprintf(uri, sizeof(uri), "fd:bench");
@@ -219,8 +220,8 @@ static int migrate(struct work *w, const struct way *way, const char *path,
     return 0;
 }
 
-static int one_migration(struct work *w, const struct way *way,
-                         struct bench_row *row, struct qstill_error *err)
+static int one_migration(struct work *w, struct bench_row *row,
+                         struct qstill_error *err)
 {
     char path[PATH_MAX + 16];
     struct qstill_error second = {0};
@@ -237,7 +238,7 @@ static int one_migration(struct work *w, const struct way *way,
     r = bench_vm_say(&w->vm, "stop", NULL, err);
     from = bench_now_ms();
     if (r == 0)
-        r = migrate(w, way, path, fd, err);
+        r = migrate(w, path, fd, err);
     took = bench_now_ms() - from;
     if (r == 0 && fstat(fd, &st) == 0)
         row->bytes = (uint64_t)st.st_blocks * 512;
@@ -263,7 +264,7 @@ static int theirs(struct work *w, const struct way *way,
     if (r == 0)
         r = set_parameters(w, way, true, err);
     for (size_t i = 0; r == 0 && i < w->report.reps; i++)
-        r = one_migration(w, way, row, err);
+        r = one_migration(w, row, err);
     set_parameters(w, way, false, &ignored);
     set_capabilities(w, way, false, &ignored);
     return r < 0 ? bench_skip(row, err) : 0;
@@ -274,7 +275,9 @@ static int theirs(struct work *w, const struct way *way,
 static int measure_all(struct work *w, const char *mode,
                        struct qstill_error *err)
 {
-    if (ours(w, mode, err) < 0 || (w->report.has_stalls && idle(w, err) < 0))
+    if (ours(w, mode, err) < 0 || (w->report.has_stalls && idle(w, err) < 0) ||
+        qstill_qmp_has_value(w->vm.qmp, "migrate", "channels.addr.transport",
+                             "file", &w->by_name, err) < 0)
         return err->code;
     for (size_t i = 0; i < ARRAY_LEN(ways); i++)
         if (theirs(w, &ways[i], err) < 0)
