@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
-/* What the files of the merge share: merge.c (the whole), merge_plan.c (how),
- * merge_names.c (paths), merge_overlays.c (of what goes), merge_group.c (the
- * steps), merge_raw.c (into a raw base), merge_link.c, merge_recover.c and
- * merge_recover_dir.c. */
+/* What the files of the merge share: merge.c (the whole), merge_describe.c (in
+ * words), merge_plan.c (how), merge_names.c (paths), merge_overlays.c (of what
+ * goes), merge_group.c (the steps), merge_raw.c (into a raw base),
+ * merge_link.c, merge_recover.c and merge_recover_dir.c. */
 #ifndef QSTILL_QCOW2_MERGE_IMPL_H
 #define QSTILL_QCOW2_MERGE_IMPL_H
 
@@ -91,6 +91,9 @@ struct merge {
 
 /* merge.c: goes on with the journal of a dead process, which it takes over. */
 void merge_adopt_journal(struct merge *m, struct merge_journal *j);
+
+/* merge_describe.c */
+void merge_make_estimate(struct merge *m);
 
 /* The one beside the images, of merges of this top; NULL without memory. */
 char *merge_journal_name(const char *top);
