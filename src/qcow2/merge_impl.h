@@ -2,7 +2,8 @@
 /* What the files of the merge share: merge.c (the whole), merge_describe.c (in
  * words), merge_plan.c (how), merge_names.c (paths), merge_overlays.c (of what
  * goes), merge_group.c (the steps), merge_raw.c (into a raw base),
- * merge_link.c, merge_recover.c and merge_recover_dir.c. */
+ * merge_link.c, merge_recover.c (of a dead one), merge_settle.c (its files),
+ * merge_recover_dir.c. */
 #ifndef QSTILL_QCOW2_MERGE_IMPL_H
 #define QSTILL_QCOW2_MERGE_IMPL_H
 
@@ -158,6 +159,23 @@ int record_unlink_old_name(const struct io *io, const struct merge_record *r,
                            bool late, struct qstill_error *err);
 /* Late: whether the target may lose the name that it has. */
 bool record_may_rename(const struct io *io, const struct merge_record *r);
+
+/* merge_settle.c: what recovery does with the files. */
+/* The error for one that is gone, or another by now. */
+int record_not_there(const struct merge_file *f, struct qstill_error *err);
+/* record_finish(), when nobody else uses what it takes away. */
+int record_finish_late(const struct io *io, const struct merge_record *r,
+                       struct qstill_error *err);
+/* Of a target that has, or gets, a header: back or forward. */
+int record_settle(const struct io *io, const struct merge_record *r,
+                  struct qstill_error *err);
+int record_settle_new_file(const struct io *io, const struct merge_record *r,
+                           const struct merge_journal *j,
+                           struct qstill_error *err);
+/* Whether clusters may have been written over, and the header is the old one.
+ * What the broken attempt added to the file is cut off. */
+int record_is_torn(const struct io *io, const struct merge_record *r,
+                   bool *torn, struct qstill_error *err);
 
 /* merge_raw.c */
 int raw_plan(struct merge_group *g, struct qstill_error *err);
