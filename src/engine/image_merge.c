@@ -7,10 +7,8 @@
  * cancelled: the next merge goes on with it, and is over when that was what it
  * is for.
  */
-#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 
 #include "base/arena.h"
@@ -18,14 +16,14 @@
 #include "image.h"
 #include "job.h"
 #include "qcow2/merge.h"
-#include "qcow2/merge_journal.h"
+#include "qcow2/merge_asked.h"
 #include "qcow2/merge_names.h"
 
 struct merge_job {
     struct qstill_job *job; /* ours; set once it exists */
     struct arena arena;
     struct merge_request request;
-    const char **drop; /* the request's, to be taken from */
+    const char **drop; /* the request's, to be put in another order */
     size_t drop_asked;
     const char *format; /* of top; NULL: by its first bytes */
     bool dry_run;
@@ -65,49 +63,26 @@ static const char **copy_strings(struct arena *a, const char *const *from,
     return (const char **)v;
 }
 
-static bool has_gone(const struct merge_went *went, const char *path)
-{
-    const char *base = path_base(path);
-    CLEANUP(freep) char *dir = path_dir(path);
-    struct stat st, a, b;
-
-    if (lstat(path, &st) == 0 || errno != ENOENT || !dir ||
-        stat(dir[0] ? dir : ".", &a) < 0)
-        return false;
-    for (size_t i = 0; i < went->n; i++) {
-        CLEANUP(freep) char *there = path_dir(went->v[i]);
-
-        if (strcmp(path_base(went->v[i]), base) == 0 && there &&
-            stat(there, &b) == 0 && a.st_dev == b.st_dev &&
-            a.st_ino == b.st_ino)
-            return true;
-    }
-    return false;
-}
-
 /* What an earlier try of this merge has taken away need not be asked for. */
-static int take_off_gone(struct merge_job *j, const struct merge_went *went,
+static int take_off_gone(struct merge_job *j, const struct merge_asked *asked,
                          struct qstill_error *err)
 {
     struct merge_request *q = &j->request;
     size_t left = 0;
 
     for (size_t i = 0; i < q->drop_count; i++) {
-        if (!has_gone(went, q->drop[i]))
-            j->drop[left++] = q->drop[i];
-        else if (buf_printf(job_text(j->job), "%s is not there any more\n",
-                            q->drop[i]) < 0)
+        const char *path = j->drop[i];
+
+        if (!merge_asked_has_gone(asked, path)) {
+            j->drop[i] = j->drop[left];
+            j->drop[left++] = path;
+        } else if (buf_printf(job_text(j->job), "%s is not there any more\n",
+                              path) < 0) {
             return err_nomem(err);
+        }
     }
-    /* it is that merge which goes on; or another, and that was not over */
-    q->keep_went = left == q->drop_count && went->between;
-    if (left < q->drop_count || q->keep_went) {
-        q->went =
-            copy_strings(&j->arena, (const char *const *)went->v, went->n);
-        q->went_count = went->n;
-        if (!q->went)
-            return err_nomem(err);
-    }
+    q->went = j->drop + left;
+    q->went_count = q->drop_count - left;
     q->drop_count = left;
     return 0;
 }
@@ -125,30 +100,26 @@ static int open_merge(struct merge_job *j, struct qstill_error *err)
 static int plan_enter(void *ctx, struct qstill_error *err)
 {
     struct merge_job *j = ctx;
-    CLEANUP(merge_went_fini) struct merge_went went = {0};
+    CLEANUP(merge_asked_fini) struct merge_asked asked = {0};
     bool did = false;
 
     clock_gettime(CLOCK_MONOTONIC, &j->start);
     /* a merge of these images that died comes first */
     if (j->dry_run
-            ? merge_look_at_went(io_real(), j->request.top, &went, err) < 0
-            : merge_recover_before(io_real(), &j->request, &did, &went,
+            ? merge_look_at_asked(io_real(), j->request.top, &asked, err) < 0
+            : merge_recover_before(io_real(), &j->request, &did, &asked,
                                    job_text(j->job), err) < 0)
         return err->code;
     if (did && buf_puts(job_text(j->job),
                         "an unfinished merge was finished or undone\n") < 0)
         return err_nomem(err);
-    if (take_off_gone(j, &went, err) < 0)
+    if (take_off_gone(j, &asked, err) < 0)
         return err->code;
     if (j->request.drop_count == 0 && j->drop_asked > 0) /* it was this one */
         return 0;
-    if (open_merge(j, err) < 0) {
-        if (!j->dry_run &&
-            (j->request.went_count > 0 || err->code == QSTILL_E_NOT_FOUND))
-            merge_leave_went(io_real(), j->request.top, &went);
-        return err->code;
-    }
-    return merge_describe(j->merge, job_text(j->job), err);
+    return open_merge(j, err) < 0
+               ? err->code
+               : merge_describe(j->merge, job_text(j->job), err);
 }
 
 static void account(struct merge_job *j)

@@ -221,6 +221,29 @@ static int set_journal(struct merge *m, const struct merge_request *q,
     return m->journal_name ? 0 : err_nomem(err);
 }
 
+static bool is_beside_images(const struct merge *m)
+{
+    return strncmp(m->journal_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) == 0;
+}
+
+static int set_asked(struct merge *m, const struct merge_request *q,
+                     struct qstill_error *err)
+{
+    struct merge_id id;
+
+    if (path_absolute(q->top, &m->asked.top, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < q->went_count; i++)
+        if (merge_asked_add(&m->asked, q->went[i], NULL, err) < 0)
+            return err->code;
+    for (size_t i = 0; i < m->chain->n; i++)
+        if (m->drop[i] && (merge_id_of(m->chain->layers[i]->fd, &id, err) < 0 ||
+                           merge_asked_add(&m->asked, m->chain->layers[i]->path,
+                                           &id, err) < 0))
+            return err->code;
+    return 0;
+}
+
 static int plan(struct merge *m, const struct merge_request *q,
                 struct qstill_error *err)
 {
@@ -254,16 +277,13 @@ int merge_open(struct merge **out, const struct io *io,
     m->estimate_only = q->estimate_only;
     m->bwlimit = q->bwlimit;
     m->gentle = q->gentle;
-    m->keep_went = q->keep_went;
     m->journal_dir = -1;
     m->journal = (struct merge_journal)MERGE_JOURNAL_INIT;
     m->seen = q->seen ? q->seen : (m->own_seen = children_seen_new());
     if (!m->seen || (q->output && !(m->output = strdup(q->output))))
         return err_nomem(err);
-    for (size_t i = 0; i < q->went_count; i++)
-        if (merge_went_add(&m->went, q->went[i], err) < 0)
-            return err->code;
-    if (set_journal(m, q, err) < 0 || plan(m, q, err) < 0)
+    if (set_journal(m, q, err) < 0 || plan(m, q, err) < 0 ||
+        set_asked(m, q, err) < 0)
         return err->code;
     *out = take_ptr(&m);
     return 0;
@@ -276,42 +296,54 @@ static struct merge_group *current(const struct merge *m)
     return m->now < m->group_count ? &m->groups[m->now] : NULL;
 }
 
-/* Forgets the journal; an error is told, but what it was for is done. */
-static int drop_journal(struct merge *m, struct qstill_error *err)
+/* Earlier merges of this top may have left theirs: it becomes ours, too. */
+static int ask(struct merge *m, struct qstill_error *err)
 {
-    int r = 0;
+    CLEANUP(merge_asked_fini) struct merge_asked all = {0};
 
-    if (m->journalled)
-        r = merge_journal_remove(&m->journal, err);
+    if (merge_journal_asked(&m->journal, &all, err) < 0 ||
+        (!all.top && path_absolute(m->asked.top, &all.top, err) < 0))
+        return err->code;
+    for (size_t i = 0; i < m->asked.n; i++)
+        if (merge_asked_add(&all, m->asked.v[i].path, &m->asked.v[i].id, err) <
+            0)
+            return err->code;
+    return merge_journal_ask(&m->journal, &all, err);
+}
+
+/* An error is told, but what the journal was for is done. */
+static int end_journal(struct merge *m, struct qstill_error *err)
+{
+    int r;
+
+    m->now = m->group_count;
+    if (!m->journalled)
+        return 0;
+    r = merge_journal_end(&m->journal, err);
     m->journalled = false;
     merge_journal_fini(&m->journal);
+    /* another top's may have waited for what we were asked for */
+    if (is_beside_images(m))
+        merge_journal_end_idle(m->io, m->journal_dir);
     return r;
 }
 
-/* Over; an earlier command that is not may come again, though. */
-static int end_journal(struct merge *m, struct qstill_error *err)
+static int begin_journal(struct merge *m, struct qstill_error *err)
 {
-    if (!m->keep_went || m->went.n == 0)
-        return drop_journal(m, err);
-    m->journalled = false;
-    merge_journal_fini(&m->journal);
-    return 0;
-}
+    struct qstill_error ignored;
 
-/* Some of what was asked for is done: who asks again is told what, by the
- * journal. Where it has a place of its own the caller looks at the chain. */
-static int end_early(struct merge *m, struct qstill_error *err)
-{
-    bool left =
-        m->now < m->group_count && !(m->now + 1 == m->group_count &&
-                                     m->groups[m->now].phase == PHASE_DONE);
-
-    m->now = m->group_count;
-    if (!left || m->went.n == 0 ||
-        strncmp(m->journal_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
-        return end_journal(m, err);
-    m->journalled = false;
-    merge_journal_fini(&m->journal);
+    if (merge_journal_begin(&m->journal, m->io, m->journal_dir, m->journal_name,
+                            err) < 0) {
+        merge_journal_fini(&m->journal);
+        m->now = m->group_count;
+        return err->code;
+    }
+    m->journalled = true;
+    /* with a lower name it is one group, which nobody can ask for again */
+    if (is_beside_images(m) && !m->lower_name && ask(m, err) < 0) {
+        end_journal(m, &ignored);
+        return err->code;
+    }
     return 0;
 }
 
@@ -322,13 +354,12 @@ static int fail(struct merge *m, struct qstill_error *err)
     int code = err->code;
 
     if (g->phase < PHASE_NAMES && group_undo(g, &ignored) == 0 &&
-        end_early(m, &ignored) == 0)
+        end_journal(m, &ignored) == 0)
         return code;
     m->failed = true;
     err_wrap(err, "the merge is not over");
     if (!err->hint[0])
-        err_hint(err, strncmp(m->journal_name, MERGE_JOURNAL,
-                              strlen(MERGE_JOURNAL)) == 0
+        err_hint(err, is_beside_images(m)
                           ? "mend that, then merge again: first of all that "
                             "finishes or undoes it"
                           : "mend that, then run qstill recover: it finishes "
@@ -343,15 +374,8 @@ int merge_step(struct merge *m, bool *done, struct qstill_error *err)
     *done = false;
     if (m->failed)
         return err_set(err, QSTILL_E_FAILED, "the merge has failed before");
-    if (!m->output && !m->journalled && g) {
-        if (merge_journal_create(&m->journal, m->io, m->journal_dir,
-                                 m->journal_name, err) < 0) {
-            merge_journal_fini(&m->journal);
-            m->now = m->group_count;
-            return err->code;
-        }
-        m->journalled = true;
-    }
+    if (!m->output && !m->journalled && g && begin_journal(m, err) < 0)
+        return err->code;
     if (g && group_step(g, err) < 0)
         return fail(m, err);
     if (g && g->phase == PHASE_DONE)
@@ -396,7 +420,7 @@ int merge_cancel(struct merge *m, struct qstill_error *err)
         m->failed = true;
         return err->code;
     }
-    return end_early(m, err);
+    return end_journal(m, err);
 }
 
 struct merge_count merge_count(const struct merge *m)
@@ -427,7 +451,7 @@ void merge_close(struct merge *m)
     merge_journal_fini(&m->journal); /* where it is needed the file stays */
     children_fini(&m->children);
     children_fini(&m->heirs);
-    merge_went_fini(&m->went);
+    merge_asked_fini(&m->asked);
     children_seen_free(m->own_seen);
     chain_close(m->chain);
     closep(&m->journal_dir);

@@ -67,12 +67,10 @@ struct merge_request {
      * number made from top's name. */
     int journal_dir;
     const char *journal_name;
-    /* Names that an earlier try of the same has taken away: were this one to
-     * end between two groups, the next may be asked for them, too. */
+    /* What was asked for, too, and an earlier try has taken away: were this one
+     * to end between two groups, the next may be asked for them again. */
     const char *const *went;
     size_t went_count;
-    /* That try was asked for others than this one: it is remembered on. */
-    bool keep_went;
     /* Only the estimate is wanted: layers that cannot be removed or renamed now
      * (the caller has made them immutable) are no hindrance. */
     bool estimate_only;
@@ -114,10 +112,10 @@ int merge_fd(struct merge *m); /* readable when a step has work; or -1 */
  * that are left of it are few and move no data. */
 bool merge_is_late(const struct merge *m);
 /* Undoes the group at hand, or finishes it when that is late. When layers of an
- * earlier group are gone, and others left, the journal stays and tells so. A
- * fold that
- * writes over the lower image can do neither at once: its journal stays, and
- * merge_recover() goes on. What the top shows is right all the time. */
+ * earlier group are gone, and others left, the journal stays and tells so
+ * (merge_asked.h). A fold that writes over the lower image can do neither at
+ * once: its journal stays, and merge_recover() goes on. What the top shows is
+ * right all the time. */
 int merge_cancel(struct merge *m, struct qstill_error *err);
 /* Cancels when not done. NULL is fine. */
 void merge_close(struct merge *m);
@@ -153,17 +151,14 @@ int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err);
 /* The same for the directory of request->top, before that merge: one that fails
  * and is about images that the merge has nothing to do with stays, without an
- * error. `went`, zeroed: what one of them, of this top, has taken away. */
-struct merge_went;
+ * error. `asked`, zeroed: what merges of this top were asked for before. */
+struct merge_asked;
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request, bool *did,
-                         struct merge_went *went, struct buf *told,
+                         struct merge_asked *asked, struct buf *told,
                          struct qstill_error *err);
-/* The same names as they stand there, with nothing recovered or changed. */
-int merge_look_at_went(const struct io *io, const char *top,
-                       struct merge_went *went, struct qstill_error *err);
-/* For the next try, when this one cannot begin; no harm if it fails. */
-void merge_leave_went(const struct io *io, const char *top,
-                      const struct merge_went *went);
+/* The same as it stands there, with nothing recovered or changed. */
+int merge_look_at_asked(const struct io *io, const char *top,
+                        struct merge_asked *asked, struct qstill_error *err);
 
 #endif

@@ -333,23 +333,6 @@ static int names(struct merge_group *g, struct qstill_error *err)
 
 /* --------------------------------------------------------------------- trim */
 
-static int note_gone(struct merge_group *g, struct qstill_error *err)
-{
-    const struct merge_record *r = &g->record;
-
-    for (size_t i = 0; i < r->gone_count; i++)
-        if (merge_went_add(&g->m->went, r->gone[i].path, err) < 0)
-            return err->code;
-    return r->result.id.ino && r->kind != MERGE_NEW_FILE
-               ? merge_went_add(&g->m->went, r->target.path, err)
-               : 0;
-}
-
-static const struct merge_group *last_group(const struct merge *m)
-{
-    return &m->groups[m->group_count - 1];
-}
-
 /* Blocks of clusters that nothing refers to any more. Only space is at stake:
  * nothing here can fail the merge. */
 static int trim(struct merge_group *g, struct qstill_error *err)
@@ -371,9 +354,7 @@ static int trim(struct merge_group *g, struct qstill_error *err)
             c += c < end;
         }
     }
-    g->m->went.over = !g->m->keep_went && g == last_group(g->m);
-    if (note_gone(g, err) < 0 ||
-        merge_journal_clear(&g->m->journal, &g->m->went, err) < 0)
+    if (merge_journal_clear(&g->m->journal, err) < 0)
         return err->code;
     g->phase = PHASE_DONE;
     return 0;
@@ -443,6 +424,6 @@ int group_undo(struct merge_group *g, struct qstill_error *err)
         return err_set(err, QSTILL_E_FAILED,
                        "a broken merge can only go on, which failed");
     if (r == 0 && !g->m->output)
-        r = merge_journal_clear(&g->m->journal, &g->m->went, err);
+        r = merge_journal_clear(&g->m->journal, err);
     return r;
 }

@@ -34,7 +34,7 @@ int merge_id_of(int fd, struct merge_id *id, struct qstill_error *err)
                : 0;
 }
 
-static bool is_same(const struct merge_id *a, const struct merge_id *b)
+bool merge_id_same(const struct merge_id *a, const struct merge_id *b)
 {
     return a->ino != 0 && a->ino == b->ino &&
            (a->born_ns && b->born_ns ? a->born_ns == b->born_ns
@@ -51,7 +51,7 @@ enum merge_there merge_id_look(const char *path, const struct merge_id *id,
         return !path || errno == ENOENT ? MERGE_ABSENT : MERGE_OTHER;
     if (now)
         *now = it;
-    return id && is_same(id, &it) ? MERGE_SAME : MERGE_OTHER;
+    return id && merge_id_same(id, &it) ? MERGE_SAME : MERGE_OTHER;
 }
 
 bool merge_id_is(const char *path, const struct merge_id *id)

@@ -28,6 +28,7 @@ enum merge_there {
  * unless `follow`. *now may be NULL. */
 enum merge_there merge_id_look(const char *path, const struct merge_id *id,
                                bool follow, struct merge_id *now);
+bool merge_id_same(const struct merge_id *a, const struct merge_id *b);
 /* Whether the file is there by that very name. */
 bool merge_id_is(const char *path, const struct merge_id *id);
 

@@ -3,13 +3,13 @@
  * words), merge_plan.c (how), merge_names.c (paths), merge_overlays.c (of what
  * goes), merge_group.c (the steps), merge_raw.c (into a raw base),
  * merge_link.c, merge_recover.c (of a dead one), merge_settle.c (its files),
- * merge_recover_dir.c. */
+ * merge_recover_dir.c, merge_asked.c (what is left of it). */
 #ifndef QSTILL_QCOW2_MERGE_IMPL_H
 #define QSTILL_QCOW2_MERGE_IMPL_H
 
 #include "children.h"
 #include "merge.h"
-#include "merge_journal.h"
+#include "merge_asked.h"
 #include "merge_names.h"
 #include "mover.h"
 #include "share.h"
@@ -81,10 +81,9 @@ struct merge {
     struct merge_estimate estimate;
     struct merge_count done;
     struct merge_journal journal;
-    bool journalled; /* the file is there */
-    struct merge_went went;
-    bool keep_went; /* of another command, that may come again */
-    bool adopted;   /* it is about files that are torn: it stays */
+    bool journalled;          /* the file is there */
+    struct merge_asked asked; /* by this one */
+    bool adopted; /* the journal is about files that are torn: it stays */
     int journal_dir;
     char *journal_name;
     bool failed; /* and could not undo: the journal stays */

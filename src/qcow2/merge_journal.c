@@ -44,27 +44,6 @@ static bool lock(int fd)
            (errno != EAGAIN && errno != EACCES);
 }
 
-int merge_journal_create(struct merge_journal *j, const struct io *io,
-                         int dirfd, const char *name, struct qstill_error *err)
-{
-    struct stat st;
-
-    if (take(j, io, dirfd, name, err) < 0)
-        return err->code;
-    if (io_openat(io, dirfd, name, O_RDWR | O_CREAT | O_EXCL, 0600, &j->fd,
-                  err) < 0) {
-        if (err->code == QSTILL_E_BUSY)
-            err_set(err, QSTILL_E_BUSY,
-                    "another merge of this chain is under way (%s)", name);
-        return err->code;
-    }
-    /* whoever recovers may have found it before it was locked */
-    if (!lock(j->fd) || fstat(j->fd, &st) < 0 || st.st_nlink == 0)
-        return err_set(err, QSTILL_E_BUSY,
-                       "another merge of this chain is under way (%s)", name);
-    return 0;
-}
-
 static int foreign(struct qstill_error *err)
 {
     return err_hint(err,
@@ -110,6 +89,47 @@ int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
     if (!lock(j->fd))
         return err_set(err, QSTILL_E_BUSY, "a merge is under way (%s)", name);
     return check_origin(j, err);
+}
+
+static int under_way(const char *name, struct qstill_error *err)
+{
+    return err_set(err, QSTILL_E_BUSY,
+                   "another merge of this chain is under way (%s)", name);
+}
+
+/* One that stands there: nobody's, and without a record. */
+static int take_idle(struct merge_journal *j, const struct io *io, int dirfd,
+                     const char *name, struct qstill_error *err)
+{
+    CLEANUP(merge_record_fini) struct merge_record r = {0};
+    bool whole = true;
+
+    if (merge_journal_open(j, io, dirfd, name, err) < 0)
+        return err->code == QSTILL_E_NOT_FOUND ? under_way(name, err)
+                                               : err->code;
+    if (merge_journal_read(j, &r, &whole, err) < 0)
+        return err->code;
+    return whole ? under_way(name, err) : merge_journal_clear(j, err);
+}
+
+int merge_journal_begin(struct merge_journal *j, const struct io *io, int dirfd,
+                        const char *name, struct qstill_error *err)
+{
+    struct stat st;
+
+    if (take(j, io, dirfd, name, err) < 0)
+        return err->code;
+    if (io_openat(io, dirfd, name, O_RDWR | O_CREAT | O_EXCL, 0600, &j->fd,
+                  err) < 0) {
+        if (err->code != QSTILL_E_BUSY)
+            return err->code;
+        merge_journal_fini(j);
+        return take_idle(j, io, dirfd, name, err);
+    }
+    /* whoever recovers may have found it before it was locked */
+    return !lock(j->fd) || fstat(j->fd, &st) < 0 || st.st_nlink == 0
+               ? under_way(name, err)
+               : 0;
 }
 
 /* Of an open directory, as it is called now. */
@@ -167,14 +187,14 @@ int merge_journal_read(struct merge_journal *j, struct merge_record *r,
     size_t got;
 
     if (!dir || read_all(j, &data, &got, err) < 0 ||
-        merge_record_parse(r, dir, data, got, &j->len, err) < 0)
+        merge_record_parse(r, dir, data, got, &j->start, &j->len, err) < 0)
         return err->code;
-    *whole = j->len > 0;
+    *whole = j->len > j->start;
     return 0;
 }
 
-int merge_journal_went(struct merge_journal *j, struct merge_went *w,
-                       struct qstill_error *err)
+int merge_journal_asked(struct merge_journal *j, struct merge_asked *a,
+                        struct qstill_error *err)
 {
     CLEANUP(freep) char *dir = dir_name(j->dirfd, err);
     CLEANUP(freep) uint8_t *data = NULL;
@@ -182,7 +202,7 @@ int merge_journal_went(struct merge_journal *j, struct merge_went *w,
 
     if (!dir || read_all(j, &data, &got, err) < 0)
         return err->code;
-    return merge_went_parse(w, dir, data, got, err);
+    return merge_asked_parse(a, dir, data, got, &j->start, err);
 }
 
 int merge_journal_write(struct merge_journal *j, const struct merge_record *r,
@@ -217,21 +237,33 @@ int merge_journal_made(struct merge_journal *j, const struct merge_id *id,
     return 0;
 }
 
-/* The names come first: they spoil the record's sum. */
-int merge_journal_clear(struct merge_journal *j, const struct merge_went *went,
-                        struct qstill_error *err)
+/* What stands there already is written as it is, so that none of it is lost. */
+int merge_journal_ask(struct merge_journal *j, const struct merge_asked *a,
+                      struct qstill_error *err)
 {
     CLEANUP(freep) char *dir = dir_name(j->dirfd, err);
     CLEANUP(buf_fini) struct buf text = BUF_INIT;
 
-    if (!dir || merge_went_emit(went, dir, &text, err) < 0)
+    if (!dir || merge_asked_emit(a, dir, &text, err) < 0)
         return err->code;
-    if ((text.len > 0 &&
-         io_write_full(j->io, j->fd, text.data, text.len, 0, err) < 0) ||
-        io_truncate(j->io, j->fd, text.len, j->name, err) < 0 ||
+    if (io_write_full(j->io, j->fd, text.data, text.len, 0, err) < 0)
+        return err_wrap(err, "journal");
+    j->start = j->len = text.len;
+    return 0;
+}
+
+int merge_journal_clear(struct merge_journal *j, struct qstill_error *err)
+{
+    struct stat st;
+
+    if (fstat(j->fd, &st) < 0)
+        return err_errno(err, errno, "cannot stat %s", j->name);
+    j->len = j->start;
+    if ((uint64_t)st.st_size == j->start)
+        return 0;
+    if (io_truncate(j->io, j->fd, j->start, j->name, err) < 0 ||
         io_sync(j->io, j->fd, j->name, err) < 0)
         return err_wrap(err, "journal");
-    j->len = 0;
     return 0;
 }
 

@@ -6,13 +6,18 @@
  *
  * Text, a record per line, words separated by spaces, bytes that are no plain
  * characters as %XX; the line `sum` ends it. A journal without a right sum was
- * cut off while it was written: then nothing else had begun. Lines `went` tell
- * which layers earlier groups have taken away; a merge that ends between two of
- * them leaves these alone, for the next that is asked for the same; where it
- * was over, lines `gone`. A line `made` may follow, with its own sum. A
- * recovery that begins anew writes its record behind the first; the last whole
- * one counts. Files of the journal's own directory go by their names there, so
- * that both can be moved, or be seen at another place.
+ * cut off while it was written: then nothing else had begun. A line `made` may
+ * follow, with its own sum. A recovery that begins anew writes its record
+ * behind the first; the last whole one counts. Files of the journal's own
+ * directory go by their names there, so that both can be moved, or be seen at
+ * another place.
+ *
+ * Before the records of one that stands beside the images are lines that only
+ * become more: `top`, and an `asked` for each layer that a merge of it was
+ * asked to drop. They alone stay where a merge ends between two of its groups,
+ * until none of these layers is in the chain any more: whoever asks again names
+ * those that have gone, too. (Older journals have lines `went` for these, in
+ * the record or instead of it.)
  */
 #ifndef QSTILL_QCOW2_MERGE_JOURNAL_H
 #define QSTILL_QCOW2_MERGE_JOURNAL_H
@@ -41,12 +46,12 @@ struct merge_repoint {
     char *format;
 };
 
-/* Names that a merge of several groups has taken away so far. */
-struct merge_went {
-    char **v; /* absolute */
+/* What merges of one top were asked to drop. */
+struct merge_asked {
+    char *top; /* absolute; NULL: an older journal, or one that has a place of
+                  its own */
+    struct merge_file *v; /* id 0: it had gone before */
     size_t n;
-    bool between; /* read: some by a merge that was not over by them */
-    bool over;    /* to be written: no group is left */
 };
 
 struct merge_record {
@@ -65,31 +70,27 @@ struct merge_record {
     size_t gone_count;
     struct merge_repoint *repoint;
     size_t repoint_count;
-    struct merge_id made;   /* new file: its id, once it exists */
-    struct merge_went went; /* before this group */
+    struct merge_id made; /* new file: its id, once it exists */
     struct buf *told; /* for people, lines of what a recovery leaves; or NULL:
                          no part of the journal */
 };
 
 void merge_record_fini(struct merge_record *r);
+void merge_asked_fini(struct merge_asked *a);
 /* `dir`: the absolute name of the journal's directory. */
 int merge_record_emit(const struct merge_record *r, const char *dir,
                       struct buf *out, struct qstill_error *err);
-/* *used is where the last whole record ends; 0: the journal was cut off. `r`
- * must be zeroed. */
+/* The records are from *start on; *used is where the last whole one ends, or
+ * *start: the journal was cut off. `r` must be zeroed. */
 int merge_record_parse(struct merge_record *r, const char *dir,
-                       const uint8_t *data, size_t len, size_t *used,
-                       struct qstill_error *err);
-
-/* `path` may be NULL. */
-int merge_went_add(struct merge_went *w, const char *path,
-                   struct qstill_error *err);
-int merge_went_emit(const struct merge_went *w, const char *dir,
-                    struct buf *out, struct qstill_error *err);
-/* What a journal says that went or was to go, whole or cut off. */
-int merge_went_parse(struct merge_went *w, const char *dir, const uint8_t *data,
-                     size_t len, struct qstill_error *err);
-void merge_went_fini(struct merge_went *w);
+                       const uint8_t *data, size_t len, size_t *start,
+                       size_t *used, struct qstill_error *err);
+int merge_asked_emit(const struct merge_asked *a, const char *dir,
+                     struct buf *out, struct qstill_error *err);
+/* `a` must be zeroed. Lines that make no sense are passed over. */
+int merge_asked_parse(struct merge_asked *a, const char *dir,
+                      const uint8_t *data, size_t len, size_t *start,
+                      struct qstill_error *err);
 
 /* ------------------------------------------------------------- on the disk */
 
@@ -98,16 +99,18 @@ struct merge_journal {
     int dirfd; /* ours */
     int fd;
     char *name;
-    size_t len; /* of the records in it */
+    size_t start; /* of the records in it */
+    size_t len;   /* up to their end */
 };
 #define MERGE_JOURNAL_INIT                                                     \
     {                                                                          \
-        NULL, -1, -1, NULL, 0                                                  \
+        NULL, -1, -1, NULL, 0, 0                                               \
     }
 
-/* Makes the file, empty and locked. BUSY when there is one. */
-int merge_journal_create(struct merge_journal *j, const struct io *io,
-                         int dirfd, const char *name, struct qstill_error *err);
+/* Makes the file, empty and locked, or takes one of which nothing is under way.
+ * BUSY. */
+int merge_journal_begin(struct merge_journal *j, const struct io *io, int dirfd,
+                        const char *name, struct qstill_error *err);
 /* Opens and locks what a dead process left. NOT_FOUND; BUSY: it lives;
  * PRECONDITION: another user may have written it. */
 int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
@@ -121,11 +124,14 @@ int merge_journal_made(struct merge_journal *j, const struct merge_id *id,
                        struct qstill_error *err);
 /* For what is said to people: as it is called now, or NULL. The caller's. */
 char *merge_journal_path(int dirfd, const char *name);
-int merge_journal_went(struct merge_journal *j, struct merge_went *w,
-                       struct qstill_error *err);
-/* Nothing is under way any more, but these names have gone; durable. */
-int merge_journal_clear(struct merge_journal *j, const struct merge_went *went,
+/* What stands before the records, into `a`, which is zeroed. */
+int merge_journal_asked(struct merge_journal *j, struct merge_asked *a,
                         struct qstill_error *err);
+/* Writes that, with no record yet. It is durable with the first. */
+int merge_journal_ask(struct merge_journal *j, const struct merge_asked *a,
+                      struct qstill_error *err);
+/* Nothing is under way any more: takes the records out; durable. */
+int merge_journal_clear(struct merge_journal *j, struct qstill_error *err);
 /* Removes the file. */
 int merge_journal_remove(struct merge_journal *j, struct qstill_error *err);
 /* Closes and leaves the file. */

@@ -41,36 +41,16 @@ void merge_record_fini(struct merge_record *r)
         free(r->repoint[i].format);
     }
     free(r->repoint);
-    merge_went_fini(&r->went);
     *r = (struct merge_record){0};
 }
 
-void merge_went_fini(struct merge_went *w)
+void merge_asked_fini(struct merge_asked *a)
 {
-    for (size_t i = 0; i < w->n; i++)
-        free(w->v[i]);
-    free(w->v);
-    *w = (struct merge_went){0};
-}
-
-/* Takes the path. */
-static int went_put(struct merge_went *w, char *path, struct qstill_error *err)
-{
-    char **v = path ? realloc(w->v, (w->n + 1) * sizeof(*v)) : NULL;
-
-    if (!v) {
-        free(path);
-        return err_nomem(err);
-    }
-    w->v = v;
-    v[w->n++] = path;
-    return 0;
-}
-
-int merge_went_add(struct merge_went *w, const char *path,
-                   struct qstill_error *err)
-{
-    return path ? went_put(w, strdup(path), err) : 0;
+    for (size_t i = 0; i < a->n; i++)
+        file_fini(&a->v[i]);
+    free(a->v);
+    free(a->top);
+    *a = (struct merge_asked){0};
 }
 
 /* -------------------------------------------------------------------- emit */
@@ -113,12 +93,14 @@ static int put_file(struct buf *out, const char *key, const char *dir,
            put_word(out, name_in(dir, f->path));
 }
 
-int merge_went_emit(const struct merge_went *w, const char *dir,
-                    struct buf *out, struct qstill_error *err)
+int merge_asked_emit(const struct merge_asked *a, const char *dir,
+                     struct buf *out, struct qstill_error *err)
 {
-    for (size_t i = 0; i < w->n; i++)
-        if (buf_puts(out, w->over ? "gone" : "went") < 0 ||
-            put_word(out, name_in(dir, w->v[i])) < 0 || buf_puts(out, "\n") < 0)
+    if (buf_puts(out, "top") < 0 || put_word(out, name_in(dir, a->top)) < 0 ||
+        buf_puts(out, "\n") < 0)
+        return err_nomem(err);
+    for (size_t i = 0; i < a->n; i++)
+        if (put_file(out, "asked", dir, &a->v[i]) || buf_puts(out, "\n") < 0)
             return err_nomem(err);
     return 0;
 }
@@ -158,7 +140,6 @@ int merge_record_emit(const struct merge_record *r, const char *dir,
     size_t from = out->len;
 
     if (put_record(r, dir, out) < 0 ||
-        merge_went_emit(&r->went, dir, out, err) < 0 ||
         buf_printf(out, "sum %016" PRIx64 "\n",
                    sum_bytes(out->data + from, out->len - from, 0)) < 0)
         return err_nomem(err);
@@ -281,15 +262,6 @@ static int add_repoint(const struct reading *in, char *const words[], size_t n,
     return get_file(in, &v->file, words, n, err);
 }
 
-static int add_went(const struct reading *in, const char *word,
-                    struct merge_went *w, struct qstill_error *err)
-{
-    char *path = NULL;
-
-    return get_path(in, word, &path, err) < 0 ? err->code
-                                              : went_put(w, path, err);
-}
-
 static int parse_kind(struct merge_record *r, const char *word,
                       struct qstill_error *err)
 {
@@ -322,8 +294,8 @@ static int parse_line(const struct reading *in, char *line,
         return add_gone(in, w, n, err);
     if (strcmp(w[0], "repoint") == 0)
         return add_repoint(in, w, n, err);
-    if (strcmp(w[0], "went") == 0 && n == 2)
-        return add_went(in, w[1], &r->went, err);
+    if (strcmp(w[0], "went") == 0 && n == 2) /* merge_asked_parse() */
+        return 0;
     if (strcmp(w[0], "state") == 0 && n == 6) {
         r->result_mtime_ns = strtoll(w[1], NULL, 10);
         r->result_size = strtoull(w[2], NULL, 10);
@@ -399,16 +371,30 @@ static char *next_line(char *at)
     return at + (*at == '\n');
 }
 
+/* Where the records begin: behind the whole lines that are none of theirs. */
+static char *find_records(char *text)
+{
+    while (strncmp(text, FIRST_WORD " ", strlen(FIRST_WORD " ")) != 0) {
+        char *end = strchr(text, '\n');
+
+        if (!end)
+            break;
+        text = end + 1;
+    }
+    return text;
+}
+
 int merge_record_parse(struct merge_record *r, const char *dir,
-                       const uint8_t *data, size_t len, size_t *used,
-                       struct qstill_error *err)
+                       const uint8_t *data, size_t len, size_t *start,
+                       size_t *used, struct qstill_error *err)
 {
     CLEANUP(freep) char *text = strndup((const char *)data, len);
-    char *last = NULL, *last_sum = NULL, *rest = text;
+    char *last = NULL, *last_sum = NULL, *rest;
 
-    *used = 0;
     if (!text)
         return err_nomem(err);
+    rest = find_records(text);
+    *start = *used = (size_t)(rest - text);
     for (char *sum; (sum = find_sum(rest));) {
         last = rest;
         last_sum = sum;
@@ -426,27 +412,73 @@ int merge_record_parse(struct merge_record *r, const char *dir,
     return 0;
 }
 
-/* Of a record, too, or a part of one: the path stands last. */
-int merge_went_parse(struct merge_went *w, const char *dir, const uint8_t *data,
-                     size_t len, struct qstill_error *err)
+/* ------------------------------------------------------------------- asked */
+
+static int add_asked(const struct reading *in, struct merge_asked *a,
+                     char *const words[], size_t n, struct qstill_error *err)
+{
+    struct merge_file f = {0};
+    struct merge_file *v;
+
+    if (get_file(in, &f, words, n, err) < 0)
+        return err->code;
+    v = realloc(a->v, (a->n + 1) * sizeof(*v));
+    if (!v) {
+        file_fini(&f);
+        return err_nomem(err);
+    }
+    a->v = v;
+    v[a->n++] = f;
+    return 0;
+}
+
+static int parse_asked_line(const struct reading *in, struct merge_asked *a,
+                            char *line, struct qstill_error *err)
+{
+    char *w[8];
+    size_t n = split(line, w);
+
+    if (n == 2 && strcmp(w[0], "top") == 0 && !a->top)
+        return get_path(in, w[1], &a->top, err);
+    return n > 0 && strcmp(w[0], "asked") == 0 ? add_asked(in, a, w, n, err)
+                                               : 0;
+}
+
+/* Of an older journal, whole or cut off: what went, or was to go. The path
+ * stands last. */
+static int parse_old_line(const struct reading *in, struct merge_asked *a,
+                          char *line, struct qstill_error *err)
+{
+    char zero[] = "0", *last = strrchr(line, ' ');
+    char *w[] = {line, zero, zero, zero, zero, last ? last + 1 : NULL};
+
+    return last && (strncmp(line, "went ", 5) == 0 ||
+                    strncmp(line, "gone ", 5) == 0 ||
+                    strncmp(line, "target ", 7) == 0)
+               ? add_asked(in, a, w, ARRAY_LEN(w), err)
+               : 0;
+}
+
+int merge_asked_parse(struct merge_asked *a, const char *dir,
+                      const uint8_t *data, size_t len, size_t *start,
+                      struct qstill_error *err)
 {
     struct reading in = {NULL, dir, VERSION};
     CLEANUP(freep) char *text = strndup((const char *)data, len);
-    char *save = NULL;
+    char *records, *save = NULL;
+    bool old;
 
     if (!text)
         return err_nomem(err);
+    records = find_records(text);
+    *start = (size_t)(records - text);
+    old = strncmp(text, "top ", 4) != 0;
+    if (!old)
+        *records = '\0';
     for (char *l = strtok_r(text, "\n", &save); l;
-         l = strtok_r(NULL, "\n", &save)) {
-        char *last = strrchr(l, ' ');
-
-        w->between |= last && strncmp(l, "went ", 5) == 0;
-        if (last &&
-            (strncmp(l, "went ", 5) == 0 || strncmp(l, "gone ", 5) == 0 ||
-             strncmp(l, "target ", 7) == 0) &&
-            add_went(&in, last + 1, w, err) < 0 &&
+         l = strtok_r(NULL, "\n", &save))
+        if ((old ? parse_old_line : parse_asked_line)(&in, a, l, err) < 0 &&
             err->code != QSTILL_E_CORRUPT)
             return err->code;
-    }
     return err_clear(err);
 }

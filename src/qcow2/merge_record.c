@@ -139,9 +139,6 @@ int group_make_record(struct merge_group *g, struct qstill_error *err)
         set_file(&r->upper, g->chain->layers[g->upper]->path,
                  g->chain->layers[g->upper], err) < 0)
         return err->code;
-    for (size_t i = 0; i < g->m->went.n; i++)
-        if (merge_went_add(&r->went, g->m->went.v[i], err) < 0)
-            return err->code;
     r->old_size = g->target->info.file_size;
     r->old_l1 = h->l1_offset;
     r->new_l1 = g->rw.tables ? g->rw.l1_offset : h->l1_offset;

@@ -2,7 +2,7 @@
 /*
  * What a dead merge has left, by its journal and the files themselves:
  *
- *   no whole record        nothing had begun
+ *   no whole record        nothing had begun, or it ended between two groups
  *   target as it was       back: cut it to the length that is in use
  *   target is the result   forward: names, unlink
  *   new file, not named    back: remove it
@@ -18,8 +18,16 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "merge_impl.h"
+
+struct place {
+    int dirfd;
+    const char *name;
+    struct buf *told;
+    bool abandon; /* folds that could go on */
+};
 
 /* Plans and does it again; its journal is the one at hand. */
 static int fold_again(const struct io *io, const struct merge_record *r,
@@ -36,8 +44,6 @@ static int fold_again(const struct io *io, const struct merge_record *r,
     if (!names)
         return err_nomem(err);
     q.top = r->upper.path;
-    q.went = (const char *const *)r->went.v;
-    q.went_count = r->went.n;
     q.lower_name = strcmp(r->target.path, r->result.path) == 0;
     q.direction = direction;
     q.journal_dir = j->dirfd;
@@ -67,9 +73,8 @@ static int recover_raw(const struct io *io, const struct merge_record *r,
     case MERGE_SAME:
         return fold_again(io, r, MERGE_DOWN, j, err);
     case MERGE_ABSENT: /* it was over */
-        return record_finish_late(io, r, err) < 0
-                   ? err->code
-                   : merge_journal_remove(j, err);
+        return record_finish_late(io, r, err) < 0 ? err->code
+                                                  : merge_journal_end(j, err);
     default:
         return record_not_there(&r->upper, err);
     }
@@ -101,21 +106,26 @@ static int recover_torn(const struct io *io, const struct merge_record *r,
 /* A fold is left as it is: what the upper image shows is what it always was,
  * and the target, which is worth nothing by itself, can be folded into again.
  */
-static int give_up(const struct io *io, const struct merge_record *r, int dirfd,
-                   const char *name, struct qstill_error *err)
+static int give_up(const struct io *io, const struct merge_record *r,
+                   struct merge_journal *j, const struct place *p,
+                   struct qstill_error *err)
 {
     struct qstill_error ignored;
     bool torn;
 
     record_is_torn(io, r, &torn, &ignored); /* cuts */
-    return io_unlink(io, dirfd, name, err);
+    /* the fold may have had it to its end */
+    if (j->fd < 0 && merge_journal_open(j, io, p->dirfd, p->name, err) < 0)
+        return err->code;
+    return merge_journal_end(j, err);
 }
 
 /* After a fold that failed anew. One that cannot read what it folds, or not
  * write it, would stop every later command, too. One whose images a VM has
  * open by now can wait: the VM sees what is right. */
 static int after_failure(const struct io *io, const struct merge_record *r,
-                         int dirfd, const char *name, struct qstill_error *err)
+                         struct merge_journal *j, const struct place *p,
+                         struct qstill_error *err)
 {
     struct qstill_error ignored;
 
@@ -123,9 +133,9 @@ static int after_failure(const struct io *io, const struct merge_record *r,
     if (!merge_id_is(r->upper.path, &r->upper.id))
         return err->code;
     if (err->code == QSTILL_E_BUSY)
-        return give_up(io, r, dirfd, name, err);
+        return give_up(io, r, j, p, err);
     if ((err->code == QSTILL_E_CORRUPT || err->code == QSTILL_E_FAILED) &&
-        give_up(io, r, dirfd, name, &ignored) == 0)
+        give_up(io, r, j, p, &ignored) == 0)
         err_hint(err,
                  "that merge was given up: %s shows what it did, %s by "
                  "itself is neither old nor new",
@@ -139,13 +149,6 @@ static int recover_fold(const struct io *io, const struct merge_record *r,
     return r->kind == MERGE_INTO_RAW ? recover_raw(io, r, j, err)
                                      : recover_torn(io, r, j, err);
 }
-
-struct place {
-    int dirfd;
-    const char *name;
-    struct buf *told;
-    bool abandon; /* folds that could go on */
-};
 
 /* The target's file is there, and may be half written over: the flip takes the
  * mark away. */
@@ -177,35 +180,41 @@ static bool nothing_is_left(const struct io *io, const struct merge_record *r)
 }
 
 static int recover_record(const struct io *io, struct merge_journal *j,
-                          const struct place *p, struct qstill_error *err)
+                          const struct place *p, bool *did,
+                          struct qstill_error *err)
 {
     CLEANUP(merge_record_fini) struct merge_record r = {0};
     bool whole, torn = false;
-    int code = 0;
+    int code;
 
     r.told = p->told;
     if (merge_journal_read(j, &r, &whole, err) < 0)
         return err->code;
-    if (whole && record_is_torn(io, &r, &torn, err) < 0) {
+    if (!whole) { /* nothing had begun, or it ended between two groups */
+        code = merge_journal_end(j, err);
+        *did = faccessat(p->dirfd, p->name, F_OK, 0) < 0;
+        return code;
+    }
+    *did = true;
+    if (record_is_torn(io, &r, &torn, err) < 0) {
         if (err->code == QSTILL_E_BUSY)
-            return after_failure(io, &r, p->dirfd, p->name, err);
+            return after_failure(io, &r, j, p, err);
         return err->code == QSTILL_E_CORRUPT && nothing_is_left(io, &r)
-                   ? merge_journal_remove(j, err)
+                   ? merge_journal_end(j, err)
                    : err->code;
     }
-    torn |= whole && r.kind == MERGE_INTO_RAW;
+    torn |= r.kind == MERGE_INTO_RAW;
     if (torn && p->abandon && merge_id_is(r.upper.path, &r.upper.id))
-        return give_up(io, &r, p->dirfd, p->name, err);
+        return give_up(io, &r, j, p, err);
     if (torn)
         return recover_fold(io, &r, j, err) < 0
-                   ? after_failure(io, &r, p->dirfd, p->name, err)
+                   ? after_failure(io, &r, j, p, err)
                    : 0;
-    if (whole)
-        code = r.kind == MERGE_NEW_FILE ? record_settle_new_file(io, &r, j, err)
-                                        : record_settle(io, &r, err);
+    code = r.kind == MERGE_NEW_FILE ? record_settle_new_file(io, &r, j, err)
+                                    : record_settle(io, &r, err);
     if (code == QSTILL_E_CORRUPT && nothing_is_left(io, &r))
         code = 0;
-    return code < 0 ? code : merge_journal_remove(j, err);
+    return code < 0 ? code : merge_journal_end(j, err);
 }
 
 static void hint_journal(const struct place *p, struct qstill_error *err)
@@ -230,13 +239,13 @@ static int recover(const struct io *io, const struct place *p, bool *did,
         *err = (struct qstill_error){0};
         return 0;
     }
-    if (recover_record(io, &j, p, err) < 0) {
+    if (recover_record(io, &j, p, did, err) < 0) {
+        *did = false;
         if (err->code == QSTILL_E_CORRUPT)
             hint_journal(p, err);
         return err_wrap(err, "recovering an unfinished merge");
     }
     *err = (struct qstill_error){0};
-    *did = true;
     return 0;
 }
 

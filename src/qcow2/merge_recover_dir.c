@@ -80,22 +80,22 @@ static bool concerns(const struct io *io, const struct merge_request *q,
     return names_touched(q, c, &r);
 }
 
-/* The journal is that of the merge that is asked for: what it takes away. */
-static int read_went(const struct io *io, int dirfd, const char *name,
-                     struct merge_went *went)
+/* The journal is that of the merge that is asked for. */
+static int read_asked(const struct io *io, int dirfd, const char *name,
+                      struct merge_asked *asked)
 {
     CLEANUP(merge_journal_fini) struct merge_journal j = MERGE_JOURNAL_INIT;
     struct qstill_error ignored = {0};
 
     return merge_journal_open(&j, io, dirfd, name, &ignored) < 0
                ? 0
-               : merge_journal_went(&j, went, &ignored);
+               : merge_journal_asked(&j, asked, &ignored);
 }
 
-/* `before`, `own`, the name of its journal, and `went` may be NULL. */
+/* `before`, `own`, the name of its journal, and `asked` may be NULL. */
 static int recover_all(const struct io *io, const char *dir,
                        const struct merge_request *before, const char *own,
-                       bool *did, struct merge_went *went, struct buf *told,
+                       bool *did, struct merge_asked *asked, struct buf *told,
                        struct qstill_error *err)
 {
     CLEANUP(closedirp) DIR *d = opendir(dir);
@@ -113,7 +113,7 @@ static int recover_all(const struct io *io, const char *dir,
             continue;
         is_own = own && strcmp(e->d_name, own) == 0;
         ours = !before || is_own || concerns(io, before, dirfd(d), e->d_name);
-        if (is_own && read_went(io, dirfd(d), e->d_name, went) < 0)
+        if (is_own && read_asked(io, dirfd(d), e->d_name, asked) < 0)
             return err_nomem(err);
         if (merge_recover(io, dirfd(d), e->d_name, told, &one, &why) == 0) {
             *did |= one;
@@ -134,7 +134,7 @@ int merge_recover_dir(const struct io *io, const char *dir, bool *did,
 
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request, bool *did,
-                         struct merge_went *went, struct buf *told,
+                         struct merge_asked *asked, struct buf *told,
                          struct qstill_error *err)
 {
     CLEANUP(freep) char *dir = path_dir(request->top);
@@ -142,12 +142,12 @@ int merge_recover_before(const struct io *io,
 
     if (!dir || !own)
         return err_nomem(err);
-    return recover_all(io, dir[0] ? dir : ".", request, own, did, went, told,
+    return recover_all(io, dir[0] ? dir : ".", request, own, did, asked, told,
                        err);
 }
 
-int merge_look_at_went(const struct io *io, const char *top,
-                       struct merge_went *went, struct qstill_error *err)
+int merge_look_at_asked(const struct io *io, const char *top,
+                        struct merge_asked *asked, struct qstill_error *err)
 {
     CLEANUP(freep) char *name = merge_journal_name(top);
     CLEANUP(closep) int dirfd = -1;
@@ -157,20 +157,5 @@ int merge_look_at_went(const struct io *io, const char *top,
         return err_nomem(err);
     if (path_open_dir(top, &dirfd, &base, err) < 0) /* the plan will say so */
         return err_clear(err);
-    return read_went(io, dirfd, name, went) < 0 ? err_nomem(err) : 0;
-}
-
-void merge_leave_went(const struct io *io, const char *top,
-                      const struct merge_went *went)
-{
-    CLEANUP(merge_journal_fini) struct merge_journal j = MERGE_JOURNAL_INIT;
-    CLEANUP(freep) char *name = merge_journal_name(top);
-    CLEANUP(closep) int dirfd = -1;
-    struct qstill_error ignored = {0};
-    const char *base;
-
-    if (went->n > 0 && name &&
-        path_open_dir(top, &dirfd, &base, &ignored) == 0 &&
-        merge_journal_create(&j, io, dirfd, name, &ignored) == 0)
-        merge_journal_clear(&j, went, &ignored);
+    return read_asked(io, dirfd, name, asked) < 0 ? err_nomem(err) : 0;
 }

@@ -247,6 +247,23 @@ class NoCrashLosesAnything(unittest.TestCase):
             os.makedirs(root)
         shutil.rmtree(root)
 
+    def test_layers_that_are_no_neighbours(self):
+        """One goes after the other; what has gone is known until both have."""
+        for direction in ("up", "down", "new"):
+            with self.subTest(direction=direction):
+                rng, root = random.Random(1), qtools.scratch("crash-")
+                d = os.path.join(root, "images")
+                os.makedirs(d)
+                for i in range(5):
+                    b = qbuild.Builder(rng, 65536, 12,
+                                       backing="l%d" % (i - 1) if i else None,
+                                       backing_format="qcow2" if i else None)
+                    for c in rng.sample(range(16), 5):
+                        b.data(c, rng.randbytes(4096))
+                    b.write(os.path.join(d, "l%d" % i))
+                out = prove(self, root, 1, "l4", direction, ("l3", "l1"))
+                self.assertGreater(counted(out, "a part of it done"), 20)
+
     def three_layers(self, versions):
         """The lowest full, the middle one shows it, the top masks some of each,
         so that the middle one is a mixture once the lowest is the result."""

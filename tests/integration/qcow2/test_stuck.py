@@ -6,10 +6,8 @@ And merges that cannot be finished: others go on, their own chain does not."""
 import fcntl
 import os
 import shutil
-import signal
 import struct
 import subprocess
-import time
 import unittest
 
 import qtools
@@ -452,112 +450,6 @@ class OneMergeThatCannotEnd(Stuck):
         r = self.merge(u, "--drop", d)
         self.assertEqual(r.rc, 0, str(r))
         self.shows(u, 1, 2, 0)
-
-
-@unittest.skipIf(qtools.missing("qemu-img", "qemu-io"), "tool not installed")
-class BetweenTwoGroups(Stuck):
-    """Layers that are no neighbours are merged one after another: where one is
-    gone and the other is not, the same command goes on."""
-
-    def setUp(self):
-        super().setUp()
-        self.create(self.path("base"))
-        for name, below in (("a", "base"), ("b", "a"), ("c", "b"),
-                            ("top", "c")):
-            self.create(self.path(name), below, ord(name[0]), 64)
-        for name in ("top", "c", "b", "a", "base"):
-            qtools.must("qemu-img", "resize", "-q", self.path(name), "16M")
-        qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -P 7 2M 8M",
-                    self.path("a"))
-        self.view = qtools.guest_hash(self.path("top"), "qcow2")
-
-    def argv(self, *more):
-        drop = [self.path(n) for n in ("c", "a")]
-        return ["merge", self.path("top"), "--direction", self.direction,
-                "--drop", drop[0], "--drop", drop[1], *more]
-
-    def cut(self, sig, *more):
-        """While the second is copied; how it came to its end."""
-        p = subprocess.Popen(
-            [qtools.QSTILL, "image", *self.argv("--bwlimit", "2M", *more)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True)
-        end = time.monotonic() + 30
-        while os.path.exists(self.path("c")) and time.monotonic() < end:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        p.send_signal(sig)
-        out, err = p.communicate(timeout=60)
-        self.assertFalse(os.path.exists(self.path("c")), err)
-        self.assertTrue(os.path.exists(self.path("a")), err)
-        return p.returncode
-
-    def ended(self, left):
-        r = qtools.image(*self.argv())
-        self.assertEqual(r.rc, 0, str(r))
-        self.assertEqual(sorted(os.listdir(self.dir)), left)
-        self.assertEqual(qtools.guest_hash(self.path("top"), "qcow2"),
-                         self.view)
-        self.refuse_all_gone()
-
-    def refuse_all_gone(self):
-        """Nothing tells any more that these were ever layers."""
-        r = qtools.image(*self.argv())
-        self.assertEqual(r.rc, 4, str(r))
-
-    def test_cancelled(self):
-        self.direction = "up"
-        self.assertEqual(self.cut(signal.SIGINT), 10)
-        self.assertEqual(self.cut(signal.SIGINT), 10)
-        self.ended(["b", "base", "top"])
-
-    def test_killed(self):
-        self.direction = "up"
-        self.assertEqual(self.cut(signal.SIGKILL), -signal.SIGKILL)
-        self.assertEqual(self.cut(signal.SIGINT), 10)
-        self.ended(["b", "base", "top"])
-
-    def test_into_new_files(self):
-        self.direction = "new"
-        self.assertEqual(self.cut(signal.SIGINT), 10)
-        self.ended(["b", "base", "top"])
-
-    def test_a_dry_run_tells_what_is_left_and_changes_nothing(self):
-        self.direction = "up"
-        for sig in (signal.SIGINT, signal.SIGKILL):
-            self.cut(sig)
-            before = {n: qtools.file_hash(self.path(n))
-                      for n in os.listdir(self.dir)}
-            r = qtools.image(*self.argv("--dry-run"))
-            self.assertEqual(r.rc, 0, str(r))
-            self.assertIn("%s is not there any more" % self.path("c"), r.out)
-            self.assertIn("gone afterwards: %s" % self.path("a"), r.out)
-            r = qtools.image(*self.argv("--dry-run", "--drop",
-                                        self.path("misspelt")))
-            self.assertEqual(r.rc, 4, str(r))
-            self.assertEqual(before, {n: qtools.file_hash(self.path(n))
-                                      for n in os.listdir(self.dir)})
-        self.ended(["b", "base", "top"])
-
-    def test_another_merge_in_between(self):
-        """It is about other layers: what it does not know, it leaves."""
-        self.direction = "up"
-        for sig in (signal.SIGINT, signal.SIGKILL):
-            self.cut(sig)
-        r = qtools.image("merge", self.path("top"), "--drop", self.path("b"))
-        self.assertEqual(r.rc, 0, str(r))
-        self.assertFalse(os.path.exists(self.path("b")))
-        self.ended(["base", "top"])
-
-    def test_a_name_that_is_none_of_these(self):
-        self.direction = "up"
-        for sig in (signal.SIGINT, signal.SIGKILL):
-            self.cut(sig)
-            r = qtools.image(*self.argv("--drop", self.path("misspelt")))
-            self.assertEqual(r.rc, 4, str(r))
-            self.assertIn("misspelt", r.err)
-            self.assertTrue(os.path.exists(self.path("a")))
-        self.ended(["b", "base", "top"])
 
 
 if __name__ == "__main__":
