@@ -8,7 +8,8 @@
  *   4. set its registers: from here it comes back by itself
  *   5. hold its signals back; let it run to the end of the call
  *   6. fetch the descriptor; have the thread close its own
- *   7. let it run through rt_sigreturn; check; detach
+ *   7. let it run through rt_sigreturn; check; detach, in the system call
+ *      that it was stopped in
  * Failures: a thread that cannot be used is let go as it was, and the next
  * one is tried, again and again until the time is over. After step 4 the
  * thread is let go and comes back by itself.
@@ -193,7 +194,12 @@ static int detour(struct injection *in, struct tracee *t,
     if (through_call(in, t, SYS_rt_sigreturn, err) < 0)
         return err->code;
     step(in, "returned");
-    return inject_context_check(t->tid, context, err);
+    if (inject_context_check(t->tid, context, err) < 0)
+        return err->code;
+    /* If it does not stop again in time, it goes on as it is. */
+    if (inject_context_restarts(context) && tracee_stop_again(t) == TRACEE_TRAP)
+        return inject_context_settle(t->tid, context, err);
+    return 0;
 }
 
 /* Of a stopped thread, up to the point where it is still unchanged. */
@@ -302,7 +308,9 @@ static int one_round(struct injection *in, bool *moved,
     if (inject_threads(in->pid, &tids, &count, err) < 0)
         return err->code;
     if (count == 0)
-        return err_set(err, QSTILL_E_UNREACHABLE, "there is no process %d",
+        return err_set(err, QSTILL_E_BUSY,
+                       "each thread of process %d is in a wait that would end "
+                       "with EINTR",
                        in->pid);
     for (size_t i = 0; i < count; i++) {
         err->code = 0;

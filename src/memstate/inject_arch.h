@@ -35,8 +35,9 @@ struct inject_context {
 };
 void inject_context_fini(struct inject_context *c);
 
-/* Reads it. BUSY with the reason when the thread cannot go on exactly from
- * where it is: then choose another one. PRECONDITION when none can. */
+/* Reads it; a wait that the stop has ended for good is made one that goes on
+ * (inject_wait.h). BUSY with the reason when the thread cannot go on exactly
+ * from where it is: then choose another one. PRECONDITION when none can. */
 int inject_context_read(pid_t tid, struct inject_context *out,
                         struct qstill_error *err);
 
@@ -68,5 +69,16 @@ int inject_call_again(pid_t tid, const struct inject_code *code,
  * what differed. */
 int inject_context_check(pid_t tid, const struct inject_context *c,
                          struct qstill_error *err);
+
+/* Was the thread in a system call that the kernel starts again? */
+static inline bool inject_context_restarts(const struct inject_context *c)
+{
+    return c->regs.rip != c->resume.rip;
+}
+/* Of a thread that has come back and is stopped as in the beginning: makes it
+ * stand at the end of the call that was interrupted, so that the kernel itself
+ * starts that again, or, when a signal has come meanwhile, ends it. */
+int inject_context_settle(pid_t tid, const struct inject_context *c,
+                          struct qstill_error *err);
 
 #endif

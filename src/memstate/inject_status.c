@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 
 #include "base/file.h"
+#include "memstate/inject_wait.h"
 
 /* The longest line, Groups, has up to 65536 numbers, but it comes late:
  * all that is looked at stands in far less in practice, and a status that is
@@ -89,10 +90,10 @@ int inject_status_read(pid_t pid, pid_t tid, struct inject_status *out,
 }
 
 /* Calls that a stop in the middle of them does not change: the kernel starts
- * them again as they were. */
+ * them again as they were. (But for read() of a socket with a time limit.) */
 static const long restarted[] = {
-    SYS_ppoll,  SYS_pselect6, SYS_select,  SYS_read,     SYS_readv,   SYS_wait4,
-    SYS_waitid, SYS_accept,   SYS_accept4, SYS_recvfrom, SYS_recvmsg,
+    SYS_ppoll, SYS_pselect6, SYS_select, SYS_read,
+    SYS_readv, SYS_wait4,    SYS_waitid,
 };
 /* Calls whose remaining time is kept in the kernel, for one restart only. */
 static const long counted[] = {
@@ -112,15 +113,26 @@ static bool is_in(long nr, const long *table, size_t count)
 
 enum inject_rank inject_rank_parse(const char *text)
 {
-    unsigned long long args[6] = {0};
+    struct inject_wait w = {0};
+    enum inject_eintr eintr;
+    unsigned long long *args = w.args;
     long nr;
 
     if (strncmp(text, "running", 7) == 0)
         return INJECT_RANK_RUNS;
-    if (sscanf(text, "%ld %llx %llx %llx %llx", &nr, &args[0], &args[1],
-               &args[2], &args[3]) < 5 ||
+    if (sscanf(text, "%ld %llx %llx %llx %llx %llx %llx", &nr, &args[0],
+               &args[1], &args[2], &args[3], &args[4], &args[5]) < 7 ||
         nr < 0)
         return INJECT_RANK_RUNS;
+    w.nr = nr;
+    eintr = inject_wait_eintr(&w);
+    if (eintr == INJECT_EINTR_LIMITED &&
+        (inject_wait_masked(&w) || nr == SYS_rt_sigtimedwait))
+        return INJECT_RANK_NEVER;
+    if (inject_wait_masked(&w))
+        return INJECT_RANK_BAD;
+    if (eintr == INJECT_EINTR_ENDLESS)
+        return INJECT_RANK_WAITS;
     if (is_in(nr, restarted, ARRAY_LEN(restarted)))
         return INJECT_RANK_WAITS;
     /* Without a time limit a futex wait is restarted whole. */
@@ -185,6 +197,7 @@ int inject_threads(pid_t pid, pid_t **out, size_t *count,
                    struct qstill_error *err)
 {
     CLEANUP(freep) struct ranked *all = NULL;
+    size_t kept = 0;
     pid_t *tids;
 
     all = calloc(INJECT_THREADS_MAX, sizeof(*all));
@@ -192,12 +205,18 @@ int inject_threads(pid_t pid, pid_t **out, size_t *count,
         return err_nomem(err);
     if (rank_all(pid, all, count, err) < 0)
         return err->code;
+    if (*count == 0)
+        return err_set(err, QSTILL_E_UNREACHABLE, "there is no process %d",
+                       pid);
     qsort(all, *count, sizeof(*all), compare_ranked);
-    tids = calloc(*count ? *count : 1, sizeof(*tids));
+    tids = calloc(*count, sizeof(*tids));
     if (!tids)
         return err_nomem(err);
-    for (size_t i = 0; i < *count; i++)
-        tids[i] = all[i].tid;
+    while (kept < *count && all[kept].rank != INJECT_RANK_NEVER) {
+        tids[kept] = all[kept].tid;
+        kept++;
+    }
+    *count = kept;
     *out = tids;
     return 0;
 }

@@ -24,13 +24,15 @@ void inject_status_parse(const char *text, struct inject_status *out);
 
 /*
  * How well a thread is suited to be borrowed, best first. Nothing rests on
- * it but the order in which threads are tried: it may have changed by then.
+ * it but the order in which threads are tried, or whether: it may have changed
+ * by then.
  */
 enum inject_rank {
     INJECT_RANK_WAITS, /* in a call that is restarted whole */
     INJECT_RANK_RUNS,  /* in code of its own */
     INJECT_RANK_OTHER, /* in a call that may end with EINTR */
     INJECT_RANK_BAD,   /* in a call that is never restarted whole */
+    INJECT_RANK_NEVER, /* it would be of no use, and see EINTR: left out */
 };
 enum inject_rank inject_rank(pid_t pid, pid_t tid);
 /* From the text of /proc/PID/task/TID/syscall; no I/O. */
@@ -38,7 +40,9 @@ enum inject_rank inject_rank_parse(const char *text);
 
 #define INJECT_THREADS_MAX 4096u
 
-/* The threads of a process, the best suited ones first; malloc'ed. */
+/* The threads of a process, the best suited ones first, those that are to be
+ * left out now not among them; malloc'ed. UNREACHABLE when there are none at
+ * all. */
 int inject_threads(pid_t pid, pid_t **out, size_t *count,
                    struct qstill_error *err);
 

@@ -127,6 +127,14 @@ enum tracee_stop tracee_next_syscall(struct tracee *t)
     }
 }
 
+enum tracee_stop tracee_stop_again(struct tracee *t)
+{
+    if (tracee_request(PTRACE_INTERRUPT, t->tid, 0, NULL) < 0 ||
+        tracee_request(PTRACE_CONT, t->tid, 0, NULL) < 0)
+        return TRACEE_GONE;
+    return tracee_wait_trap(t);
+}
+
 void tracee_detach(const struct tracee *t)
 {
     tracee_request(PTRACE_DETACH, t->tid, 0, NULL);

@@ -52,6 +52,10 @@ enum tracee_stop tracee_wait_trap(struct tracee *t);
  */
 enum tracee_stop tracee_next_syscall(struct tracee *t);
 
+/* From the exit of a system call to a stop as tracee_attach() asked for, before
+ * any instruction of the thread's own. TRACEE_TRAP when it worked. */
+enum tracee_stop tracee_stop_again(struct tracee *t);
+
 /* Lets a stopped thread go. */
 void tracee_detach(const struct tracee *t);
 

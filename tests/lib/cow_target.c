@@ -16,8 +16,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/sem.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -213,6 +215,79 @@ static void main_count(const struct self *s)
         add(&s->report->loops);
 }
 
+/* As run_ppoll. */
+static void main_epoll(const struct self *s, bool mask, int limit)
+{
+    struct epoll_event e = {.events = EPOLLIN};
+    sigset_t none;
+    int fd = epoll_create1(0);
+    char c;
+
+    sigemptyset(&none);
+    if (epoll_ctl(fd, EPOLL_CTL_ADD, s->fd, &e) < 0)
+        _exit(3);
+    add(&s->report->ready);
+    for (;;) {
+        /* Not by glibc's functions: which call they make is theirs. */
+        long r = mask ? syscall(SYS_epoll_pwait, fd, &e, 1, limit, &none, 8)
+                      : syscall(SYS_epoll_wait, fd, &e, 1, limit);
+
+        if (r != 1 || read(s->fd, &c, 1) != 1 || c != 'x')
+            add(&s->report->faults);
+        add(&s->report->loops);
+    }
+}
+
+static void main_semop(const struct self *s)
+{
+    struct sembuf down = {0, -1, 0};
+    int id = semget(IPC_PRIVATE, 1, 0600);
+
+    if (id < 0)
+        _exit(3);
+    s->report->value = (uint64_t)id;
+    add(&s->report->ready);
+    for (;;) {
+        if (semop(id, &down, 1) != 0)
+            add(&s->report->faults);
+        add(&s->report->loops);
+    }
+}
+
+static void main_sigwait(const struct self *s, bool limited)
+{
+    struct timespec limit = {60, 0};
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    add(&s->report->ready);
+    for (;;) {
+        int r = sigtimedwait(&set, NULL, limited ? &limit : NULL);
+
+        if (r != SIGUSR1)
+            add(&s->report->faults);
+        add(&s->report->loops);
+    }
+}
+
+/* Each signal must end the wait, whenever it comes. */
+static void main_epoll_signal(const struct self *s)
+{
+    struct epoll_event e;
+    int fd = epoll_create1(0);
+
+    handler_report = s->report;
+    catch (SIGUSR1);
+    add(&s->report->ready);
+    for (;;) {
+        if (syscall(SYS_epoll_wait, fd, &e, 1, -1) != -1 || errno != EINTR)
+            add(&s->report->faults);
+        add(&s->report->loops);
+    }
+}
+
 static void main_many(const struct self *s)
 {
     static void *(*const threads[])(void *) = {
@@ -248,6 +323,27 @@ static void target_main(struct self *s, enum cow_kind kind)
         break;
     case COW_SLEEP:
         main_sleep(s);
+        break;
+    case COW_EPOLL:
+        main_epoll(s, false, -1);
+        break;
+    case COW_EPOLL_MASK:
+        main_epoll(s, true, -1);
+        break;
+    case COW_EPOLL_MASK_TIME:
+        main_epoll(s, true, 60000);
+        break;
+    case COW_SEMOP:
+        main_semop(s);
+        break;
+    case COW_SIGWAIT:
+        main_sigwait(s, false);
+        break;
+    case COW_SIGWAIT_TIME:
+        main_sigwait(s, true);
+        break;
+    case COW_EPOLL_SIGNAL:
+        main_epoll_signal(s);
         break;
     case COW_SUSPEND:
         main_suspend(s);

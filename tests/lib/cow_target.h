@@ -32,10 +32,17 @@ enum cow_kind {
     COW_READ,       /* a blocking read */
     COW_FUTEX,      /* waits on a futex for ever */
     COW_SLEEP,      /* one nanosleep of 600 ms; value: how many ms */
-    COW_SUSPEND,    /* sigsuspend, again and again */
-    COW_ALTSTACK,   /* reads; checks its alternate stack and signal mask */
-    COW_COUNT,      /* spins in C and counts SIGRTMIN */
-    COW_MANY,       /* eight threads: spin, read, ppoll, futex, sleep */
+    COW_EPOLL,      /* epoll_wait without a limit, a byte again and again */
+    COW_EPOLL_MASK, /* the same with a signal mask of its own */
+    COW_EPOLL_MASK_TIME, /* and with a limit of a minute */
+    COW_SEMOP,           /* waits for a semaphore that its parent raises */
+    COW_SIGWAIT,         /* rt_sigtimedwait for SIGUSR1, no limit */
+    COW_SIGWAIT_TIME,    /* with a limit of a minute */
+    COW_EPOLL_SIGNAL,    /* epoll_wait that only a handled signal ends */
+    COW_SUSPEND,         /* sigsuspend, again and again */
+    COW_ALTSTACK,        /* reads; checks its alternate stack and signal mask */
+    COW_COUNT,           /* spins in C and counts SIGRTMIN */
+    COW_MANY,            /* eight threads: spin, read, ppoll, futex, sleep */
 };
 
 /* Waits until it is in its loop. Asserts. */

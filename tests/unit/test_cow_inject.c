@@ -21,52 +21,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../lib/cow_inject.h"
 #include "../lib/cow_spin.h"
 #include "../lib/cow_target.h"
-#include "base/clock.h"
 #include "memstate/inject.h"
 #include "memstate/inject_tracee.h"
 
 static struct qstill_error err;
-
-static struct inject_call eventfd_call(unsigned value)
-{
-    return (struct inject_call){
-        "eventfd2", SYS_eventfd2, {value, O_CLOEXEC | O_NONBLOCK}};
-}
-
-/* Asserts that it works, and that the target's descriptors are as before. */
-static void inject_once(const struct cow_target *t, unsigned value)
-{
-    struct inject_call call = eventfd_call(value);
-    unsigned before = cow_target_fds(t);
-    struct inject_result result;
-    uint64_t got = 0;
-
-    if (inject_fd(t->pid, &call, NULL, &result, &err) < 0)
-        fail_msg("%s", err.message);
-    assert_int_equal(result.remote_errno, 0);
-    assert_true(result.fd >= 0);
-    assert_int_equal(fcntl(result.fd, F_GETFD), FD_CLOEXEC);
-    assert_int_equal(read(result.fd, &got, 8), 8);
-    assert_int_equal(got, value);
-    close(result.fd);
-    assert_int_equal(cow_target_fds(t), before);
-}
-
-static void expect_refusal(const struct cow_target *t, int code,
-                           const char *text)
-{
-    const struct inject_options options = {.timeout_ms = 150};
-    struct inject_call call = eventfd_call(1);
-    struct inject_result result;
-    uint64_t begun = tracee_now_ns();
-
-    assert_int_equal(inject_fd(t->pid, &call, &options, &result, &err), code);
-    if (!strstr(err.message, text))
-        fail_msg("'%s' is not in '%s'", text, err.message);
-    assert_true(tracee_now_ns() - begun < 3000000000u);
-}
 
 static void a_descriptor_comes_over_and_none_stays_behind(void **state)
 {
@@ -75,14 +36,14 @@ static void a_descriptor_comes_over_and_none_stays_behind(void **state)
     (void)state;
     cow_target_start(&t, COW_MANY);
     for (unsigned i = 1; i <= 100; i++)
-        inject_once(&t, i);
+        cow_inject_once(&t, i);
     cow_target_goes_on(&t);
     cow_target_stop(&t);
 }
 
 static void a_call_that_fails_there_tells_its_errno(void **state)
 {
-    struct inject_call call = eventfd_call(0);
+    struct inject_call call = cow_eventfd_call(0);
     struct inject_result result;
     struct cow_target t;
 
@@ -104,81 +65,9 @@ static void all_registers_of_a_busy_thread_stay(void **state)
     assert_int_equal(cow_spin(1000), 0);
     cow_target_start(&t, COW_SPIN);
     for (unsigned i = 1; i <= 60; i++)
-        inject_once(&t, i);
+        cow_inject_once(&t, i);
     cow_target_goes_on(&t);
     cow_target_goes_on(&t);
-    cow_target_stop(&t);
-}
-
-static void a_wait_is_restarted_and_sees_no_eintr(void **state)
-{
-    static const enum cow_kind kinds[] = {COW_PPOLL, COW_READ, COW_FUTEX,
-                                          COW_ALTSTACK};
-    struct cow_target t;
-
-    (void)state;
-    for (size_t k = 0; k < 4; k++) {
-        cow_target_start(&t, kinds[k]);
-        for (unsigned i = 1; i <= 50; i++) {
-            inject_once(&t, i);
-            if (i % 2)
-                assert_int_equal(write(t.write_fd, "x", 1), 1);
-        }
-        usleep(20000);
-        assert_int_equal(t.report->loops, kinds[k] == COW_FUTEX ? 0 : 25);
-        cow_target_stop(&t);
-    }
-}
-
-static void a_wait_with_a_time_limit_keeps_its_time(void **state)
-{
-    double begun = clock_ms();
-    uint64_t last = 0;
-    struct cow_target t;
-
-    (void)state;
-    cow_target_start(&t, COW_PPOLL_TIME);
-    for (unsigned i = 1; i <= 20 && !t.report->done; i++) {
-        inject_once(&t, i);
-        last = (uint64_t)(clock_ms() - begun);
-        usleep(15000);
-    }
-    for (int i = 0; i < 3000 && !t.report->done; i++)
-        usleep(1000);
-    /* It waits for 500 ms. Begun anew by each call it would have ended 500 ms
-     * after the last one. */
-    assert_in_range(t.report->value, 400, last + 400);
-    cow_target_stop(&t);
-}
-
-static void a_sleep_counted_by_the_kernel_is_left_alone(void **state)
-{
-    struct cow_target t;
-
-    (void)state;
-    cow_target_start(&t, COW_SLEEP);
-    expect_refusal(&t, QSTILL_E_PRECONDITION,
-                   "waits for a time that the kernel counts");
-    for (int i = 0; i < 3000 && !t.report->done; i++)
-        usleep(1000);
-    assert_true(t.report->value >= 600 && t.report->value < 900);
-    cow_target_stop(&t);
-}
-
-static void a_wait_with_its_own_signal_mask_is_left_alone(void **state)
-{
-    struct cow_target t;
-
-    (void)state;
-    cow_target_start(&t, COW_SUSPEND);
-    expect_refusal(&t, QSTILL_E_PRECONDITION,
-                   "waits with a signal mask of its own");
-    for (uint64_t i = 1; i <= 20; i++) {
-        kill(t.pid, SIGUSR1);
-        for (int ms = 0; ms < 3000 && t.report->signals < i; ms++)
-            usleep(1000);
-        assert_int_equal(t.report->signals, i);
-    }
     cow_target_stop(&t);
 }
 
@@ -203,7 +92,7 @@ static void no_signal_is_lost(void **state)
         _exit(0);
     }
     for (unsigned i = 1; waitpid(sender, &status, WNOHANG) == 0; i++)
-        inject_once(&t, i);
+        cow_inject_once(&t, i);
     for (int i = 0; i < 2000 && t.report->signals < SIGNALS; i++)
         usleep(1000);
     assert_int_equal(t.report->signals, SIGNALS);
@@ -222,19 +111,19 @@ static void a_stopped_process_is_refused_and_stays_stopped(void **state)
     assert_int_equal(waitpid(t.pid, &status, WUNTRACED), t.pid);
     assert_true(WIFSTOPPED(status));
     before = t.report->loops;
-    expect_refusal(&t, QSTILL_E_PRECONDITION, "is stopped by a signal");
+    cow_inject_refused(&t, QSTILL_E_PRECONDITION, "is stopped by a signal");
     usleep(20000);
     assert_int_equal(t.report->loops, before);
     kill(t.pid, SIGCONT);
     cow_target_goes_on(&t);
-    inject_once(&t, 5);
+    cow_inject_once(&t, 5);
     cow_target_stop(&t);
 }
 
 /* SIGSTOP and SIGCONT all the time: it works, or is refused with a reason. */
 static void stops_and_continues_in_between_do_no_harm(void **state)
 {
-    struct inject_call call = eventfd_call(9);
+    struct inject_call call = cow_eventfd_call(9);
     struct inject_result result;
     struct cow_target t;
     pid_t other;
@@ -260,7 +149,7 @@ static void stops_and_continues_in_between_do_no_harm(void **state)
     waitpid(other, NULL, 0);
     kill(t.pid, SIGCONT);
     cow_target_goes_on(&t);
-    inject_once(&t, 6);
+    cow_inject_once(&t, 6);
     cow_target_stop(&t);
 }
 
@@ -275,14 +164,14 @@ static void a_process_that_is_gone_is_unreachable(void **state)
         _exit(0);
     t.pid = pid;
     assert_int_equal(waitid(P_PID, (id_t)pid, &ended, WEXITED | WNOWAIT), 0);
-    expect_refusal(&t, QSTILL_E_UNREACHABLE, "has ended"); /* a zombie */
+    cow_inject_refused(&t, QSTILL_E_UNREACHABLE, "has ended"); /* a zombie */
     waitpid(pid, NULL, 0);
-    expect_refusal(&t, QSTILL_E_UNREACHABLE, "there is no process");
+    cow_inject_refused(&t, QSTILL_E_UNREACHABLE, "there is no process");
 }
 
 static void a_process_that_dies_meanwhile_is_an_error(void **state)
 {
-    struct inject_call call = eventfd_call(1);
+    struct inject_call call = cow_eventfd_call(1);
     struct inject_result result;
     struct cow_target t;
 
@@ -325,12 +214,12 @@ static void one_that_is_traced_already_is_refused(void **state)
         pause();
     }
     assert_int_equal(read(ready[0], &c, 1), 1);
-    expect_refusal(&t, QSTILL_E_PRECONDITION, "is traced by process");
+    cow_inject_refused(&t, QSTILL_E_PRECONDITION, "is traced by process");
     kill(tracer, SIGKILL);
     waitpid(tracer, NULL, 0);
     close(ready[0]);
     close(ready[1]);
-    inject_once(&t, 3);
+    cow_inject_once(&t, 3);
     cow_target_stop(&t);
 }
 
@@ -339,7 +228,7 @@ static void one_that_is_traced_already_is_refused(void **state)
 static void one_that_stops_late_is_not_taken_for_traced(void **state)
 {
     const struct inject_options options = {.timeout_ms = 1200};
-    struct inject_call call = eventfd_call(1);
+    struct inject_call call = cow_eventfd_call(1);
     pid_t pid = fork();
     bool traced = false;
     int r = 0;
@@ -417,9 +306,9 @@ static void a_filter_that_would_kill_is_respected(void **state)
 
     (void)state;
     cow_target_start_with(&t, COW_SPIN, deny_eventfd);
-    expect_refusal(&t, QSTILL_E_PRECONDITION,
-                   may_read_filters() ? "does not allow eventfd2"
-                                      : "seccomp filter");
+    cow_inject_refused(&t, QSTILL_E_PRECONDITION,
+                       may_read_filters() ? "does not allow eventfd2"
+                                          : "seccomp filter");
     cow_target_goes_on(&t);
     cow_target_stop(&t);
 }
@@ -431,9 +320,9 @@ static void filters_that_allow_it_are_no_hindrance(void **state)
     (void)state;
     cow_target_start_with(&t, COW_PPOLL, deny_mount);
     if (may_read_filters())
-        inject_once(&t, 12);
+        cow_inject_once(&t, 12);
     else
-        expect_refusal(&t, QSTILL_E_PRECONDITION, "seccomp filter");
+        cow_inject_refused(&t, QSTILL_E_PRECONDITION, "seccomp filter");
     cow_target_goes_on(&t);
     cow_target_stop(&t);
 }
@@ -459,6 +348,9 @@ static void a_32_bit_process_is_refused(void **state)
 {
     int fd = (int)syscall(SYS_memfd_create, "p32", 0);
     static char *argv[] = {(char *)(uintptr_t) "p32", NULL};
+    const struct inject_options options = {.timeout_ms = 150};
+    struct inject_call call = cow_eventfd_call(1);
+    struct inject_result result;
     struct cow_target t;
     int status;
 
@@ -477,7 +369,8 @@ static void a_32_bit_process_is_refused(void **state)
         print_message("skipped: this kernel runs no 32-bit programs\n");
         skip();
     }
-    expect_refusal(&t, QSTILL_E_PRECONDITION, "");
+    assert_int_equal(inject_fd(t.pid, &call, &options, &result, &err),
+                     QSTILL_E_PRECONDITION);
     assert_true(strstr(err.message, "32-bit") || strstr(err.message, "code"));
     assert_int_equal(waitpid(t.pid, &status, WNOHANG), 0);
     kill(t.pid, SIGKILL);
@@ -504,7 +397,7 @@ static void notices_taken_by_another_thread_do_not_matter(void **state)
     reaping = 1;
     assert_int_equal(pthread_create(&thread, NULL, reap_all, NULL), 0);
     for (unsigned i = 1; i <= 50; i++)
-        inject_once(&t, i);
+        cow_inject_once(&t, i);
     reaping = 0;
     pthread_join(thread, NULL);
     cow_target_goes_on(&t);
@@ -531,7 +424,7 @@ static void die_at_step(void *user, const char *name)
 static bool inject_and_die(const struct cow_target *t, unsigned step,
                            unsigned kill_after_us)
 {
-    struct inject_call call = eventfd_call(2);
+    struct inject_call call = cow_eventfd_call(2);
     struct inject_result result;
     struct death death = {step, 0};
     struct inject_options options = {0, die_at_step, &death};
@@ -575,7 +468,7 @@ static void the_target_survives_our_death_at_each_step(void **state)
         assert_true(step >= 15);
         /* At most the one descriptor for each death before its close. */
         assert_true(cow_target_fds(&t) < 3 + 3 + step);
-        inject_once(&t, 8);
+        cow_inject_once(&t, 8);
         cow_target_stop(&t);
     }
 }
@@ -614,7 +507,7 @@ static void the_target_survives_our_death_at_any_time(void **state)
     assert_int_equal(died, rounds);
     cow_target_goes_on(&t);
     wait_for_the_last_detour(&t);
-    inject_once(&t, 8);
+    cow_inject_once(&t, 8);
     cow_target_stop(&t);
 }
 
@@ -624,10 +517,6 @@ int main(void)
         cmocka_unit_test(a_descriptor_comes_over_and_none_stays_behind),
         cmocka_unit_test(a_call_that_fails_there_tells_its_errno),
         cmocka_unit_test(all_registers_of_a_busy_thread_stay),
-        cmocka_unit_test(a_wait_is_restarted_and_sees_no_eintr),
-        cmocka_unit_test(a_wait_with_a_time_limit_keeps_its_time),
-        cmocka_unit_test(a_sleep_counted_by_the_kernel_is_left_alone),
-        cmocka_unit_test(a_wait_with_its_own_signal_mask_is_left_alone),
         cmocka_unit_test(no_signal_is_lost),
         cmocka_unit_test(a_stopped_process_is_refused_and_stays_stopped),
         cmocka_unit_test(stops_and_continues_in_between_do_no_harm),
