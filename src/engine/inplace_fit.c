@@ -59,9 +59,30 @@ static const char *find_label(char *const *lines, size_t count,
     return NULL;
 }
 
-static int other_devices(char *const *then, size_t then_count, char *const *now,
-                         size_t now_count, struct qstill_error *err)
+/* The devices as they are, with the sums of today and those of before. */
+struct devices {
+    struct qmp_names now, before;
+};
+
+static void devices_fini(struct devices *d)
 {
+    qmp_names_fini(&d->now);
+    qmp_names_fini(&d->before);
+}
+
+/* Nothing in a snapshot says which of the two sums it has. */
+static bool same_device(const struct devices *d, size_t i, const char *then)
+{
+    return strcmp(d->now.items[i], then) == 0 ||
+           strcmp(d->before.items[i], then) == 0;
+}
+
+static int other_devices(const struct manifest *m, const struct devices *d,
+                         struct qstill_error *err)
+{
+    char *const *then = m->devices, *const *now = d->now.items;
+    size_t then_count = m->device_count, now_count = d->now.count;
+
     for (size_t i = 0; i < then_count; i++) {
         const char *is = find_label(now, now_count, then[i]);
 
@@ -74,7 +95,7 @@ static int other_devices(char *const *then, size_t then_count, char *const *now,
             return NOT(err, "device %.*s is not in the snapshot",
                        (int)label_len(now[i]), now[i]);
     for (size_t i = 0; i < now_count && i < then_count; i++)
-        if (strcmp(then[i], now[i]) != 0)
+        if (!same_device(d, i, then[i]))
             return NOT(err,
                        "device %.*s has other properties than in the "
                        "snapshot",
@@ -86,19 +107,18 @@ static int other_devices(char *const *then, size_t then_count, char *const *now,
 static int check_devices(struct session *s, const struct manifest *m,
                          struct qstill_error *err)
 {
-    CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
+    CLEANUP(devices_fini)
+    struct devices d = {QMP_NAMES_INIT, QMP_NAMES_INIT};
     bool same;
 
     if (m->device_count == 0)
         return NOT(err, "the snapshot does not say which devices it has");
-    if (qmp_topology_read(s->qmp, &now, err) < 0)
+    if (qmp_topology_read_both(s->qmp, &d.now, &d.before, err) < 0)
         return err->code;
-    same = now.count == m->device_count;
-    for (size_t i = 0; same && i < now.count; i++)
-        same = strcmp(now.items[i], m->devices[i]) == 0;
-    return same ? 0
-                : other_devices(m->devices, m->device_count, now.items,
-                                now.count, err);
+    same = d.now.count == m->device_count;
+    for (size_t i = 0; same && i < d.now.count; i++)
+        same = same_device(&d, i, m->devices[i]);
+    return same ? 0 : other_devices(m, &d, err);
 }
 
 static int check_cpus(struct session *s, const struct manifest *m,

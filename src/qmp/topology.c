@@ -22,6 +22,7 @@
 
 struct reader {
     struct qmp_names *out;
+    bool registers; /* they count, too */
     char buses[INDENT_MAX][NAME_MAX_LEN];
     /* the device under way */
     bool any;
@@ -120,7 +121,8 @@ static bool is_state(const struct reader *r, const char *key, size_t len)
     };
 
     for (size_t i = 0; i < ARRAY_LEN(state); i++)
-        if ((!state[i].type || strcmp(r->type, state[i].type) == 0) &&
+        if ((!state[i].type ||
+             (!r->registers && strcmp(r->type, state[i].type) == 0)) &&
             strlen(state[i].key) == len && memcmp(key, state[i].key, len) == 0)
             return true;
     return false;
@@ -167,8 +169,8 @@ static int take_line(struct reader *r, const char *line, size_t len,
     return 0;
 }
 
-int qmp_topology_parse(const char *text, struct qmp_names *out,
-                       struct qstill_error *err)
+static int parse(const char *text, bool registers, struct qmp_names *out,
+                 struct qstill_error *err)
 {
     CLEANUP(freep) struct reader *r = calloc(1, sizeof(*r));
     size_t before = out->count;
@@ -176,6 +178,7 @@ int qmp_topology_parse(const char *text, struct qmp_names *out,
     if (!r)
         return err_nomem(err);
     r->out = out;
+    r->registers = registers;
     while (*text) {
         size_t len = strcspn(text, "\n");
 
@@ -189,6 +192,18 @@ int qmp_topology_parse(const char *text, struct qmp_names *out,
         return err_set(err, QSTILL_E_FAILED,
                        "QEMU's `info qtree` lists no devices");
     return 0;
+}
+
+int qmp_topology_parse(const char *text, struct qmp_names *out,
+                       struct qstill_error *err)
+{
+    return parse(text, false, out, err);
+}
+
+int qmp_topology_parse_before(const char *text, struct qmp_names *out,
+                              struct qstill_error *err)
+{
+    return parse(text, true, out, err);
 }
 
 /* ---------------------------------------------------------- memory devices */
@@ -208,6 +223,7 @@ static int add_memory_device(const json_t *v, struct qmp_names *out,
 }
 
 static int read_memory_devices(struct qstill_qmp *q, struct qmp_names *out,
+                               struct qmp_names *before,
                                struct qstill_error *err)
 {
     CLEANUP(json_decrefp) json_t *list = NULL;
@@ -218,23 +234,35 @@ static int read_memory_devices(struct qstill_qmp *q, struct qmp_names *out,
         return err->code == QSTILL_E_UNREACHABLE ? err->code : err_clear(err);
     json_array_foreach(list, i, v)
     {
-        if (add_memory_device(v, out, err) < 0)
+        if (add_memory_device(v, out, err) < 0 ||
+            add_memory_device(v, before, err) < 0)
             return err->code;
     }
+    return 0;
+}
+
+int qmp_topology_read_both(struct qstill_qmp *q, struct qmp_names *out,
+                           struct qmp_names *before, struct qstill_error *err)
+{
+    CLEANUP(qmp_names_fini) struct qmp_names names = QMP_NAMES_INIT;
+    CLEANUP(qmp_names_fini) struct qmp_names old = QMP_NAMES_INIT;
+    CLEANUP(freep) char *text = NULL;
+
+    if (qmp_hmp(q, "info qtree", &text, err) < 0 ||
+        qmp_topology_parse(text, &names, err) < 0 ||
+        qmp_topology_parse_before(text, &old, err) < 0 ||
+        read_memory_devices(q, &names, &old, err) < 0)
+        return err_wrap(err, "reading the VM's devices");
+    *out = names;
+    *before = old;
+    names = old = (struct qmp_names)QMP_NAMES_INIT;
     return 0;
 }
 
 int qmp_topology_read(struct qstill_qmp *q, struct qmp_names *out,
                       struct qstill_error *err)
 {
-    CLEANUP(qmp_names_fini) struct qmp_names names = QMP_NAMES_INIT;
-    CLEANUP(freep) char *text = NULL;
+    CLEANUP(qmp_names_fini) struct qmp_names before = QMP_NAMES_INIT;
 
-    if (qmp_hmp(q, "info qtree", &text, err) < 0 ||
-        qmp_topology_parse(text, &names, err) < 0 ||
-        read_memory_devices(q, &names, err) < 0)
-        return err_wrap(err, "reading the VM's devices");
-    *out = names;
-    names = (struct qmp_names)QMP_NAMES_INIT;
-    return 0;
+    return qmp_topology_read_both(q, out, &before, err);
 }

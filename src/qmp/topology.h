@@ -19,9 +19,19 @@
 int qmp_topology_read(struct qstill_qmp *q, struct qmp_names *out,
                       struct qstill_error *err);
 
+/*
+ * The same; *before gets the same lines with the sums that snapshots of before
+ * this rule have: firmware's registers count as well. Each of both lists is to
+ * be freed.
+ */
+int qmp_topology_read_both(struct qstill_qmp *q, struct qmp_names *out,
+                           struct qmp_names *before, struct qstill_error *err);
+
 /* The devices of the text of `info qtree`, appended; for tests, too. FAILED
  * when there are none in it. */
 int qmp_topology_parse(const char *text, struct qmp_names *out,
                        struct qstill_error *err);
+int qmp_topology_parse_before(const char *text, struct qmp_names *out,
+                              struct qstill_error *err);
 
 #endif

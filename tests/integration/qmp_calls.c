@@ -17,6 +17,7 @@
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
 #include "qmp/ram.h"
+#include "qmp/topology.h"
 #include "qstill-qmp.h"
 
 #define LIST_MAX 64
@@ -188,6 +189,22 @@ static json_t *v_cpus(const json_t *a, struct qstill_error *err)
                      "type", c.type, "model_id", c.model_id, "invtsc",
                      tristate(c.invtsc), "migratable", tristate(c.migratable),
                      "tsc", n(c.tsc_frequency));
+}
+
+/* As snapshots of before the sums left the firmware's registers out have it. */
+static json_t *v_topology_before(const json_t *a, struct qstill_error *err)
+{
+    CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
+    CLEANUP(qmp_names_fini) struct qmp_names before = QMP_NAMES_INIT;
+    json_t *list;
+
+    (void)a;
+    if (qmp_topology_read_both(q, &now, &before, err) < 0)
+        return NULL;
+    list = json_array();
+    for (size_t i = 0; i < before.count; i++)
+        json_array_append_new(list, json_string(before.items[i]));
+    return list;
 }
 
 static json_t *v_devices(const json_t *a, struct qstill_error *err)
@@ -803,6 +820,7 @@ static const struct {
     {"machine", v_machine},
     {"cpus", v_cpus},
     {"devices", v_devices},
+    {"topology_before", v_topology_before},
     {"disks", v_disks},
     {"graph", v_graph},
     {"chain", v_chain},

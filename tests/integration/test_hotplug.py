@@ -156,33 +156,6 @@ class Devices(Case):
         self.assertEqual("eager", self.q("revert", "vm", "before", "--restore",
                                          "eager")["restore"])
 
-    def test_a_register_that_the_firmware_sets_is_no_other_device(self):
-        """Properties in `info qtree` of PIIX4_PM and q35-pcihost."""
-        for machine, name in (("pc", "smb_io_base"), ("q35", "MCFG")):
-            with self.subTest(machine):
-                def register(name=name):
-                    tree = vm.hmp("info qtree")
-                    return re.search(name + r" = .*", tree).group()
-                vm = self.tiny_vm(machine, machine=machine, paused=True)
-                before = register()
-                self.q("create", machine, "one", "--memory")
-                vm.cmd("cont")
-                deadline = time.monotonic() + 30
-                while register() == before:
-                    self.assertLess(time.monotonic(), deadline)
-                self.assertEqual("inplace", self.q(
-                    "revert", machine, "one", "--start")["restore"])
-
-    def test_another_property_of_it_is_another_device(self):
-        vm = self.tiny_vm()
-        self.q("create", "vm", "one", "--memory")
-        vm.quit()
-        vm.extra = ["-global", "PIIX4_PM.disable_s3=1"]
-        vm.disks[0].path, = self.head_paths(vm)
-        vm.start()
-        self.q.fails("precondition", "PIIX4_PM.* has other properties",
-                     "revert", "vm", "one", "--restore", "inplace")
-
     def test_a_cpu_that_was_plugged_in_is_not_either(self):
         self.vm = self.tiny_vm(extra=["-smp", "1,maxcpus=2"])
         self.q("create", "vm", "before", "--memory")

@@ -2,7 +2,6 @@
 """The library's typed QMP calls (src/qmp) against a real QEMU, through
 qmp_calls.c. The VM sits in its firmware: no guest is needed."""
 
-import json
 import os
 import shutil
 import socket
@@ -10,7 +9,8 @@ import subprocess
 import time
 
 from lib import image
-from lib.case import BUILD, QEMU, QEMU_VERSION, Case
+from lib.calls import Calls
+from lib.case import QEMU, QEMU_VERSION, Case
 from lib.qmp import QMP
 
 MIB = 1 << 20
@@ -87,39 +87,6 @@ def fed_pipe(case, path):
     case.addCleanup(feeder.kill)
     case.addCleanup(os.close, out)
     return out
-
-
-class Calls:
-    """The program qmp_calls."""
-
-    def __init__(self, case, fds=()):
-        self.case = case
-        self.process = subprocess.Popen(
-            [os.path.join(BUILD, "qmp_calls")], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, pass_fds=fds)
-        case.addCleanup(self.end)
-
-    def ask(self, *call):
-        self.process.stdin.write(json.dumps(call) + "\n")
-        self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
-
-    def __call__(self, *call):
-        answer = self.ask(*call)
-        self.case.assertIn("ok", answer, "%s: %s" % (call, answer))
-        return answer["ok"]
-
-    def fails(self, code, words, *call):
-        error = self.ask(*call).get("error")
-        self.case.assertIsNotNone(error, "%s did not fail" % (call,))
-        self.case.assertEqual(code, error["code"], error["message"])
-        self.case.assertRegex(error["message"], words)
-        return error
-
-    def end(self):
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(10)
 
 
 class TypedCalls(Case):

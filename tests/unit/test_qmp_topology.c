@@ -78,6 +78,26 @@ static void properties_count_but_not_the_present_drive(void **state)
     assert_string_not_equal(a.items[2], c.items[2]);
 }
 
+static void registers_of_the_firmware_counted_before(void **state)
+{
+    static const char text[] = "dev: PIIX4_PM, id \"\"\n"
+                               "  smb_io_base = 45312 (0xb100)\n"
+                               "  disable_s3 = 0 (0x0)\n"
+                               "dev: other, id \"\"\n"
+                               "  smb_io_base = 45312 (0xb100)\n"
+                               "  drive = \"n0\"\n";
+    CLEANUP(qmp_names_fini) struct qmp_names now = QMP_NAMES_INIT;
+    CLEANUP(qmp_names_fini) struct qmp_names before = QMP_NAMES_INIT;
+
+    (void)state;
+    assert_int_equal(qmp_topology_parse(text, &now, &err), 0);
+    assert_int_equal(qmp_topology_parse_before(text, &before, &err), 0);
+    assert_int_equal(before.count, 2);
+    assert_string_not_equal(now.items[0], before.items[0]);
+    assert_begins(before.items[0], "/PIIX4_PM");
+    assert_string_equal(now.items[1], before.items[1]);
+}
+
 static void a_text_without_devices_is_an_error(void **state)
 {
     CLEANUP(qmp_names_fini) struct qmp_names n = QMP_NAMES_INIT;
@@ -184,6 +204,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_device_is_a_line_with_bus_type_id_and_address),
         cmocka_unit_test(properties_count_but_not_the_present_drive),
+        cmocka_unit_test(registers_of_the_firmware_counted_before),
         cmocka_unit_test(a_text_without_devices_is_an_error),
         cmocka_unit_test(hostile_trees_end_in_an_error),
         cmocka_unit_test(memory_devices_are_part_of_it),
