@@ -6,6 +6,7 @@
 
 #include "base/checked.h"
 #include "fill.h"
+#include "holes.h"
 
 #define PIECE_BYTES ((size_t)1 << 20)
 #define PIECES      16u
@@ -75,7 +76,8 @@ static int side_load(struct compare *c, unsigned i, struct qstill_error *err)
     struct side *s = &c->side[i];
 
     if (chain_view(s->chain, 0, s->chain->n - 1, CHAIN_FORGET_MAPS, &s->view,
-                   err) < 0)
+                   err) < 0 ||
+        holes_drop(s->chain, &s->view, err) < 0)
         return err->code;
     for (size_t k = 0; k < s->chain->n; k++)
         if (image_open_direct(s->chain->layers[k], err) < 0)

@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/sum.h"
 #include "fill.h"
+#include "holes.h"
 
 #define WINDOW  ((size_t)1 << 20)
 #define BLOCK   ((size_t)1 << 16)
@@ -85,7 +86,8 @@ int content_sum(struct chain *c, uint64_t *sum, struct qstill_error *err)
     CLEANUP(extents_fini) struct extents view = EXTENTS_INIT;
     struct reader r = {0};
 
-    if (chain_view(c, 0, c->n - 1, CHAIN_FORGET_MAPS, &view, err) < 0)
+    if (chain_view(c, 0, c->n - 1, CHAIN_FORGET_MAPS, &view, err) < 0 ||
+        holes_drop(c, &view, err) < 0)
         return err->code;
     for (size_t i = 0; i < c->n; i++)
         if (image_open_direct(c->layers[i], err) < 0)

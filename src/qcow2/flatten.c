@@ -20,6 +20,7 @@
 
 #include "base/checked.h"
 #include "fresh.h"
+#include "holes.h"
 #include "merge_names.h"
 #include "mover.h"
 #include "pack.h"
@@ -166,7 +167,8 @@ static int plan(struct flatten *f, struct qstill_error *err)
         return err->code;
     f->chain->stop = f->q.stop;
     if (chain_view(f->chain, 0, f->chain->n - 1, CHAIN_FORGET_MAPS, &f->view,
-                   err) < 0)
+                   err) < 0 ||
+        holes_drop(f->chain, &f->view, err) < 0)
         return err->code;
     f->size = f->chain->layers[0]->size;
     return is_raw(f) ? plan_raw(f, err) : plan_qcow2(f, err);

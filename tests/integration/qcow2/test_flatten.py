@@ -110,6 +110,33 @@ class FlattenCase(unittest.TestCase):
 
 
 class FlattenIsRight(FlattenCase):
+    def test_clusters_that_are_holes_of_the_file(self):
+        """Whole ones, parts of some, below a layer that cuts them."""
+        for i, (options, most) in enumerate((
+                ("cluster_size=512", 17), ("cluster_size=4k", 5),
+                ("cluster_size=64k", 6), ("cluster_size=2M", 17),
+                ("cluster_size=16k,extended_l2=on", 5))):
+            with self.subTest(options):
+                rng = random.Random(i)
+                writes = [["write -q -P %d %d %d" % (
+                    rng.randrange(1, 256), rng.randrange(0, 15 * MIB),
+                    rng.choice((512, 4096, 20000, 200000)))
+                    for _ in range(12)] for _ in range(2)]
+                base = self.create("b%d" % i, 16 * MIB + 512, *writes[0],
+                                   options="preallocation=metadata," + options)
+                top = self.create("t%d" % i, 16 * MIB + 512, *writes[1],
+                                  backing=(base, "qcow2"))
+                for image in (base, top):
+                    for fmt in ("qcow2", "raw"):
+                        r = self.flatten(image, "o", "--format", fmt).json()
+                        self.assertLess(r["bytesMoved"], most * MIB)
+                        self.same(image, "o", fmt)
+                        r = qtools.image("compare", image, self.path("o"),
+                                         "--format-b", fmt)
+                        self.assertEqual(r.rc, 0, str(r))
+                        os.unlink(self.path("o"))
+                os.unlink(top)
+
     def test_all_cluster_sizes_plain_and_compressed(self):
         noise = self.noise(MIB)
         for bits in range(9, 22):

@@ -230,6 +230,31 @@ class HostileImagesAreRefused(unittest.TestCase):
         with open(log) as f:
             self.assertLess(f.read().count("SEEK_"), 64)
 
+    def test_data_that_is_not_there_is_not_read(self):
+        """4 TiB of clusters in use, all but three of them holes."""
+        path, flat, empty = (os.path.join(self.dir, n)
+                             for n in ("path", "flat", "empty"))
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                    "preallocation=metadata,cluster_size=2M", path, "4T")
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", empty, "4T")
+        parts = ("7 0 64k", "8 %dk 4k" % (1 << 30), "9 %dk 1M" %
+                 ((1 << 30) + 1600))
+        for part in parts:
+            qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -P " + part,
+                        path)
+        r = self.use("flatten", path, flat)
+        self.assertEqual(0, r.rc, str(r))
+        self.assertEqual(3 * (2 << 20), r.json()["bytesMoved"])
+        self.assertEqual((0, 0, 0), qtools.qemu_check(flat))
+        for part in parts:
+            self.assertNotIn("failed", qtools.must(
+                "qemu-io", "-r", "-f", "qcow2", "-c", "read -q -P " + part,
+                flat).out)
+        self.assertEqual(0, self.use("compare", path, flat).rc)
+        r = self.use("compare", empty, path)
+        self.assertEqual(1, r.rc, str(r))
+        self.assertEqual(0, r.json()["offset"])
+
     def test_odd_but_legal_images_work(self):
         def check(case, d, path, good, overlay):
             fmt = "qcow2"
