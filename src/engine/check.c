@@ -215,7 +215,9 @@ static void check_media(struct report_obj *o, struct session *s)
 
         if (media_check(s, &m->media, s->qmp != NULL, false, &e) < 0) {
             err_wrap(&e, "snapshot %s", m->name);
-            problem_of(o, "medium-missing", &e);
+            problem_of(
+                o, e.code == QSTILL_E_BUSY ? "medium-busy" : "medium-missing",
+                &e);
         }
     }
 }

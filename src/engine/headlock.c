@@ -15,21 +15,6 @@
 
 #define END_WAIT_MS 2000
 
-/* "qemu-system-x86"; "?" when it is gone. */
-static void name_of(int pid, char *out, size_t size)
-{
-    CLEANUP(closep) int fd = -1;
-    char path[64];
-    ssize_t n;
-
-    snprintf(path, sizeof(path), "/proc/%d/comm", pid);
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    n = fd >= 0 ? read(fd, out, size - 1) : 0;
-    out[n > 0 ? n - 1 : 0] = '\0';
-    if (n <= 0)
-        snprintf(out, size, "?");
-}
-
 /* Whether some disk is said to have locking=off (or "auto": no harm). */
 static bool may_be_unlocked(const struct session *s)
 {
@@ -43,12 +28,9 @@ static bool may_be_unlocked(const struct session *s)
 static int explain(const struct session *s, const struct vm_disk *d, int pid,
                    struct qstill_error *err)
 {
-    char who[64] = "what has it open", name[32];
+    char who[64];
 
-    if (pid > 0) {
-        name_of(pid, name, sizeof(name));
-        snprintf(who, sizeof(who), "process %d (%s)", pid, name);
-    }
+    opened_describe(pid, who, sizeof(who));
     err_wrap(err, "disk %s", d->name);
     return err_hint(err,
                     "end %s; if that is VM %s itself, its QMP socket %s is "

@@ -120,18 +120,17 @@ struct launch_hinder_list {
 
 /*
  * All that hinders a start from this record with these disks (head_path and
- * head_format may be NULL); `runs`: after its process, which is there, has been
- * ended. No hinder gives an empty list. `out` is zeroed
+ * head_format may be NULL); `pid`: after its process, which is there, has been
+ * ended, or 0. No hinder gives an empty list. `out` is zeroed
  * before; free it with launch_hinder_list_fini(). Codes of blockers:
  * inherited-fd, disk-not-in-argv, disk-ambiguous, disk-option,
- * binary-missing, cwd-missing, file-missing, chroot, preconfig, terminal,
- * snapshot-mode; of notes: loadvm, readconfig, user-changed, stdio-to-log,
- * helper-process.
+ * binary-missing, cwd-missing, file-missing, file-busy, chroot, preconfig,
+ * terminal, snapshot-mode; of notes: loadvm, readconfig, user-changed,
+ * stdio-to-log, helper-process.
  */
 int launch_hinders(const struct launch_record *rec,
-                   const struct launch_disk *disks, size_t disk_count,
-                   bool runs, struct launch_hinder_list *out,
-                   struct qstill_error *err);
+                   const struct launch_disk *disks, size_t disk_count, int pid,
+                   struct launch_hinder_list *out, struct qstill_error *err);
 void launch_hinder_list_fini(struct launch_hinder_list *list);
 
 /* Whether the VM has a TPM (-tpmdev): its state is kept by another program. */

@@ -22,6 +22,7 @@ int files_judge(struct files *f, const struct launch_arg *arg,
     case QSTILL_E_PERMISSION:
     case QSTILL_E_PRECONDITION:
     case QSTILL_E_CORRUPT:
+    case QSTILL_E_BUSY:
         return f->tell(f->user, arg, why);
     default:
         *f->err = *why;
@@ -141,7 +142,7 @@ int files_check_name(struct files *f, const struct launch_arg *arg,
         [PIDFILE] = REACH_MADE,        [DEVICE] = REACH_DEVICE,
     };
     enum reach_kind kind =
-        how == PIDFILE && f->runs ? REACH_REMADE : kinds[how];
+        how == PIDFILE && f->pid > 0 ? REACH_REMADE : kinds[how];
     struct qstill_error why = {0};
 
     if (!name || !*name || files_is_descriptor(name) ||
@@ -227,14 +228,14 @@ static int check_head(struct files *f, const struct launch_disk *disk)
 int launch_files_check(const struct launch_record *rec,
                        const struct launch_args *args,
                        const struct launch_disk *disks, size_t disk_count,
-                       bool runs, launch_file_fn *tell, void *user,
+                       int pid, launch_file_fn *tell, void *user,
                        struct qstill_error *err)
 {
     struct files f = {.rec = rec,
                       .args = args,
                       .disks = disks,
                       .disk_count = disk_count,
-                      .runs = runs,
+                      .pid = pid,
                       .tell = tell,
                       .user = user,
                       .err = err};

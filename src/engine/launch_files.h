@@ -16,14 +16,19 @@ typedef int launch_file_fn(void *user, const struct launch_arg *arg,
  * take: images with their backing files, kernels, firmware, ROMs, fw_cfg and
  * loader files, secrets, scripts; and whether what QEMU makes can be made:
  * sockets, logs, a pid file. As the user of rec; nothing is opened but the
- * headers of images. `runs`: the process is there still, and takes its pid file
- * away when it is ended. Of firmware without a directory in its name QEMU alone
+ * headers of images, which nobody else may write to (BUSY). `pid`: the process
+ * is there still, and when it is ended takes its pid file and its own locks
+ * away; or 0. Of firmware without a directory in its name QEMU alone
  * knows where it is: nothing is said.
  */
 int launch_files_check(const struct launch_record *rec,
                        const struct launch_args *args,
                        const struct launch_disk *disks, size_t disk_count,
-                       bool runs, launch_file_fn *tell, void *user,
+                       int pid, launch_file_fn *tell, void *user,
                        struct qstill_error *err);
+
+/* Whether what such an argument has QEMU open may be open for writing elsewhere
+ * (share-rw, force-share, no locks at all). */
+bool launch_may_share(const char *arg);
 
 #endif

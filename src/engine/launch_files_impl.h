@@ -25,7 +25,7 @@ struct files {
     const struct launch_args *args;
     const struct launch_disk *disks;
     size_t disk_count;
-    bool runs;
+    int pid;
     struct reach reach;
     launch_file_fn *tell;
     void *user;

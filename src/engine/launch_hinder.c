@@ -280,9 +280,11 @@ static int check_file(void *user, const struct launch_arg *arg,
                       const struct qstill_error *why)
 {
     struct hinders *h = user;
+    bool busy = why->code == QSTILL_E_BUSY;
 
-    return add(h, LAUNCH_BLOCKER, "file-missing",
-               why->code == QSTILL_E_PERMISSION
+    return add(h, LAUNCH_BLOCKER, busy ? "file-busy" : "file-missing",
+               busy ? why->hint
+               : why->code == QSTILL_E_PERMISSION
                    ? "give QEMU's user the right to it, or " USE_LAUNCHER
                    : "put the file back, or " USE_LAUNCHER,
                "%s%s%s%s", arg ? "-" : "",
@@ -371,9 +373,8 @@ static int check_disk(struct hinders *h, const struct launch_disk *given)
 }
 
 int launch_hinders(const struct launch_record *rec,
-                   const struct launch_disk *disks, size_t disk_count,
-                   bool runs, struct launch_hinder_list *out,
-                   struct qstill_error *err)
+                   const struct launch_disk *disks, size_t disk_count, int pid,
+                   struct launch_hinder_list *out, struct qstill_error *err)
 {
     static int (*const checks[])(struct hinders *,
                                  const struct launch_arg *) = {
@@ -390,8 +391,8 @@ int launch_hinders(const struct launch_record *rec,
         for (k = 0; k < ARRAY_LEN(checks); k++)
             if (checks[k](&h, &h.args.v[i]) < 0)
                 return err->code;
-    if (launch_files_check(rec, &h.args, disks, disk_count, runs, check_file,
-                           &h, err) < 0)
+    if (launch_files_check(rec, &h.args, disks, disk_count, pid, check_file, &h,
+                           err) < 0)
         return err->code;
     /* puts other images into h.args */
     for (i = 0; i < disk_count; i++)

@@ -9,6 +9,23 @@
 #include "launch_files_impl.h"
 #include "launch_opts.h"
 
+bool launch_may_share(const char *arg)
+{
+    return strstr(arg, "share-rw") || strstr(arg, "force-share") ||
+           strstr(arg, "locking");
+}
+
+/* A node may share what it opens, and a device all that is in it. */
+static bool takes_locks(const struct files *f, const struct launch_arg *arg)
+{
+    if (arg->value && launch_may_share(arg->value))
+        return false;
+    for (size_t i = 0; i < f->args->count; i++)
+        if (f->args->v[i].value && strstr(f->args->v[i].value, "share-rw"))
+            return false;
+    return true;
+}
+
 /* `format`: NULL when QEMU guesses; "raw" also for what has no backing file. */
 static int check_image(struct files *f, const struct launch_arg *arg,
                        const char *name, const char *format)
@@ -16,6 +33,7 @@ static int check_image(struct files *f, const struct launch_arg *arg,
     const char *file = name && *name ? launch_plain_name(name) : NULL;
     CLEANUP(freep) char *path = NULL;
     struct qstill_error why = {0};
+    struct reach reach;
 
     if (!file || files_is_descriptor(file))
         return 0;
@@ -25,7 +43,10 @@ static int check_image(struct files *f, const struct launch_arg *arg,
     path = launch_resolve(f->rec->cwd, file);
     if (!path)
         return err_nomem(f->err);
-    reach_chain(&f->reach, path, format, &why);
+    reach = f->reach;
+    reach.locks = takes_locks(f, arg);
+    reach.own = f->pid;
+    reach_chain(&reach, path, format, &why);
     return files_judge(f, arg, &why);
 }
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "media.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -107,6 +108,16 @@ static const char *drive_name(const struct medium *m)
     return *m->device ? m->device : m->qdev;
 }
 
+static int hint_to(struct qstill_error *err)
+{
+    char first[sizeof(err->hint)];
+
+    snprintf(first, sizeof(first), "%.160s",
+             err->code == QSTILL_E_BUSY ? err->hint : "put the file back");
+    return err_hint(err, "%s, or go on with what is in the drive: --force",
+                    first);
+}
+
 int media_check(struct session *s, const struct media *m, bool in_process,
                 bool force, struct qstill_error *err)
 {
@@ -119,13 +130,15 @@ int media_check(struct session *s, const struct media *m, bool in_process,
         const struct medium *want = &m->items[i], *has = find(&now, want);
 
         if (!is_file(want) || (has && same_medium(has, want)) ||
-            session_reach(s, want->path, want->format, !in_process, err) == 0)
+            session_reach(s, want->path, want->format,
+                          SESSION_REACH_LOCKS |
+                              (in_process ? 0 : SESSION_REACH_START),
+                          err) == 0)
             continue;
         err_wrap(err, "drive %s had %s in it at the snapshot", drive_name(want),
                  want->path);
         if (!force)
-            return err_hint(err, "put the file back, or go on with what is in "
-                                 "the drive: --force");
+            return hint_to(err);
         store_note(s->store, "%s: it is not put back", err->message);
         err_clear(err);
     }
@@ -134,6 +147,27 @@ int media_check(struct session *s, const struct media *m, bool in_process,
 
 /* -------------------------------------------------------------------- putting
  */
+
+/* A medium that could not be put in has had the one before it taken out. */
+static int put_old(struct session *s, const struct medium *has,
+                   struct qstill_error *err)
+{
+    CLEANUP(qmp_media_fini) struct qmp_media now = QMP_MEDIA_INIT;
+    struct qstill_error why = {0};
+
+    if (qmp_media_read(s->qmp, &now, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < now.count; i++)
+        if (strcmp(now.items[i].qdev, has->qdev) == 0 && !*now.items[i].path &&
+            *has->path &&
+            qmp_medium_insert(s->qmp, has->qdev, has->path, has->format, &why) <
+                0)
+            store_note(s->store, "drive %s is empty now: %s", drive_name(has),
+                       why.message);
+    if (why.code == QSTILL_E_UNREACHABLE)
+        *err = why;
+    return err->code;
+}
 
 static int put_one(struct session *s, const struct qmp_medium *q,
                    const struct medium *has, const struct medium *want,
@@ -149,13 +183,16 @@ static int put_one(struct session *s, const struct qmp_medium *q,
             return err->code;
         return qmp_medium_close_tray(s->qmp, q->qdev, err);
     }
-    if (is_file(want) &&
-        session_reach(s, want->path, want->format, false, &why) == 0 &&
-        qmp_medium_insert(s->qmp, q->qdev, want->path, want->format, &why) == 0)
-        return 0;
-    if (why.code == QSTILL_E_UNREACHABLE) {
-        *err = why;
-        return err->code;
+    if (is_file(want) && session_reach(s, want->path, want->format,
+                                       SESSION_REACH_LOCKS, &why) == 0) {
+        if (qmp_medium_insert(s->qmp, q->qdev, want->path, want->format,
+                              &why) == 0)
+            return 0;
+        if (why.code == QSTILL_E_UNREACHABLE)
+            return (*err = why).code;
+        if (put_old(s, has, err) < 0)
+            return err->code;
+        open = true; /* by the change that failed */
     }
     store_note(s->store, "drive %s had %s in it, which cannot be put back (%s)",
                drive_name(want), want->path,

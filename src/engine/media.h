@@ -32,16 +32,16 @@ int media_differing(struct session *s, struct arena *a,
                     struct qstill_error *err);
 
 /* Whether the media are there for QEMU's user, or in the drives (`in_process`):
- * NOT_FOUND or PERMISSION names one that is not, with what to do. `force` notes
- * it. */
+ * NOT_FOUND or PERMISSION names one that is not, with what to do; BUSY one that
+ * somebody writes to, which QEMU would not open. `force` notes it. */
 int media_check(struct session *s, const struct media *m, bool in_process,
                 bool force, struct qstill_error *err);
 
 /*
  * Puts them into the drives, and closes the trays: an open one is the device
  * state's to tell. To be done before that is loaded, for the guest is not to
- * see a change. What is no file, and what is gone or QEMU cannot open, stays as
- * it is, with a note.
+ * see a change. Instead of what is no file, and of what is gone or QEMU cannot
+ * open, the drive keeps what is in it, with a note.
  */
 int media_put(struct session *s, const struct media *m,
               struct qstill_error *err);

@@ -91,6 +91,25 @@ int opened_by(const char *path, int except)
     return found;
 }
 
+void opened_describe(int pid, char *out, size_t size)
+{
+    CLEANUP(closep) int fd = -1;
+    char path[64], name[32];
+    ssize_t n;
+
+    if (pid <= 0) {
+        snprintf(out, size, "what has it open");
+        return;
+    }
+    snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    n = fd >= 0 ? read(fd, name, sizeof(name) - 1) : 0;
+    if (n <= 1)
+        n = snprintf(name, sizeof(name), "?") + 1; /* it is gone */
+    name[n - 1] = '\0';
+    snprintf(out, size, "process %d (%s)", pid, name);
+}
+
 static bool has_argument(int pid, const char *name)
 {
     CLEANUP(freep) char *word = NULL;

@@ -27,6 +27,8 @@ bool opened_has(const struct opened *o, const char *path);
 /* A process that has it open, not this one nor `except` (0: none); 0 when none
  * can be seen. Looks at all of /proc: for messages, and what is rare. */
 int opened_by(const char *path, int except);
+/* "process 123 (qemu-system-x86)"; of 0 "what has it open". */
+void opened_describe(int pid, char *out, size_t size);
 /* The next process after `pid`, by number, that has the argument -`name` (or
  * --`name`) on its command line; 0: none. */
 int opened_next(int pid, const char *name);

@@ -143,7 +143,8 @@ int preflight_foundation(struct session *s, const struct manifest *m,
                (up = tree_find(&s->tree, up->parent_id)) != NULL &&
                (below = manifest_disk(up, d->name)) != NULL)
             d = below;
-        if (session_reach(s, d->path, d->format, start, err) < 0) {
+        if (session_reach(s, d->path, d->format,
+                          start ? SESSION_REACH_START : 0, err) < 0) {
             err_wrap(err, "snapshot %s", m->name);
             return err_hint(err, "the disk cannot be opened without it: put it "
                                  "back");

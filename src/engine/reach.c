@@ -17,7 +17,9 @@
 #include "base/cleanup.h"
 #include "launch_disk.h"
 #include "launch_opts.h"
+#include "opened.h"
 #include "qcow2/chain.h"
+#include "qcow2/lock.h"
 #include "qcow2/stored_names.h"
 
 /* No disk has more images; then it is a loop. */
@@ -405,6 +407,30 @@ static int step_down(const struct reach *r, const struct step *s,
                : 0;
 }
 
+/* A process that cannot be looked into may be the one that writes to it. */
+static bool is_own(const struct reach *r, const char *path)
+{
+    CLEANUP(opened_fini) struct opened o = {0};
+    struct qstill_error ignored = {0};
+
+    return r->own > 0 && (opened_read(&o, r->own, &ignored) < 0 || !o.known ||
+                          opened_has(&o, path));
+}
+
+static int look_at_lock(const struct reach *r, const struct step *s,
+                        struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = open_image(s);
+    char who[64];
+
+    if (fd < 0 || image_lock_look(fd, s->path, IMAGE_LOCK_READ, err) == 0)
+        return 0;
+    if (is_own(r, s->path))
+        return err_clear(err);
+    opened_describe(opened_by(s->path, r->own), who, sizeof(who));
+    return err_hint(err, "end %s, or wait until it is done", who);
+}
+
 static int walk(const struct reach *r, const char *path, const char *format,
                 struct qstill_error *err)
 {
@@ -417,8 +443,11 @@ static int walk(const struct reach *r, const char *path, const char *format,
     for (size_t n = 0; s.path; n++) {
         struct step below;
 
-        if (look(s.path, REACH_FILE, err) < 0)
+        if (look(s.path, REACH_FILE, err) < 0 ||
+            (r->locks && look_at_lock(r, &s, err) < 0))
             return n ? err_wrap(err, "a backing file of %s", path) : err->code;
+        if (r->each && r->each(r->user, s.path, s.format, err) < 0)
+            return err->code;
         if (n == CHAIN_MAX)
             return err_set(err, QSTILL_E_CORRUPT,
                            "the backing files of %s make a loop", path);

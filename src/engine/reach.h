@@ -11,6 +11,10 @@
 
 enum { REACH_GROUPS_MAX = 64 };
 
+/* `format`: "" when QEMU guesses. */
+typedef int reach_image_fn(void *user, const char *path, const char *format,
+                           struct qstill_error *err);
+
 struct reach {
     bool other; /* we are root, and it is not */
     uint32_t uid, gid;
@@ -18,6 +22,13 @@ struct reach {
     gid_t groups[REACH_GROUPS_MAX];
     const char *cwd; /* QEMU's; NULL: not known, and files that are named from
                         there are not looked at */
+    bool locks; /* of an image: QEMU must get its lock to read it, too, but for
+                   what process `own` has open itself */
+    int own;
+    /* called for each image of a chain, from the top on, when it can be opened;
+       or NULL */
+    reach_image_fn *each;
+    void *user;
 };
 
 /* As one that is started as that user; finds its groups. */
@@ -46,7 +57,8 @@ int reach_file(const struct reach *r, const char *path, enum reach_kind kind,
  * The same of an image and of all that its header, and theirs, name as backing
  * files (qcow2, qed) and as files of the data (qcow2, the text of a vmdk).
  * `format`: the driver that QEMU opens it with, NULL when it guesses. What
- * leads to another protocol (nbd:, rbd:) is not followed.
+ * leads to another protocol (nbd:, rbd:) is not followed. BUSY (r->locks) says
+ * which process writes to one of them, as far as it can be seen.
  */
 int reach_chain(const struct reach *r, const char *path, const char *format,
                 struct qstill_error *err);

@@ -68,12 +68,14 @@ int session_look_again(struct session *s, struct qstill_error *err);
 
 /*
  * Whether QEMU could open an image and all that its header names below it
- * (reach_chain()). `start`: one that we start from the launch record, with the
- * rights of its user. Else one with those of the running one, or, where there
- * is none or it does not see what we see, whatever can be told.
+ * (reach_chain()). With SESSION_REACH_START one that we start from the launch
+ * record, with the rights of its user. Else one with those of the running one,
+ * or, where there is none or it does not see what we see, whatever can be told.
+ * With SESSION_REACH_LOCKS nobody may write to them either (BUSY).
  */
+enum { SESSION_REACH_START = 1, SESSION_REACH_LOCKS = 2 };
 int session_reach(const struct session *s, const char *path, const char *format,
-                  bool start, struct qstill_error *err);
+                  unsigned how, struct qstill_error *err);
 
 /* QEMU's view of a disk of the record, or NULL. */
 const struct qmp_disk *session_live_disk(const struct session *s,

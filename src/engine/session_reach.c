@@ -4,6 +4,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "launch_files.h"
 #include "reach.h"
 #include "session.h"
 
@@ -28,24 +29,37 @@ static bool sees_what_we_see(const struct session *s)
     return is_same(ns, "/proc/self/ns/mnt") && is_same(root, "/");
 }
 
+/* A VM some part of which shares what it opens with writers (share-rw) or takes
+ * no locks is not judged by locks at all. */
+static bool takes_locks(const struct session *s)
+{
+    char **argv = s->rec.has_launch ? s->rec.launch.argv : NULL;
+
+    for (; argv && *argv; argv++)
+        if (launch_may_share(*argv))
+            return false;
+    return true;
+}
+
 int session_reach(const struct session *s, const char *path, const char *format,
-                  bool start, struct qstill_error *err)
+                  unsigned how, struct qstill_error *err)
 {
     struct reach reach;
-
     /* a launcher may give QEMU rights and files that we know nothing of */
-    if (start && s->rec.has_launch && !s->rec.launcher) {
-        reach_init(&reach, s->rec.launch.uid, s->rec.launch.gid);
-        reach.cwd = s->rec.launch.cwd;
-        return reach_chain(&reach, path, format, err);
-    }
-    if (!sees_what_we_see(s))
+    bool ours =
+        (how & SESSION_REACH_START) && s->rec.has_launch && !s->rec.launcher;
+
+    if (!ours && !sees_what_we_see(s))
         return 0;
-    if (s->pid <= 0 || !reach_init_process(&reach, s->pid))
+    if (ours)
+        reach_init(&reach, s->rec.launch.uid, s->rec.launch.gid);
+    else if (s->pid <= 0 || !reach_init_process(&reach, s->pid))
         reach_init(&reach, geteuid(), getegid());
     reach.cwd = s->rec.has_launch ? s->rec.launch.cwd : NULL;
+    reach.locks = (how & SESSION_REACH_LOCKS) && takes_locks(s);
+    reach.own = s->pid;
     if (reach_chain(&reach, path, format, err) == QSTILL_E_PERMISSION &&
-        !reach.other)
+        !ours && !reach.other)
         err_clear(err); /* our rights, not QEMU's */
     return err->code;
 }

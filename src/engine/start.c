@@ -90,7 +90,7 @@ int start_check(struct session *s, const struct start_options *o,
     launch_argv_free(argv);
     if (s->rec.launcher)
         return 0;
-    if (launch_hinders(&s->rec.launch, disks, s->rec.disk_count, s->pid > 0,
+    if (launch_hinders(&s->rec.launch, disks, s->rec.disk_count, s->pid,
                        &hinders, err) < 0)
         return err->code;
     for (size_t i = 0; i < hinders.count && err->code == 0; i++)

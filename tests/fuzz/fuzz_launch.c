@@ -6,6 +6,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "engine/launch.h"
@@ -82,7 +83,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         argv[n++] = text + i;
     try_build(&rec, "raw");
     try_build(&rec, "qcow2");
-    CHECK(launch_hinders(&rec, &disk, 1, true, &list, &err) == 0);
+    CHECK(launch_hinders(&rec, &disk, 1, getpid(), &list, &err) == 0);
     for (i = 0; i < list.count; i++)
         CHECK(list.items[i].code && list.items[i].message[0]);
     launch_hinder_list_fini(&list);

@@ -2,9 +2,11 @@
 """What is in the CD drive belongs to the memory of the guest that has it
 mounted: it is the snapshot's again after a revert, whatever the way."""
 
+import contextlib
 import json
 import os
 import pwd
+import subprocess
 import time
 
 from lib.case import QEMU_VERSION, Case
@@ -137,6 +139,107 @@ class Media(Case):
         # the disks alone need no CD
         self.q("revert", "vm", "one", "--stopped")
         self.q("start", "vm")
+
+    @contextlib.contextmanager
+    def written(self, path):
+        """By a program that locks it as QEMU does."""
+        p = subprocess.Popen(["qemu-io", "-f", "raw", path],
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            p.stdin.write(b"read 0 512\n")
+            p.stdin.flush()
+            p.stdout.readline()
+            yield
+        finally:
+            p.stdin.close()
+            p.wait()
+            p.stdout.close()
+
+    def is_written(self, then, later, eager):
+        """Who writes to it keeps QEMU from opening it."""
+        self.change(then)
+        self.q("create", "vm", "one", "--memory")
+        self.change(later)
+        says = "drive cd had .*/.*iso in it .*another process writes to it"
+        with self.written(then):
+            codes = {p["code"]: p for p in self.q.check("vm")["problems"]}
+            self.assertEqual(eager[2:], tuple(sorted(codes)))
+            self.assertRegex(codes["medium-busy"]["message"],
+                             "snapshot one: " + says)
+            for way, code, text in (("inplace", "busy", says),
+                                    ("auto", "busy", says),
+                                    ("eager", *eager[:2])):
+                with self.subTest(way), self.nothing_changes(self.vm):
+                    failure = self.q.fails(code, text, "revert", "vm", "one",
+                                           "--restore", way)
+                    self.assertRegex(failure.hint, r"end process \d+ .qemu-io")
+            self.q("revert", "vm", "one", "--restore", "inplace", "--force")
+            self.assertRegex(self.q.stderr, says + ".*is not put back")
+            self.assertEqual(later, self.medium())
+        self.assertEqual([], self.q.check("vm")["problems"])
+        for way in ("inplace", "eager"):
+            self.q("revert", "vm", "one", "--restore", way)
+            self.assertEqual(then, self.medium())
+            self.change(later)
+
+    def test_one_that_is_written(self):
+        self.make()
+        self.is_written(self.b, self.a, (
+            "busy", "drive cd had .*/b.iso", "medium-busy"))
+
+    def test_one_of_the_command_line_that_is_written(self):
+        self.make()
+        self.is_written(self.a, self.b, (
+            "precondition", "-drive: .*/a.iso is in use", "medium-busy",
+            "not-startable"))
+        # what QEMU has open itself is not in its way
+        self.change(self.a)
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.vm.quit()
+        with self.written(self.a):
+            problem, = [p for p in self.q.check("vm")["problems"]
+                        if p["code"] != "medium-busy"]
+            self.assertEqual("not-startable", problem["code"])
+            self.q.fails("precondition", "a.iso is in use", "start", "vm")
+        self.q("start", "vm")
+
+    def test_one_that_cannot_be_put_in(self):
+        """Nobody had looked: the old one is in the drive again."""
+        self.make()
+        self.vm.quit()
+        # whose locks are asked for no more
+        self.vm.extra += ["-device", "ide-cd,share-rw=on,id=cd1"]
+        self.vm.start()
+        self.q("detach", "vm")
+        self.attach(self.vm)
+        self.change(self.b)
+        self.q("create", "vm", "one", "--memory")
+        for before in (self.a, None):
+            self.change(before)
+            with self.written(self.b):
+                self.assertEqual([], self.q.check("vm")["problems"])
+                self.q("revert", "vm", "one", "--restore", "inplace")
+                self.assertRegex(self.q.stderr, "drive cd had .*/b.iso in it, "
+                                 "which cannot be put back .*lock")
+                self.assertEqual(before, self.medium())
+
+    def test_one_that_is_shared_with_writers(self):
+        self.make()
+        self.vm.quit()
+        self.vm.extra = [w + ",share-rw=on" if w.startswith("ide-cd") else w
+                         for w in self.vm.extra]
+        self.vm.start()
+        self.q("detach", "vm")
+        self.attach(self.vm)
+        self.change(self.b)
+        self.q("create", "vm", "one", "--memory")
+        self.change(self.a)
+        with self.written(self.b):
+            self.assertEqual([], self.q.check("vm")["problems"])
+            for way in ("inplace", "eager"):
+                self.q("revert", "vm", "one", "--restore", way)
+                self.assertEqual(self.b, self.medium())
+                self.change(self.a)
 
     def test_one_that_qemus_user_may_not_read(self):
         """It was opened by root, before QEMU became another user."""

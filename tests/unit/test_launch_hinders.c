@@ -148,7 +148,7 @@ static void each_hinder_has_its_code_and_says_what_it_is(void **state)
         struct launch_hinder_list list = {0};
         struct qstill_error err = {0};
 
-        assert_int_equal(launch_hinders(&rec, NULL, 0, false, &list, &err), 0);
+        assert_int_equal(launch_hinders(&rec, NULL, 0, 0, &list, &err), 0);
         if (list.count != 1)
             fail_msg("%s: %zu hinders", one_hinder[i].says, list.count);
         assert_string_equal(list.items[0].code, one_hinder[i].code);
@@ -210,8 +210,7 @@ static void each_file_that_a_start_reads_is_looked_at(void **state)
 
             snprintf(value, sizeof(value), "%.*s%s%s",
                      (int)(at - readers[i][1]), readers[i][1], path, at + 2);
-            assert_int_equal(launch_hinders(&rec, NULL, 0, false, &list, &err),
-                             0);
+            assert_int_equal(launch_hinders(&rec, NULL, 0, 0, &list, &err), 0);
             if (list.count != (there ? 0 : 1)) {
                 fail_msg("%s: %zu hinders", value, list.count);
             } else if (!there) {
@@ -259,8 +258,7 @@ static void each_file_that_a_start_makes_is_looked_at(void **state)
 
             snprintf(value, sizeof(value), "%.*s%s%s", (int)(at - makers[i][1]),
                      makers[i][1], path, at + 2);
-            assert_int_equal(launch_hinders(&rec, NULL, 0, false, &list, &err),
-                             0);
+            assert_int_equal(launch_hinders(&rec, NULL, 0, 0, &list, &err), 0);
             if (list.count != (there ? 0 : 1))
                 fail_msg("%s: %zu hinders", value, list.count);
             if (!there) {
@@ -315,7 +313,7 @@ static void what_can_be_started_again_has_no_hinder(void **state)
     struct qstill_error err = {0};
 
     (void)state;
-    assert_int_equal(launch_hinders(&rec, &disk, 1, false, &list, &err), 0);
+    assert_int_equal(launch_hinders(&rec, &disk, 1, 0, &list, &err), 0);
     if (list.count)
         fail_msg("%s", list.items[0].message);
     launch_hinder_list_fini(&list);
@@ -358,7 +356,7 @@ static void disks_that_cannot_be_replaced_are_told(void **state)
     size_t i;
 
     (void)state;
-    assert_int_equal(launch_hinders(&rec, disks, 4, false, &list, &err), 0);
+    assert_int_equal(launch_hinders(&rec, disks, 4, 0, &list, &err), 0);
     assert_int_equal(list.count, 4);
     for (i = 0; i < 4; i++) {
         assert_string_equal(list.items[i].code, codes[i]);
@@ -379,7 +377,7 @@ static void a_missing_binary_and_directory_are_told(void **state)
     (void)state;
     rec.exe = (char *)"/no/such/qemu";
     rec.cwd = (char *)"/no/such/dir";
-    assert_int_equal(launch_hinders(&rec, NULL, 0, false, &list, &err), 0);
+    assert_int_equal(launch_hinders(&rec, NULL, 0, 0, &list, &err), 0);
     assert_int_equal(list.count, 2);
     assert_string_equal(list.items[0].code, "binary-missing");
     assert_string_equal(list.items[0].message,

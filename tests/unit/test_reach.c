@@ -16,6 +16,7 @@
 
 #include "base/file.h"
 #include "engine/reach.h"
+#include "qcow2/lock.h"
 
 #define NOBODY 65534u
 
@@ -359,6 +360,67 @@ static void test_data(void **state)
     assert_int_equal(0, reach_chain(&r, path, NULL, &(struct qstill_error){0}));
 }
 
+struct told {
+    size_t count;
+    char last[160];
+};
+
+static int tell(void *user, const char *path, const char *format,
+                struct qstill_error *err)
+{
+    struct told *t = user;
+
+    (void)err;
+    t->count++;
+    snprintf(t->last, sizeof(t->last), "%s %s", path, format);
+    return 0;
+}
+
+/* Who writes to one of them keeps QEMU out, but for what it has itself. */
+static void test_locks(void **state)
+{
+    char cmd[512], path[128], below[128], want[160];
+    struct qstill_error err = {0};
+    struct told told = {0};
+    struct reach r;
+    int fd;
+
+    (void)state;
+    if (system("command -v qemu-img >/dev/null") != 0)
+        skip();
+    snprintf(cmd, sizeof(cmd),
+             "cd %s && exec >/dev/null && qemu-img create -f raw locked 1M && "
+             "qemu-img create -f qcow2 -b locked -F raw over",
+             dir);
+    assert_int_equal(0, system(cmd));
+    snprintf(path, sizeof(path), "%s/over", dir);
+    snprintf(below, sizeof(below), "%s/locked", dir);
+    reach_init(&r, geteuid(), getegid());
+    r.each = tell;
+    r.user = &told;
+    assert_int_equal(0, reach_chain(&r, path, "qcow2", &err));
+    assert_int_equal(2, told.count);
+    snprintf(want, sizeof(want), "%s raw", below);
+    assert_string_equal(want, told.last);
+    fd = open(below, O_RDWR);
+    assert_int_equal(0, image_lock(fd, below, IMAGE_LOCK_READ, &err));
+    r.locks = true;
+    assert_int_equal(0, reach_chain(&r, path, "qcow2", &err));
+    assert_int_equal(0, image_lock(fd, below, IMAGE_LOCK_WRITE, &err));
+    assert_int_equal(QSTILL_E_BUSY, reach_chain(&r, path, "qcow2", &err));
+    assert_non_null(strstr(err.message, below));
+    assert_non_null(strstr(err.hint, "end what has it open"));
+    memset(&err, 0, sizeof(err));
+    r.own = getpid();
+    assert_int_equal(0, reach_chain(&r, path, "qcow2", &err));
+    r.own = 0;
+    r.locks = false;
+    assert_int_equal(0, reach_chain(&r, path, "qcow2", &err));
+    close(fd);
+    r.locks = true;
+    assert_int_equal(0, reach_chain(&r, path, "qcow2", &err));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -368,6 +430,7 @@ int main(void)
         cmocka_unit_test(test_what_is_made),
         cmocka_unit_test(test_chain),
         cmocka_unit_test(test_data),
+        cmocka_unit_test(test_locks),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
