@@ -404,10 +404,13 @@ struct qstill_delete_options {
     uint64_t bwlimit; /* bytes per second of merges; 0: none */
     bool paranoid;    /* sum what a guest sees in each remaining snapshot, and
                          again when all is merged: CORRUPT when it differs */
+    bool force;       /* though the image that a disk was made on is another
+                         than then, or was written to: CORRUPT else */
 };
 #define QSTILL_DELETE_OPTIONS_INIT                                             \
     {                                                                          \
-        sizeof(struct qstill_delete_options), false, false, false, 0, 0, false \
+        sizeof(struct qstill_delete_options), false, false, false, 0, 0,       \
+            false, false                                                       \
     }
 int qstill_delete(struct qstill_store *store, const char *vm,
                   const char *const *snaps, size_t snap_count,

@@ -78,6 +78,7 @@ static int delete_run(struct cli *cli, const struct args *args,
     options.dry_run = args_flag(args, "dry-run");
     options.bwlimit = args_number(args, "bwlimit");
     options.paranoid = args_flag(args, "paranoid");
+    options.force = args_flag(args, "force");
     if (cli_store(cli, &store, err) < 0)
         return err->code;
     run_prepare(cli);
@@ -107,6 +108,8 @@ static const struct option_spec delete_options[] = {
     {"bwlimit", "SIZE", OPTION_SIZE, false, "limit merges to SIZE a second"},
     {"paranoid", NULL, OPTION_FLAG, false,
      "compare what each remaining snapshot holds before and after"},
+    {"force", NULL, OPTION_FLAG, false,
+     "though what the disks were made on has changed"},
     {"dry-run", NULL, OPTION_FLAG, false,
      "print which files are merged how, and the bytes moved"},
     {0},

@@ -69,7 +69,7 @@ static int check_disk(const struct vm_record *rec, const struct qmp_disk *q,
     return 0;
 }
 
-static int add_disk(struct vm_record *rec, const struct qmp_disk *q,
+static int add_disk(struct vm_record *rec, int pid, const struct qmp_disk *q,
                     size_t index, struct qstill_error *err)
 {
     struct arena *a = &rec->arena;
@@ -85,7 +85,8 @@ static int add_disk(struct vm_record *rec, const struct qmp_disk *q,
     if (!abs)
         return err_nomem(err);
     if (check_disk(rec, q, abs, err) < 0 || session_check_shape(q, err) < 0 ||
-        graph_check_chain(&rec->launch, 0, q, err) < 0)
+        graph_check_chain(&rec->launch, 0, q, err) < 0 ||
+        graph_check_open(&rec->launch, pid, q, err) < 0)
         return err->code;
     d->qdev = dup_or_null(a, q->qdev);
     d->device = dup_or_null(a, q->device);
@@ -104,6 +105,8 @@ static int add_disk(struct vm_record *rec, const struct qmp_disk *q,
 static int read_disks(struct vm_record *rec, struct qstill_qmp *q,
                       struct qstill_error *err)
 {
+    struct qstill_error ignored = {0};
+    pid_t pid = 0;
     CLEANUP(qmp_disks_fini) struct qmp_disks disks = QMP_DISKS_INIT;
 
     if (qmp_disks_read(q, &disks, err) < 0)
@@ -114,9 +117,10 @@ static int read_disks(struct vm_record *rec, struct qstill_qmp *q,
     rec->disks = arena_array(&rec->arena, disks.count + 1, sizeof(*rec->disks));
     if (!rec->disks)
         return err_nomem(err);
+    qstill_qmp_peer_pid(q, &pid, &ignored);
     for (size_t i = 0; i < disks.count; i++)
         if (session_takes_part(&disks.items[i]) &&
-            add_disk(rec, &disks.items[i], i, err) < 0)
+            add_disk(rec, pid, &disks.items[i], i, err) < 0)
             return err->code;
     return 0;
 }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "bases.h"
 #include "hostinfo.h"
 #include "layer_file.h"
 #include "qmp/topology.h"
@@ -33,7 +34,7 @@ static int fill_disks(struct create *c, struct manifest *m,
             return err->code;
     }
     m->disk_count = c->j.disk_count;
-    return 0;
+    return bases_keep(&c->s, m, err);
 }
 
 static int fill_blocks(struct create *c, struct manifest *m,

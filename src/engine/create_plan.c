@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "bases.h"
 #include "headlock.h"
 #include "headuse.h"
 #include "job.h"
@@ -139,6 +140,7 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
         return err->code;
     if ((c->s.qmp ? plan_live(c, err) : plan_off(c, err)) < 0)
         return err->code;
+    bases_note(&c->s);
     if (ready_store(&c->s, UNWIND_RESERVE, err) < 0 ||
         ready_folders(&c->s, c->disk_dir, READY_HEAD_ROOM, err) < 0)
         return err->code;

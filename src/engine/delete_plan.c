@@ -3,6 +3,7 @@
  * were, and what it costs. */
 #include <string.h>
 
+#include "bases.h"
 #include "delete_impl.h"
 #include "headuse.h"
 #include "job.h"
@@ -108,6 +109,30 @@ static int check_layers(struct del *c, struct qstill_error *err)
     return 0;
 }
 
+/* Once its snapshots are gone, nothing tells of a disk on another base. */
+static int check_bases(struct del *c, struct qstill_error *err)
+{
+    CLEANUP(bases_fini) struct bases b;
+
+    if (session_check_bases(&c->s, err) < 0 || bases_init(&b, &c->s, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < c->s.tree.count; i++) {
+        const struct manifest *m = &c->s.tree.nodes[i];
+
+        if (!is_merged(c, m))
+            continue;
+        if (bases_reach(&b, m, err) < 0)
+            return err->code;
+        if (bases_check(&b, m, err) == 0)
+            continue;
+        if (!c->o.force || err->code != QSTILL_E_CORRUPT)
+            return err_hint(err, BASES_HINT "; --force goes on without it");
+        store_note(c->store, "%s", err->message);
+        return err_clear(err);
+    }
+    return 0;
+}
+
 static int find_doomed(struct del *c, struct qstill_error *err)
 {
     const struct tree *t = &c->s.tree;
@@ -182,7 +207,7 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
           session_check_heads(&c->s, err) < 0)) ||
         (!c->s.qmp && headuse_check_frozen(&c->s, err) < 0) ||
         ready_store(&c->s, 0, err) < 0 || check_layers(c, err) < 0 ||
-        layers_load(&c->s, &all, err) < 0)
+        check_bases(c, err) < 0 || layers_load(&c->s, &all, err) < 0)
         return err->code;
     describe(c, &all);
     describe_damaged(c);

@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 
+struct arena;
 struct manifest;
 struct manifest_disk;
 struct qcow2_info;
@@ -46,6 +47,13 @@ int layer_identify(struct manifest *m, struct manifest_disk *d,
 /* CORRUPT when the file is not the one that was frozen, NOT_FOUND when it is
  * gone. */
 int layer_check(const struct manifest_disk *d, struct qstill_error *err);
+
+/* An image below the first layer, which belongs to nobody here. What is no
+ * regular file keeps ino 0, and counts as the same. */
+void layer_identify_base(struct arena *a, struct manifest_disk *d);
+/* CORRUPT says what became of it. */
+int layer_check_base(const struct manifest_disk *then,
+                     const struct manifest_disk *now, struct qstill_error *err);
 
 /* The same of a hidden layer; one whose identity is not known, that is gone, or
  * that is somebody's again is fine. */

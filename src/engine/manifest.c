@@ -11,6 +11,48 @@
 
 #define MANIFEST_VERSION 1
 
+/* Which earlier versions did not write: NULL is not the same as empty. */
+static const struct json_value *later(const struct json_value *o,
+                                      const char *key)
+{
+    const struct json_value *v = o->items.first;
+
+    while (v && !(v->key && strcmp(v->key, key) == 0))
+        v = v->next;
+    return v && v->kind == JSON_ARRAY_VALUE ? v : NULL;
+}
+
+static void read_file(struct json_in *in, const struct json_value *o,
+                      struct manifest_disk *d)
+{
+    d->path = json_in_path(in, o, "path", JSON_REQUIRED);
+    d->format = json_in_string(in, o, "format", JSON_REQUIRED);
+    d->dev = json_in_u64(in, o, "dev", JSON_REQUIRED);
+    d->ino = json_in_u64(in, o, "ino", JSON_REQUIRED);
+    d->file_size = json_in_u64(in, o, "fileSize", JSON_REQUIRED);
+    d->mtime_ns = json_in_u64(in, o, "mtimeNs", JSON_REQUIRED);
+    d->header_hash = json_in_string(in, o, "headerHash", JSON_PRESENT);
+}
+
+static void read_bases(struct json_in *in, const struct json_value *disk,
+                       struct manifest *m, struct manifest_disk *d)
+{
+    const struct json_value *o;
+    size_t n =
+        json_in_array(in, disk, "bases", MANIFEST_BASES_MAX, JSON_OPTIONAL, &o);
+
+    if (!later(disk, "bases"))
+        return;
+    d->bases = arena_array(&m->arena, n + 1, sizeof(*d->bases));
+    if (!d->bases) {
+        err_nomem(in->err);
+        return;
+    }
+    for (size_t i = 0; i < n; i++, o = o->next)
+        read_file(in, o, &d->bases[i]);
+    d->base_count = n;
+}
+
 static void read_disks(struct json_in *in, const struct json_value *root,
                        struct manifest *m)
 {
@@ -30,14 +72,9 @@ static void read_disks(struct json_in *in, const struct json_value *root,
         d->qdev = json_in_string(in, o, "qdev", JSON_PRESENT);
         d->device = json_in_string(in, o, "device", JSON_PRESENT);
         d->node = json_in_string(in, o, "node", JSON_PRESENT);
-        d->path = json_in_path(in, o, "path", JSON_REQUIRED);
-        d->format = json_in_string(in, o, "format", JSON_REQUIRED);
         d->virtual_size = json_in_u64(in, o, "virtualSize", JSON_REQUIRED);
-        d->dev = json_in_u64(in, o, "dev", JSON_REQUIRED);
-        d->ino = json_in_u64(in, o, "ino", JSON_REQUIRED);
-        d->file_size = json_in_u64(in, o, "fileSize", JSON_REQUIRED);
-        d->mtime_ns = json_in_u64(in, o, "mtimeNs", JSON_REQUIRED);
-        d->header_hash = json_in_string(in, o, "headerHash", JSON_PRESENT);
+        read_file(in, o, d);
+        read_bases(in, o, m, d);
     }
     m->disk_count = n;
 }
@@ -67,17 +104,13 @@ static void read_blocks(struct json_in *in, const struct json_value *mem,
     m->block_count = n;
 }
 
-/* One that earlier versions did not write: NULL is not the same as empty. */
 static char **read_later(struct json_in *in, const struct json_value *o,
                          const char *key, size_t *count)
 {
-    const struct json_value *v = o->items.first;
     char **list =
         json_in_strings(in, o, key, MANIFEST_DEVICES_MAX, JSON_OPTIONAL, count);
 
-    while (v && !(v->key && strcmp(v->key, key) == 0))
-        v = v->next;
-    return v && v->kind == JSON_ARRAY_VALUE ? list : NULL;
+    return later(o, key) ? list : NULL;
 }
 
 static void read_memory(struct json_in *in, const struct json_value *root,
@@ -190,6 +223,25 @@ int manifest_load(int snapdirfd, struct manifest *out, struct qstill_error *err)
     return 0;
 }
 
+static json_t *bases_json(const struct manifest_disk *d)
+{
+    json_t *array = d->bases ? json_array() : json_null();
+
+    for (size_t i = 0; array && i < d->base_count; i++) {
+        const struct manifest_disk *b = &d->bases[i];
+
+        json_array_append_new(
+            array, json_pack("{so so sI sI sI sI so}", "path",
+                             json_out_string(b->path), "format",
+                             json_out_string(b->format), "dev",
+                             (json_int_t)b->dev, "ino", (json_int_t)b->ino,
+                             "fileSize", (json_int_t)b->file_size, "mtimeNs",
+                             (json_int_t)b->mtime_ns, "headerHash",
+                             json_out_string(b->header_hash)));
+    }
+    return array;
+}
+
 static json_t *disks_json(const struct manifest *m)
 {
     json_t *array = json_array();
@@ -200,7 +252,7 @@ static json_t *disks_json(const struct manifest *m)
         json_array_append_new(
             array,
             json_pack(
-                "{so so so so so so sI sI sI sI sI so}", "name",
+                "{so so so so so so sI sI sI sI sI so so}", "name",
                 json_out_string(d->name), "qdev", json_out_string(d->qdev),
                 "device", json_out_string(d->device), "node",
                 json_out_string(d->node), "path", json_out_string(d->path),
@@ -208,7 +260,7 @@ static json_t *disks_json(const struct manifest *m)
                 (json_int_t)d->virtual_size, "dev", (json_int_t)d->dev, "ino",
                 (json_int_t)d->ino, "fileSize", (json_int_t)d->file_size,
                 "mtimeNs", (json_int_t)d->mtime_ns, "headerHash",
-                json_out_string(d->header_hash)));
+                json_out_string(d->header_hash), "bases", bases_json(d)));
     }
     return array;
 }

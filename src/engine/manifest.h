@@ -13,6 +13,7 @@
 #define MANIFEST_LABELS_MAX  256
 #define MANIFEST_BLOCKS_MAX  1024
 #define MANIFEST_DEVICES_MAX 16384
+#define MANIFEST_BASES_MAX   256
 
 /* The mode of a snapshot without memory. */
 #define MANIFEST_MODE_DISK "disk"
@@ -28,6 +29,10 @@ struct manifest_disk {
     /* what it was when it was frozen; all 0 when that is not known */
     uint64_t dev, ino, file_size, mtime_ns;
     const char *header_hash; /* NULL where the format has none of ours */
+    /* what stood below its disk's first layer then, from the top on, with path,
+     * format and what it was; NULL in those made before it was kept */
+    struct manifest_disk *bases;
+    size_t base_count;
 };
 
 struct manifest_block {

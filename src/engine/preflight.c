@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "bases.h"
 #include "hostinfo.h"
 #include "layer_file.h"
 #include "layers.h"
@@ -324,7 +325,9 @@ int preflight(struct session *s, const struct manifest *m, bool memory,
 
     if (check_disks(s, m, force, err) < 0)
         return err_wrap(err, "snapshot %s", m->name);
-    if (preflight_foundation(s, m, false, err) < 0)
+    if (preflight_foundation(s, m, false, err) < 0 ||
+        session_check_bases(s, err) < 0 ||
+        bases_check_one(s, m, force, err) < 0)
         return err->code;
     if (s->qmp && check_known(s, memory, force, err) < 0)
         return err->code;

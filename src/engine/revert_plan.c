@@ -315,8 +315,7 @@ int revert_plan(struct revert *r, struct qstill_error *err)
                   r->o.force, err) < 0)
         return err->code;
     if ((r->was_on && (ready_settled(&r->s, err) < 0 ||
-                       session_check_heads(&r->s, err) < 0 ||
-                       session_check_bases(&r->s, err) < 0)) ||
+                       session_check_heads(&r->s, err) < 0)) ||
         ready_store(&r->s, 0, err) < 0 ||
         ready_folders(&r->s, NULL, 0, err) < 0)
         return err->code;

@@ -9,6 +9,7 @@
 
 #include "base/clock.h"
 #include "base/file.h"
+#include "bases.h"
 #include "headuse.h"
 #include "json.h"
 #include "launch_renew.h"
@@ -319,6 +320,8 @@ QSTILL_PUBLIC int qstill_vm_start(struct qstill_store *store, const char *vm,
     if (session_open(&s, store, vm, "start", err) < 0)
         return err->code;
     if (session_connect(&s, err) == 0) {
+        if (!s.qmp)
+            bases_note(&s);
         if (s.qmp) {
             err_set(err, QSTILL_E_BUSY, "VM %s is on already (%s)", vm,
                     s.status.state);

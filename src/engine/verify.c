@@ -5,6 +5,7 @@
 
 #include <string.h>
 
+#include "bases.h"
 #include "job.h"
 #include "layer_file.h"
 #include "name.h"
@@ -39,6 +40,10 @@ static int disks_enter(void *ctx, struct qstill_error *err)
             err->code = QSTILL_E_CORRUPT;
             return err_wrap(err, "snapshot %s", m->name);
         }
+    if (bases_check_one(&v->s, m, false, err) == QSTILL_E_NOT_FOUND)
+        err->code = QSTILL_E_CORRUPT;
+    if (err->code < 0)
+        return err->code;
     if (!m->memory_included)
         return 0;
     if (store_opendirat(v->s.snapsfd, m->id, &fd, err) < 0 ||

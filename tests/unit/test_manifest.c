@@ -65,6 +65,17 @@ static struct medium media[] = {
     {"cd0", "", "/iso/\xff.iso", "raw"},
     {"/machine/unattached/device[21]", "fd", "", ""}};
 
+static struct manifest_disk bases[] = {
+    {.path = "/golden/\xff.qcow2",
+     .format = "qcow2",
+     .dev = 7,
+     .ino = 98,
+     .file_size = 1234,
+     .mtime_ns = 1799999999123456788ull,
+     .header_hash = "fedcba9876543210"},
+    {.path = "/dev/vg/below", .format = ""},
+};
+
 static struct manifest_disk disks[] = {
     {.name = "vd0",
      .qdev = "/machine/peripheral/vd0/virtio-backend",
@@ -75,7 +86,9 @@ static struct manifest_disk disks[] = {
      .ino = 99,
      .file_size = 12345,
      .mtime_ns = 1799999999123456789ull,
-     .header_hash = "0123456789abcdef"},
+     .header_hash = "0123456789abcdef",
+     .bases = bases,
+     .base_count = 2},
     /* a path that is no UTF-8 */
     {.name = "b", .device = "drive1", .path = "/vm/\xff\xc3x", .format = "raw"},
 };
@@ -198,6 +211,35 @@ static void what_it_does_not_tell_is_not_told_when_written_anew(void **state)
         assert_int_equal(r.media.count, 0);
         manifest_fini(&r);
     }
+}
+
+static void what_its_disks_stand_on_is_read_back(void **state)
+{
+    struct fixture *f = *state;
+    struct manifest m = full(), r;
+
+    assert_int_equal(manifest_save(f->fd, &m, -1, &f->err), 0);
+    assert_int_equal(manifest_load(f->fd, &r, &f->err), 0);
+    assert_int_equal(r.disks[0].base_count, 2);
+    for (size_t i = 0; i < 2; i++) {
+        assert_text(r.disks[0].bases[i].path, bases[i].path);
+        assert_text(r.disks[0].bases[i].format, bases[i].format);
+        assert_text(r.disks[0].bases[i].header_hash, bases[i].header_hash);
+        assert_int_equal(r.disks[0].bases[i].dev, bases[i].dev);
+        assert_int_equal(r.disks[0].bases[i].ino, bases[i].ino);
+        assert_int_equal(r.disks[0].bases[i].file_size, bases[i].file_size);
+        assert_int_equal(r.disks[0].bases[i].mtime_ns, bases[i].mtime_ns);
+    }
+    /* not kept is not the same as none */
+    assert_null(r.disks[1].bases);
+    manifest_fini(&r);
+    m.disks[1].bases = bases;
+    assert_int_equal(manifest_save(f->fd, &m, -1, &f->err), 0);
+    m.disks[1].bases = NULL;
+    assert_int_equal(manifest_load(f->fd, &r, &f->err), 0);
+    assert_non_null(r.disks[1].bases);
+    assert_int_equal(r.disks[1].base_count, 0);
+    manifest_fini(&r);
 }
 
 static void its_disks_and_blocks_are_read_back_too(void **state)
@@ -390,6 +432,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_manifest_is_read_back_as_it_was_written),
         T(what_it_does_not_tell_is_not_told_when_written_anew),
+        T(what_its_disks_stand_on_is_read_back),
         T(its_disks_and_blocks_are_read_back_too),
         T(a_damaged_manifest_is_corrupt_and_named),
         T(a_negative_size_is_refused),

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: MIT */
+#include "bases.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "layer_file.h"
+#include "reach.h"
+#include "session.h"
+
+/* Below one first layer. */
+struct base_list {
+    struct base_list *next;
+    const struct manifest_disk *first;
+    size_t count;
+    struct manifest_disk *items;
+    struct qstill_error why; /* NOT_FOUND: behind the last one */
+    bool told;
+};
+
+/* ------------------------------------------------------------------- looking
+ */
+
+struct look {
+    struct bases *b;
+    struct base_list *list;
+    size_t images;
+};
+
+static bool is_among(const struct vm_hidden *layers, size_t count,
+                     const char *path)
+{
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(layers[i].path, path) == 0)
+            return true;
+    return false;
+}
+
+/* A layer of the disk, which a deleted snapshot's is until it is merged, and
+ * what a damaged one may have lies between such. */
+static bool is_layer(const struct bases *b, const char *path)
+{
+    const struct vm_record *rec = &b->s->rec;
+
+    if (tree_owner(&b->s->tree, path) ||
+        is_among(rec->hidden, rec->hidden_count, path))
+        return true;
+    for (size_t i = 0; i < rec->trash_count; i++)
+        if (is_among(rec->trash[i].layers, rec->trash[i].layer_count, path))
+            return true;
+    return layers_named(&b->layers, path) != NULL;
+}
+
+static int take(void *user, const char *path, const char *format,
+                struct qstill_error *err)
+{
+    struct look *l = user;
+    struct bases *b = l->b;
+    struct base_list *list = l->list;
+    struct manifest_disk *d = &list->items[list->count];
+
+    if (l->images++ == 0 || list->count == MANIFEST_BASES_MAX ||
+        is_layer(b, path))
+        return 0;
+    *d = (struct manifest_disk){0};
+    d->path = arena_strdup(&b->arena, path);
+    d->format = arena_strdup(&b->arena, format);
+    if (!d->path || !d->format)
+        return err_nomem(err);
+    layer_identify_base(&b->arena, d);
+    list->count++;
+    return 0;
+}
+
+/* What is not to be found, or not to be read, ends the list. */
+static struct base_list *look_below(struct bases *b,
+                                    const struct manifest_disk *first,
+                                    struct qstill_error *err)
+{
+    struct base_list *list = b->seen;
+    struct look l = {.b = b};
+    struct reach reach;
+
+    while (list && strcmp(list->first->path, first->path) != 0)
+        list = list->next;
+    if (list)
+        return list;
+    list = arena_alloc(&b->arena, sizeof(*list));
+    if (list)
+        list->items = arena_array(&b->arena, MANIFEST_BASES_MAX + 1,
+                                  sizeof(*list->items));
+    if (!list || !list->items) {
+        err_nomem(err);
+        return NULL;
+    }
+    list->first = first;
+    l.list = list;
+    reach_init(&reach, geteuid(), getegid());
+    reach.each = take;
+    reach.user = &l;
+    reach_chain(&reach, first->path, first->format, &list->why);
+    list->next = b->seen;
+    b->seen = list;
+    return list;
+}
+
+/* ------------------------------------------------------------------ snapshots
+ */
+
+int bases_init(struct bases *b, struct session *s, struct qstill_error *err)
+{
+    const struct tree *t = &s->tree;
+
+    *b = (struct bases){.s = s, .arena = ARENA_INIT};
+    b->up = arena_array(&b->arena, t->count + 1, sizeof(*b->up));
+    if (!b->up)
+        return err_nomem(err);
+    for (size_t i = 0; i < t->count; i++)
+        if (t->nodes[i].parent_id)
+            b->up[i] = tree_find(t, t->nodes[i].parent_id);
+    return t->damaged_count > 0 ? layers_load(s, &b->layers, err) : 0;
+}
+
+void bases_fini(struct bases *b)
+{
+    layers_fini(&b->layers);
+    arena_fini(&b->arena);
+}
+
+/* The disk's lowest layer that a snapshot has: in `up` and its ancestors, or
+ * `d` itself. */
+static const struct manifest_disk *first_of(const struct bases *b,
+                                            const struct manifest *up,
+                                            const struct manifest_disk *d)
+{
+    const struct manifest_disk *below;
+    const char *name = d->name;
+
+    for (; up && (below = manifest_disk(up, name)) != NULL;
+         up = b->up[up - b->s->tree.nodes])
+        d = below;
+    return d;
+}
+
+static void add_old_name(const char *path, struct qstill_error *err)
+{
+    struct qstill_error said = *err;
+
+    err_set(err, said.code, "%s; it was %s", said.message, path);
+}
+
+static int compare(const struct manifest_disk *d, const struct base_list *list,
+                   struct qstill_error *err)
+{
+    for (size_t i = 0; i < d->base_count; i++) {
+        const struct manifest_disk *then = &d->bases[i];
+
+        if (!then->ino)
+            continue;
+        if (i == list->count) {
+            if (list->why.code == QSTILL_E_NOT_FOUND)
+                *err = list->why;
+            return err->code;
+        }
+        if (layer_check_base(then, &list->items[i], err) == 0)
+            continue;
+        if (strcmp(then->path, list->items[i].path) != 0)
+            add_old_name(then->path, err);
+        return err->code;
+    }
+    return 0;
+}
+
+static int check_disk(struct bases *b, const struct manifest *m,
+                      const struct manifest_disk *d, struct base_list **list,
+                      struct qstill_error *err)
+{
+    *list = NULL;
+    if (d->base_count == 0)
+        return 0;
+    *list = look_below(b, first_of(b, b->up[m - b->s->tree.nodes], d), err);
+    if (!*list)
+        return err->code;
+    if (compare(d, *list, err) == 0)
+        return 0;
+    err_wrap(err, "snapshot %s: below disk %s", m->name, d->name);
+    return err_hint(err, BASES_HINT);
+}
+
+int bases_check(struct bases *b, const struct manifest *m,
+                struct qstill_error *err)
+{
+    struct base_list *list;
+
+    for (size_t i = 0; i < m->disk_count; i++)
+        if (check_disk(b, m, &m->disks[i], &list, err) < 0)
+            return err->code;
+    return 0;
+}
+
+int bases_reach(struct bases *b, const struct manifest *m,
+                struct qstill_error *err)
+{
+    for (size_t i = 0; i < m->disk_count; i++) {
+        const struct manifest_disk *d = &m->disks[i];
+        const struct base_list *list =
+            look_below(b, first_of(b, b->up[m - b->s->tree.nodes], d), err);
+
+        if (!list || list->why.code == 0)
+            continue;
+        *err = list->why;
+        err_wrap(err, "snapshot %s", m->name);
+        return err_hint(err, "no layer can be merged without it: put it back");
+    }
+    return err->code;
+}
+
+int bases_check_one(struct session *s, const struct manifest *m, bool force,
+                    struct qstill_error *err)
+{
+    CLEANUP(bases_fini) struct bases b;
+
+    if (bases_init(&b, s, err) < 0 || bases_check(&b, m, err) == 0)
+        return err->code;
+    if (!force)
+        return err_hint(err, BASES_HINT "; --force takes it as it is");
+    store_note(s->store, "%s", err->message);
+    return err_clear(err);
+}
+
+void bases_note(struct session *s)
+{
+    const struct manifest *m =
+        s->rec.current ? tree_find(&s->tree, s->rec.current) : NULL;
+    struct qstill_error ignored = {0};
+
+    if (m)
+        bases_check_one(s, m, true, &ignored);
+}
+
+int bases_foresee(struct session *s, bases_tell_fn *tell, void *user,
+                  struct qstill_error *err)
+{
+    CLEANUP(bases_fini) struct bases b;
+
+    if (bases_init(&b, s, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < s->tree.count; i++) {
+        const struct manifest *m = &s->tree.nodes[i];
+
+        for (size_t k = 0; k < m->disk_count; k++) {
+            struct qstill_error why = {0};
+            struct base_list *list;
+
+            if (check_disk(&b, m, &m->disks[k], &list, &why) == 0)
+                continue;
+            if (!list)
+                return (*err = why).code;
+            if (!list->told)
+                tell(user, &why);
+            list->told = true;
+        }
+    }
+    return 0;
+}
+
+/* -------------------------------------------------------------------- keeping
+ */
+
+/* By their real names: a link on the way may point elsewhere later. */
+static int keep(struct manifest *m, struct manifest_disk *d,
+                const struct base_list *list, struct qstill_error *err)
+{
+    d->bases = arena_array(&m->arena, list->count + 1, sizeof(*d->bases));
+    if (!d->bases)
+        return err_nomem(err);
+    for (; d->base_count < list->count; d->base_count++) {
+        const struct manifest_disk *from = &list->items[d->base_count];
+        struct manifest_disk *to = &d->bases[d->base_count];
+        CLEANUP(freep) char *real = realpath(from->path, NULL);
+
+        if (!real)
+            return 0; /* it has just gone */
+        *to = *from;
+        to->path = arena_strdup(&m->arena, real);
+        to->format = arena_strdup(&m->arena, from->format);
+        to->header_hash = from->header_hash
+                              ? arena_strdup(&m->arena, from->header_hash)
+                              : NULL;
+        if (!to->path || !to->format || (from->header_hash && !to->header_hash))
+            return err_nomem(err);
+    }
+    return 0;
+}
+
+int bases_keep(struct session *s, struct manifest *m, struct qstill_error *err)
+{
+    const struct manifest *up =
+        s->rec.current ? tree_find(&s->tree, s->rec.current) : NULL;
+    CLEANUP(bases_fini) struct bases b;
+
+    if (bases_init(&b, s, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < m->disk_count; i++) {
+        struct manifest_disk *d = &m->disks[i];
+        const struct base_list *list = look_below(&b, first_of(&b, up, d), err);
+
+        if (!list || keep(m, d, list, err) < 0)
+            return err->code;
+    }
+    return 0;
+}

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+"""What is below a disk's first image is nobody's here: that it is another file
+than when a snapshot was made is told, whether the VM runs or not."""
+
+import contextlib
+import json
+import os
+import shutil
+
+from lib import image
+from lib.golden import GOLDEN, OTHER, OnGolden
+from lib.tiny import content
+
+REPLACED = "below disk v: .*/golden.qcow2 is another file than when"
+WRITTEN = "below disk v: .*/golden.qcow2 was written to after the snapshot"
+
+
+class Bases(OnGolden):
+    cost = 15
+
+    def setUp(self):
+        super().setUp()
+        self.golden = self.path("golden.qcow2")
+
+    def make(self, *snaps):
+        self.run_vm(self.drive("cache=writeback"), "t")
+        for n, name in enumerate(snaps):
+            self.q("create", "vm", name)
+            self.io("write -q -P %d 64k 64k" % (n + 1))
+
+    def replace(self):
+        os.rename(self.golden, self.golden + ".old")
+        shutil.copy(self.path("other.qcow2"), self.golden)
+
+    def bring_back(self):
+        os.rename(self.golden + ".old", self.golden)
+
+    def write(self, byte, at="1M"):
+        image.run("qemu-io", "-f", "qcow2", "-c",
+                  "write -q -P %d %s 64k" % (byte, at), self.golden)
+
+    def is_told(self, says, code="corrupt"):
+        """Of a VM that is off, before anything is changed."""
+        problem, = [p for p in self.q.check("vm")["problems"]
+                    if p["code"] == "wrong-base"]
+        self.assertRegex(problem["message"], "snapshot one: " + says)
+        for command in (["revert", "vm", "one"], ["revert", "vm", "two"],
+                        ["delete", "vm", "one"], ["delete", "vm", "two"],
+                        ["delete", "vm", "one", "two", "--dry-run"]):
+            with self.nothing_changes(self.vm):
+                failure = self.q.fails(code, says, *command)
+                self.assertIn("--force", failure.hint)
+        self.q.fails("corrupt", says, "verify", "vm", "two")
+
+    def is_fine(self):
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("verify", "vm", "one")
+        self.q("revert", "vm", "one")
+        self.q("start", "vm")
+        self.reads(GOLDEN, GOLDEN)
+        self.vm.quit()
+        self.q("revert", "vm", "two")
+        self.q("delete", "vm", "one")
+        self.q("delete", "vm", "two")
+        self.assertEqual([GOLDEN, 1], content(self.top, "qcow2")[:2])
+
+    def test_replaced_while_the_vm_was_off(self):
+        self.make("one", "two")
+        self.vm.quit()
+        self.replace()
+        self.is_told(REPLACED)
+        self.bring_back()
+        self.is_fine()
+
+    def test_written_to(self):
+        self.make("one", "two")
+        self.vm.quit()
+        shutil.copy2(self.golden, self.golden + ".old")
+        self.write(OTHER, "0")
+        self.is_told(WRITTEN)
+        self.bring_back()
+        self.is_fine()
+
+    def test_of_a_base_of_the_base(self):
+        below = self.path("below.qcow2")
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", below, "2M")
+        image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", below,
+                  "-F", "qcow2", self.golden)
+        self.make("one", "two")
+        self.vm.quit()
+        shutil.copy2(below, below + ".old")
+        image.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 3 1M 64k",
+                  below)
+        self.is_told("below disk v: .*/below.qcow2 was written to after")
+        os.rename(below + ".old", below)
+        self.is_fine()
+
+    def test_a_link_that_is_moved_on(self):
+        link = self.path("current")
+        for name in ("golden", "other"):
+            os.mkdir(self.path(name))
+            os.rename(self.path(name + ".qcow2"),
+                      self.path(name + "/golden.qcow2"))
+
+        def lead_to(name):
+            with contextlib.suppress(OSError):
+                os.unlink(link)
+            os.symlink(name, link)
+        lead_to("golden")
+        named = os.path.join(link, "golden.qcow2")
+        image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", named, "-F",
+                  "qcow2", self.top)
+        self.make("one", "two")
+        self.vm.quit()
+        lead_to("other")
+        self.is_told("below disk v: %s is another file than when .*it was %s" %
+                     (named, self.path("golden/golden.qcow2")))
+        lead_to("golden")
+        self.is_fine()
+
+    def test_gone(self):
+        self.make("one", "two")
+        self.vm.quit()
+        os.rename(self.golden, self.golden + ".old")
+        problems = {p["code"]: p for p in self.q.check("vm")["problems"]}
+        self.assertRegex(problems["wrong-base"]["message"],
+                         "snapshot one: .*golden.qcow2 is gone")
+        # no merge could be done
+        for command in (["delete", "vm", "one"],
+                        ["delete", "vm", "one", "--force"],
+                        ["revert", "vm", "one", "--force"]):
+            with self.nothing_changes(self.vm):
+                self.q.fails("not-found", "golden.qcow2 is gone", *command)
+        self.q.fails("corrupt", "golden.qcow2 is gone", "verify", "vm", "two")
+        self.bring_back()
+        self.is_fine()
+
+    def test_gone_while_the_vm_runs(self):
+        self.make("one", "two", "three")
+        os.rename(self.golden, self.golden + ".old")
+        for name in ("one", "two", "three"):
+            with self.nothing_changes(self.vm):
+                self.q.fails("not-found", "golden.qcow2 is gone", "delete",
+                             "vm", name)
+        self.bring_back()
+        self.q("delete", "vm", "one")
+        self.q("delete", "vm", "three", "two")
+        self.reads(GOLDEN, 3)
+
+    def test_moved_as_it_is(self):
+        """With its folder, a link left behind; or out of a backup."""
+        self.make("one", "two")
+        self.vm.quit()
+        os.rename(self.bases, self.bases + ".new")
+        os.symlink(self.bases + ".new", self.bases)
+        self.assertEqual([], self.q.check("vm")["problems"])
+        shutil.copy2(self.golden, self.golden + ".copy")
+        os.rename(self.golden + ".copy", self.golden)
+        self.is_fine()
+
+    def test_named_from_the_images_folder(self):
+        folder = os.path.join(self.dir, "base")
+        shutil.move(self.bases, folder)
+        os.symlink(folder, self.bases)
+        image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b",
+                  "../vm/base/golden.qcow2", "-F", "qcow2", self.top)
+        self.make("one", "two")
+        self.vm.quit()
+        self.replace()
+        self.is_told(REPLACED)
+        self.bring_back()
+        self.is_fine()
+
+    def test_force_takes_it_as_it_is(self):
+        self.make("one", "two")
+        self.vm.quit()
+        self.replace()
+        self.q("revert", "vm", "one", "--force")
+        self.assertRegex(self.q.stderr, REPLACED)
+        # that is known now, and all goes on from there
+        self.q("start", "vm")
+        self.assertRegex(self.q.stderr, REPLACED)
+        self.reads(OTHER, OTHER)
+        self.q("create", "vm", "three")
+        self.assertRegex(self.q.stderr, REPLACED)
+        self.q("verify", "vm", "three")
+        self.q.fails("corrupt", REPLACED, "delete", "vm", "two")
+        self.q("delete", "vm", "one", "two", "--force")
+        self.assertRegex(self.q.stderr, REPLACED)
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.reads(OTHER, OTHER)
+        self.q("revert", "vm", "three")
+        self.q("delete", "vm", "three")
+
+    def test_layers_of_deleted_ones_are_no_bases(self):
+        self.make("one", "two")
+        self.q("create", "vm", "three")
+        self.q("revert", "vm", "one")
+        self.q("create", "vm", "four")
+        self.q("delete", "vm", "one", "--keep-hidden")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("create", "vm", "five")
+        self.q("delete", "vm", "two", "--keep-trash", "2")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("undo", "vm")
+        for name in ("five", "four", "three", "two"):
+            self.q("verify", "vm", name)
+            self.q("delete", "vm", name)
+            self.assertEqual([], self.q.check("vm")["problems"])
+        self.reads(GOLDEN, GOLDEN)
+
+    def test_attach_looks_at_what_qemu_has_open(self):
+        self.run_vm(self.drive("cache=writeback"), "t", attach=False)
+        self.replace()
+        self.q.fails("precondition", "disk v: .*/golden.qcow2 .* another file "
+                     "now", "attach", "vm", "--qmp", self.vm.qmp)
+        self.bring_back()
+        self.attach(self.vm)
+        self.q("create", "vm", "one")
+
+    def test_snapshots_that_do_not_tell(self):
+        """As earlier versions made them."""
+        self.make("one", "two")
+        self.vm.quit()
+        for snapshot in self.q.snapshots("vm"):
+            path = self.q.manifest_path("vm", snapshot["id"])
+            with open(path) as f:
+                manifest = json.load(f)
+            base, = manifest["disks"][0].pop("bases")
+            self.assertEqual(self.golden, base["path"])
+            del manifest["sum"]
+            with open(path, "w") as f:
+                json.dump(manifest, f)
+        self.replace()
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("verify", "vm", "one")
+        self.q("revert", "vm", "one")
+        self.q("delete", "vm", "two")
+        self.q("delete", "vm", "one")
