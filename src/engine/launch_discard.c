@@ -41,6 +41,17 @@ static const char *aio_of(const char *v)
     return v ? NULL : known[0];
 }
 
+static const char *format_of(const char *v)
+{
+    static const char *const known[] = {"qcow2", "raw"};
+
+    for (size_t i = 0; v && i < ARRAY_LEN(known); i++)
+        if (strcmp(v, known[i]) == 0)
+            return known[i];
+    return NULL;
+}
+
+static const struct word driver = {"driver", NULL, format_of};
 static const struct word discard = {"discard", NULL, discard_of};
 static const struct word detect_zeroes = {"detect-zeroes", NULL,
                                           detect_zeroes_of};
@@ -146,6 +157,11 @@ static const char *look_up(struct session *s, const struct vm_disk *d,
         places != 1)
         return NULL;
     return of_arg(&args, w, &place);
+}
+
+const char *launch_format(struct session *s, const struct vm_disk *d)
+{
+    return look_up(s, d, &driver);
 }
 
 const char *launch_discard(struct session *s, const struct vm_disk *d)

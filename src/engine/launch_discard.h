@@ -8,6 +8,9 @@
 struct session;
 struct vm_disk;
 
+/* "qcow2" or "raw", the driver of the image's own node (-blockdev); NULL when
+ * the VM's command line does not tell. */
+const char *launch_format(struct session *s, const struct vm_disk *d);
 /* "ignore" or "unmap"; NULL when the VM's command line does not tell. */
 const char *launch_discard(struct session *s, const struct vm_disk *d);
 /* "off", "on" or "unmap"; NULL as above. QEMU does tell this one, but an

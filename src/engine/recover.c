@@ -22,6 +22,7 @@
 #include "headlock.h"
 #include "inplace.h"
 #include "job.h"
+#include "formats_mend.h"
 #include "journal.h"
 #include "layer_file.h"
 #include "layers.h"
@@ -310,6 +311,7 @@ static int merge_hidden(struct recover_job *r, const char *vm,
         return err->code;
     s.job = r->job;
     look_at_qemu(&s, r->dry_run);
+    rc = formats_mend(&s, r->dry_run, text, err);
     for (size_t i = 0; i < s.rec.hidden_count && rc == 0; i++)
         rc = layer_check_hidden(&s, &s.rec.hidden[i], err);
     if (rc < 0 || settle_roots(&s, r->dry_run, text, err) < 0)

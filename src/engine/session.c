@@ -397,8 +397,12 @@ static int check_recorded(const struct session *s, const struct vm_disk *d,
     err_set(err, QSTILL_E_PRECONDITION,
             "disk %s was attached as '%s', which is no image format", d->name,
             d->attach_format);
-    return err_hint(err, "%sdetach the VM and attach it anew",
-                    s->tree.count > 0 ? "delete the snapshots, " : "");
+    if (!s->qmp)
+        return err_hint(err, "qstill recover %s mends that", s->vm);
+    return err_hint(err,
+                    "%sdetach the VM and attach it anew; or end it, then "
+                    "qstill recover %s",
+                    s->tree.count > 0 ? "delete the snapshots, " : "", s->vm);
 }
 
 int session_check_shapes(const struct session *s, struct qstill_error *err)

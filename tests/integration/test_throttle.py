@@ -4,6 +4,7 @@ Proxmox VE 9 starts all of them, and libvirt what has throttle groups."""
 
 import json
 import os
+import struct
 import subprocess
 
 from lib import image
@@ -168,6 +169,149 @@ class Throttle(Case):
                     self.q("delete", "vm", "x")
             self.assertGreater(n, 3)
             self.reads(*good)
+
+
+class Early(Throttle):
+    """Snapshots of an earlier version, for which the node on top was the
+    image: its format is in the record, a manifest and a header."""
+
+    def age(self):
+        record = os.path.join(self.store, "vm", "vm.json")
+        self.edit(record, lambda r: r["disks"][0].update(
+            attachFormat="throttle"))
+        for snapshot in self.q.snapshots("vm"):
+            path = self.q.manifest_path("vm", snapshot["id"])
+            self.edit(path, self.age_manifest)
+
+    def edit(self, path, change):
+        with open(path) as f:
+            read = json.load(f)
+        change(read)
+        read.pop("sum", None)
+        with open(path, "w") as f:
+            json.dump(read, f)
+
+    def age_manifest(self, manifest):
+        disk, = manifest["disks"]
+        disk.pop("bases", None)
+        if disk["path"] == self.d.path:
+            disk.update(format="throttle", headerHash=None)
+        elif self.age_header(disk["path"]):
+            disk.update(headerHash=None)
+
+    def age_header(self, path):
+        if image.info(path)["full-backing-filename"] != self.d.path:
+            return False
+        self.unprotect(path)
+        with open(path, "r+b") as f:
+            st = os.fstat(f.fileno())
+            head = f.read(4096)
+            name = self.FMT.encode()
+            old = struct.pack(">II", 0xe2792aca, len(name)) + name.ljust(
+                8, b"\0")
+            self.assertEqual(1, head.count(old))
+            f.seek(head.index(old))
+            f.write(struct.pack(">II", 0xe2792aca, 8) + b"throttle")
+        os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+        return True
+
+    def setUp(self):
+        super().setUp()
+        self.chain()
+        self.vm.quit()
+        self.age()
+
+    def is_mended(self, *names):
+        self.assertEqual([], self.q.check("vm")["problems"])
+        for name in names:
+            self.q("verify", "vm", name)
+        self.start()
+        self.reads(5)
+        self.q("revert", "vm", "a", "--start")
+        self.reads(1)
+        self.q("revert", "vm", "d", "--start")
+        self.reads(4)
+        self.q("create", "vm", "e", "--memory")
+        for name in (*names, "e"):
+            self.q("delete", "vm", name)
+            self.reads(4)
+        self.assertEqual([self.d.path], image.chain(self.vm.heads()["disk0"]))
+        self.off()
+        self.start()
+        self.reads(4)
+
+    def test_recover_mends_them(self):
+        problems = {p["code"]: p for p in self.q.check("vm")["problems"]}
+        self.assertEqual({"image-shape", "not-startable"}, set(problems))
+        failure = self.q.fails("precondition", "was attached as 'throttle'",
+                               "create", "vm", "e")
+        self.assertEqual("qstill recover vm mends that", failure.hint)
+        said = self.q("recover", "vm", "--dry-run")["actions"]
+        self.assertRegex(said[0], "disk0 was attached as 'throttle': will be "
+                         + self.FMT)
+        self.assertIn("image-shape",
+                      [p["code"] for p in self.q.check("vm")["problems"]])
+        said = self.q("recover", "vm")["actions"]
+        self.assertRegex(said[0], "'throttle': is now " + self.FMT)
+        self.is_mended("b", "d", "a", "c")
+
+    def test_after_a_delete(self):
+        self.q("delete", "vm", "b")
+        self.assertRegex(self.q.stderr, "stays for now.*recover vm")
+        self.q("recover", "vm")
+        self.is_mended("c", "a", "d")
+
+    def test_mending_is_killed_at_any_moment(self):
+        for n in range(1, 100):
+            if not self.killed(n, "recover", "vm"):
+                break
+            self.age_again(n)
+        self.assertGreater(n, 6)
+        self.is_mended("b", "d", "a", "c")
+
+    def age_again(self, n):
+        """Each second time on top of what was done before."""
+        if n % 2:
+            return
+        self.q("recover", "vm")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.age()
+
+    def test_what_has_changed_since_is_not_touched(self):
+        path = self.q.info("vm", "b")["disks"][0]["path"]
+        st = os.stat(path)
+        self.unprotect(path)
+        os.utime(path)
+        self.q.fails("corrupt", "was written to after", "recover", "vm")
+        self.assertEqual("throttle", self.backing_format(path))
+        os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+        self.q("recover", "vm")
+        self.assertEqual(self.FMT, self.backing_format(path))
+
+    def backing_format(self, path):
+        said = subprocess.run(["qemu-img", "info", "-U", "--output=json", path],
+                              stdout=subprocess.PIPE, check=True).stdout
+        return json.loads(said)["backing-filename-format"]
+
+    def test_while_the_vm_runs(self):
+        # the nodes of the old chain cannot be had again: this one's will do
+        self.q("recover", "vm")
+        self.start()
+        self.edit(os.path.join(self.store, "vm", "vm.json"),
+                  lambda r: r["disks"][0].update(attachFormat="throttle"))
+        said = self.q("recover", "vm")["actions"]
+        self.assertRegex(said[0], "can be mended while the VM is off")
+        failure = self.q.fails("precondition", "attached as 'throttle'",
+                               "create", "vm", "e")
+        self.assertIn("end it, then qstill recover vm", failure.hint)
+
+
+for _name in [n for n in vars(Throttle) if n.startswith("test_")]:
+    setattr(Early, _name, None)
+
+
+class EarlyRaw(Early):
+    FMT = "raw"
 
 
 class Raw(Throttle):
