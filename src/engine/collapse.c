@@ -168,6 +168,8 @@ static int load(struct collapse *c, const struct stuck *stuck,
     layers_fini(&old);
     if (err->code < 0)
         return err->code;
+    if (c->patched)
+        collapse_graph_changed(c);
     g = collapse_graph(c, err);
     if (err->code < 0 || livechain_mark(c->s, g, &c->all, err) < 0 ||
         (any_idle(&c->all) && others_mark(c->s, &c->all, c->seen, err) < 0))

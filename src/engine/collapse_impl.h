@@ -51,6 +51,7 @@ struct collapse {
     struct children_seen *seen; /* of the files that may stand on these */
     struct qmp_graph graph;     /* see collapse_graph() */
     bool has_graph;
+    bool patched;    /* by liveswap(), as far as this pass needs it */
     bool swaps;      /* see qmp_swap_works() */
     bool no_room;    /* the step at hand had no room for data, and all is as it
                         was before it */

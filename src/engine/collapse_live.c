@@ -12,7 +12,7 @@ void collapse_graph_changed(struct collapse *c)
 {
     qmp_graph_fini(&c->graph);
     memset(&c->graph, 0, sizeof(c->graph));
-    c->has_graph = false;
+    c->has_graph = c->patched = false;
 }
 
 struct qmp_graph *collapse_graph(struct collapse *c, struct qstill_error *err)

@@ -299,6 +299,73 @@ static int give_up(struct session *s, struct qmp_graph *g,
     return 0;
 }
 
+/* The new node, as it is added, in the place of the old one. Its file's node
+ * has a name of QEMU's, which nobody needs. */
+static int patch_graph(struct collapse *c, struct qmp_graph *g,
+                       const struct qmp_node *above,
+                       const struct qmp_node *below, const char *node,
+                       struct qstill_error *err)
+{
+    struct arena *a = &c->s->rec.arena;
+    struct qmp_node *made = arena_alloc(a, sizeof(*made));
+    struct qmp_node *file = arena_alloc(a, sizeof(*file));
+    char *none = arena_strdup(a, "");
+
+    if (!made || !file || !none)
+        return err_nomem(err);
+    *made = *above->below;
+    *file = *above->below;
+    made->name = arena_strdup(a, node);
+    made->driver = arena_strdup(a, "qcow2");
+    file->driver = arena_strdup(a, "file");
+    made->path = file->path = arena_strdup(a, c->j->swap_to);
+    if (!made->name || !made->driver || !file->driver || !made->path)
+        return err_nomem(err);
+    made->backing_path = file->backing_path = file->name = none;
+    made->name_auto = false;
+    file->name_auto = true;
+    made->read_only = file->read_only = true;
+    made->file = file;
+    made->below = below;
+    file->file = file->below = NULL;
+    g->nodes[above - g->nodes].below = made;
+    c->patched = true;
+    return 0;
+}
+
+/* That QEMU reads the new file now, asked of QEMU again. All of its nodes are
+ * the most that it is asked for in a merge: where it tells the edges alone,
+ * they will do, for the new node's name is of this merge. */
+static struct qmp_graph *look_again(struct collapse *c, struct vm_disk *d,
+                                    const struct step *st, const char *node,
+                                    struct qstill_error *err)
+{
+    struct session *s = c->s;
+    struct qmp_graph *g = collapse_graph(c, err);
+    const struct qmp_node *above =
+        g ? livechain_node(s, g, d, c->j->swap_above) : NULL;
+    const struct qmp_node *last =
+        g ? livechain_node(s, g, d, st->last->path) : NULL;
+    CLEANUP(freep) char *below = NULL;
+
+    if (!g)
+        return NULL;
+    if (!above || !last ||
+        qmp_graph_backing(s->qmp, g, above->name, &below, err) < 0) {
+        if (err->code == QSTILL_E_UNREACHABLE)
+            return NULL;
+        err_clear(err);
+        collapse_graph_changed(c);
+        return collapse_graph(c, err);
+    }
+    if (below && strcmp(below, node) == 0)
+        return patch_graph(c, g, above, last->below, node, err) < 0 ? NULL : g;
+    err_set(err, QSTILL_E_FAILED,
+            "QEMU does not have %s below %s after the reopen", c->j->swap_to,
+            c->j->swap_above);
+    return NULL;
+}
+
 /* What QEMU has is asked before, and again when it is another. */
 static int swap(struct collapse *c, struct vm_disk *d, const struct step *st,
                 const char *node, struct qstill_error *err)
@@ -315,8 +382,7 @@ static int swap(struct collapse *c, struct vm_disk *d, const struct step *st,
          layer_compare(st->child->path, c->j->swap_to, err) < 0) ||
         swap_nodes(c, g, d, st, node, err) < 0)
         return err->code;
-    collapse_graph_changed(c);
-    g = collapse_graph(c, err);
+    g = look_again(c, d, st, node, err);
     if (!g || name_new_file(s, g, d, c->j, err) < 0 ||
         open_above(s, g, d, c->j, true, err) < 0 ||
         verify_header(c->j, err) < 0 || finish(s, c->j, &c->all, err) < 0 ||

@@ -122,6 +122,62 @@ static int from_debug_graph(struct qmp_graph *g, const json_t *graph,
     return 0;
 }
 
+static int64_t number_of(const json_t *nodes, const char *name)
+{
+    size_t i;
+    json_t *v;
+
+    json_array_foreach(nodes, i, v)
+    {
+        if (strcmp(field_string(v, "type", ""), "block-driver") == 0 &&
+            strcmp(field_string(v, "name", ""), name) == 0)
+            return field_i64(v, "id", -1);
+    }
+    return -1;
+}
+
+static const char *name_of(const json_t *nodes, int64_t number)
+{
+    size_t i;
+    json_t *v;
+
+    json_array_foreach(nodes, i, v)
+    {
+        if (field_i64(v, "id", -1) == number)
+            return field_string(v, "name", "");
+    }
+    return "";
+}
+
+int qmp_graph_backing(struct qstill_qmp *q, const struct qmp_graph *g,
+                      const char *node, char **below, struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *graph = NULL;
+    const json_t *nodes, *edges;
+    int64_t number;
+    size_t i;
+    json_t *v;
+
+    *below = NULL;
+    if (g->source != QMP_GRAPH_DEBUG)
+        return err_set(err, QSTILL_E_PRECONDITION,
+                       "this QEMU does not tell edges alone");
+    if (client_ask(q, "x-debug-query-block-graph", &graph, err) < 0)
+        return err->code;
+    nodes = json_object_get(graph, "nodes");
+    edges = json_object_get(graph, "edges");
+    number = number_of(nodes, node);
+    json_array_foreach(edges, i, v)
+    {
+        if (number < 0 || field_i64(v, "parent", -1) != number ||
+            strcmp(field_string(v, "name", ""), "backing") != 0)
+            continue;
+        *below = strdup(name_of(nodes, field_i64(v, "child", -1)));
+        return *below ? 0 : err_nomem(err);
+    }
+    return 0;
+}
+
 /* ------------------------------------------------------------- 3 file names */
 
 /* The node that has the file `path` open: as the protocol's node below `not`,

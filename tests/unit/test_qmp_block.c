@@ -117,6 +117,42 @@ static int read_script(const char *script, struct qmp_graph *g)
     return rc;
 }
 
+/* The debug graph's other nodes and edges (devices, files) are none of it. */
+static void what_a_node_is_backed_by_is_asked_alone(void **state)
+{
+    static const char script[] = ASK_EDGES
+        "S {\"return\":{\"nodes\":[{\"id\":1,\"type\":\"block-backend\","
+        "\"name\":\"top\"},{\"id\":2,\"type\":\"block-driver\",\"name\":"
+        "\"top\"},{\"id\":3,\"type\":\"block-driver\",\"name\":\"mid\"},"
+        "{\"id\":4,\"type\":\"block-driver\",\"name\":\"low\"}],\"edges\":["
+        "{\"parent\":1,\"child\":2,\"name\":\"root\",\"perm\":[]},"
+        "{\"parent\":2,\"child\":4,\"name\":\"file\",\"perm\":[]},"
+        "{\"parent\":3,\"child\":4,\"name\":\"backing\",\"perm\":[]},"
+        "{\"parent\":2,\"child\":3,\"name\":\"backing\",\"perm\":[]}]}}";
+    static const struct {
+        const char *node, *below;
+    } cases[] = {{"top", "mid"}, {"mid", "low"}, {"low", NULL}, {"no", NULL}};
+    struct qmp_graph g = {.source = QMP_GRAPH_DEBUG};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        CLEANUP(freep) char *below = NULL;
+        struct qstill_qmp *q;
+        struct qmp_peer *p = qmp_peer_client(script, &q);
+
+        assert_int_equal(qmp_graph_backing(q, &g, cases[i].node, &below, &err),
+                         0);
+        qmp_peer_close(p, q);
+        if (!cases[i].below)
+            assert_null(below);
+        else
+            assert_string_equal(below, cases[i].below);
+    }
+    g.source = QMP_GRAPH_CHILDREN;
+    assert_int_equal(qmp_graph_backing(NULL, &g, "top", &(char *){NULL}, &err),
+                     QSTILL_E_PRECONDITION);
+}
+
 static void edges_come_with_the_nodes_since_10_1(void **state)
 {
     CLEANUP(qmp_graph_fini) struct qmp_graph g = QMP_GRAPH_INIT;
@@ -402,6 +438,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(disks_and_chain_of_qemu_7_2),
         cmocka_unit_test(disks_and_chain_of_qemu_10_0),
+        cmocka_unit_test(what_a_node_is_backed_by_is_asked_alone),
         cmocka_unit_test(edges_come_with_the_nodes_since_10_1),
         cmocka_unit_test(without_edges_names_must_do),
         cmocka_unit_test(a_file_open_twice_cannot_be_told_by_name),
