@@ -14,6 +14,7 @@
 #include "headuse.h"
 #include "job.h"
 #include "layer_file.h"
+#include "layer_name.h"
 #include "plugged.h"
 #include "preflight.h"
 #include "ready.h"

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/giveback.h"
 #include "base/publish.h"
+#include "layer_name.h"
 #include "protect.h"
 #include "qcow2/chain.h"
 #include "qcow2/compare.h"
@@ -165,53 +166,6 @@ int layer_compare(const char *a, const char *b, struct qstill_error *err)
                        "%s does not read as %s does, from byte %llu on", b, a,
                        (unsigned long long)at);
     return 0;
-}
-
-/* The stem of the disk's first image: "root" of "/vm/root.qcow2". */
-static char *stem_of(struct arena *a, const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    const char *name = slash ? slash + 1 : path;
-    const char *dot = strrchr(name, '.');
-    size_t len = dot && dot != name ? (size_t)(dot - name) : strlen(name);
-
-    /* room for the id, both dots and the ending in NAME_MAX */
-    if (len > 200)
-        len = 200;
-    return arena_printf(a, "%.*s", (int)len, name);
-}
-
-/* Of an absolute path; "/" of "/image". */
-static const char *dir_of(struct arena *a, const char *path)
-{
-    size_t len = (size_t)(strrchr(path, '/') - path);
-
-    return arena_printf(a, "%.*s", len ? (int)len : 1, path);
-}
-
-int layer_new_path(struct session *s, const struct vm_disk *d,
-                   const char *disk_dir, const char *tag, const char **path,
-                   struct qstill_error *err)
-{
-    struct arena *a = &s->rec.arena;
-    const char *base = session_first_image(&s->rec, d);
-    char *stem = base ? stem_of(a, base) : NULL;
-    CLEANUP(freep) char *dir = NULL;
-
-    if (!stem)
-        return err_nomem(err);
-    if (!disk_dir) /* QEMU's working directory may not be known */
-        disk_dir = dir_of(a, base[0] == '/' ? base : d->head_path);
-    if (!disk_dir)
-        return err_nomem(err);
-    /* The real name: a link on the way may point elsewhere later. */
-    dir = realpath(disk_dir, NULL);
-    if (!dir)
-        return err_errno(err, errno, "directory %s of disk %s", disk_dir,
-                         d->name);
-    *path = arena_printf(a, "%s/%s.%s." LAYER_FORMAT,
-                         strcmp(dir, "/") == 0 ? "" : dir, stem, tag);
-    return *path ? 0 : err_nomem(err);
 }
 
 int layer_create(struct session *s, const struct vm_disk *d,

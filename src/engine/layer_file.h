@@ -25,11 +25,6 @@ int layer_create(struct session *s, const struct vm_disk *d,
                  uint64_t virtual_size, const char *backing,
                  const char *backing_format, const char *disk_dir,
                  const char *tag, const char **path, struct qstill_error *err);
-/* The path it would get, without a link or ".." in its directory; NOT_FOUND
- * when there is no such directory. */
-int layer_new_path(struct session *s, const struct vm_disk *d,
-                   const char *disk_dir, const char *tag, const char **path,
-                   struct qstill_error *err);
 /* Removes a file durably; one that is gone already is fine. */
 int layer_remove(const char *path, struct qstill_error *err);
 /* The same, unless a QEMU or one of us has it open: BUSY. It is durable when

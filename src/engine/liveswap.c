@@ -9,6 +9,7 @@
 #include "collapse_impl.h"
 #include "launch_discard.h"
 #include "layer_file.h"
+#include "layer_name.h"
 #include "livechain.h"
 #include "name.h"
 #include "qcow2/info.h"
@@ -269,7 +270,7 @@ static int new_path(struct session *s, const struct vm_disk *d, const char *old,
     CLEANUP(freep)
     char *dir = strndup(old, slash == old ? 1 : (size_t)(slash - old));
 
-    return dir ? layer_new_path(s, d, dir, tag, path, err) : err_nomem(err);
+    return dir ? layer_path_in(s, d, dir, tag, path, err) : err_nomem(err);
 }
 
 static int merge_into_new(struct collapse *c, const struct step *st,

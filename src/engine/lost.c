@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "json.h"
 #include "layer_file.h"
+#include "layer_name.h"
 #include "layers.h"
 #include "name.h"
 #include "qcow2/info.h"

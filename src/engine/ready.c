@@ -9,6 +9,7 @@
 
 #include "headlock.h"
 #include "layer_file.h"
+#include "layer_name.h"
 #include "qcow2/info.h"
 #include "qmp/job.h"
 #include "qmp/migrate.h"

@@ -30,6 +30,7 @@
 #include "base/options.h"
 #include "job.h"
 #include "layer_file.h"
+#include "layer_name.h"
 #include "livechain.h"
 #include "preflight.h"
 #include "ready.h"

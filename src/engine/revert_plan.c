@@ -7,7 +7,7 @@
 #include "headlock.h"
 #include "heads.h"
 #include "headuse.h"
-#include "layer_file.h"
+#include "layer_name.h"
 #include "plugged.h"
 #include "preflight.h"
 #include "qmp/monitor.h"

@@ -6,7 +6,7 @@ import os
 import subprocess
 
 from lib import image
-from lib.case import QEMU_VERSION, Case
+from lib.case import QEMU_VERSION, Case, Disk
 
 
 class RoundTrip(Case):
@@ -177,6 +177,48 @@ class RoundTrip(Case):
         self.assertEqual(folder, os.path.dirname(head))
         self.assertEqual([head], list(vm.heads().values()))
         self.goes_on(vm)
+
+
+class OneNameForTwo(Case):
+    """The layers of two disks would be called the same."""
+
+    either = True
+    cost = 15
+
+    def goes(self, name, paths, *argv):
+        vm = self.tiny_vm(name, disks=[
+            Disk("disk%d" % i, p, "raw" if p.endswith("img") else "qcow2",
+                 size=2 << 20, pattern=False) for i, p in enumerate(paths)])
+        for i, snapshot in enumerate(("a", "b")):
+            for k, disk in enumerate(vm.disks):
+                vm.write(disk, 0, 1 + 10 * k + i)
+            self.q("create", name, snapshot, *argv)
+        heads = self.head_paths(vm)
+        self.assertEqual(len(set(heads)), len(paths))
+        self.q("delete", name, "a")
+        self.q("revert", name, "b")
+        for k, disk in enumerate(vm.disks):
+            vm.io(disk, "read -q -P %d 0 64k" % (2 + 10 * k))
+        return heads
+
+    def test_in_one_folder(self):
+        folder = os.path.join(self.tmp, "one")
+        os.makedirs(folder)
+        # the third has the name that the second would get
+        self.goes("one", [os.path.join(folder, n) for n in (
+            "vm.qcow2", "vm.img", "vm-2.qcow2", "vm")])
+
+    def test_in_two_folders_and_a_third_for_the_layers(self):
+        paths = []
+        for n in ("a", "b"):
+            os.makedirs(os.path.join(self.tmp, "two", n))
+            paths.append(os.path.join(self.tmp, "two", n, "disk.qcow2"))
+        layers = os.path.join(self.tmp, "two", "layers")
+        os.makedirs(layers)
+        self.goes("two", paths, "--disk-dir", layers)
+        # beside the images they have one name
+        heads = self.goes("three", [p.replace("disk.", "d.") for p in paths])
+        self.assertEqual(1, len({os.path.basename(p) for p in heads}))
 
 
 class OldFiles(Case):
