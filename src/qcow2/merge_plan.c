@@ -297,20 +297,29 @@ int group_find_sharing(struct merge_group *g, size_t t,
                         like->fd, err);
 }
 
+static void count_shared_of(struct merge_group *g, const struct share_ask *ask,
+                            const struct move *mv)
+{
+    for (uint64_t at = 0, n; at < mv->len; at += n) {
+        n = share_ahead(ask, mv, at, SIZE_MAX);
+        g->shared += n;
+        if (mv->dst + at >= g->rw.old_end)
+            g->shared_room += n;
+        if (n == 0)
+            n = share_distance(ask, mv, at, mv->len);
+    }
+}
+
 /* What is written over is copied: those who see through it must not see it
  * before the last byte is there. */
 static void count_shared(struct merge_group *g)
 {
     const struct moves *moves = &g->rw.moves;
+    struct share_ask ask = sharing_ask(&g->sharing, &g->view);
 
     g->shared = g->shared_room = 0;
-    for (size_t i = 0; i < moves->n && g->kind != MERGE_OVERWRITE; i++) {
-        if (!sharing_can(&g->sharing, &g->view, &moves->v[i]))
-            continue;
-        g->shared += moves->v[i].len;
-        if (moves->v[i].dst >= g->rw.old_end)
-            g->shared_room += moves->v[i].len;
-    }
+    for (size_t i = 0; i < moves->n && g->kind != MERGE_OVERWRITE; i++)
+        count_shared_of(g, &ask, &moves->v[i]);
 }
 
 int group_plan_target(struct merge_group *g, size_t t, struct qstill_error *err)

@@ -10,7 +10,6 @@
 #include "base/bytes.h"
 #include "base/checked.h"
 #include "mover_impl.h"
-#include "share.h"
 
 /* 1 MiB writes are at the top speed of every disk seen; 48 of them in flight
  * keep reads and writes busy at once. */
@@ -96,8 +95,8 @@ int mover_open(struct mover **out, const struct mover_options *o,
     m->o = *o;
     m->buffer = max_u64(o->gentle ? GENTLE_BYTES : BUFFER_BYTES,
                         max_u64(o->target->cluster_size, o->zero_block));
-    m->unshareable = calloc(o->chain->n, sizeof(bool));
-    if (!m->unshareable)
+    m->shareable = calloc(o->chain->n, sizeof(bool));
+    if (!m->shareable)
         return err_nomem(err);
     if (aio_open(&m->aio, o->target->io, &a, err) < 0)
         return err->code;
@@ -110,7 +109,7 @@ int mover_open(struct mover **out, const struct mover_options *o,
         (wants_threads(m) && start_threads(m, err) < 0) ||
         make_units(m, err) < 0)
         return err->code;
-    m->share_unit = o->share ? share_unit(o->target->wfd) : 0;
+    mover_share_init(m);
     ratelimit_init(&m->limit, o->bwlimit);
     *out = take_ptr(&m);
     return 0;
@@ -128,7 +127,7 @@ void mover_close(struct mover *m)
     filler_fini(&m->filler);
     free(m->units);
     aio_pool_free(m->pool);
-    free(m->unshareable);
+    free(m->shareable);
     free(m);
 }
 
@@ -331,11 +330,20 @@ static int take_units(struct mover *m, int wait_ms, struct qstill_error *err)
     return 0;
 }
 
+void mover_advance(struct mover *m, uint64_t len)
+{
+    m->at += len;
+    if (m->at == m->o.moves->v[m->next].len) {
+        m->next++;
+        m->at = 0;
+    }
+}
+
 /* The next piece of the current move that fits into `room`. */
 static int add_piece(struct mover *m, struct fill *f, struct qstill_error *err)
 {
     const struct move *mv = &m->o.moves->v[m->next];
-    size_t len = min_u64(mv->len - m->at, f->room - f->len);
+    size_t len = share_distance(&m->ask, mv, m->at, f->room - f->len);
     int r;
 
     if (mv->layer == MOVE_GUEST)
@@ -344,11 +352,7 @@ static int add_piece(struct mover *m, struct fill *f, struct qstill_error *err)
         r = fill_raw(&m->filler, f, mv->layer, mv->from, mv->take, len);
     if (r < 0)
         return err_nomem(err);
-    m->at += len;
-    if (m->at == mv->len) {
-        m->next++;
-        m->at = 0;
-    }
+    mover_advance(m, len);
     return 0;
 }
 
@@ -392,9 +396,13 @@ static int start_unit(struct mover *m, struct unit *u, struct qstill_error *err)
 /* Sharing takes time too: a step does not do all of it. */
 static bool share_some(struct mover *m)
 {
-    for (unsigned i = 0; i < SHARES_PER_STEP; i++)
-        if (m->next == m->o.moves->n || !mover_share(m))
+    for (size_t calls = 0; calls < SHARES_PER_STEP;) {
+        size_t n = m->next < m->o.moves->n ? mover_share(m) : 0;
+
+        if (n == 0)
             return false;
+        calls += n;
+    }
     return true;
 }
 

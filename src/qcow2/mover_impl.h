@@ -7,6 +7,7 @@
 #include "base/taskpool.h"
 #include "mover.h"
 #include "ratelimit.h"
+#include "share.h"
 
 struct unit {
     struct task task; /* first */
@@ -32,22 +33,27 @@ struct mover {
     size_t buffer;
     struct unit *units;
     size_t unit_count;
-    size_t next;       /* move */
-    uint64_t at;       /* bytes of it begun */
-    size_t busy;       /* units */
-    bool *unshareable; /* by layer */
-    uint64_t share_unit;
+    size_t next;     /* move */
+    uint64_t at;     /* bytes of it begun */
+    size_t busy;     /* units */
+    bool *shareable; /* by layer, until the filesystem refuses */
+    struct share_ask ask;
     struct mover_count count;
     struct ratelimit limit; /* of bytes copied */
     int failed;
     struct qstill_error why;
 };
 
-/* A whole move made of whole pieces of files. False: it must be copied; what
- * was shared already is then written over. */
-bool mover_share(struct mover *m);
+/* mover.c: so many bytes of the current move are done, or on the way. */
+void mover_advance(struct mover *m, uint64_t len);
 
-/* Whether the next move is one to be tried so. */
-bool mover_may_share(struct mover *m);
+void mover_share_init(struct mover *m);
+
+/* Shares what comes next. How many pieces, 0: it must be copied; some of it may
+ * be shared already, and is then written over. */
+size_t mover_share(struct mover *m);
+
+/* Whether what comes next is to be tried so. */
+bool mover_may_share(const struct mover *m);
 
 #endif

@@ -1,63 +1,93 @@
 /* SPDX-License-Identifier: MIT */
+#include "base/checked.h"
 #include "mover_impl.h"
-#include "share.h"
 
-static bool may_share_piece(void *user, const struct extent *e, uint64_t dst)
+/* Files' pieces in one look, each of them a system call. */
+#define PIECES 64
+
+void mover_share_init(struct mover *m)
 {
-    const struct mover *m = user;
+    const struct mover_options *o = &m->o;
+    uint64_t unit = o->share ? share_unit(o->target->wfd) : 0;
 
-    return !m->unshareable[e->layer] &&
-           share_fits(e, m->o.chain->layers[e->layer]->info.file_size, dst,
-                      m->share_unit);
+    for (size_t i = 0; i < o->chain->n; i++)
+        m->shareable[i] = true;
+    m->ask = (struct share_ask){.chain = o->chain,
+                                .view = o->view,
+                                .from = m->shareable,
+                                .unit = unit,
+                                .granule = max_u64(unit, o->zero_block)};
 }
 
-static bool share_piece(void *user, const struct extent *e, uint64_t dst)
+static void refuse(struct mover *m, size_t layer)
 {
-    struct mover *m = user;
+    m->shareable[layer] = false;
+    for (size_t i = 0; i < m->o.chain->n; i++)
+        if (m->shareable[i])
+            return;
+    m->ask.unit = 0; /* nothing more to look for */
+}
+
+/* So many bytes of the move from `at` on, up to the first that the filesystem
+ * does not want to. */
+static uint64_t share(struct mover *m, const struct move *mv, uint64_t at,
+                      uint64_t len, size_t *calls)
+{
+    const struct extents *x = m->o.view;
     const struct image *t = m->o.target;
-    const struct image *src = m->o.chain->layers[e->layer];
+    uint64_t from = mv->from + at, done = 0;
 
-    if (!may_share_piece(m, e, dst))
-        return false;
-    if (t->io->ops->clone_range(t->io, src->fd, e->host, e->len, t->wfd, dst) <
-        0) {
-        m->unshareable[e->layer] = true;
-        return false;
+    for (size_t i = extents_find(x, from); done < len; i++) {
+        struct extent e = extent_cut(&x->v[i], from + done, from + len);
+        const struct image *src = m->o.chain->layers[e.layer];
+
+        ++*calls;
+        if (t->io->ops->clone_range(t->io, src->fd, e.host, e.len, t->wfd,
+                                    mv->dst + at + done) < 0) {
+            refuse(m, e.layer);
+            break;
+        }
+        done += e.len;
     }
-    return true;
+    /* of a granule that is shared in part the whole is written */
+    return round_down_u64(done, m->ask.granule);
 }
 
-bool mover_may_share(struct mover *m)
+bool mover_may_share(const struct mover *m)
 {
-    return m->o.share && m->at == 0 &&
-           share_pieces(m->o.view, &m->o.moves->v[m->next], may_share_piece, m);
+    return share_ahead(&m->ask, &m->o.moves->v[m->next], m->at, 1) > 0;
 }
 
-bool mover_share(struct mover *m)
+size_t mover_share(struct mover *m)
 {
     const struct move *mv = &m->o.moves->v[m->next];
+    uint64_t len = share_ahead(&m->ask, mv, m->at, PIECES);
+    size_t calls = 0;
 
-    if (!m->o.share || m->at != 0 ||
-        !share_pieces(m->o.view, mv, share_piece, m))
-        return false;
-    m->count.done += mv->len;
-    m->count.shared += mv->len;
-    m->next++;
-    return true;
-}
-
-static bool was_refused(const struct mover *m)
-{
-    for (size_t i = 0; i < m->o.chain->n; i++)
-        if (m->unshareable[i])
-            return true;
-    return false;
+    len = len > 0 ? share(m, mv, m->at, len, &calls) : 0;
+    if (len == 0)
+        return 0;
+    m->count.done += len;
+    m->count.shared += len;
+    mover_advance(m, len);
+    return calls;
 }
 
 bool mover_can_share(struct mover *m)
 {
-    for (size_t k = 0; m->o.share && k < m->o.moves->n && !was_refused(m); k++)
-        if (share_pieces(m->o.view, &m->o.moves->v[k], share_piece, m))
-            return true;
+    const struct moves *moves = m->o.moves;
+    size_t calls = 0;
+
+    for (size_t k = 0; k < moves->n && m->ask.unit > 0; k++) {
+        const struct move *mv = &moves->v[k];
+
+        for (uint64_t at = 0; at < mv->len;) {
+            uint64_t len = share_ahead(&m->ask, mv, at, 1);
+
+            if (len > 0)
+                return share(m, mv, at, len, &calls) > 0;
+            at += share_distance(&m->ask, mv, at, mv->len);
+        }
+    }
     return false;
 }

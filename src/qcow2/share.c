@@ -18,32 +18,83 @@ uint64_t share_unit(int fd)
     return fstatfs(fd, &st) < 0 || st.f_bsize <= 0 ? 0 : (uint64_t)st.f_bsize;
 }
 
-bool share_fits(const struct extent *e, uint64_t file_size, uint64_t dst,
-                uint64_t unit)
+static bool gives(const struct share_ask *a, const struct move *mv,
+                  const struct extent *e)
 {
-    return e->kind == EXTENT_DATA && unit > 0 && e->host % unit == 0 &&
-           dst % unit == 0 && e->len % unit == 0 &&
-           e->host + e->len <= file_size;
+    return e->kind == EXTENT_DATA && a->from[e->layer] &&
+           (e->host - e->guest) % a->unit == (mv->dst - mv->from) % a->unit;
 }
 
-bool share_pieces(const struct extents *view, const struct move *mv,
-                  share_piece_fn *fn, void *user)
+/* Of a piece whose first byte is to be shared. */
+static uint64_t whole_units(const struct share_ask *a, const struct extent *e)
 {
-    uint64_t done = 0;
+    uint64_t size = a->chain->layers[e->layer]->info.file_size;
 
-    if (mv->layer != MOVE_GUEST)
-        return false;
-    for (size_t i = extents_find(view, mv->from); done < mv->len; i++) {
+    if (e->host % a->unit || e->host >= size)
+        return 0;
+    return round_down_u64(min_u64(e->len, size - e->host), a->unit);
+}
+
+uint64_t share_ahead(const struct share_ask *a, const struct move *mv,
+                     uint64_t at, size_t pieces)
+{
+    const struct extents *x = a->view;
+    uint64_t end = at;
+
+    if (a->unit == 0 || mv->layer != MOVE_GUEST ||
+        (mv->dst + at) % a->granule != 0)
+        return 0;
+    for (size_t i = extents_find(x, mv->from + at); end < mv->len; i++) {
         struct extent e;
+        uint64_t n;
 
-        if (i >= view->n || view->v[i].guest > mv->from + done)
-            return false;
-        e = extent_cut(&view->v[i], mv->from, mv->from + mv->len);
-        if (!fn(user, &e, mv->dst + done))
-            return false;
-        done += e.len;
+        if (i == x->n || x->v[i].guest > mv->from + end ||
+            !gives(a, mv, &x->v[i]))
+            break;
+        e = extent_cut(&x->v[i], mv->from + end, mv->from + mv->len);
+        n = whole_units(a, &e);
+        end += n;
+        pieces -= pieces > 0;
+        if (n < e.len || (pieces == 0 && end - at >= a->granule))
+            break;
     }
-    return true;
+    return round_down_u64(end - at, a->granule);
+}
+
+/* The next place where it is worth a look: within a piece that gives, the next
+ * granule, else the first behind the piece, or behind what no layer has. */
+static uint64_t next_place(const struct share_ask *a, const struct move *mv,
+                           uint64_t at)
+{
+    const struct extents *x = a->view;
+    size_t i = extents_find(x, mv->from + at);
+    uint64_t next = at + 1;
+
+    if (i == x->n)
+        return mv->len;
+    if (x->v[i].guest > mv->from + at)
+        next = x->v[i].guest - mv->from;
+    else if (!gives(a, mv, &x->v[i]))
+        next = extent_end(&x->v[i]) - mv->from;
+    if (next >= mv->len)
+        return mv->len;
+    return round_up_u64(mv->dst + next, a->granule) - mv->dst;
+}
+
+uint64_t share_distance(const struct share_ask *a, const struct move *mv,
+                        uint64_t at, uint64_t max)
+{
+    uint64_t end = min_u64(max, mv->len - at) + at, pos = at;
+    bool any = false;
+
+    for (size_t i = 0; i < a->chain->n && !any; i++)
+        any = a->from[i];
+    if (a->unit == 0 || mv->layer != MOVE_GUEST || !any)
+        return end - at;
+    do
+        pos = next_place(a, mv, pos);
+    while (pos < end && share_ahead(a, mv, pos, 1) == 0);
+    return min_u64(pos, end) - at;
 }
 
 /* --------------------------------------------------------- what is possible */
@@ -122,18 +173,12 @@ int sharing_find(struct sharing *s, const struct chain *c, const char *path,
     return 0;
 }
 
-static bool can_piece(void *user, const struct extent *e, uint64_t dst)
+struct share_ask sharing_ask(const struct sharing *s,
+                             const struct extents *view)
 {
-    const struct sharing *s = user;
-
-    return s->from[e->layer] &&
-           share_fits(e, s->chain->layers[e->layer]->info.file_size, dst,
-                      s->unit);
-}
-
-bool sharing_can(const struct sharing *s, const struct extents *view,
-                 const struct move *mv)
-{
-    return s->unit > 0 &&
-           share_pieces(view, mv, can_piece, (void *)(uintptr_t)s);
+    return (struct share_ask){.chain = s->chain,
+                              .view = view,
+                              .from = s->from,
+                              .unit = s->unit,
+                              .granule = s->unit};
 }

@@ -11,17 +11,6 @@
 /* The unit that the filesystem of `fd` shares; 0: it does not say. */
 uint64_t share_unit(int fd);
 
-/* Whether `e`, of a file of so many bytes, can be shared at `dst` by a
- * filesystem with that unit. */
-bool share_fits(const struct extent *e, uint64_t file_size, uint64_t dst,
-                uint64_t unit);
-
-/* The pieces of files that a move is made of, and where each goes. False: fn
- * said so of one, or there are bytes of no file. */
-typedef bool share_piece_fn(void *user, const struct extent *e, uint64_t dst);
-bool share_pieces(const struct extents *view, const struct move *mv,
-                  share_piece_fn *fn, void *user);
-
 /*
  * Whether the filesystem of an image that is open for writing shares blocks at
  * all. Then it may have to find new ones for what is written over, and there
@@ -31,6 +20,25 @@ bool share_pieces(const struct extents *view, const struct move *mv,
  * where they lie elsewhere, differ in chattr +C, or cannot be asked about.
  */
 bool share_is_offered(const struct image *img);
+
+/* What is asked about moves: which of their bytes need not be copied. */
+struct share_ask {
+    const struct chain *chain;
+    const struct extents *view;
+    const bool *from; /* by layer: whether it gives */
+    uint64_t unit;    /* of the filesystem; 0: nothing can be shared */
+    uint64_t granule; /* a multiple of it: what is shared starts and ends at
+                         such places of the target */
+};
+
+/* So many bytes of the move, from its byte `at` on, can be shared. Looks at
+ * `pieces` of files, or as many as it takes to see that it is not nothing. */
+uint64_t share_ahead(const struct share_ask *a, const struct move *mv,
+                     uint64_t at, size_t pieces);
+/* So many bytes from there on, `max` at most, have to be copied before there
+ * are some that can be shared; where share_ahead() has none. */
+uint64_t share_distance(const struct share_ask *a, const struct move *mv,
+                        uint64_t at, uint64_t max);
 
 /* What the layers of a chain could give to a file in `dir`. */
 struct sharing {
@@ -47,7 +55,7 @@ struct sharing {
 int sharing_find(struct sharing *s, const struct chain *c, const char *path,
                  int like, struct qstill_error *err);
 void sharing_fini(struct sharing *s);
-bool sharing_can(const struct sharing *s, const struct extents *view,
-                 const struct move *mv);
+struct share_ask sharing_ask(const struct sharing *s,
+                             const struct extents *view);
 
 #endif

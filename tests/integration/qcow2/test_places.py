@@ -21,8 +21,8 @@ MIB = 1 << 20
 
 
 class File:
-    def __init__(self, path):
-        self.path, self.fmt = path, "qcow2"
+    def __init__(self, path, fmt="qcow2"):
+        self.path, self.fmt = path, fmt
 
 
 def chain(directory, data=64 * MIB, run=MIB, size=256 * MIB):
@@ -187,6 +187,49 @@ class Reflinks(unittest.TestCase):
         given = (os.statvfs(mount).f_bavail - free.f_bavail) * free.f_frsize \
             + plan["bytesMoved"]
         self.assertLess(abs(r.json()["bytesFreed"] - given), 4 * MIB, given)
+
+    def only_what_cannot_be_shared_is_copied(self, mount):
+        """The end of a raw disk within a block, and a compressed cluster: of
+        contiguous data they are pieces."""
+        for direction in ("up", "new"):
+            d = os.path.join(mount, direction)
+            os.makedirs(d)
+            raw, top = os.path.join(d, "raw"), os.path.join(d, "top")
+            with open(raw, "wb") as f:
+                f.write(os.urandom(16 * MIB + 512))
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-b", raw,
+                        "-F", "raw", top)
+            qtools.must("qemu-io", "-f", "qcow2",
+                        "-c", "write -q -c -P 1 5M 64k",
+                        "-c", "write -q -P 2 9M 64k", top)
+            os.sync()
+            for kind in ("raw", "qcow2"):
+                out = os.path.join(d, "out." + kind)
+                r = qtools.image("flatten", top, out, "--format", kind)
+                self.assertEqual(r.rc, 0, str(r))
+                j = r.json()
+                self.assertLessEqual(j["bytesMoved"], 192 * 1024, j)
+                self.assertGreater(j["bytesShared"], 15 * MIB, j)
+                qtools.must("qemu-img", "compare", "-f", "qcow2", "-F", kind,
+                            top, out)
+            m = qmerge.Merge(d, [File(raw, "raw"), File(top)], [raw, top],
+                             [raw])
+            plan = m.run(direction, "--dry-run").json()
+            r = m.run(direction)
+            self.assertEqual(r.rc, 0, str(r))
+            self.assertEqual(m.merged(), [])
+            for key in ("bytesMoved", "bytesShared"):
+                self.assertEqual(r.json()[key], plan[key], key)
+            self.assertLessEqual(plan["bytesMoved"], 192 * 1024, plan)
+            self.assertGreater(plan["bytesShared"], 15 * MIB, plan)
+
+    def test_only_what_cannot_be_shared_is_copied_on_xfs(self):
+        self.only_what_cannot_be_shared_is_copied(
+            self.mounted("xfs", "mkfs.xfs", "-q", "-m", "reflink=1")[0])
+
+    def test_only_what_cannot_be_shared_is_copied_on_btrfs(self):
+        self.only_what_cannot_be_shared_is_copied(
+            self.mounted("btrfs", "mkfs.btrfs", "-q")[0])
 
     def test_some_files_are_not_copied_on_write(self):
         """Each choice of the file that stays is asked about by itself."""
