@@ -10,6 +10,7 @@
 #include "job.h"
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
+#include "qmp/ram.h"
 #include "start.h"
 
 #define STREAM_FD "qstill-incoming"
@@ -55,10 +56,35 @@ static int fill_restore(struct revert *r, const struct manifest *m,
 
         if (b->main && (without_main || is_readonly(r, b->id)))
             mapped[o->mapped_count++] = b->id;
-        /* A file or shared memory may hold what an earlier VM left there. */
-        if (b->main && b->origin && !strstr(b->origin, "backend-ram"))
-            o->zeros = RESTORE_SEND_ZEROS;
     }
+    return 0;
+}
+
+/* Of a block, by the name of its backend: ram0, /objects/ram0. */
+static bool is_mapped(const struct restore_options *o, const char *backend)
+{
+    for (size_t i = 0; i < o->mapped_count; i++) {
+        const char *slash = strrchr(o->mapped[i], '/');
+
+        if (strcmp(slash ? slash + 1 : o->mapped[i], backend) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* A file may hold what an earlier VM left there. The process that is loaded is
+ * asked: its memory may be of another kind than the snapshot's was. */
+static int choose_zeros(struct revert *r, struct restore_options *o,
+                        struct qstill_error *err)
+{
+    CLEANUP(qmp_memdevs_fini) struct qmp_memdevs devs = QMP_MEMDEVS_INIT;
+
+    if (qmp_memdevs_read(r->s.qmp, NULL, &devs, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < devs.count; i++)
+        if (strcmp(devs.items[i].type, "memory-backend-ram") != 0 &&
+            !is_mapped(o, devs.items[i].id))
+            o->zeros = RESTORE_SEND_ZEROS;
     return 0;
 }
 
@@ -67,7 +93,8 @@ int revert_check_files(struct revert *r, struct qstill_error *err)
     const struct manifest *m = tree_find(&r->s.tree, r->id);
     struct restore_options o;
 
-    if (revert_open_set(r, err) < 0 || fill_restore(r, m, true, &o, err) < 0 ||
+    if (revert_open_set(r, err) < 0 ||
+        fill_restore(r, m, true, &o, err) < 0 ||
         restore_check(&o, err) < 0)
         return err_wrap(err, "the memory of snapshot %s", m->name);
     return 0;
@@ -94,7 +121,8 @@ int revert_load_enter(void *ctx, struct qstill_error *err)
     if (r->o.dry_run || !r->started || r->way == WAY_DISK)
         return 0;
     if (revert_open_set(r, err) < 0 ||
-        fill_restore(r, m, r->way == WAY_MAPPED, &o, err) < 0)
+        fill_restore(r, m, r->way == WAY_MAPPED, &o, err) < 0 ||
+        choose_zeros(r, &o, err) < 0)
         return err->code;
     tell_readonly(r, m);
     if (pipe2(fds, O_CLOEXEC) < 0)
