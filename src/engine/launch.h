@@ -52,8 +52,8 @@ struct launch_disk {
 struct launch_ram {
     const char *id; /* RAM block: "pc.ram", "mem0" or "/objects/mem0" */
     uint64_t size;
-    const char
-        *path; /* absolute; QEMU opens it read-write, maps it privately */
+    const char *path; /* absolute; QEMU opens it read-write, maps it privately:
+                         see ramfds.h */
 };
 
 struct launch_change {

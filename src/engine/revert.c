@@ -33,6 +33,7 @@
 #include "layer_name.h"
 #include "livechain.h"
 #include "preflight.h"
+#include "ramfds.h"
 #include "ready.h"
 #include "start.h"
 #include "trash.h"
@@ -262,6 +263,34 @@ static int end_enter(void *ctx, struct qstill_error *err)
     return 0;
 }
 
+static int start_eagerly(struct revert *r, struct start_options *o,
+                         struct qstill_error *err)
+{
+    start_kill(&r->s, r->pid);
+    r->started = false;
+    r->way = WAY_EAGER;
+    if (revert_fill_start(r, tree_find(&r->s.tree, r->id), o, err) < 0)
+        return err->code;
+    if (start_vm(&r->s, o, &r->pid, err) < 0)
+        return revert_say_how(r, err);
+    r->started = true;
+    return 0;
+}
+
+/* The guest could have QEMU damage the snapshot that it runs on. */
+static int seal_files(struct revert *r, struct start_options *o,
+                      struct qstill_error *err)
+{
+    if (o->mapped_readonly ||
+        ramfds_seal(&r->s, o->mapped, o->mapped_count, err) == 0)
+        return 0;
+    if (r->wanted != WAY_AUTO || err->code == QSTILL_E_UNREACHABLE)
+        return revert_say_how(r, err);
+    store_note(r->store, "restore mapped not taken: %s", err->message);
+    err_clear(err);
+    return start_eagerly(r, o, err);
+}
+
 static int start_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
@@ -275,6 +304,8 @@ static int start_enter(void *ctx, struct qstill_error *err)
     if (start_vm(&r->s, &o, &r->pid, err) < 0)
         return revert_say_how(r, err);
     r->started = true;
+    if (seal_files(r, &o, err) < 0)
+        return err->code;
     m = tree_find(&r->s.tree, r->id);
     if (o.incoming && (preflight_process(&r->s, m, r->o.force, err) < 0 ||
                        media_put(&r->s, &m->media, err) < 0))

@@ -7,7 +7,7 @@
  *   3. write the signal frame below its stack          (changes nothing)
  *   4. set its registers: from here it comes back by itself
  *   5. hold its signals back; let it run to the end of the call
- *   6. fetch the descriptor; have the thread close its own
+ *   6. fetch the descriptor, if it made one; have the thread close its own
  *   7. let it run through rt_sigreturn; check; detach, in the system call
  *      that it was stopped in
  * Failures: a thread that cannot be used is let go as it was, and the next
@@ -105,8 +105,8 @@ static int check_filters(const struct injection *in, pid_t tid,
                          struct qstill_error *err)
 {
     static const struct inject_call ours[] = {
-        {"close", SYS_close, {3}},
-        {"rt_sigreturn", SYS_rt_sigreturn, {0}},
+        {.name = "close", .nr = SYS_close, .args = {3}},
+        {.name = "rt_sigreturn", .nr = SYS_rt_sigreturn},
     };
     struct seccomp_data d = seccomp_view(in, in->call);
 
@@ -154,7 +154,7 @@ static int fetch(struct injection *in, struct tracee *t, long remote,
                  struct qstill_error *err)
 {
     struct inject_call close_call = {
-        "close", SYS_close, {(unsigned long)remote}};
+        .name = "close", .nr = SYS_close, .args = {(unsigned long)remote}};
     int saved;
 
     in->result.fd = (int)syscall(SYS_pidfd_getfd, in->pidfd, (int)remote, 0);
@@ -189,7 +189,7 @@ static int detour(struct injection *in, struct tracee *t,
         return err->code;
     if (remote < 0)
         in->result.remote_errno = (int)-remote;
-    else if (fetch(in, t, remote, err) < 0)
+    else if (!in->call->number && fetch(in, t, remote, err) < 0)
         return err->code;
     if (through_call(in, t, SYS_rt_sigreturn, err) < 0)
         return err->code;

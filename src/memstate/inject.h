@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * One system call run inside another process, whose result is a file
- * descriptor; the descriptor is brought over here and closed there.
+ * One system call run inside another process. Where its result is a new file
+ * descriptor, that is brought over here and closed there.
  *
  * The target is left as it was: registers, floating point state, signal mask,
  * pending signals, the system call it was in. It stays well when we are killed
@@ -21,6 +21,7 @@
 #ifndef QSTILL_MEMSTATE_INJECT_H
 #define QSTILL_MEMSTATE_INJECT_H
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 #include "base/error.h"
@@ -29,6 +30,7 @@ struct inject_call {
     const char *name; /* for messages: "userfaultfd" */
     long nr;
     unsigned long args[6]; /* plain numbers: nothing is copied over */
+    bool number;           /* its result is no descriptor to be fetched */
 };
 
 struct inject_options {
@@ -41,7 +43,7 @@ struct inject_options {
 #define INJECT_TIMEOUT_MS 2000u
 
 struct inject_result {
-    int fd;           /* ours, close-on-exec; -1 when the call failed */
+    int fd;           /* ours, close-on-exec; -1 when there is none */
     int remote_errno; /* what the call said in the target; 0: it worked */
     pid_t tid;        /* the thread that was used */
     double held_ms;   /* how long that thread was kept */

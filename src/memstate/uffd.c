@@ -145,7 +145,8 @@ int uffd_probe(struct uffd *out, struct qstill_error *err)
 static int open_in(pid_t pid, const struct uffd_options *options, int *out,
                    struct qstill_error *err)
 {
-    struct inject_call call = {"userfaultfd", SYS_userfaultfd, {FLAGS}};
+    struct inject_call call = {
+        .name = "userfaultfd", .nr = SYS_userfaultfd, .args = {FLAGS}};
     struct inject_result result;
 
     if (inject_fd(pid, &call, options->inject, &result, err) < 0)
@@ -153,9 +154,9 @@ static int open_in(pid_t pid, const struct uffd_options *options, int *out,
     if (result.fd < 0 && result.remote_errno == EPERM &&
         options->device_fd >= 0) {
         call = (struct inject_call){
-            "ioctl",
-            SYS_ioctl,
-            {(unsigned long)options->device_fd, IOC_NEW, FLAGS}};
+            .name = "ioctl",
+            .nr = SYS_ioctl,
+            .args = {(unsigned long)options->device_fd, IOC_NEW, FLAGS}};
         if (inject_fd(pid, &call, options->inject, &result, err) < 0)
             return err->code;
     }

@@ -343,8 +343,9 @@ static void die_at(void *user, const char *step)
 
 static int do_inject(int argc, char **argv)
 {
-    struct inject_call call = {
-        "userfaultfd", SYS_userfaultfd, {O_CLOEXEC | O_NONBLOCK}};
+    struct inject_call call = {.name = "userfaultfd",
+                               .nr = SYS_userfaultfd,
+                               .args = {O_CLOEXEC | O_NONBLOCK}};
     struct inject_options o = {.hook = die_at};
     struct inject_result r;
     struct qstill_error err;

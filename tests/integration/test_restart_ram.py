@@ -2,6 +2,9 @@
 """Memory that comes back into RAM of another kind than it was taken from."""
 
 import os
+import re
+import shutil
+import time
 
 from lib.case import Case
 
@@ -55,3 +58,75 @@ class OtherBackend(Case):
 
     def test_the_same_with_auto(self):
         self.check()
+
+
+class MappedFile(Case):
+    """No QEMU that maps a snapshot's RAM can write to its file: a balloon, say,
+    would have it punch holes there."""
+    limit = 180
+    cost = 30
+
+    def opened(self, vm):
+        """How it has the saved files open: a set of access modes."""
+        folder, modes = "/proc/%d/" % vm.pid(), []
+        for fd in os.listdir(folder + "fd"):
+            if os.readlink(folder + "fd/" + fd).endswith(".ram"):
+                with open(folder + "fdinfo/" + fd) as f:
+                    flags = re.search(r"flags:\s+(\d+)", f.read()).group(1)
+                modes.append(int(flags, 8) & os.O_ACCMODE)
+        return modes
+
+    def test_a_balloon_that_is_plugged_in_later(self):
+        vm = self.running_vm(append="JUNK=64 DIRTY=1")
+        vm.serial.wait("JUNK-READY")
+        self.q("create", "vm", "one", "--memory")
+        self.q("revert", "vm", "one", "--restore", "mapped")
+        self.assertEqual([os.O_RDONLY], self.opened(vm))
+        full = vm.mib << 20
+        with vm.monitor() as m:
+            m.cmd("device_add", driver="virtio-balloon-pci", id="late")
+            m.cmd("balloon", value=full - (32 << 20))
+            deadline = time.monotonic() + 60
+            while m.cmd("query-balloon")["actual"] > full - (16 << 20):
+                self.assertLess(time.monotonic(), deadline, "no balloon")
+                time.sleep(0.1)
+        self.q("verify", "vm", "one")
+        self.goes_on(vm)
+        since = vm.serial.mark()
+        vm.serial.wait(r"junk pass=\d+ bad=0", since)
+        self.assertEqual([], vm.serial.wrong(since))
+
+    def test_a_balloon_of_a_file_of_options(self):
+        """And a VM that was off, whose QEMU nobody could ask."""
+        options = os.path.join(self.tmp, "options")
+        with open(options, "w") as f:
+            f.write('[device "b0"]\n  driver = "virtio-balloon-pci"\n')
+        vm = self.tiny_vm(machine="pc,memory-backend=ram0", extra=[
+            "-object", "memory-backend-ram,id=ram0,size=8M",
+            "-readconfig", options])
+        self.q("create", "vm", "one", "--memory")
+        for off in False, True:
+            with self.subTest(off=off):
+                if off:
+                    vm.quit()
+                self.q("revert", "vm", "one", "--restore", "mapped")
+                self.assertEqual([os.O_RDONLY], self.opened(vm))
+                self.q("verify", "vm", "one")
+
+    def test_a_process_that_cannot_be_changed(self):
+        strace = shutil.which("strace")
+        if not strace:
+            self.skipTest("no strace")
+        vm = self.tiny_vm(attach=False)
+        self.attach(vm, *self.launcher([strace, "-f", "-qq", "-o", "/dev/null",
+                                        "-e", "trace=none"]))
+        self.q("create", "vm", "one", "--memory")
+        vm.quit()
+        self.q.fails("precondition", "kept safe .* is traced by", "revert",
+                     "vm", "one", "--restore", "mapped")
+        self.assertEqual("off", vm.state())
+        said = self.q("revert", "vm", "one")
+        self.assertEqual("eager", said["restore"])
+        self.assertIn("restore mapped not taken: the saved RAM cannot",
+                      self.q.stderr)
+        self.assertEqual([], self.opened(vm))

@@ -17,8 +17,9 @@
 
 struct inject_call cow_eventfd_call(unsigned value)
 {
-    return (struct inject_call){
-        "eventfd2", SYS_eventfd2, {value, O_CLOEXEC | O_NONBLOCK}};
+    return (struct inject_call){.name = "eventfd2",
+                                .nr = SYS_eventfd2,
+                                .args = {value, O_CLOEXEC | O_NONBLOCK}};
 }
 
 void cow_inject_once(const struct cow_target *t, unsigned value)

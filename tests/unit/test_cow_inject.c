@@ -57,6 +57,29 @@ static void a_call_that_fails_there_tells_its_errno(void **state)
     cow_target_stop(&t);
 }
 
+static void a_number_is_no_descriptor_to_be_closed(void **state)
+{
+    struct inject_call call = {
+        .name = "dup3",
+        .nr = SYS_dup3,
+        .args = {0, 200, O_CLOEXEC},
+        .number = true,
+    };
+    struct inject_result result;
+    struct cow_target t;
+    unsigned before;
+
+    (void)state;
+    cow_target_start(&t, COW_SPIN);
+    before = cow_target_fds(&t);
+    assert_int_equal(inject_fd(t.pid, &call, NULL, &result, &err), 0);
+    assert_int_equal(result.remote_errno, 0);
+    assert_int_equal(result.fd, -1);
+    assert_int_equal(cow_target_fds(&t), before + 1);
+    cow_target_goes_on(&t);
+    cow_target_stop(&t);
+}
+
 static void all_registers_of_a_busy_thread_stay(void **state)
 {
     struct cow_target t;
@@ -516,6 +539,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_descriptor_comes_over_and_none_stays_behind),
         cmocka_unit_test(a_call_that_fails_there_tells_its_errno),
+        cmocka_unit_test(a_number_is_no_descriptor_to_be_closed),
         cmocka_unit_test(all_registers_of_a_busy_thread_stay),
         cmocka_unit_test(no_signal_is_lost),
         cmocka_unit_test(a_stopped_process_is_refused_and_stays_stopped),
