@@ -135,8 +135,10 @@ static int check_modes(struct report_obj *o, struct session *s,
             o->modes[m].reason = arena_strdup(&o->arena, r.reason[m]);
     }
     o->report.mode_count = MODE_COUNT;
-    if (!options->memory)
+    if (!options->memory) {
+        modes_note_pmem(s);
         return 0;
+    }
     note_room(s);
     if (preflight_plugged(s, &e) < 0)
         problem_of(o, "plugged-memory", &e);

@@ -155,6 +155,8 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
         if (plan_memory(c, err) < 0)
             return err->code;
         note_devices(c);
+    } else if (c->s.qmp) {
+        modes_note_pmem(&c->s);
     }
     if (id_new(c->id, err) < 0)
         return err->code;

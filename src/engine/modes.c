@@ -226,6 +226,13 @@ static int probe_devices(struct session *s, struct mode_report *r,
         refuse(r, "virtio-mem", text,
                "use pc-dimm devices, or take a snapshot without --memory");
     }
+    if (h.virtio_pmem[0]) {
+        snprintf(text, sizeof(text),
+                 "%.95s is a disk whose content belongs to no snapshot",
+                 h.virtio_pmem);
+        refuse(r, "virtio-pmem", text,
+               "use an nvdimm or a disk, or take a snapshot without --memory");
+    }
     set_hazard(r, unseen, ARRAY_LEN(unseen), h.vhost,
                "writes to RAM from another process, which is not seen");
     set_hazard(r, unseen, ARRAY_LEN(unseen), h.ivshmem,
@@ -242,6 +249,18 @@ static int probe_devices(struct session *s, struct mode_report *r,
                    "gives free pages back all the time (free-page-reporting)");
     r->balloon = h.balloon[0] != '\0';
     return 0;
+}
+
+void modes_note_pmem(struct session *s)
+{
+    struct qstill_error ignored = {0};
+    struct qmp_hazards h;
+
+    if (qmp_hazards_read(s->qmp, &h, &ignored) == 0 && h.virtio_pmem[0])
+        store_note(s->store,
+                   "the content of %s belongs to no snapshot: a revert leaves "
+                   "it as it is then",
+                   h.virtio_pmem);
 }
 
 /* Whether QEMU and its kernel take the capability; it is switched off again.

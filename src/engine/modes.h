@@ -47,6 +47,11 @@ int modes_probe_cow_first(struct session *s, struct mode_report *out,
 int modes_probe_rest(struct session *s, struct mode_report *r,
                      struct qstill_error *err);
 
+/* For a snapshot of the disks alone: tells of devices that are disks for the
+ * guest, and none that QEMU would snapshot. What cannot be asked is not told.
+ */
+void modes_note_pmem(struct session *s);
+
 /* Later, with the same QEMU: BUSY names a device that was plugged in since and
  * that `mode` cannot be used with. */
 int modes_look_again(struct session *s, const struct mode_report *planned,

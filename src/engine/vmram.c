@@ -46,7 +46,8 @@ static int find_missing(struct session *s, struct qmp_ram *ram, bool exact,
 }
 
 /* QEMU gives a name to what it migrates. A memory backend that no device uses
- * has none: the machine does without its content. */
+ * has none: the machine does without its content. (Nor has virtio-pmem's: a VM
+ * with one is refused, see modes.c.) */
 static void drop_unnamed(struct qmp_ram *ram)
 {
     size_t kept = 0;

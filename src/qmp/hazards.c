@@ -23,6 +23,7 @@ static const struct {
     KIND("vhost-vdpa", vhost),
     KIND("ivshmem-", ivshmem),
     KIND("virtio-mem", virtio_mem),
+    KIND("virtio-pmem", virtio_pmem),
     KIND("virtio-balloon", balloon),
 #undef KIND
 };

@@ -21,6 +21,7 @@ struct qmp_hazards {
                                     the kernel's own vhost is none */
     char ivshmem[QMP_HAZARD_SIZE];
     char virtio_mem[QMP_HAZARD_SIZE];
+    char virtio_pmem[QMP_HAZARD_SIZE]; /* QEMU migrates nothing of its memory */
     char balloon[QMP_HAZARD_SIZE];
     bool balloon_reports; /* the guest gives free pages back all the time */
 };

@@ -424,6 +424,27 @@ class Refused(Lab):
             self.q.fails("precondition", "virtio-mem-pci 'vm0' plugs", "create",
                          "vm", "one", "--memory")
 
+    def test_virtio_pmem(self):
+        """QEMU migrates nothing of it: the guest would find the disk of now
+        under a file system that is mounted as it was then."""
+        path = os.path.join(self.tmp, "pm.img")
+        with open(path, "wb") as f:
+            f.truncate(16 << 20)
+        vm = self.tiny_vm(extra=[
+            "-m", "8M,slots=4,maxmem=1G", "-object", "memory-backend-file,"
+            "share=on,id=nvm,size=16M,mem-path=" + path,
+            "-device", "virtio-pmem-pci,id=pm0,memdev=nvm"])
+        found = self.q.check("vm", "--memory")
+        self.assertEqual(["virtio-pmem"], [p["code"]
+                                           for p in found["problems"]])
+        with self.nothing_changes(vm):
+            self.q.fails("precondition", "virtio-pmem-pci 'pm0' is a disk",
+                         "create", "vm", "one", "--memory")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.assertIn("virtio-pmem-pci 'pm0' belongs to no", self.q.stderr)
+        self.q("create", "vm", "one")
+        self.assertIn("virtio-pmem-pci 'pm0' belongs to no", self.q.stderr)
+
     def test_a_private_mapping_of_a_file(self):
         path = os.path.join(self.tmp, "ram.img")
         vm = self.running_vm(memory="backend", backend=

@@ -30,6 +30,7 @@ static void an_ordinary_vm_has_none(void **state)
     assert_string_equal(h.vhost, "");
     assert_string_equal(h.ivshmem, "");
     assert_string_equal(h.virtio_mem, "");
+    assert_string_equal(h.virtio_pmem, "");
     assert_string_equal(h.balloon, "");
     assert_false(h.balloon_reports);
 }
@@ -44,6 +45,7 @@ static void each_kind_is_found_with_its_id(void **state)
                             "  dev: vhost-user-blk-pci, id \"second\"\r\n"
                             "  dev: ivshmem-doorbell, id \"iv\"\r\n"
                             "  dev: virtio-mem-pci, id \"vm0\"\r\n"
+                            "  dev: virtio-pmem-pci, id \"pm0\"\r\n"
                             "    dev: virtio-balloon-pci, id \"b\"\r\n"
                             "      free-page-reporting = true\r\n",
                       "", &h);
@@ -51,6 +53,7 @@ static void each_kind_is_found_with_its_id(void **state)
     assert_string_equal(h.vhost, "vhost-user-fs-pci");
     assert_string_equal(h.ivshmem, "ivshmem-doorbell 'iv'");
     assert_string_equal(h.virtio_mem, "virtio-mem-pci 'vm0'");
+    assert_string_equal(h.virtio_pmem, "virtio-pmem-pci 'pm0'");
     assert_string_equal(h.balloon, "virtio-balloon-pci 'b'");
     assert_true(h.balloon_reports);
 }
