@@ -95,6 +95,10 @@ void launch_argv_free(char **argv); /* NULL is fine */
 int launch_check_ram(const struct launch_record *rec, const char *const *ids,
                      size_t count, struct qstill_error *err);
 
+/* Whether the block is an nvdimm whose content is in a file: a disk for the
+ * guest, and what is loaded into it stays there. */
+bool launch_ram_is_kept(const struct launch_record *rec, const char *id);
+
 /* Whether the block's memory backend is read-only: a start maps its file, and
  * nothing can be loaded into it. */
 bool launch_ram_is_readonly(const struct launch_record *rec, const char *id);

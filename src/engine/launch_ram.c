@@ -420,6 +420,42 @@ int launch_check_ram(const struct launch_record *rec, const char *const *ids,
     return 0;
 }
 
+static bool is_nvdimm_of(const struct launch_arg *arg, const char *id)
+{
+    CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error scratch = {0};
+    const char *driver, *memdev;
+
+    if (!launch_arg_is(arg, "device") || !arg->value ||
+        opts_parse(&o, arg->value, "driver", &scratch) < 0)
+        return false;
+    driver = opts_get(&o, "driver");
+    memdev = opts_get(&o, "memdev");
+    return driver && memdev && strcmp(driver, "nvdimm") == 0 &&
+           strcmp(backend_of(memdev), id) == 0;
+}
+
+bool launch_ram_is_kept(const struct launch_record *rec, const char *id)
+{
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
+    CLEANUP(opts_fini) struct opts o = {0};
+    struct qstill_error scratch = {0};
+    const char *share;
+    size_t arg;
+
+    id = backend_of(id);
+    if (launch_args_parse(&args, rec->argv, &scratch) < 0 ||
+        find_object(&args, id, &arg, &scratch) < 0 || arg == args.count ||
+        opts_parse(&o, args.v[arg].value, "qom-type", &scratch) < 0 ||
+        strcmp(opts_get(&o, "qom-type"), "memory-backend-file") != 0)
+        return false;
+    share = opts_get(&o, "share");
+    for (size_t i = 0; share && is_on(share) && i < args.count; i++)
+        if (is_nvdimm_of(&args.v[i], id))
+            return true;
+    return false;
+}
+
 bool launch_ram_is_readonly(const struct launch_record *rec, const char *id)
 {
     CLEANUP(launch_args_fini) struct launch_args args = {0};

@@ -215,6 +215,8 @@ static void prepare_undo(void *ctx, struct qstill_error *err)
     struct qstill_error ignored = {0};
     struct revert *r = ctx;
 
+    if (r->restore && !r->committed)
+        revert_tell_mixed(r);
     restore_close(r->restore);
     r->restore = NULL;
     inplace_fini(&r->inplace);
@@ -251,12 +253,14 @@ static int end_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
 
-    if (r->o.dry_run || !r->s.qmp || r->in_process)
+    if (r->o.dry_run || r->in_process)
         return 0;
     /* While there still is something to lose. */
     if (r->way != WAY_DISK && r->state != QSTILL_STATE_STOPPED &&
-        revert_check_files(r, err) < 0)
+        (r->s.qmp || revert_keeps_content(r)) && revert_check_files(r, err) < 0)
         return err->code;
+    if (!r->s.qmp)
+        return 0;
     if (qmp_stop(r->s.qmp, 0, err) < 0 || start_quit(&r->s, err) < 0)
         return err->code;
     revert_lap(r, "end");

@@ -68,10 +68,16 @@ const char *revert_way_name(enum way way);
 /* The new heads, empty, by the names in the journal. */
 int revert_make_heads(struct revert *r, struct qstill_error *err);
 
+/* Whether `eager` loads into an nvdimm that keeps its content in a file. */
+bool revert_keeps_content(const struct revert *r);
+/* That this was broken off. */
+void revert_tell_mixed(const struct revert *r);
+
 int revert_open_set(struct revert *r, struct qstill_error *err);
 /* What can soon be told of the memory's files: all is there in its length, and
  * device state and small blocks are good. The pages of the main RAM, which
- * `mapped` never checks and `eager` as it sends them, are not read. */
+ * `mapped` never checks and `eager` as it sends them, are not read; but all
+ * are where something of it stays in a file when the loading fails. */
 int revert_check_files(struct revert *r, struct qstill_error *err);
 
 /* The phase "inplace": the running process becomes the snapshot's, stopped. */

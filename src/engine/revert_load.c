@@ -33,6 +33,37 @@ static bool is_readonly(const struct revert *r, const char *id)
     return r->s.rec.has_launch && launch_ram_is_readonly(&r->s.rec.launch, id);
 }
 
+/* Loaded into the file of a disk of the guest's: it is not to end in half. */
+static bool is_kept(const struct revert *r, const struct manifest_block *b)
+{
+    return r->way == WAY_EAGER && b->main && r->s.rec.has_launch &&
+           launch_ram_is_kept(&r->s.rec.launch, b->id) &&
+           !is_readonly(r, b->id);
+}
+
+bool revert_keeps_content(const struct revert *r)
+{
+    const struct manifest *m = tree_find(&r->s.tree, r->id);
+
+    for (size_t i = 0; i < m->block_count; i++)
+        if (is_kept(r, &m->blocks[i]))
+            return true;
+    return false;
+}
+
+void revert_tell_mixed(const struct revert *r)
+{
+    const struct manifest *m = tree_find(&r->s.tree, r->id);
+
+    for (size_t i = 0; i < m->block_count; i++)
+        if (is_kept(r, &m->blocks[i]))
+            store_note(r->store,
+                       "the loading was broken off: the file of the nvdimm "
+                       "with RAM block %s may be a part of the snapshot, and "
+                       "of what it was before",
+                       m->blocks[i].id);
+}
+
 /* The blocks that the snapshot's guest calls its RAM: in `mapped`, those are
  * mapped instead of sent. */
 static int fill_restore(struct revert *r, const struct manifest *m,
@@ -94,7 +125,7 @@ int revert_check_files(struct revert *r, struct qstill_error *err)
     struct restore_options o;
 
     if (revert_open_set(r, err) < 0 ||
-        fill_restore(r, m, true, &o, err) < 0 ||
+        fill_restore(r, m, !revert_keeps_content(r), &o, err) < 0 ||
         restore_check(&o, err) < 0)
         return err_wrap(err, "the memory of snapshot %s", m->name);
     return 0;

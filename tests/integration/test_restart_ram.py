@@ -130,3 +130,59 @@ class MappedFile(Case):
         self.assertIn("restore mapped not taken: the saved RAM cannot",
                       self.q.stderr)
         self.assertEqual([], self.opened(vm))
+
+
+class Nvdimm(Case):
+    """An nvdimm of a file is a disk for the guest: a revert that fails leaves
+    it as it is."""
+    cost = 10
+
+    def setUp(self):
+        super().setUp()
+        self.path = os.path.join(self.tmp, "nv")
+        self.fill(b"then")
+        self.vm = self.tiny_vm(machine="pc,nvdimm=on", extra=[
+            "-m", "8M,slots=4,maxmem=1G", "-object", "memory-backend-file,"
+            "id=n0,size=16M,share=on,mem-path=" + self.path,
+            "-device", "nvdimm,id=nv0,memdev=n0"])
+        self.made = self.q("create", "vm", "one", "--memory")
+        self.fill(b"now!")
+        self.damaged_on_purpose |= {"vm"}
+
+    def fill(self, word):
+        with open(self.path, "r+b" if os.path.exists(self.path) else "wb") as f:
+            f.write(word * (16 * MIB // len(word)))
+
+    def words(self):
+        with open(self.path, "rb") as f:
+            data = f.read()
+        return {data[at:at + 4] for at in range(0, len(data), 4096)}
+
+    def damaged(self, block):
+        with open(os.path.join(self.q.memory_dir("vm", self.made["id"]),
+                               block + ".ram"), "r+b") as f:
+            f.seek(-100, os.SEEK_END)
+            f.write(b"X")
+
+    def test_a_damaged_page_of_it(self):
+        self.damaged("n0")
+        pid = self.vm.pid()
+        self.q.fails("corrupt", "n0.ram", "revert", "vm", "one", "--restore",
+                     "eager")
+        self.assertEqual(pid, self.vm.pid())
+        self.assertEqual({b"now!"}, self.words())
+        self.vm.quit()
+        self.q.fails("corrupt", "n0.ram", "revert", "vm", "one")
+        self.assertEqual({b"now!"}, self.words())
+
+    def test_a_damaged_page_of_other_memory(self):
+        self.damaged("pc.ram")
+        pid = self.vm.pid()
+        self.q.fails("corrupt", "pc.ram.ram", "revert", "vm", "one",
+                     "--restore", "eager")
+        self.assertEqual(pid, self.vm.pid())
+        self.assertEqual({b"now!"}, self.words())
+
+    def test_a_good_one_is_brought_back(self):
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertEqual({b"then"}, self.words())

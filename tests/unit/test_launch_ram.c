@@ -323,6 +323,35 @@ static void a_backend_is_read_only_unless_its_ram_is_not(void **state)
     }
 }
 
+static void an_nvdimm_of_a_shared_file_is_kept(void **state)
+{
+    static const struct {
+        const char *object, *device;
+        bool is;
+    } cases[] = {
+        {"memory-backend-file,id=n0,share=on,mem-path=/f",
+         "nvdimm,id=d,memdev=n0", true},
+        {"memory-backend-file,id=n0,share=on,mem-path=/f",
+         "{\"driver\":\"nvdimm\",\"memdev\":\"/objects/n0\"}", true},
+        {"memory-backend-file,id=n0,mem-path=/f", "nvdimm,memdev=n0", false},
+        {"memory-backend-ram,id=n0,share=on", "nvdimm,memdev=n0", false},
+        {"memory-backend-file,id=n0,share=on,mem-path=/f", "pc-dimm,memdev=n0",
+         false},
+        {"memory-backend-file,id=n0,share=on,mem-path=/f", "nvdimm,memdev=n1",
+         false},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        const char *argv[] = {"q",       "-object",       cases[i].object,
+                              "-device", cases[i].device, NULL};
+        struct launch_record rec = launch_case_record(argv);
+
+        if (launch_ram_is_kept(&rec, "/objects/n0") != cases[i].is)
+            fail_msg("%s %s", cases[i].object, cases[i].device);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -332,6 +361,7 @@ int main(void)
         cmocka_unit_test(ram_mapped_from_a_snapshot_becomes_ordinary_again),
         cmocka_unit_test(ram_that_no_start_makes_is_named),
         cmocka_unit_test(a_backend_is_read_only_unless_its_ram_is_not),
+        cmocka_unit_test(an_nvdimm_of_a_shared_file_is_kept),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
