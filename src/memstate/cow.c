@@ -111,6 +111,7 @@ static void cow_free(void *ctx)
     cow_pool_fini(&cow->pool);
     closep(&cow->kick_fd);
     closep(&cow->pidfd);
+    closep(&cow->schedstat_fd);
     sem_destroy(&cow->ready);
     sem_destroy(&cow->go);
     pthread_mutex_destroy(&cow->pick);
@@ -322,6 +323,7 @@ static int cow_new(struct cow **out, pid_t pid,
     cow->pid = pid;
     cow->uffd.fd = -1;
     cow->pidfd = -1;
+    cow->schedstat_fd = -1;
     cow->untouched.fd = -1;
     cow->stats_out = o->stats;
     cow->copier_count = (unsigned)min_u64(copiers, COW_COPIERS_MAX);

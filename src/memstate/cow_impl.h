@@ -63,7 +63,9 @@ struct cow {
     bool removed; /* memory was given back before it */
     struct cow_waiter *waiters;
     size_t waiter_count;
-    uint64_t marked; /* pages */
+    uint64_t marked;    /* pages */
+    uint64_t looked_ns; /* when the userfaultfd was read last */
+    int schedstat_fd;   /* its thread's; -1: not opened yet */
 
     struct cow_copier copiers[COW_COPIERS_MAX];
     unsigned copier_count;
@@ -99,7 +101,8 @@ void cow_drain(struct cow *cow);
 int cow_serve_once(struct cow *cow, uint64_t since_ns,
                    struct qstill_error *err);
 /* Until `fd`, the userfaultfd or a kick has something, or `ms` are over.
- * *since_ns: now, when it slept. */
+ * *since_ns: when what has come since may have begun to wait: now, when it
+ * slept and was woken in time. It may return before `ms` are over. */
 int cow_sleep_until(struct cow *cow, int fd, int ms, uint64_t *since_ns,
                     bool *got, struct qstill_error *err);
 /* The error of what could not be done to the target's memory. */

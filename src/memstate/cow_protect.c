@@ -115,7 +115,7 @@ int cow_mark_until(struct cow *cow, int fd, struct qstill_error *err)
         /* A page that is given back loses its protection only now, a little
          * after we were told: its mark must stay until the guest stands. */
         if (got || cow->removed || cow->marked < REFRESH_PAGES ||
-            since - refreshed < REFRESH_MS * 1000000u)
+            worker_now_ns() - refreshed < REFRESH_MS * 1000000u)
             continue;
         if (protect_marked(cow, err) < 0)
             return err->code;

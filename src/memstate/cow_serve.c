@@ -10,9 +10,12 @@
 #include "cow_impl.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 
@@ -28,6 +31,9 @@
  * machine with few processors they would make its pause longer. */
 #define GO_LOOK_MS 1
 #define GO_MAX_MS  50
+/* The longest sleep: who comes late from it was kept from running. */
+#define SLEEP_MS 20
+#define LATE_NS  1000000u
 
 int cow_lost(const struct cow *cow, int errno_value, const char *what,
              struct qstill_error *err)
@@ -302,6 +308,7 @@ int cow_serve_once(struct cow *cow, uint64_t since_ns, struct qstill_error *err)
                 return err->code;
         if (cow->waiter_count > 0 && retry_waiters(cow, err) < 0)
             return err->code;
+        cow->looked_ns = now;
         if (n == 0)
             return 0;
         since_ns = now;
@@ -316,6 +323,38 @@ void cow_drain(struct cow *cow)
         ;
 }
 
+/* How long this thread has waited for a processor so far; 0 where the kernel
+ * does not count that. */
+static uint64_t run_delay_ns(struct cow *cow)
+{
+    unsigned long long ns = 0;
+    char text[96];
+    ssize_t n;
+
+    if (cow->schedstat_fd < 0)
+        cow->schedstat_fd =
+            open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+    n = pread(cow->schedstat_fd, text, sizeof(text) - 1, 0);
+    if (n <= 0)
+        return 0;
+    text[n] = '\0';
+    return sscanf(text, "%*s %llu", &ns) == 1 ? ns : 0;
+}
+
+/* What has come may have waited since the last look, but for the time in which
+ * we slept and would have been woken. That we did not get a processor then the
+ * kernel tells; that we were stopped shows when we come late. */
+static uint64_t waits_since(const struct cow *cow, uint64_t slept_at, int ms,
+                            uint64_t delayed_ns)
+{
+    uint64_t now = worker_now_ns(), asked = (uint64_t)ms * 1000000u;
+    uint64_t slept = now - slept_at, known = min_u64(delayed_ns, slept);
+
+    if (slept > asked + known + LATE_NS)
+        known = slept;
+    return now - known - (slept_at - cow->looked_ns);
+}
+
 int cow_sleep_until(struct cow *cow, int fd, int ms, uint64_t *since_ns,
                     bool *got, struct qstill_error *err)
 {
@@ -325,11 +364,13 @@ int cow_sleep_until(struct cow *cow, int fd, int ms, uint64_t *since_ns,
         {fd, POLLIN, 0},
         {cow->pidfd, POLLIN, 0},
     };
+    uint64_t delay = run_delay_ns(cow), begun = worker_now_ns();
     eventfd_t ignored;
 
+    ms = ms < 0 || ms > SLEEP_MS ? SLEEP_MS : ms;
     if (poll(fds, ARRAY_LEN(fds), ms) < 0 && errno != EINTR)
         return err_errno(err, errno, "poll failed");
-    *since_ns = worker_now_ns();
+    *since_ns = waits_since(cow, begun, ms, run_delay_ns(cow) - delay);
     if (fds[1].revents)
         eventfd_read(cow->kick_fd, &ignored);
     *got = fds[2].revents != 0;
@@ -358,6 +399,7 @@ int cow_serve(struct cow *cow, struct qstill_error *err)
     bool gone = false;
     bool got;
 
+    cow->looked_ns = begun; /* nobody ran in the pause */
     while (__atomic_load_n(&cow->running, __ATOMIC_ACQUIRE) > 0 &&
            !__atomic_load_n(&cow->stop, __ATOMIC_ACQUIRE)) {
         if (!gone)

@@ -592,6 +592,8 @@ class Killed(InParts):
             status, out, err = self.q.finish(p)
             if last == signal.SIGCONT:
                 self.assertEqual(0, status, out + err)
+                self.assertGreater(self.q.info("vm", last.name)[
+                    "longestStallMs"], 2000)
                 self.q("verify", "vm", last.name)
             else:
                 self.q("recover", "vm")
