@@ -190,3 +190,30 @@ int attrs_copy(const struct io *io, int from, int to, const char *name,
         return err->code;
     return copy_xattrs(io, from, to, name, err);
 }
+
+/*
+ * Who is in the new file's group, or in neither, may be in the group of `from`
+ * or not: where the groups differ he needs both rights there to be sure of one.
+ * With an ACL the group's bits are what any of those that it names may have at
+ * most, and say nothing of the group itself.
+ */
+int attrs_narrow(int from, gid_t gid, mode_t *mode, const char *name,
+                 struct qstill_error *err)
+{
+    struct stat st;
+    bool group, other;
+
+    if (fstat(from, &st) < 0)
+        return err_errno(err, errno, "cannot stat %s", name);
+    group = st.st_mode & S_IRGRP;
+    other = st.st_mode & S_IROTH;
+    if (fgetxattr(from, "system.posix_acl_access", NULL, 0) > 0)
+        group = other = false;
+    else if (st.st_gid != gid)
+        group = other = group && other;
+    if (!group)
+        *mode &= ~(mode_t)S_IRWXG;
+    if (!other)
+        *mode &= ~(mode_t)S_IRWXO;
+    return 0;
+}

@@ -4,6 +4,9 @@
 #ifndef QSTILL_QCOW2_ATTRS_H
 #define QSTILL_QCOW2_ATTRS_H
 
+#include <stdbool.h>
+#include <sys/types.h>
+
 #include "base/io.h"
 
 /* Gives `to` the owner, mode, extended attributes and flags of `from`. Those
@@ -11,6 +14,13 @@
  * keep a file from being written (chattr +i, +a). */
 int attrs_copy(const struct io *io, int from, int to, const char *name,
                struct qstill_error *err);
+
+/*
+ * Takes from *mode, of a new file of group `gid`, the rights of all but its
+ * owner that show the content of `from` to somebody who may not read that.
+ */
+int attrs_narrow(int from, gid_t gid, mode_t *mode, const char *name,
+                 struct qstill_error *err);
 
 /*
  * Has an empty file written in place, not copied on write (chattr +C), where

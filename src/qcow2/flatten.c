@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "flatten_impl.h"
 #include "fresh.h"
 #include "holes.h"
 #include "merge_names.h"
@@ -192,26 +193,6 @@ int flatten_open(struct flatten **out, const struct io *io,
     return 0;
 }
 
-/* The image that was folded into a torn one masks what is half written there;
- * an overlay that somebody has made on it since does not, and looks the same.
- */
-static int note_marked(const struct image *img, const struct image *above,
-                       struct buf *out)
-{
-    if (!torn_is(&img->info.header))
-        return buf_printf(out,
-                          "note: %s is marked as corrupt: what is read from "
-                          "it may be wrong\n",
-                          img->path);
-    if (torn_is(&above->info.header)) /* goes with it; never the top */
-        return 0;
-    return buf_printf(out,
-                      "note: %s was being folded into when that broke off: "
-                      "what is read is right if %s was that image, and not if "
-                      "it was made on it later\n",
-                      img->path, above->path);
-}
-
 int flatten_describe(const struct flatten *f, struct buf *out,
                      struct qstill_error *err)
 {
@@ -221,14 +202,7 @@ int flatten_describe(const struct flatten *f, struct buf *out,
                    qcow2_format_name(f->q.out_format),
                    f->q.compress ? ", compressed" : "") < 0)
         return err_nomem(err);
-    for (size_t i = 0; i < f->chain->n; i++) {
-        const struct image *img = f->chain->layers[i];
-
-        if ((img->info.header.incompatible & QCOW2_INCOMPAT_CORRUPT) &&
-            note_marked(img, i == 0 ? NULL : f->chain->layers[i - 1], out) < 0)
-            return err_nomem(err);
-    }
-    return 0;
+    return flatten_notes(f->chain, f->out, out, err);
 }
 
 /* --------------------------------------------------------------------- make */
@@ -238,19 +212,6 @@ static bool leads_to(const char *path, dev_t dev, ino_t ino)
     struct stat st;
 
     return lstat(path, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
-}
-
-/* Whoever may read the top may read the result. */
-static int set_mode(const struct flatten *f, int fd, struct qstill_error *err)
-{
-    struct stat st;
-    int r;
-
-    if (fstat(f->chain->layers[0]->fd, &st) < 0)
-        return err_errno(err, errno, "cannot stat %s",
-                         f->chain->layers[0]->path);
-    r = f->io->ops->fchmod(f->io, fd, st.st_mode & 0777);
-    return r < 0 ? err_errno(err, -r, "cannot set the mode of %s", f->temp) : 0;
 }
 
 /* The length that is known beforehand: writes then need not make the file
@@ -292,7 +253,7 @@ static int make_file(struct flatten *f, struct qstill_error *err)
     if (temp_name_sweep(f->io, f->dirfd, f->name, TEMP, err) < 0 ||
         create_locked(f, &fd, err) < 0)
         return err->code;
-    if (set_mode(f, fd, err) < 0 ||
+    if (flatten_set_mode(f->chain, fd, f->temp, err) < 0 ||
         io_truncate(f->io, fd, first_length(f), f->temp, err) < 0 ||
         image_open_fd(&f->target, f->io, f->temp, take_fd(&fd),
                       QCOW2_FORMAT_RAW, err) < 0)

@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import time
 import unittest
@@ -61,6 +62,10 @@ class FlattensLoseNothing(unittest.TestCase):
 
 
 KIB, MIB = 1024, 1 << 20
+
+# The owner rw, one user r, the group nothing, all others r: a mode of 0644.
+ACL = struct.pack("<I" + "HHI" * 5, 2, 1, 6, 2**32 - 1, 2, 4, 65534,
+                  4, 0, 2**32 - 1, 16, 4, 2**32 - 1, 32, 4, 2**32 - 1)
 
 
 @unittest.skipIf(qtools.missing(), qtools.missing())
@@ -278,6 +283,45 @@ class FlattenIsRight(FlattenCase):
         os.chmod(top, 0o640)
         self.flatten(top, "o")
         self.assertEqual(os.stat(self.path("o")).st_mode & 0o777, 0o640)
+
+    def test_the_result_shows_nobody_what_he_may_not_read(self):
+        """Whoever makes an image names its backing file by himself."""
+        base, mid = self.path("base"), self.create("mid", MIB)
+        with open(base, "wb") as f:
+            f.write(b"secret" * 1000)
+        qtools.must("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", base,
+                    "-F", "raw", mid)
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-b", mid, "-F",
+                    "qcow2", self.path("t"))
+        out = self.path("o")
+        for modes, want, acl, fmt in (
+                ((0o644, 0o644, 0o600), 0o600, None, "raw"),
+                ((0o666, 0o600, 0o644), 0o600, None, "qcow2"),
+                ((0o664, 0o640, 0o644), 0o660, None, "raw"),
+                ((0o644, 0o644, 0o604), 0o604, None, "raw"),
+                ((0o664, 0o444, 0o444), 0o664, None, "raw"),
+                ((0o644, 0o644, 0o644), 0o600, ACL, "raw")):
+            for name, mode in zip(("t", "mid", "base"), modes):
+                os.chmod(self.path(name), mode)
+            if acl:
+                os.setxattr(base, "system.posix_acl_access", acl)
+            with self.subTest(modes=[oct(m) for m in modes], acl=acl):
+                r = self.flatten(self.path("t"), "o", "--format", fmt)
+                self.assertEqual(oct(os.stat(out).st_mode & 0o777), oct(want))
+                self.assertEqual("neither may they read" in r.err,
+                                 want != modes[0], str(r))
+            os.unlink(out)
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs root for another's file")
+    def test_the_result_is_for_another_group_than_the_files(self):
+        top = self.create("t", MIB)
+        os.chown(top, 65534, 65534)
+        for mode, want in ((0o640, 0o600), (0o644, 0o644), (0o604, 0o600)):
+            os.chmod(top, mode)
+            self.flatten(top, "o")
+            self.assertEqual(oct(os.stat(self.path("o")).st_mode & 0o777),
+                             oct(want), oct(mode))
+            os.unlink(self.path("o"))
 
 
 class FlattenIsCutShort(FlattenCase):
