@@ -340,6 +340,16 @@ static void find_json(struct parser *p)
             p->cli->json = true;
 }
 
+/* Without room for what is parsed: the verb says what the status is. */
+static void find_verb(struct parser *p)
+{
+    const char *group = NULL;
+
+    for (; p->next < p->argc && !p->cli->verb; p->next++)
+        if (p->argv[p->next][0] != '-')
+            parse_word(p, &group, p->argv[p->next]);
+}
+
 int args_parse(struct args *args, struct cli *cli, int argc, char **argv,
                struct qstill_error *err)
 {
@@ -350,6 +360,7 @@ int args_parse(struct args *args, struct cli *cli, int argc, char **argv,
     args->given = calloc((size_t)argc + 1, sizeof(*args->given));
     args->operands = calloc((size_t)argc + 1, sizeof(*args->operands));
     if (!args->given || !args->operands) {
+        find_verb(&p);
         args_fini(args);
         return cli_fail(err, QSTILL_E_FAILED, "out of memory");
     }

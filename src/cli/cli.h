@@ -54,6 +54,7 @@ struct verb {
     const char *summary;
     struct operand_spec operands[OPERANDS_MAX];
     const struct option_spec *options; /* NULL without any */
+    int failed; /* exit status of QSTILL_E_FAILED where 1 is an answer; or 0 */
     /* 0, or a negative code with `err` set. What a caller learns from the exit
      * status beyond that goes to cli->status. */
     int (*run)(struct cli *cli, const struct args *args,

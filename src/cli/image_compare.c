@@ -8,6 +8,10 @@
 #include "qstill-image.h"
 #include "run.h"
 
+/* Beyond the classes of errors: a script that asks whether images differ must
+ * not take "I cannot tell" for an answer. */
+enum { DIFFERENT = 1, CANNOT_TELL = 11 };
+
 static void compare_json(bool equal, uint64_t offset)
 {
     struct out o = OUT_INIT(stdout);
@@ -39,7 +43,7 @@ static int run_compare(struct cli *cli, const struct args *args,
         puts("equal");
     else
         printf("different, first at byte %llu\n", (unsigned long long)offset);
-    cli->status = equal ? 0 : 1;
+    cli->status = equal ? 0 : DIFFERENT;
     return 0;
 }
 
@@ -54,5 +58,6 @@ const struct verb verb_image_compare = {
     .summary = "tells whether guests see the same in two images (exit 0 or 1)",
     .operands = {{"A", false, false}, {"B", false, false}},
     .options = compare_options,
+    .failed = CANNOT_TELL,
     .run = run_compare,
 };

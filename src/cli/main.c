@@ -43,6 +43,15 @@ static void print_error(const struct cli *cli, const struct qstill_error *err)
     }
 }
 
+/* The exit status of an error's class, with which scripts tell them apart. */
+static int status_of(const struct cli *cli, int code)
+{
+    if (code != QSTILL_E_FAILED && code < 0)
+        return -code;
+    return cli->verb && cli->verb->failed ? cli->verb->failed
+                                          : -QSTILL_E_FAILED;
+}
+
 /* What was printed must have arrived: a full disk behind ">" is a failure; a
  * reader that has gone away ("| head") is one without words. */
 static int flush_output(const struct cli *cli, int status)
@@ -61,9 +70,9 @@ static int flush_output(const struct cli *cli, int status)
                  "done)",
                  strerror(errno));
         print_error(&quiet, &err);
-        return -err.code;
+        return status_of(cli, err.code);
     }
-    return status ? status : -QSTILL_E_FAILED;
+    return status ? status : status_of(cli, QSTILL_E_FAILED);
 }
 
 /* Descriptors 0 to 2 must exist, or the store's files would get their numbers
@@ -120,7 +129,7 @@ int main(int argc, char **argv)
     signal(SIGXFSZ, SIG_IGN);
     if (run(&cli, argc, argv, &err) < 0) {
         print_error(&cli, &err);
-        status = err.code < 0 ? -err.code : -QSTILL_E_FAILED;
+        status = status_of(&cli, err.code);
     } else {
         status = cli.status;
     }

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import struct
+import subprocess
 import unittest
 
 import qchain
@@ -19,6 +20,7 @@ import qtools
 
 SEED = int(os.environ.get("SEED", "1"))
 COUNT = int(os.environ.get("COUNT", "12"))
+FAILALLOC = os.path.join(os.path.dirname(qtools.QSTILL), "crash/failalloc.so")
 
 
 def each_chain(test, check):
@@ -40,6 +42,35 @@ class ReadsAsQemuDoes(unittest.TestCase):
                     bad += qcompare.same_check(f.path)
             return bad
         each_chain(self, check)
+
+    @unittest.skipUnless(os.path.exists(FAILALLOC), "failalloc.so: make it")
+    def test_compare_says_different_only_of_what_differs(self):
+        """1 is an answer, and never "I cannot tell"."""
+        work = qtools.scratch()
+        self.addCleanup(shutil.rmtree, work, True)
+        a, b = os.path.join(work, "a"), os.path.join(work, "b")
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", a, "1M")
+        qtools.must("qemu-io", "-f", "qcow2", "-c", "write 0 64k", a)
+        shutil.copy(a, b)
+        self.assertEqual(qtools.image("compare", a, b).rc, 0)
+        count = os.path.join(work, "count")
+        argv = [qtools.QSTILL, "image", "compare", a, b]
+        env = dict(qtools.ENV, LD_PRELOAD=FAILALLOC)
+        qtools.run(*argv, env=dict(env, FAILALLOC_COUNT=count))
+        with open(count) as f:
+            total = int(f.read())
+        self.assertGreater(total, 10)
+        statuses = set()
+        for n in range(1, total + 1):
+            r = qtools.run(*argv, env=dict(env, FAILALLOC_AT=str(n)))
+            self.assertNotEqual(r.rc, 1, "allocation %d\n%s" % (n, r))
+            statuses.add(r.rc)
+        self.assertIn(11, statuses)
+        reader = subprocess.Popen(argv, stdout=subprocess.PIPE, env=qtools.ENV)
+        reader.stdout.close()
+        self.assertIn(reader.wait(), (0, 11))
+        qtools.must("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 64k", b)
+        self.assertEqual(qtools.image("compare", a, b).rc, 1)
 
     def test_a_raw_layer_that_ends_within_a_sector(self):
         work = qtools.scratch()
