@@ -101,6 +101,9 @@ struct qstill_limit {
  * negative code. `launcher` is NULL, or the command of `attach --launcher`,
  * to be run by /bin/sh instead of argv, with `env` added. `limits` are those of
  * the QEMU that was recorded, to be set as far as that is allowed.
+ * With `confined` the process must have no more capabilities (a bit each, as in
+ * /proc/PID/status) than these: a bounding set, an inheritable and an ambient
+ * one; and no_new_privs when that is set. Else it must fail.
  */
 struct qstill_launch {
     size_t size;
@@ -113,6 +116,11 @@ struct qstill_launch {
     uint32_t gid;
     const struct qstill_limit *limits;
     size_t limit_count;
+    bool confined;
+    bool no_new_privs;
+    uint64_t caps_bounding;
+    uint64_t caps_inheritable;
+    uint64_t caps_ambient;
 };
 typedef int qstill_launch_fn(void *user, const struct qstill_launch *launch,
                              int *pid, struct qstill_error *err);

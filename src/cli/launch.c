@@ -31,6 +31,7 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "confine.h"
 #include "launch_plan.h"
 
 #define LOG_TAIL_MAX    4096 /* read back to quote the last line */
@@ -46,10 +47,11 @@ enum report_kind {
     REPORT_EXIT,  /* value: its wait status */
     REPORT_ERRNO, /* value: errno; step says of what */
 };
-enum step { STEP_FORK, STEP_CHDIR, STEP_USER, STEP_EXEC };
+enum step { STEP_FORK, STEP_CONFINE, STEP_CHDIR, STEP_USER, STEP_EXEC };
 
 static const char *const step_words[] = {
     [STEP_FORK] = "forking",
+    [STEP_CONFINE] = "giving it no more rights than before",
     [STEP_CHDIR] = "entering the VM's directory",
     [STEP_USER] = "becoming the VM's user",
     [STEP_EXEC] = "running it",
@@ -128,20 +130,31 @@ static void close_others_at_exec(void)
         close_others();
 }
 
+/* The step that failed; errno says why. */
+static enum step become_qemu(const struct launch_plan *p)
+{
+    const struct qstill_launch *l = p->launch;
+
+    if (confine_before_user(l, p->change_user) < 0)
+        return STEP_CONFINE;
+    if (become_user(p) < 0)
+        return STEP_USER;
+    if (confine_after_user(l, p->change_user) < 0)
+        return STEP_CONFINE;
+    if (l->cwd && chdir(l->cwd) < 0)
+        return STEP_CHDIR;
+    /* exec takes them unqualified and changes nothing */
+    execvpe(p->argv[0], (char *const *)(uintptr_t)p->argv, p->env);
+    return STEP_EXEC;
+}
+
 static _Noreturn void child_exec(const struct launch_plan *p)
 {
-    enum step step = STEP_USER;
+    enum step step;
 
     close_others_at_exec();
     set_limits(p);
-    if (become_user(p) == 0) {
-        step = STEP_CHDIR;
-        if (!p->launch->cwd || chdir(p->launch->cwd) == 0) {
-            step = STEP_EXEC;
-            /* exec takes them unqualified and changes nothing */
-            execvpe(p->argv[0], (char *const *)(uintptr_t)p->argv, p->env);
-        }
-    }
+    step = become_qemu(p);
     send_report(CHILD_STATUS_FD, REPORT_ERRNO, step, errno);
     _exit(127);
 }

@@ -274,6 +274,7 @@ static int read_ids(int dirfd, pid_t pid, struct launch_record *rec,
         effective_id(&b, "\nGid:", &rec->gid) < 0)
         return err_set(err, QSTILL_E_FAILED,
                        "/proc/%d/status names no user or group", (int)pid);
+    confine_read(dirfd, (const char *)b.data, &rec->confine);
     return 0;
 }
 

@@ -17,6 +17,7 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "confine.h"
 #include "limits.h"
 
 struct launch_record {
@@ -27,6 +28,7 @@ struct launch_record {
     uint32_t gid;
     char *exe; /* absolute path of the binary */
     struct limits limits;
+    struct confine confine;
 };
 
 /* Every member is malloc'ed; a zeroed record is fine. */
@@ -129,13 +131,16 @@ struct launch_hinder_list {
  * before; free it with launch_hinder_list_fini(). Codes of blockers:
  * inherited-fd, disk-not-in-argv, disk-ambiguous, disk-option,
  * binary-missing, cwd-missing, file-missing, file-busy, chroot, preconfig,
- * terminal, snapshot-mode; of notes: loadvm, readconfig, user-changed,
- * stdio-to-log, helper-process.
+ * terminal, snapshot-mode, confined; of notes: loadvm, readconfig,
+ * user-changed, stdio-to-log, helper-process.
  */
 int launch_hinders(const struct launch_record *rec,
                    const struct launch_disk *disks, size_t disk_count, int pid,
                    struct launch_hinder_list *out, struct qstill_error *err);
 void launch_hinder_list_fini(struct launch_hinder_list *list);
+
+/* Whether QEMU is told to make a seccomp filter of its own (-sandbox on). */
+bool launch_has_sandbox(const struct launch_record *rec);
 
 /* Whether the VM has a TPM (-tpmdev): its state is kept by another program. */
 bool launch_has_tpm(const struct launch_record *rec);

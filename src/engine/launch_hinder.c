@@ -307,6 +307,16 @@ static int check_process(struct hinders *h)
                "the working directory %s of QEMU is gone", h->rec->cwd);
 }
 
+static int check_confined(struct hinders *h)
+{
+    struct qstill_error why = {0};
+
+    if (confine_check(&h->rec->confine, h->rec->uid, launch_has_sandbox(h->rec),
+                      &why) == 0)
+        return 0;
+    return add(h, LAUNCH_BLOCKER, "confined", USE_LAUNCHER, "%s", why.message);
+}
+
 /* A relative name that leads nowhere: QEMU had moved to another directory
  * (-daemonize does) after it had opened the image. */
 static bool is_lost(const struct hinders *h, const struct launch_disk *disk)
@@ -398,11 +408,25 @@ int launch_hinders(const struct launch_record *rec,
     for (i = 0; i < disk_count; i++)
         if (check_disk(&h, &disks[i]) < 0)
             return err->code;
-    if (check_loose(&h) < 0)
+    if (check_loose(&h) < 0 || check_confined(&h) < 0)
         return err->code;
     *out = h.list;
     memset(&h.list, 0, sizeof(h.list));
     return 0;
+}
+
+bool launch_has_sandbox(const struct launch_record *rec)
+{
+    CLEANUP(launch_args_fini) struct launch_args args = {0};
+    struct qstill_error ignored = {0};
+    bool found = false;
+
+    if (launch_args_parse(&args, rec->argv, &ignored) == 0)
+        for (size_t i = 0; i < args.count; i++)
+            if (launch_arg_is(&args.v[i], "sandbox") && args.v[i].value)
+                found = strncmp(args.v[i].value, "off", 3) != 0 &&
+                        strncmp(args.v[i].value, "enable=off", 10) != 0;
+    return found;
 }
 
 bool launch_has_tpm(const struct launch_record *rec)

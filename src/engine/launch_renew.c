@@ -235,7 +235,7 @@ void launch_renew(struct session *s)
     CLEANUP(launch_record_fini) struct launch_record now = {0};
     struct qstill_error err = {0};
     struct launch_record *was = &s->rec.launch;
-    bool same, limits;
+    bool same, kept;
 
     if (s->pid <= 0 || !s->rec.has_launch)
         return;
@@ -246,8 +246,9 @@ void launch_renew(struct session *s)
         return;
     same = same || is_same(was, &now) ||
            (s->rec.launcher && was_launched(s, now.argv));
-    limits = same_limits(&was->limits, &now.limits);
-    if ((same && limits) || !is_alive(s->pid))
+    kept = same_limits(&was->limits, &now.limits) &&
+           confine_is_same(&was->confine, &now.confine);
+    if ((same && kept) || !is_alive(s->pid))
         return;
     if (now.uid != was->uid || now.gid != was->gid)
         err_set(&err, QSTILL_E_PRECONDITION, "runs as another user");
@@ -255,6 +256,7 @@ void launch_renew(struct session *s)
         take(s, &now, &err);
     if (err.code == 0) {
         was->limits = now.limits;
+        was->confine = now.confine;
         save(s);
     } else {
         store_note(s->store,

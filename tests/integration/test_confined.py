@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: MIT
+"""A QEMU that is kept from the host by more than its user is kept so by what a
+revert or a start brings; where that cannot be, there is none."""
+
+import json
+import os
+import subprocess
+import unittest
+
+from lib.case import Case
+
+SPACES = ("user", "pid", "mnt", "net", "ipc", "uts")
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
+def spaces(pid):
+    return {n: os.readlink("/proc/%s/ns/%s" % (pid, n)) for n in SPACES}
+
+
+def rights(pid):
+    with open("/proc/%s/status" % pid) as f:
+        return [line.split() for line in f if line.startswith(
+            ("Cap", "NoNewPrivs", "Uid", "Seccomp"))]
+
+
+@unittest.skipUnless(os.geteuid() == 0, "needs root")
+class Confined(Case):
+    cost = 10
+
+    def confined(self, *words, name="vm", attach=True, **kw):
+        try:
+            p = subprocess.run([*words, "true"], stderr=subprocess.PIPE,
+                               text=True)
+        except FileNotFoundError as e:
+            self.skipTest(str(e))
+        if p.returncode:
+            self.skipTest(p.stderr)
+        vm = self.tiny_vm(name, attach=False, qemu=self.behind(*words), **kw)
+        if "--reuid=65534" in words:
+            os.chmod(vm.dir, 0o777)
+        if attach:
+            self.attach(vm)
+        return vm
+
+    def is_told(self, name, words):
+        told = [p for p in self.q.check(name)["problems"]
+                if p["code"] == "not-startable"]
+        self.assertEqual(1, len(told))
+        self.assertRegex(told[0]["message"], words)
+        self.assertIn("--launcher", told[0]["hint"])
+
+    def has_only_inplace(self, vm, words):
+        name, had, pid = vm.name, spaces(vm.pid()), vm.pid()
+        self.is_told(name, words)
+        self.q("create", name, "one", "--memory")
+        for way in (["--restore", "eager"], ["--restore", "mapped"]):
+            self.q.fails("precondition", words, "revert", name, "one", *way)
+            self.assertEqual("running", vm.state())
+        for way in ([], ["--restore", "inplace"]):
+            self.q("revert", name, "one", *way)
+            self.assertEqual("running", vm.state())
+        self.assertEqual((pid, had), (vm.pid(), spaces(vm.pid())))
+        vm.quit()
+        self.q.fails("precondition", words, "start", name)
+        self.is_told(name, words)
+        self.q("revert", name, "one", "--stopped")
+        self.assertEqual("off", vm.state())
+
+    def test_namespaces(self):
+        for n, (words, told) in enumerate((
+                (["unshare", "--net"], r"other namespaces \(net\)"),
+                (["unshare", "--uts", "--ipc"],
+                 r"other namespaces \(ipc, uts\)"),
+                (["unshare", "--mount"], r"other namespaces \(mnt\)"),
+                (["unshare", "--user", "--map-root-user"],
+                 r"other namespaces \(user\)"))):
+            with self.subTest(told):
+                vm = self.confined(*words, name="vm%d" % n)
+                self.has_only_inplace(vm, told)
+
+    def test_a_namespace_of_processes(self):
+        """As a container has it."""
+        vm = self.confined("unshare", "--user", "--map-root-user", "--pid",
+                           "--fork", "--mount", "--mount-proc")
+        words = r"other namespaces \(user, pid, mnt\)"
+        self.is_told("vm", words)
+        self.q("create", "vm", "one", "--memory")
+        self.q.fails("precondition", words, "revert", "vm", "one", "--restore",
+                     "eager")
+        self.q("revert", "vm", "one")
+        self.assertEqual("running", vm.state())
+
+    def test_a_launcher_sees_to_it(self):
+        words = ["unshare", "--net"]
+        vm = self.confined(*words, attach=False)
+        self.attach(vm, *self.launcher(before=words))
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("create", "vm", "one", "--memory")
+        had = vm.pid()
+        self.q("revert", "vm", "one", "--restore", "eager")
+        self.assertNotEqual(had, vm.pid())
+        self.assertNotEqual(spaces("self")["net"], spaces(vm.pid())["net"])
+        self.assertEqual(spaces("self")["mnt"], spaces(vm.pid())["mnt"])
+
+    def keeps_its_rights(self, vm, ways=("eager", "mapped")):
+        had, unlike = rights(vm.pid()), rights("self")
+        self.assertNotEqual(had, unlike)
+        self.assertEqual([], self.q.check(vm.name)["problems"])
+        self.q("create", vm.name, "one", "--memory")
+        for way in ways:
+            old = vm.pid()
+            self.q("revert", vm.name, "one", "--restore", way)
+            self.assertNotEqual(old, vm.pid())
+            self.assertEqual(had, rights(vm.pid()), way)
+        vm.quit()
+        self.q("start", vm.name)
+        self.assertEqual(had, rights(vm.pid()))
+        return had
+
+    def test_what_root_has_given_up(self):
+        for n, words in enumerate((
+                ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"],
+                ["--bounding-set=-sys_admin,-sys_ptrace"],
+                ["--no-new-privs"])):
+            with self.subTest(words):
+                had = self.keeps_its_rights(
+                    self.confined("setpriv", *words, name="vm%d" % n))
+                self.assertIn(["NoNewPrivs:", "01"["--no-new-privs" in words]],
+                              had)
+
+    def test_what_another_user_may(self):
+        """A service that may make its taps, say."""
+        for n, words in enumerate((
+                ["--inh-caps=+net_admin", "--ambient-caps=+net_admin",
+                 "--bounding-set=-all,+net_admin"],
+                ["--no-new-privs", "--bounding-set=-all"])):
+            with self.subTest(words):
+                name = "vm%d" % n
+                disk = self.disk(vm=name, size=2 << 20, pattern=False)
+                os.chown(disk.path, 65534, 65534)
+                os.chmod(os.path.dirname(disk.path), 0o777)
+                had = self.keeps_its_rights(self.confined(
+                    *NOBODY, *words, name=name, disks=[disk]), ["eager"])
+                self.assertEqual(n == 0, ["CapEff:", "0" * 12 + "1000"] in had)
+
+    def test_a_sandbox_of_its_own(self):
+        """QEMU makes its filter, and no_new_privs, itself."""
+        self.keeps_its_rights(self.confined("env", extra=["-sandbox", "on"]))
+
+    def test_what_cannot_be_taken_away(self):
+        """A qstill without the right to do it starts none that has more."""
+        vm = self.confined("setpriv", "--bounding-set=-sys_admin")
+        self.q("create", "vm", "one", "--memory")
+        p = subprocess.run(
+            ["setpriv", "--bounding-set=-setpcap",
+             *self.q.argv(["revert", "vm", "one", "--restore", "eager"])],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, timeout=90)
+        self.assertEqual(6, p.returncode, p.stderr)
+        self.assertIn("may not take them away", p.stderr)
+        self.assertEqual("running", vm.state())
+        self.q("revert", "vm", "one", "--restore", "eager")
+
+    def test_a_record_of_before(self):
+        """Nothing is known of the QEMU that has ended: it is started; of one
+        that runs all is seen."""
+        vm = self.confined("unshare", "--net")
+        record = os.path.join(self.store, "vm", "vm.json")
+        with open(record) as f:
+            told = json.load(f)
+        self.assertIn("apart=net", told["launch"].pop("confined"))
+        told.pop("sum", None)
+        with open(record, "w") as f:
+            json.dump(told, f)
+        self.is_told("vm", "namespaces")
+        with open(record) as f:
+            again = json.load(f)
+        if "confined" in again["launch"]:
+            again["launch"].pop("confined")
+            again.pop("sum", None)
+            with open(record, "w") as f:
+                json.dump(again, f)
+        vm.quit()
+        self.q("start", "vm")
+        self.assertEqual(spaces("self"), spaces(vm.pid()))
