@@ -328,7 +328,7 @@ const char *qstill_job_text(const struct qstill_job *job);
 struct qstill_create_options {
     size_t size;
     const char *description;
-    const char *const *labels; /* label_count strings "K=V" */
+    const char *const *labels; /* label_count strings "K=V", each K once */
     size_t label_count;
     bool memory;
     bool quiesce;

@@ -38,10 +38,9 @@ static void skip_space(struct parser *p)
 
 /* ------------------------------------------------------------------ strings */
 
-/* Bytes of the UTF-8 sequence at s, or 0. The text ends with a 0 byte, which
- * is no continuation. */
-static size_t utf8_length(const unsigned char *s)
+size_t json_utf8_length(const char *text)
 {
+    const unsigned char *s = (const unsigned char *)text;
     static const struct {
         unsigned char first, last; /* lead bytes */
         unsigned char low, high;   /* of the second byte */
@@ -165,7 +164,7 @@ static bool parse_string(struct parser *p, const char **out)
                 return false;
             continue;
         }
-        if (c >= 0x80 && (n = utf8_length((unsigned char *)p->at)) == 0)
+        if (c >= 0x80 && (n = json_utf8_length(p->at)) == 0)
             return bad(p, "a string that is not UTF-8");
         if (to == p->at) {
             to += n;

@@ -62,4 +62,8 @@ int json_parse(char *text, size_t len, struct arena *arena,
 const struct json_value *json_member(const struct json_value *v,
                                      const char *key);
 
+/* Bytes of the UTF-8 sequence of more than one byte at `text`, or 0. The text
+ * ends with a 0 byte, which is no continuation. */
+size_t json_utf8_length(const char *text);
+
 #endif

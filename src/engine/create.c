@@ -27,6 +27,7 @@
 #include "base/publish.h"
 #include "head_zeroes.h"
 #include "job.h"
+#include "labels.h"
 #include "livechain.h"
 #include "protect.h"
 #include "qmp/graph.h"
@@ -377,12 +378,9 @@ static int copy_labels(struct create *c, const struct qstill_create_options *o,
     if (o->label_count > MANIFEST_LABELS_MAX)
         return err_set(err, QSTILL_E_USAGE, "over %d labels",
                        MANIFEST_LABELS_MAX);
+    if (labels_check(o->labels, o->label_count, err) < 0)
+        return err->code;
     for (size_t i = 0; i < o->label_count; i++) {
-        const char *eq = strchr(o->labels[i], '=');
-
-        if (!eq || eq == o->labels[i])
-            return err_set(err, QSTILL_E_USAGE, "label '%.64s' is no KEY=VALUE",
-                           o->labels[i]);
         c->labels[i] = arena_strdup(&c->arena, o->labels[i]);
         if (!c->labels[i])
             return err_nomem(err);

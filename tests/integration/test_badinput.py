@@ -169,6 +169,23 @@ class Names(Case):
                 self.q.fails(code, words, "attach", "vm", "--qmp", "/nosuch")
         self.assertEqual([], os.listdir(os.path.join(self.tmp, "real")))
 
+    def test_labels_that_are_shown_alike(self):
+        """They are members of one JSON object."""
+        self.tiny_vm()
+        one, other, third = (os.fsdecode(k) for k in (
+            b"x\xff=1", b"x\xfe=2", b"x\xef\xbf\xbd=3"))
+        for a, b in ((one, other), (third, one), (one, one)):
+            p = subprocess.run(self.q.argv(
+                ["create", "vm", "one", "--label", a, "--label", b]),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE, timeout=60)
+            self.assertEqual(2, p.returncode, p.stderr)
+            self.assertRegex(p.stderr, b"shown alike|is given twice")
+        made = self.q("create", "vm", "one", "--label", one, "--label",
+                      os.fsdecode(b"x\xff\xff=2"), "--label", "x=3")
+        self.assertEqual({"x\ufffd": "1", "x\ufffd\ufffd": "2", "x": "3"},
+                         made["labels"])
+
 
 class Stores(Case):
     either = True
