@@ -4,6 +4,7 @@
 import os
 import re
 import shutil
+import signal
 import time
 
 from lib.case import Case
@@ -132,10 +133,10 @@ class MappedFile(Case):
         self.assertEqual([], self.opened(vm))
 
 
-class Nvdimm(Case):
-    """An nvdimm of a file is a disk for the guest: a revert that fails leaves
-    it as it is."""
+class OfFile(Case):
+    """A VM with an nvdimm of a file, which is a disk for the guest."""
     cost = 10
+    mib = 16
 
     def setUp(self):
         super().setUp()
@@ -143,7 +144,7 @@ class Nvdimm(Case):
         self.fill(b"then")
         self.vm = self.tiny_vm(machine="pc,nvdimm=on", extra=[
             "-m", "8M,slots=4,maxmem=1G", "-object", "memory-backend-file,"
-            "id=n0,size=16M,share=on,mem-path=" + self.path,
+            "id=n0,size=%dM,share=on,mem-path=%s" % (self.mib, self.path),
             "-device", "nvdimm,id=nv0,memdev=n0"])
         self.made = self.q("create", "vm", "one", "--memory")
         self.fill(b"now!")
@@ -151,12 +152,16 @@ class Nvdimm(Case):
 
     def fill(self, word):
         with open(self.path, "r+b" if os.path.exists(self.path) else "wb") as f:
-            f.write(word * (16 * MIB // len(word)))
+            f.write(word * (self.mib * MIB // len(word)))
 
     def words(self):
         with open(self.path, "rb") as f:
             data = f.read()
         return {data[at:at + 4] for at in range(0, len(data), 4096)}
+
+
+class Nvdimm(OfFile):
+    """A revert that finds a damaged page leaves it as it is."""
 
     def damaged(self, block):
         with open(os.path.join(self.q.memory_dir("vm", self.made["id"]),
@@ -186,3 +191,35 @@ class Nvdimm(Case):
     def test_a_good_one_is_brought_back(self):
         self.q("revert", "vm", "one", "--restore", "eager")
         self.assertEqual({b"then"}, self.words())
+
+
+class BrokenOff(OfFile):
+    """The loading ends in the middle for another reason."""
+    mib = 256
+
+    def killed_while_it_loads(self):
+        """The exit status, and what was said."""
+        old = self.vm.pid()
+        p = self.q.start("revert", "vm", "one", "--restore", "eager")
+        deadline = time.monotonic() + 60
+        with open(self.path, "rb", buffering=0) as f:
+            while os.pread(f.fileno(), 4, 0) == b"now!":
+                self.assertLess(time.monotonic(), deadline)
+        new = self.vm.pid()
+        self.assertNotEqual(old, new)
+        os.kill(new, signal.SIGKILL)
+        status, _, err = self.q.finish(p)
+        return status, err
+
+    def test_it_is_told_that_the_file_is_mixed(self):
+        for _ in range(8):
+            status, err = self.killed_while_it_loads()
+            if len(self.words()) > 1:
+                break
+            if self.vm.state() == "off":  # it was loaded before we looked
+                self.q("start", "vm")
+            self.fill(b"now!")
+        self.assertEqual(1, status, err)
+        self.assertIn("n0 may be a part of the snapshot", err)
+        self.assertEqual({b"then", b"now!"}, self.words())
+        self.assertEqual("running", self.vm.state())
