@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /* Whether a snapshot's memory fits the QEMU that runs, found out before
  * anything is stopped. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "inplace.h"
 #include "memstate/procmem.h"
 #include "migerror.h"
+#include "qmp/machine.h"
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
 #include "qmp/topology.h"
@@ -38,6 +40,28 @@ static int check_rights(struct session *s, struct qstill_error *err)
     if (!has)
         return NOT(err, "this QEMU has no snapshot-load");
     return qmp_save_devices_check(s->qmp, err);
+}
+
+/*
+ * TCG keeps what it has translated of the guest's code by its address in the
+ * RAM. QEMU up to 10.1 threw that away whenever it loaded a CPU's state. Since
+ * then it does so only when it stops a running VM for a load: ours is stopped
+ * before, and the guest would go on with translations of other code.
+ */
+static int check_translations(struct session *s, struct qstill_error *err)
+{
+    CLEANUP(qmp_machine_fini) struct qmp_machine m = QMP_MACHINE_INIT;
+    unsigned major, minor;
+
+    if (qmp_machine_read(s->qmp, &m, err) < 0)
+        return err->code;
+    if (m.kvm || (sscanf(m.version, "%9u.%9u", &major, &minor) == 2 &&
+                  (major < 10 || (major == 10 && minor < 2))))
+        return 0;
+    return NOT(err,
+               "QEMU %s with TCG would keep its translations of the code that "
+               "is in the memory now",
+               m.version);
 }
 
 /* The part of a topology line that names the device. */
@@ -204,7 +228,8 @@ int inplace_fits(struct session *s, const struct manifest *m,
 {
     if (check_state(s, err) < 0 || check_rights(s, err) < 0 ||
         check_capabilities(s, err) < 0 || migerror_check(s, err) < 0 ||
-        check_devices(s, m, err) < 0 || check_cpus(s, m, err) < 0)
+        check_devices(s, m, err) < 0 || check_cpus(s, m, err) < 0 ||
+        check_ram(s, m, err) < 0)
         return err->code;
-    return check_ram(s, m, err);
+    return check_translations(s, err);
 }

@@ -71,6 +71,7 @@ class Result(unittest.TestResult):
         self.begun = time.monotonic()
         self.bad = []
         self.good = False
+        self.parts_skipped = []
         self.tell("start", test, str(getattr(test, "limit", 120)))
 
     def stopTest(self, test):
@@ -79,9 +80,12 @@ class Result(unittest.TestResult):
             self.tell("failed", test, "\n".join(self.bad))
         elif self.good:
             self.tell("passed", test)
+        elif self.parts_skipped:
+            self.tell("skipped", test, self.parts_skipped[0])
 
     good = False
     bad = []
+    parts_skipped = []
 
     def addSuccess(self, test):
         self.good = True
@@ -109,7 +113,10 @@ class Result(unittest.TestResult):
 
     def addSkip(self, test, reason):
         super().addSkip(test, reason)
-        self.tell("skipped", test, reason)
+        if hasattr(test, "test_case"):  # a subTest, whose test goes on
+            self.parts_skipped.append(reason)
+        else:
+            self.tell("skipped", test, reason)
 
 
 def worker(args):

@@ -74,9 +74,18 @@ class Qstill:
         """Must succeed; returns the JSON that it printed, or None."""
         status, out, err = self._run(args)
         if status != 0:
+            self.skip_in_place(err)
             self.case.fail("qstill %s: exit %d\n%s%s" % (
                 " ".join(map(str, args)), status, err, out))
         return self.parse(out)
+
+    def skip_in_place(self, err):
+        """Of what is asked for in place, where TCG keeps its translations
+        (test_translated.py)."""
+        version = os.environ["QSTILL_TEST_QEMU_VERSION"].split(".")
+        if [int(n) for n in version] >= [10, 2] and \
+                "with TCG would keep its translations" in err:
+            self.case.skipTest("no revert in place: TCG keeps its translations")
 
     def parse(self, out):
         if not out.strip():
@@ -105,6 +114,7 @@ class Qstill:
         what = "qstill %s" % " ".join(map(str, args))
         codes = code.split("|")
         if status not in [CODES[c] for c in codes]:
+            self.skip_in_place(err)
             case.fail("%s: exit %d, not %s\n%s%s" % (
                 what, status, code, err, out))
         said = self.parse(out)
