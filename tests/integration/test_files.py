@@ -277,13 +277,16 @@ class Files(Case):
     def test_what_it_talks_to(self):
         """Pipes and sockets of others; and what it may do without."""
         run = os.path.join(self.tmp, "run")
+        # in milliseconds since 9.2, and only so from 11.0 on
+        again = "reconnect=1" if QEMU_VERSION.startswith("7.") \
+            else "reconnect-ms=1000"
         for n, (words, gone) in enumerate((
                 (["-chardev", "pipe,id=c,path=%s/p"], "p"),
                 (["-serial", "pipe:%s/q"], "q"),
                 (["-chardev", "socket,id=c,path=%s/s"], "s"),
                 (["-serial", "unix:%s/s"], "s"),
-                (["-chardev", "socket,id=c,path=%s/s,reconnect=1"], None),
-                (["-serial", "unix:%s/s,reconnect=1"], None),
+                (["-chardev", "socket,id=c,path=%s/s," + again], None),
+                (["-serial", "unix:%s/s," + again], None),
                 (["-netdev", "stream,id=n,addr.type=unix,addr.path=%s/s"],
                  None))):
             with self.subTest(words=words):
