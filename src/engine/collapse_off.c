@@ -256,13 +256,14 @@ static bool all_there(const struct merge_request *r)
 static void settle_failed(struct collapse *c, const struct merge_request *r,
                           int why)
 {
+    struct merge_recovery how = {.told = c->text};
     bool did, leave = why == QSTILL_E_CANCELLED || why == QSTILL_E_NO_SPACE;
     struct qstill_error second = {0};
 
     if ((leave ? merge_abandon(io_real(), c->s->vmfd, LAYERS_MERGE_JOURNAL,
                                &did, &second)
                : merge_recover(io_real(), c->s->vmfd, LAYERS_MERGE_JOURNAL,
-                               c->text, &did, &second)) < 0) {
+                               &how, &did, &second)) < 0) {
         c->no_room = false;
         return;
     }
@@ -312,8 +313,9 @@ static void tell(const struct session *s, const struct buf *told)
 int layers_settle_merge(const struct session *s, struct qstill_error *err)
 {
     CLEANUP(buf_fini) struct buf told = BUF_INIT;
+    struct merge_recovery how = {.told = &told};
     bool did;
-    int r = merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &told, &did,
+    int r = merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &how, &did,
                           err);
 
     if (buf_append_u8(&told, 0) == 0)

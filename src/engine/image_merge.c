@@ -97,26 +97,50 @@ static int open_merge(struct merge_job *j, struct qstill_error *err)
                : 0;
 }
 
+static int pulse(void *user, uint64_t done, uint64_t total,
+                 struct qstill_error *err)
+{
+    return job_pulse(user, done, total, err);
+}
+
+/* A merge that died comes first. A fold that goes on is work like ours. */
+static int recover_before(struct merge_job *j, struct merge_asked *asked,
+                          struct qstill_error *err)
+{
+    struct merge_recovery how = {.told = job_text(j->job),
+                                 .bwlimit = j->request.bwlimit,
+                                 .gentle = j->request.gentle,
+                                 .stop = job_stop(j->job),
+                                 .pulse = pulse,
+                                 .user = j->job};
+    bool did = false;
+
+    if (merge_recover_before(io_real(), &j->request, &how, &did, asked, err) <
+        0)
+        return err->code;
+    job_measure(j->job, 0, 0);
+    if (did && buf_puts(job_text(j->job),
+                        "an unfinished merge was finished or undone\n") < 0)
+        return err_nomem(err);
+    return 0;
+}
+
 static int plan_enter(void *ctx, struct qstill_error *err)
 {
     struct merge_job *j = ctx;
     CLEANUP(merge_asked_fini) struct merge_asked asked = {0};
-    bool did = false;
 
     clock_gettime(CLOCK_MONOTONIC, &j->start);
-    /* a merge of these images that died comes first */
     if (j->dry_run
             ? merge_look_at_asked(io_real(), j->request.top, &asked, err) < 0
-            : merge_recover_before(io_real(), &j->request, &did, &asked,
-                                   job_text(j->job), err) < 0)
+            : recover_before(j, &asked, err) < 0)
         return err->code;
-    if (did && buf_puts(job_text(j->job),
-                        "an unfinished merge was finished or undone\n") < 0)
-        return err_nomem(err);
     if (take_off_gone(j, &asked, err) < 0)
         return err->code;
-    if (j->request.drop_count == 0 && j->drop_asked > 0) /* it was this one */
+    if (j->request.drop_count == 0 && j->drop_asked > 0) { /* it was this one */
+        job_is_done(j->job);
         return 0;
+    }
     return open_merge(j, err) < 0
                ? err->code
                : merge_describe(j->merge, job_text(j->job), err);

@@ -29,6 +29,7 @@ struct qstill_job {
     int wake_fd;
     int waiting_fd;
     atomic_bool cancelled;
+    bool is_done; /* too late for that */
     uint64_t done, total;
     void (*tick)(void *user, const struct qstill_progress *p); /* of _run() */
     void *tick_user;
@@ -69,7 +70,7 @@ void *job_ctx(const struct qstill_job *job, const struct job_ops *ops)
 
 bool job_cancelled(const struct qstill_job *job)
 {
-    return atomic_load(&job->cancelled);
+    return !job->is_done && atomic_load(&job->cancelled);
 }
 
 static bool stop_asked(void *user)
@@ -80,6 +81,11 @@ static bool stop_asked(void *user)
 struct aio_stop job_stop(struct qstill_job *job)
 {
     return (struct aio_stop){job ? stop_asked : NULL, job};
+}
+
+void job_is_done(struct qstill_job *job)
+{
+    job->is_done = true;
 }
 
 struct buf *job_text(struct qstill_job *job)

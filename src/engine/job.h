@@ -35,6 +35,8 @@ void *job_ctx(const struct qstill_job *job, const struct job_ops *ops);
 bool job_cancelled(const struct qstill_job *job);
 /* For what reads long before anything is changed. NULL: never. */
 struct aio_stop job_stop(struct qstill_job *job);
+/* All that was asked for is done: from here on a cancel comes too late. */
+void job_is_done(struct qstill_job *job);
 /* The text for people, shown by qstill_job_text(). */
 struct buf *job_text(struct qstill_job *job);
 void job_measure(struct qstill_job *job, uint64_t done, uint64_t total);

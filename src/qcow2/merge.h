@@ -128,17 +128,32 @@ struct merge_count {
 };
 struct merge_count merge_count(const struct merge *m);
 
+/* How a recovery goes about it. A fold copies as much as a merge does. */
+struct merge_recovery {
+    struct buf *told; /* or NULL */
+    uint64_t bwlimit; /* these as in struct merge_request */
+    bool gentle;
+    struct aio_stop stop;
+    /* After some work of a fold: how far it has come. An error stops it, while
+     * it can be stopped. NULL: nobody asks. */
+    int (*pulse)(void *user, uint64_t done, uint64_t total,
+                 struct qstill_error *err);
+    void *user;
+};
+
 /*
  * Finishes or undoes the merge of a journal, if there is one: *did. BUSY: its
  * process is alive. CORRUPT: the files are neither in the old nor in the new
  * state, and nothing is changed; or what a fold reads is damaged. Such a fold
  * is given up, its journal removed: what the top shows is what it always was.
- * So is one whose images a VM has open by now, without an error. `told`, or
- * NULL, gets a line ("note: ...") for each file that was to go and stays,
- * because somebody has gone back to it since.
+ * So is one whose images a VM has open by now, without an error. A fold
+ * that is stopped (CANCELLED) leaves the journal, so that the next goes on with
+ * it. `how` may be NULL. Its `told` gets a line ("note: ...") for each file
+ * that was to go and stays, because somebody has gone back to it since.
  */
 int merge_recover(const struct io *io, int dirfd, const char *name,
-                  struct buf *told, bool *did, struct qstill_error *err);
+                  const struct merge_recovery *how, bool *did,
+                  struct qstill_error *err);
 /* The same, but a fold that could only go on is given up: for a caller who has
  * cancelled it, does not use the lower image by itself, and will merge again.
  */
@@ -154,9 +169,9 @@ int merge_recover_dir(const struct io *io, const char *dir, bool *did,
  * error. `asked`, zeroed: what merges of this top were asked for before. */
 struct merge_asked;
 int merge_recover_before(const struct io *io,
-                         const struct merge_request *request, bool *did,
-                         struct merge_asked *asked, struct buf *told,
-                         struct qstill_error *err);
+                         const struct merge_request *request,
+                         const struct merge_recovery *how, bool *did,
+                         struct merge_asked *asked, struct qstill_error *err);
 /* The same as it stands there, with nothing recovered or changed. */
 int merge_look_at_asked(const struct io *io, const char *top,
                         struct merge_asked *asked, struct qstill_error *err);

@@ -73,6 +73,7 @@ struct merge_record {
     struct merge_id made; /* new file: its id, once it exists */
     struct buf *told; /* for people, lines of what a recovery leaves; or NULL:
                          no part of the journal */
+    const struct merge_recovery *how; /* likewise, of a recovery */
 };
 
 void merge_record_fini(struct merge_record *r);

@@ -25,9 +25,26 @@
 struct place {
     int dirfd;
     const char *name;
-    struct buf *told;
-    bool abandon; /* folds that could go on */
+    const struct merge_recovery *how; /* or NULL */
+    bool abandon;                     /* folds that could go on */
 };
+
+/* All of it, unless somebody stops it while it can be stopped. */
+static int go_on(struct merge *m, const struct merge_recovery *how,
+                 struct qstill_error *err)
+{
+    bool done = false;
+
+    while (!done) {
+        if (merge_step(m, &done, err) < 0)
+            return err->code;
+        if (how && how->pulse && !done && !merge_is_late(m) &&
+            how->pulse(how->user, merge_count(m).done, merge_estimate(m)->bytes,
+                       err) < 0)
+            return err->code;
+    }
+    return 0;
+}
 
 /* Plans and does it again; its journal is the one at hand. */
 static int fold_again(const struct io *io, const struct merge_record *r,
@@ -39,13 +56,17 @@ static int fold_again(const struct io *io, const struct merge_record *r,
     const char **names =
         calloc(r->gone_count + r->repoint_count + 1, sizeof(*names));
     struct merge_request q = MERGE_REQUEST_INIT;
-    bool done = false;
 
     if (!names)
         return err_nomem(err);
     q.top = r->upper.path;
     q.lower_name = strcmp(r->target.path, r->result.path) == 0;
     q.direction = direction;
+    if (r->how) {
+        q.bwlimit = r->how->bwlimit;
+        q.gentle = r->how->gentle;
+        q.stop = r->how->stop;
+    }
     q.journal_dir = j->dirfd;
     q.journal_name = j->name;
     q.drop = names;
@@ -60,10 +81,7 @@ static int fold_again(const struct io *io, const struct merge_record *r,
     if (merge_open(&m, io, &q, err) < 0)
         return err->code;
     merge_adopt_journal(m, j);
-    while (!done)
-        if (merge_step(m, &done, err) < 0)
-            return err->code;
-    return 0;
+    return go_on(m, r->how, err);
 }
 
 static int recover_raw(const struct io *io, const struct merge_record *r,
@@ -187,7 +205,8 @@ static int recover_record(const struct io *io, struct merge_journal *j,
     bool whole, torn = false;
     int code;
 
-    r.told = p->told;
+    r.how = p->how;
+    r.told = p->how ? p->how->told : NULL;
     if (merge_journal_read(j, &r, &whole, err) < 0)
         return err->code;
     if (!whole) { /* nothing had begun, or it ended between two groups */
@@ -243,6 +262,8 @@ static int recover(const struct io *io, const struct place *p, bool *did,
         *did = false;
         if (err->code == QSTILL_E_CORRUPT)
             hint_journal(p, err);
+        if (err->code == QSTILL_E_CANCELLED)
+            err_hint(err, "the next merge here goes on with it");
         return err_wrap(err, "recovering an unfinished merge");
     }
     *err = (struct qstill_error){0};
@@ -250,9 +271,10 @@ static int recover(const struct io *io, const struct place *p, bool *did,
 }
 
 int merge_recover(const struct io *io, int dirfd, const char *name,
-                  struct buf *told, bool *did, struct qstill_error *err)
+                  const struct merge_recovery *how, bool *did,
+                  struct qstill_error *err)
 {
-    struct place p = {dirfd, name, told, false};
+    struct place p = {dirfd, name, how, false};
 
     return recover(io, &p, did, err);
 }

@@ -95,8 +95,8 @@ static int read_asked(const struct io *io, int dirfd, const char *name,
 /* `before`, `own`, the name of its journal, and `asked` may be NULL. */
 static int recover_all(const struct io *io, const char *dir,
                        const struct merge_request *before, const char *own,
-                       bool *did, struct merge_asked *asked, struct buf *told,
-                       struct qstill_error *err)
+                       const struct merge_recovery *how, bool *did,
+                       struct merge_asked *asked, struct qstill_error *err)
 {
     CLEANUP(closedirp) DIR *d = opendir(dir);
     struct qstill_error first = {0};
@@ -115,8 +115,11 @@ static int recover_all(const struct io *io, const char *dir,
         ours = !before || is_own || concerns(io, before, dirfd(d), e->d_name);
         if (is_own && read_asked(io, dirfd(d), e->d_name, asked) < 0)
             return err_nomem(err);
-        if (merge_recover(io, dirfd(d), e->d_name, told, &one, &why) == 0) {
+        if (merge_recover(io, dirfd(d), e->d_name, how, &one, &why) == 0) {
             *did |= one;
+        } else if (why.code == QSTILL_E_CANCELLED) {
+            *err = why;
+            return err->code;
         } else if (why.code != QSTILL_E_BUSY && !first.code && ours) {
             first = why;
         }
@@ -129,20 +132,20 @@ static int recover_all(const struct io *io, const char *dir,
 int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err)
 {
-    return recover_all(io, dir, NULL, NULL, did, NULL, NULL, err);
+    return recover_all(io, dir, NULL, NULL, NULL, did, NULL, err);
 }
 
 int merge_recover_before(const struct io *io,
-                         const struct merge_request *request, bool *did,
-                         struct merge_asked *asked, struct buf *told,
-                         struct qstill_error *err)
+                         const struct merge_request *request,
+                         const struct merge_recovery *how, bool *did,
+                         struct merge_asked *asked, struct qstill_error *err)
 {
     CLEANUP(freep) char *dir = path_dir(request->top);
     CLEANUP(freep) char *own = merge_journal_name(request->top);
 
     if (!dir || !own)
         return err_nomem(err);
-    return recover_all(io, dir[0] ? dir : ".", request, own, did, asked, told,
+    return recover_all(io, dir[0] ? dir : ".", request, own, how, did, asked,
                        err);
 }
 

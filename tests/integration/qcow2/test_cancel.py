@@ -6,7 +6,9 @@ data. What has to read long ends soon, by exit code 10, and leaves nothing."""
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import time
 import unittest
 
 import qtools
@@ -87,6 +89,100 @@ class Cancelled(unittest.TestCase):
                                       lambda p, n, at: n >= MIB // 2,
                                       "compare", paths[-1], self.path("raw"))
                 self.assertLess(len(read), 64)
+
+
+@unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "strace"),
+                 qtools.missing("qemu-img", "qemu-io", "strace"))
+class AFoldThatWasCancelled(unittest.TestCase):
+    """It can only go on. The next merge does that as it does its own work: as
+    fast as it may, told, and until a signal."""
+
+    def setUp(self):
+        self.dir = qtools.scratch()
+        self.addCleanup(shutil.rmtree, self.dir, True)
+        for name, backing, size in (("d", None, 64), ("u", "d", 64),
+                                    ("x", None, 1), ("y", "x", 1)):
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2", *(
+                ["-b", backing, "-F", "qcow2"] if backing else []),
+                self.path(name), "%dM" % size)
+        for name, fill in (("d", 1), ("u", 2)):
+            qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -P %d 0 64M"
+                        % fill, self.path(name))
+        self.want = qtools.guest_hash(self.path("u"), "qcow2")
+        self.assertEqual(self.cut("--bwlimit", "8M", after=1)[0], 10)
+        self.assertEqual(len(self.journals()), 1)
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+    def journals(self):
+        return [n for n in os.listdir(self.dir)
+                if n.startswith(".qstill-merge")]
+
+    def argv(self, *more, top="u", drop="d"):
+        return [qtools.QSTILL, "-v", "image", "merge", self.path(top),
+                "--drop", self.path(drop), "--direction", "down", *more]
+
+    def cut(self, *more, after, prefix=(), **which):
+        """(exit code, stderr, seconds from the signal on)."""
+        p = subprocess.Popen([*prefix, *self.argv(*more, **which)],
+                             stdout=subprocess.DEVNULL, text=True,
+                             stderr=subprocess.PIPE)
+        self.addCleanup(p.kill)
+        if callable(after):
+            after(p)
+        else:
+            time.sleep(after)
+            p.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        err = p.communicate(timeout=60)[1]
+        return p.returncode, err, time.monotonic() - start
+
+    def is_whole(self):
+        self.assertEqual(self.journals(), [])
+        self.assertFalse(os.path.exists(self.path("d")))
+        self.assertEqual(qtools.guest_hash(self.path("u"), "qcow2"), self.want)
+        self.assertEqual(qtools.qemu_check(self.path("u")), (0, 0, 0))
+
+    def test_it_can_be_cancelled_again_and_goes_on(self):
+        for which in ({}, {"top": "y", "drop": "x"}):
+            for _ in range(2):
+                rc, err, seconds = self.cut("--bwlimit", "8M", after=2.5,
+                                            **which)
+                self.assertEqual(rc, 10, err)
+                self.assertLess(seconds, 4, err)
+                self.assertRegex(err, r"plan +\d+%  .* of 64 MiB")
+                self.assertIn("next merge here goes on with it", err)
+                self.assertEqual(len(self.journals()), 1)
+                self.assertEqual(qtools.guest_hash(self.path("u"), "qcow2"),
+                                 self.want)
+        self.assertTrue(os.path.exists(self.path("x")))
+        start = time.monotonic()
+        qtools.must(*self.argv("--bwlimit", "32M"))
+        self.assertGreater(time.monotonic() - start, 1.5)
+        self.is_whole()
+
+    def test_a_cancel_that_comes_too_late_is_none(self):
+        """While the dropped layer is removed."""
+        log = self.path("log")
+
+        def after(_):
+            until = time.monotonic() + 60
+            while time.monotonic() < until:
+                if os.path.exists(log) and os.path.getsize(log):
+                    with open(log) as f:
+                        pid = int(f.readline().split()[0])
+                    os.kill(pid, signal.SIGINT)
+                    return
+                time.sleep(0.01)
+            self.fail("nothing was renamed or removed")
+        rc, err, _ = self.cut(after=after, prefix=(
+            "strace", "-f", "-qq", "-o", log, "-e", "signal=none", "-e",
+            "trace=rename,renameat,renameat2", "-e",
+            "inject=rename,renameat,renameat2:delay_enter=1000000"))
+        os.unlink(log)
+        self.assertEqual(rc, 0, err)
+        self.is_whole()
 
 
 if __name__ == "__main__":
