@@ -227,6 +227,29 @@ static int judge_name(struct search *s, const char *path, const char *own,
     return err_hint(err, "remove that link, or put an image of its own there");
 }
 
+/* QEMU takes a layer's own backing name from where the overlay finds the layer:
+ * by a link to it that may be another folder, with another image there. */
+static int judge_way(const struct search *s, const struct seen_file *e,
+                     size_t which, struct qstill_error *err)
+{
+    bool same = false;
+
+    if (shows_chain(s->c, e->path, e->names.backing, which, &same, err) < 0)
+        return err->code == QSTILL_E_PRECONDITION /* taking it will say why */
+                   ? err_clear(err)
+                   : err->code;
+    if (same)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%s stands on %s by a link, and from there what that stands on is "
+            "another image",
+            e->path, s->c->layers[which]->path);
+    return err_hint(err,
+                    "qemu-img convert makes an image of its own of %s, as it "
+                    "is now",
+                    e->path);
+}
+
 int judge_child(struct search *s, const struct seen_file *e,
                 struct qstill_error *err)
 {
@@ -251,6 +274,8 @@ int judge_child(struct search *s, const struct seen_file *e,
                        "%s, a qed image, stands on %s: only qcow2 overlays can "
                        "be dealt with",
                        e->path, s->c->layers[which]->path);
+    if (judge_way(s, e, which, err) < 0)
+        return err->code;
     if (io_openat(s->io, AT_FDCWD, e->path, O_RDONLY, 0, &fd, err) < 0)
         return err->code;
     return take_child(s, e->path, fd, which, err);
