@@ -318,6 +318,7 @@ int qstill_image_check(const char *path, const char *format,
     if (image_format_of(path, format, &f, err) < 0 ||
         image_open(&img, io_real(), path, f, err) < 0 ||
         image_lock(img->fd, path, IMAGE_LOCK_READ, err) < 0 ||
+        image_check_same(img, err) < 0 || /* it was read before the lock */
         qcow2_check(img, r, err) < 0)
         return err->code;
     check->pub = (struct qstill_image_check){

@@ -104,8 +104,10 @@ static int add_layer(struct chain *c, const char *path,
     if (image_open(&img, c->io, path, format, err) < 0 ||
         check_loop(c, img, err) < 0)
         return err->code;
+    /* its header was read before: what a writer did since is not in there */
     if (lock == CHAIN_LOCKED &&
-        image_lock(img->fd, img->path, IMAGE_LOCK_READ, err) < 0)
+        (image_lock(img->fd, img->path, IMAGE_LOCK_READ, err) < 0 ||
+         image_check_same(img, err) < 0))
         return err->code;
     c->layers[c->n++] = take_ptr(&img);
     return 0;

@@ -521,15 +521,20 @@ class BeforeTheLocks(unittest.TestCase):
                 for n in os.listdir(self.dir)}
 
     def stopped(self, name, direction="up"):
-        """strace's Popen, and the pid of the merge, stopped when it opens the
-        file by its path for the first time."""
+        """When the merge opens the file by its path for the first time."""
+        return self.stopped_at(name, "openat", 1, "merge", self.path("top"),
+                               "--drop", self.path("mid"), "--drop",
+                               self.path("low"), "--direction", direction)
+
+    def stopped_at(self, name, call, number, *argv):
+        """strace's Popen, and the pid of the command, stopped at such a call
+        with the file."""
         p = subprocess.Popen(
-            ["strace", "-f", "-o", self.log, "-e", "trace=openat", "-P",
-             self.path(name), "-e", "inject=openat:signal=STOP:when=1",
-             qtools.QSTILL, "--json", "image", "merge", self.path("top"),
-             "--drop", self.path("mid"), "--drop", self.path("low"),
-             "--direction", direction], stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            ["strace", "-f", "-o", self.log, "-e", "trace=" + call, "-P",
+             self.path(name), "-e", "inject=%s:signal=STOP:when=%d" % (
+                 call, number), qtools.QSTILL, "--json", "image", *argv],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True)
         until = time.monotonic() + 30
         while time.monotonic() < until:
             if os.path.exists(self.log):
@@ -540,14 +545,17 @@ class BeforeTheLocks(unittest.TestCase):
                     return p, int(m[1])
             time.sleep(0.02)
         p.kill()
-        self.fail("the merge did not come to its look for overlays")
+        self.fail("it did not come to where it was to be stopped")
 
     def race(self, change, where=ALL_OPEN, direction="up"):
         """The merge's result, and the files as `change` left them."""
+        return self.race_of(lambda: self.stopped(where, direction), change)
+
+    def race_of(self, stopped, change):
         self.make()
         if os.path.exists(self.log):
             os.unlink(self.log)
-        p, pid = self.stopped(where, direction)
+        p, pid = stopped()
         try:
             change()
             after = self.files()
@@ -624,6 +632,27 @@ class BeforeTheLocks(unittest.TestCase):
     def test_nothing_changed(self):
         r, _ = self.race(lambda: None)
         self.assertEqual(r.rc, 0, str(r))
+
+    def test_what_only_reads_has_read_the_header_before_the_lock(self):
+        """Its third read of the file is the header as a whole: what a writer
+        that ends before the lock does to it is none of the header's."""
+        def longer():
+            """Its L1 table moves."""
+            qtools.must("qemu-img", "resize", "-q", self.path("mid"), "4T")
+
+        for name, verb, *more in (("mid", "flatten", "out"), ("mid", "check"),
+                                  ("mid", "map"), ("mid", "compare", "kid")):
+            argv = [verb, self.path(name), *map(self.path, more)]
+            for change, wanted in ((longer, 5), (lambda: None, None)):
+                with self.subTest(verb=verb, wanted=wanted):
+                    r, after = self.race_of(lambda: self.stopped_at(
+                        name, "pread64", 3, *argv), change)
+                    if wanted is None:
+                        self.assertIn(r.rc, (0, 1), str(r))
+                        continue
+                    self.assertEqual(r.rc, wanted, str(r))
+                    self.assertIn("meanwhile", r.err)
+                    self.assertEqual(self.files(), after)
 
 
 @unittest.skipUnless(os.geteuid() == 0, "needs root to become another user")
