@@ -131,6 +131,19 @@ static int reserve(struct merge_group *g, struct qstill_error *err)
     return io_truncate(t->io, t->wfd, rw->end, t->path, err);
 }
 
+/* Whoever reads it without a lock of his own (QEMU's -U) would see what is
+ * neither old nor new, and nothing would tell him. */
+static int lock_torn(struct merge_group *g, struct qstill_error *err)
+{
+    for (size_t i = g->upper + 1; i <= g->t; i++) {
+        const struct image *img = g->chain->layers[i];
+
+        if (image_lock(img->fd, img->path, IMAGE_LOCK_EXCLUSIVE, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
 static int mark_torn(struct merge_group *g, struct qstill_error *err)
 {
     g->marked = true;
@@ -172,6 +185,8 @@ static int begin(struct merge_group *g, struct qstill_error *err)
                               .share = g->kind != MERGE_OVERWRITE};
 
     if (has_no_way_back(g) && group_check_overlays(g, err) < 0)
+        return err->code;
+    if (g->kind == MERGE_OVERWRITE && lock_torn(g, err) < 0)
         return err->code;
     if (!m->output) {
         if (group_make_record(g, err) < 0 ||

@@ -442,6 +442,44 @@ class WhileAMergeRuns(unittest.TestCase):
                 self.assertIn("lock", w.out + w.err)
                 self.stop(p)
 
+    def test_what_is_written_over_is_not_read_either(self):
+        """Nor by those who share everything (-U): they would see a layer that
+        is neither old nor new."""
+        top, mid = self.paths[2], self.paths[1]
+        for path in self.paths[1:]:
+            qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q 0 16M", path)
+        read = ("qemu-io", "-r", "-U", "-f", "qcow2", "-c", "read 0 64k")
+        p = self.start("down")
+        for argv in ((*read, mid), (*read, top),
+                     ("qemu-img", "convert", "-U", "-f", "qcow2", "-O", "raw",
+                      mid, os.path.join(self.dir, "raw"))):
+            r = qtools.run(*argv)
+            self.assertIn("lock", r.out + r.err, str(r))
+        self.stop(p)
+        qtools.must(*read, top)
+
+    def test_a_reader_keeps_it_from_being_written_over(self):
+        top, mid = self.paths[2], self.paths[1]
+        for path in self.paths[1:]:
+            qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q 0 16M", path)
+        for shared in ((), ("-U",)):
+            with self.subTest(shared=shared):
+                reader = subprocess.Popen(
+                    ["qemu-io", "-r", *shared, "-f", "qcow2", mid],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+                reader.stdin.write("read 0 512\n")
+                reader.stdin.flush()
+                reader.stdout.readline()
+                before = [qtools.file_hash(x) for x in self.paths]
+                r = qtools.image("merge", top, "--drop", mid, "--direction",
+                                 "down")
+                reader.communicate("quit\n", timeout=30)
+                self.assertEqual(r.rc, 5, str(r))
+                self.assertEqual(before, [qtools.file_hash(x)
+                                          for x in self.paths])
+                self.assertEqual(sorted(os.listdir(self.dir)),
+                                 ["base", "mid", "top"])
+
     def test_an_overlay_that_is_made_meanwhile(self):
         """QEMU's locks do not hinder that; without its layer it were lost."""
         for p in self.paths:
