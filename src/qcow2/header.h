@@ -41,6 +41,7 @@ struct qcow2_header {
     char data_file[QCOW2_MAX_BACKING_NAME + 1]; /* "": without, or too long */
     char backing[QCOW2_MAX_BACKING_NAME + 1];
     char backing_format[QCOW2_MAX_FORMAT_NAME + 1];
+    bool keeps_backing; /* repoint.h: the name is still the one on disk */
     uint32_t nb_bitmaps;
     uint64_t bitmap_dir_size;
     uint64_t bitmap_dir_offset;

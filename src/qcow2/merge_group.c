@@ -306,9 +306,7 @@ static int flip_header(struct merge_group *g, struct qstill_error *err)
     if (qcow2_info_read_fd(t->io, t->fd, QCOW2_FORMAT_QCOW2, &info, err) < 0)
         return err_wrap(err, "%s", t->path);
     rewrite_header(&g->rw, h);
-    h->has_backing = h->has_format = g->backing != NULL;
-    strcpy(h->backing, g->backing ? g->backing : "");
-    strcpy(h->backing_format, g->backing ? g->backing_format : "");
+    qcow2_header_rename(h, g->backing, g->backing_format);
     return qcow2_header_replace(t->io, t->wfd, t->path, h, err);
 }
 

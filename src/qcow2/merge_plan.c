@@ -221,9 +221,7 @@ static int check_header(struct merge_group *g, struct qstill_error *err)
                            err) < 0)
         return err_wrap(err, "%s", g->target->path);
     rewrite_header(&g->rw, h);
-    h->has_backing = h->has_format = g->backing != NULL;
-    strcpy(h->backing, g->backing ? g->backing : "");
-    strcpy(h->backing_format, g->backing ? g->backing_format : "");
+    qcow2_header_rename(h, g->backing, g->backing_format);
     return qcow2_header_replaceable(h, g->target->path, err);
 }
 

@@ -4,7 +4,27 @@
 #include <string.h>
 
 #include "base/bytes.h"
+#include "base/checked.h"
 #include "info.h"
+
+void qcow2_header_rename(struct qcow2_header *h, const char *backing,
+                         const char *format)
+{
+    h->keeps_backing =
+        h->has_backing && backing && strcmp(h->backing, backing) == 0;
+    h->has_backing = h->has_format = backing != NULL;
+    if (!h->keeps_backing)
+        strcpy(h->backing, backing ? backing : "");
+    strcpy(h->backing_format, backing ? format : "");
+}
+
+/* A name that does not change may stay where it is, on both sides of the end of
+ * the first sector, too: the bytes are the same before and after. */
+static bool may_stay(const struct qcow2_header *h, const struct buf *sector)
+{
+    return h->keeps_backing && h->backing_offset >= sector->len &&
+           h->backing_offset + h->backing_len <= qcow2_cluster_size(h);
+}
 
 /* The new sector and where the name goes (0 when there is none). */
 static int build(const struct qcow2_header *h, const char *name,
@@ -23,6 +43,8 @@ static int build(const struct qcow2_header *h, const char *name,
                                       (uint32_t)sector->len, len,
                                       h->backing_offset, h->backing_len)
                  : 0;
+    if (len && *place == 0 && may_stay(h, sector))
+        *place = (uint32_t)h->backing_offset;
     if (len && *place == 0)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "no room for a backing file name of %u bytes in the "
@@ -56,7 +78,11 @@ int qcow2_header_replace(const struct io *io, int fd, const char *name,
     sector.len = QCOW2_SECTOR;
     put_be64(sector.data + QCOW2_AT_BACKING_OFFSET, place);
     put_be32(sector.data + QCOW2_AT_BACKING_LEN, len);
-    if (place >= QCOW2_SECTOR) {
+    if (h->keeps_backing && place == h->backing_offset) {
+        if (place < QCOW2_SECTOR)
+            memcpy(sector.data + place, h->backing,
+                   min_u64(len, QCOW2_SECTOR - place));
+    } else if (place >= QCOW2_SECTOR) {
         if (io_write_full(io, fd, h->backing, len, place, err) < 0 ||
             io_datasync(io, fd, name, err) < 0)
             return err_wrap(err, "%s: new backing file name", name);
@@ -84,9 +110,7 @@ static int read_renamed(const struct io *io, int fd, const char *name,
                     strlen(backing) > QCOW2_MAX_BACKING_NAME))
         return err_set(err, QSTILL_E_PRECONDITION,
                        "%s cannot name %s as its backing file", name, backing);
-    h->has_backing = h->has_format = backing != NULL;
-    strcpy(h->backing, backing ? backing : "");
-    strcpy(h->backing_format, backing ? format : "");
+    qcow2_header_rename(h, backing, format);
     return 0;
 }
 

@@ -19,9 +19,13 @@ int qcow2_repoint(const struct io *io, int fd, const char *name,
                   const char *backing, const char *format,
                   struct qstill_error *err);
 
+/* Gives a header that was just read another backing name, or none (NULL). */
+void qcow2_header_rename(struct qcow2_header *h, const char *backing,
+                         const char *format);
+
 /*
- * The same for a header whose fields the caller has changed, too: h->backing,
- * has_backing and backing_format say the new name; backing_offset and
+ * The same for a header whose fields the caller has changed, too: its
+ * name is set by qcow2_header_rename(); backing_offset and
  * backing_len must still be those on disk and are updated. Everything that the
  * new header refers to must be durable; `old` says where the name stands now.
  */
