@@ -245,6 +245,7 @@ static int set_request(struct merge_job *j, const char *top,
     q->drop_count = j->drop_asked = o->drop_count;
     q->children = copy_strings(&j->arena, o->children, o->child_count);
     q->child_count = o->child_count;
+    q->children_are_ours = true;
     q->bwlimit = o->bwlimit;
     j->dry_run = o->dry_run;
     if (o->format)

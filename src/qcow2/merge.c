@@ -254,7 +254,8 @@ static int plan(struct merge *m, const struct merge_request *q,
         mark_dropped(m, q, err) < 0)
         return err->code;
     if (aio_open(&m->chain->aio, m->io, &o, err) < 0 ||
-        make_groups(m, q, err) < 0)
+        make_groups(m, q, err) < 0 ||
+        (q->children_are_ours && merge_check_named(m, q, err) < 0))
         return err->code;
     for (size_t i = 0; i < m->group_count; i++)
         if (group_plan(&m->groups[i], err) < 0)

@@ -42,6 +42,9 @@ struct merge_request {
     size_t drop_count;
     const char *const *children; /* overlays outside of the directories */
     size_t child_count;
+    /* One that stands on no layer of the chain at all is a mistake, and refused
+     * (PRECONDITION). */
+    bool children_are_ours;
     /* children.h; may be NULL, else it outlives the merge */
     struct children_seen *seen;
     enum merge_direction direction;

@@ -131,6 +131,9 @@ int group_check_names(const struct merge_group *g, size_t t,
 /* merge_overlays.c */
 /* BUSY when somebody has made one of what is to go since. */
 int group_check_overlays(struct merge_group *g, struct qstill_error *err);
+/* Whether all the children that were named stand on the chain. */
+int merge_check_named(const struct merge *m, const struct merge_request *q,
+                      struct qstill_error *err);
 
 /* merge_record.c: fills g->record. */
 int group_make_record(struct merge_group *g, struct qstill_error *err);

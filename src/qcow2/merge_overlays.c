@@ -7,6 +7,7 @@
  * there already can be given another backing file.
  */
 #include <string.h>
+#include <sys/stat.h>
 
 #include "merge_impl.h"
 
@@ -38,6 +39,60 @@ int group_check_overlays(struct merge_group *g, struct qstill_error *err)
         err_set(err, QSTILL_E_BUSY, "%s was made meanwhile, and stands on %s",
                 c->path, g->chain->layers[c->parent]->path);
         return err_hint(err, "nothing has changed: try again");
+    }
+    return 0;
+}
+
+static bool is_found(const struct children *ch, const struct stat *st)
+{
+    struct stat other;
+
+    for (size_t i = 0; i < ch->n; i++)
+        if (stat(ch->v[i].path, &other) == 0 && other.st_dev == st->st_dev &&
+            other.st_ino == st->st_ino)
+            return true;
+    return false;
+}
+
+static bool is_layer(const struct chain *c, const struct stat *st)
+{
+    for (size_t i = 0; i < c->n; i++)
+        if (c->layers[i]->info.dev == st->st_dev &&
+            c->layers[i]->info.ino == st->st_ino)
+            return true;
+    return false;
+}
+
+/* On one that stays: as after an earlier try, in which it has taken in what it
+ * read from those that go. */
+static bool stands_on_chain(const struct merge *m, const char *path)
+{
+    CLEANUP(image_closep) struct image *img = NULL;
+    CLEANUP(freep) char *backing = NULL;
+    struct qstill_error ignored = {0};
+    enum qcow2_format format;
+    struct stat st;
+
+    return image_open(&img, m->io, path, QCOW2_FORMAT_QCOW2, &ignored) == 0 &&
+           chain_backing_of(img, &backing, &format, &ignored) == 0 && backing &&
+           stat(backing, &st) == 0 && is_layer(m->chain, &st);
+}
+
+int merge_check_named(const struct merge *m, const struct merge_request *q,
+                      struct qstill_error *err)
+{
+    for (size_t i = 0; i < q->child_count; i++) {
+        const char *path = q->children[i];
+        struct stat st;
+
+        if (stat(path, &st) == 0 &&
+            (is_found(&m->children, &st) || is_found(&m->heirs, &st) ||
+             (!is_layer(m->chain, &st) && stands_on_chain(m, path))))
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION,
+                "child: %s does not stand on a layer that is to go", path);
+        return err_hint(err, "name the overlay that does, or none: what is "
+                             "overlooked loses its layer");
     }
     return 0;
 }

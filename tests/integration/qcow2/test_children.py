@@ -3,6 +3,7 @@
 """Overlays of a dropped layer that stand in other folders (--child)."""
 
 import os
+import shutil
 import unittest
 
 import qtools
@@ -65,6 +66,38 @@ class AChildElsewhere(test_stuck.Stuck):
         self.assertEqual(qtools.guest_hash(self.path("B/child"), "qcow2"),
                          want)
         self.shows(self.path("A/top"), 1, 2, 3)
+
+    def test_one_that_is_no_overlay_of_what_goes(self):
+        """Whoever mistypes a name would lose the overlay that he meant."""
+        shutil.copy(self.path("A/mid"), self.path("B/mid"))
+        shutil.copy(self.path("A/base"), self.path("B/base"))
+        self.make("B/of_a_copy", "mid", 4)
+        self.make("B/alone", None, 4)
+        with open(self.path("B/raw"), "wb") as f:
+            f.truncate(1 << 20)
+        for child in ("B/of_a_copy", "B/alone", "B/raw", "A/base", "A/mid",
+                      "A/top"):
+            self.is_refused(child, "%s does not stand on a layer that is to go"
+                            % child, "name the overlay that does")
+
+    def test_one_that_an_earlier_try_has_taken_care_of(self):
+        self.make("B/child", "../A/base", 4)
+        r = self.merges("B/child")
+        self.assertEqual(r.rc, 0, str(r))
+        self.shows(self.path("B/child"), 1, 0, 0, 4)
+
+    def test_one_of_several(self):
+        """Each is a child of one of two layers that are no neighbours."""
+        self.make("A/head", "top", 4)
+        self.make("B/one", "../A/top", 5)
+        self.make("B/two", "../A/base", 6)
+        r = self.merge(self.path("A/head"), "--drop", self.path("A/top"),
+                       "--drop", self.path("A/base"), "--child",
+                       self.path("B/one"), "--child", self.path("B/two"))
+        self.assertEqual(r.rc, 0, str(r))
+        self.shows(self.path("B/one"), 1, 2, 3, 0, 5)
+        self.shows(self.path("B/two"), 1, 0, 0, 0, 0, 6)
+        self.shows(self.path("A/head"), 1, 2, 3, 4)
 
 
 if __name__ == "__main__":
