@@ -32,6 +32,8 @@ struct bitmap_join {
     uint64_t size; /* of the result */
     struct joined_bitmap *v;
     size_t n;
+    size_t *slots; /* while they are joined: by name, 1 + the place in v */
+    size_t slot_count;
     uint64_t bits;   /* of all of them */
     struct buf lost; /* words about those left out, a line each */
     size_t lost_count;
