@@ -69,6 +69,8 @@ static void account(struct flatten_job *j, struct flatten_count c)
         (struct qstill_image_flatten_result){.bytes_moved = c.total - c.shared,
                                              .bytes_cloned = c.shared,
                                              .ms = elapsed_ms(j)};
+    /* XFS has allotted more than is written, until the file is closed */
+    flatten_close(take_ptr(&j->flatten));
     if (!j->dry_run && stat(j->request.out, &st) == 0)
         j->result.bytes_stored = (uint64_t)st.st_blocks * 512;
 }

@@ -252,6 +252,20 @@ class FlattenIsRight(FlattenCase):
         self.flatten(top, "link", rc=5)
         self.assertEqual(sorted(os.listdir(self.dir)), ["link", "t"])
 
+    @unittest.skipUnless(os.geteuid() == 0, "needs root to mount")
+    def test_what_is_stored_where_the_file_was_allotted_more(self):
+        """XFS does so ahead of a file that grows, until it is closed."""
+        mount, _ = qtools.loop_mount(self, "xfs", "mkfs.xfs", "-q")
+        low, out = self.path("low"), os.path.join(mount, "out")
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", low, "100M")
+        qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -P 1 0 100M",
+                    low)
+        r = qtools.image("flatten", low, out)
+        self.assertEqual(r.rc, 0, str(r))
+        os.sync()
+        self.assertEqual(r.json()["bytesStored"],
+                         512 * os.stat(out).st_blocks)
+
     def test_dry_run_and_json(self):
         top = self.create("t", MIB, "write -q -P 1 0 128k")
         r = self.flatten(top, "o", "--dry-run").json()
