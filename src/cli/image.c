@@ -142,8 +142,9 @@ static void info_json(const struct qstill_image_info *info)
     out_uint(&o, "actual-size", info->actual_size);
     if (info->backing)
         out_text(&o, "backing-filename", info->backing);
-    if (info->backing_path)
-        out_text(&o, "full-backing-filename", info->backing_path);
+    if (info->backing) /* one with a protocol is whole as it stands */
+        out_text(&o, "full-backing-filename",
+                 info->backing_path ? info->backing_path : info->backing);
     if (info->backing_format)
         out_text(&o, "backing-filename-format", info->backing_format);
     if (info->version) {

@@ -83,6 +83,20 @@ class ReadsAsQemuDoes(unittest.TestCase):
         self.assertEqual([], qcompare.same_map(raw, "raw"))
         self.assertEqual([], qcompare.same_map(top, "qcow2"))
 
+    def test_info_of_backing_names_with_a_protocol(self):
+        work = qtools.scratch()
+        self.addCleanup(shutil.rmtree, work, True)
+        path = os.path.join(work, "top")
+        for name in ("file:low", "nbd://host/x", 'json:{"driver":"qcow2",'
+                     '"file":{"driver":"file","filename":"low"}}'):
+            with self.subTest(name):
+                qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-u",
+                            "-F", "qcow2", "-b", name, path, "1M")
+                r, want = qtools.qemu_json("info", "--output=json", path)
+                got = qtools.image("info", path).json()
+                for key in ("backing-filename", "full-backing-filename"):
+                    self.assertEqual(want[key], got.get(key))
+
     def test_info_of_what_is_not_merged(self):
         """Data in another file, encryption: named as qemu-img names them."""
         work = qtools.scratch()
