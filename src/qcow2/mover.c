@@ -49,13 +49,19 @@ static bool wants_threads(const struct mover *m)
            (block == 0 || block >= THREADED_BYTES / 64);
 }
 
+/* What is begun at once, and read or written at once. */
+static size_t buffer_bytes(const struct mover_options *o, size_t most)
+{
+    return max_u64(ratelimit_piece(o->bwlimit, most),
+                   max_u64(o->target->cluster_size, o->zero_block));
+}
+
 static int start_threads(struct mover *m, struct qstill_error *err)
 {
     m->event_fd = aio_eventfd(m->aio, err);
     if (m->event_fd < 0)
         return err->code;
-    m->buffer = max_u64(THREADED_BYTES,
-                        max_u64(m->o.target->cluster_size, m->o.zero_block));
+    m->buffer = buffer_bytes(&m->o, THREADED_BYTES);
     return taskpool_open(&m->threads, THREADS, m->event_fd, err);
 }
 
@@ -63,7 +69,7 @@ static void unit_run(struct task *t);
 
 static int make_units(struct mover *m, struct qstill_error *err)
 {
-    size_t count = max_u64(MEMORY_BYTES / m->buffer, 4);
+    size_t count = max_u64(MEMORY_BYTES / max_u64(m->buffer, BUFFER_BYTES), 4);
 
     if (m->o.gentle)
         count = GENTLE_UNITS;
@@ -93,8 +99,7 @@ int mover_open(struct mover **out, const struct mover_options *o,
     if (!m)
         return err_nomem(err);
     m->o = *o;
-    m->buffer = max_u64(o->gentle ? GENTLE_BYTES : BUFFER_BYTES,
-                        max_u64(o->target->cluster_size, o->zero_block));
+    m->buffer = buffer_bytes(o, o->gentle ? GENTLE_BYTES : BUFFER_BYTES);
     m->shareable = calloc(o->chain->n, sizeof(bool));
     if (!m->shareable)
         return err_nomem(err);

@@ -352,8 +352,9 @@ uint64_t pack_end(const struct pack *p)
 static int make_chunks(struct pack *p, struct qstill_error *err)
 {
     size_t cs = (size_t)p->cs, bytes;
+    size_t most = ratelimit_piece(p->o.bwlimit, CHUNK_BYTES);
 
-    p->per_chunk = max_u64(1, min_u64(CHUNK_BYTES / cs, CHUNK_ITEMS));
+    p->per_chunk = max_u64(1, min_u64(most / cs, CHUNK_ITEMS));
     bytes = p->per_chunk * cs;
     p->count = min_u64(2 * taskpool_threads(p->threads) + 6,
                        max_u64(CHUNK_MEMORY / (2 * bytes), 2));
