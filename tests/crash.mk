@@ -11,6 +11,6 @@ check-qemu: $(BUILD)/crash/syskill
 #   EVERY=K/P-L        each K-th point, from the P-th to the L-th
 #   TESTS=DiskFull.test_in_a_revert/   some operations (as -k of run.py)
 .PHONY: check-crash
-check-crash: TESTS := $(or $(TESTS),test_kill.)
+check-crash: TESTS := $(or $(TESTS),test_kill)
 check-crash: all $(BUILD)/crash/syskill ## killed at every system call (QEMU= JOBS= TESTS= SECONDS_EACH= GO_ON=1)
 	$(call in_parts,$(BUILD)/crash/points,QSTILL_TEST_EVERY=$(or $(EVERY),1))

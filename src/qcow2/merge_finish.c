@@ -110,6 +110,25 @@ static int is_heir(const struct io *io, const struct merge_record *r,
     return 0;
 }
 
+int record_is_repointed(const struct io *io, const struct merge_record *r,
+                        bool *yes, struct qstill_error *err)
+{
+    *yes = false;
+    for (size_t i = 0; i < r->repoint_count && !*yes; i++) {
+        const struct merge_repoint *p = &r->repoint[i];
+        CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+
+        if (!merge_id_is(p->file.path, &p->file.id))
+            continue;
+        if (qcow2_info_read(io, AT_FDCWD, p->file.path, QCOW2_FORMAT_QCOW2,
+                            &info, err) < 0)
+            return err->code;
+        *yes = info.header.has_backing &&
+               strcmp(info.header.backing, p->backing) == 0;
+    }
+    return 0;
+}
+
 static int repoint_one(const struct io *io, const struct merge_record *r,
                        const struct merge_repoint *p, struct qstill_error *err)
 {
@@ -132,12 +151,15 @@ struct search {
     bool found;
 };
 
+/* Those that go, and those that are about to be given the result's name. */
 static bool is_own(const struct merge_record *r, const char *path)
 {
     bool own = merge_id_is(path, &r->result.id);
 
     for (size_t i = 0; i < r->gone_count && !own; i++)
         own = merge_id_is(path, &r->gone[i].id);
+    for (size_t i = 0; i < r->repoint_count && !own; i++)
+        own = path_is_same_name(path, r->repoint[i].file.path);
     return own;
 }
 

@@ -148,6 +148,10 @@ int group_undo(struct merge_group *g, struct qstill_error *err);
  * had the time to go back to what is to go. */
 int record_finish(const struct io *io, const struct merge_record *r, bool late,
                   uint64_t *freed, struct qstill_error *err);
+/* Whether an overlay has the result's name already: they get it only when the
+ * result is whole. */
+int record_is_repointed(const struct io *io, const struct merge_record *r,
+                        bool *yes, struct qstill_error *err);
 /* Why a file stays that was to go. */
 void record_tell(const struct merge_record *r, const char *path,
                  const char *why);

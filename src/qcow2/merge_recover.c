@@ -84,13 +84,21 @@ static int fold_again(const struct io *io, const struct merge_record *r,
     return go_on(m, r->how, err);
 }
 
+/* Once an overlay names the base, the fold cannot be planned again: the base
+ * has one more overlay. Nor need it be. */
 static int recover_raw(const struct io *io, const struct merge_record *r,
                        struct merge_journal *j, struct qstill_error *err)
 {
+    bool over = true;
+
     switch (merge_id_look(r->upper.path, &r->upper.id, false, NULL)) {
     case MERGE_SAME:
-        return fold_again(io, r, MERGE_DOWN, j, err);
-    case MERGE_ABSENT: /* it was over */
+        if (record_is_repointed(io, r, &over, err) < 0)
+            return err->code;
+        if (!over)
+            return fold_again(io, r, MERGE_DOWN, j, err);
+        /* fall through */
+    case MERGE_ABSENT:
         return record_finish_late(io, r, err) < 0 ? err->code
                                                   : merge_journal_end(j, err);
     default:
