@@ -60,6 +60,10 @@ static int make_file(struct merge_group *g, struct qstill_error *err)
     img->wfd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
     if (img->wfd < 0 || fstat(fd, &st) < 0)
         return err_errno(err, errno, "cannot keep %s open", path);
+    /* its name will be that of an image that a VM is started on, and then
+     * there is still work to do in it */
+    if (image_lock(fd, path, IMAGE_LOCK_WRITE, err) < 0)
+        return err->code;
     img->info.dev = st.st_dev;
     img->info.ino = st.st_ino;
     free(img->path);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* Whoever waits for what a merge or a flatten offers to wait for is woken, and
- * whoever does not want to wait until one has read its tables need not. */
+/* Whoever waits for what a merge or a flatten offers to wait for is woken,
+ * whoever does not want to wait until one has read its tables need not, and
+ * whoever wants the image meanwhile has to. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -16,6 +17,7 @@
 #include "../lib/mem_tmpdir.h"
 #include "qcow2/create.h"
 #include "qcow2/flatten.h"
+#include "qcow2/lock.h"
 #include "qcow2/merge.h"
 
 #define SIZE (3u << 20)
@@ -110,6 +112,50 @@ static void a_flatten_wakes_who_waits(void **state)
     }
 }
 
+/* As QEMU asks before it writes to an image. */
+static int ask_for_top(void)
+{
+    struct qstill_error ignored;
+    int fd = open(top, O_RDWR | O_CLOEXEC), r;
+
+    assert_true(fd >= 0);
+    r = image_lock_look(fd, top, IMAGE_LOCK_WRITE, &ignored);
+    close(fd);
+    return r;
+}
+
+/* Whatever file has the top's name by then: what is given back to the
+ * filesystem last would be what a VM has just written. */
+static void nobody_gets_the_top_before_the_end(void **state)
+{
+    static const enum merge_direction ways[] = {MERGE_UP, MERGE_NEW};
+    const char *drop[] = {base};
+    struct qstill_error err;
+    struct merge *m;
+
+    for (size_t i = 0; i < 2; i++) {
+        struct merge_request q = MERGE_REQUEST_INIT;
+        size_t steps = 0;
+
+        if (i > 0) {
+            drop_chain(state);
+            make_chain(state);
+        }
+        q.top = top;
+        q.drop = drop;
+        q.drop_count = 1;
+        q.direction = ways[i];
+        assert_int_equal(merge_open(&m, io_real(), &q, &err), 0);
+        for (bool done = false; !done; steps++) {
+            assert_int_equal(ask_for_top(), QSTILL_E_BUSY);
+            assert_int_equal(merge_step(m, &done, &err), 0);
+        }
+        assert_true(steps > 5);
+        merge_close(m);
+        assert_int_equal(ask_for_top(), 0);
+    }
+}
+
 static bool stop(void *user)
 {
     ++*(int *)user;
@@ -148,6 +194,8 @@ int main(void)
                                         drop_chain),
         cmocka_unit_test_setup_teardown(a_flatten_wakes_who_waits, make_chain,
                                         drop_chain),
+        cmocka_unit_test_setup_teardown(nobody_gets_the_top_before_the_end,
+                                        make_chain, drop_chain),
         cmocka_unit_test_setup_teardown(reading_tables_can_be_stopped,
                                         make_chain, drop_chain),
     };
