@@ -2,8 +2,10 @@
 #include "compress.h"
 
 #include <limits.h>
+#include <stdbool.h>
 #include <zlib.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 enum { READ_WINDOW = -15, WRITE_WINDOW = -12, MEM_LEVEL = 9 };
 
@@ -15,14 +17,17 @@ int compress_inflate(void *out, size_t out_len, const void *in, size_t in_len)
                   .avail_out = (uInt)out_len};
     int r;
 
-    if (in_len > UINT_MAX || out_len > UINT_MAX ||
-        inflateInit2(&z, READ_WINDOW) != Z_OK)
+    if (in_len > UINT_MAX || out_len > UINT_MAX)
+        return 1;
+    if (inflateInit2(&z, READ_WINDOW) != Z_OK)
         return -1;
     r = inflate(&z, Z_FINISH);
     inflateEnd(&z);
+    if (r == Z_MEM_ERROR)
+        return -1;
     /* Z_BUF_ERROR: the output is full and the input is not at its end, which
      * is a length rounded up to sectors */
-    return (r == Z_STREAM_END || r == Z_BUF_ERROR) && z.avail_out == 0 ? 0 : -1;
+    return (r == Z_STREAM_END || r == Z_BUF_ERROR) && z.avail_out == 0 ? 0 : 1;
 }
 
 int compress_deflate(void *out, size_t out_len, const void *in, size_t in_len,
@@ -46,6 +51,11 @@ int compress_deflate(void *out, size_t out_len, const void *in, size_t in_len,
     return 0;
 }
 
+static bool is_no_memory(size_t zstd)
+{
+    return ZSTD_getErrorCode(zstd) == ZSTD_error_memory_allocation;
+}
+
 int compress_unzstd(void *out, size_t out_len, const void *in, size_t in_len)
 {
     ZSTD_DCtx *ctx = ZSTD_createDCtx();
@@ -64,7 +74,9 @@ int compress_unzstd(void *out, size_t out_len, const void *in, size_t in_len)
             break;
     }
     ZSTD_freeDCtx(ctx);
-    return dst.pos == dst.size && !ZSTD_isError(r) ? 0 : -1;
+    if (is_no_memory(r))
+        return -1;
+    return dst.pos == dst.size && !ZSTD_isError(r) ? 0 : 1;
 }
 
 int compress_zstd(void *out, size_t out_len, const void *in, size_t in_len,
@@ -73,7 +85,7 @@ int compress_zstd(void *out, size_t out_len, const void *in, size_t in_len,
     size_t r = ZSTD_compress(out, out_len, in, in_len, level);
 
     if (ZSTD_isError(r))
-        return 1;
+        return is_no_memory(r) ? -1 : 1;
     *used = r;
     return 0;
 }

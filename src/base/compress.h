@@ -9,8 +9,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Raw deflate with any window. 0 when exactly out_len bytes came out; what
- * follows them in the input is ignored. */
+/* Raw deflate with any window. 0 when exactly out_len bytes came out (what
+ * follows them in the input is ignored), 1 when the input is damaged, -1 out of
+ * memory. */
 int compress_inflate(void *out, size_t out_len, const void *in, size_t in_len);
 
 /* Raw deflate with a 4 KiB window, as QEMU reads it. 0 and *used when the

@@ -48,6 +48,22 @@ const char *path_base(const char *path)
     return slash ? slash + 1 : path;
 }
 
+static bool is_taken_for_protocol(const char *name)
+{
+    return name[strcspn(name, ":/")] == ':';
+}
+
+char *path_backing_name(const char *path)
+{
+    const char *base = path_base(path);
+    char *r;
+
+    return asprintf(&r, "%s%s", is_taken_for_protocol(base) ? "./" : "", base) <
+                   0
+               ? NULL
+               : r;
+}
+
 bool path_same_dir(const char *a, const char *b)
 {
     const char *x = strrchr(a, '/'), *y = strrchr(b, '/');
@@ -118,7 +134,7 @@ static void tidy(char *path)
         *to++ = *from++;
     }
     *to = '\0';
-    if (path[strcspn(path, ":/")] == ':') {
+    if (is_taken_for_protocol(path)) {
         memmove(path + 2, path, (size_t)(to - path) + 1);
         memcpy(path, "./", 2);
     }

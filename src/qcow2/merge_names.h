@@ -13,6 +13,9 @@ int path_absolute(const char *path, char **out, struct qstill_error *err);
 char *path_dir(const char *path);
 /* What follows it. */
 const char *path_base(const char *path);
+/* The name of a backing file beside its overlay: one with a colon gets a "./",
+ * for QEMU takes what is before that for a protocol. Free with free(). */
+char *path_backing_name(const char *path);
 bool path_same_dir(const char *a, const char *b);
 /* The same last part in the same directory: this one looks at the disk. */
 bool path_is_same_name(const char *a, const char *b);

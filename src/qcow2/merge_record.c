@@ -76,9 +76,7 @@ static int record_heirs(struct merge_group *g, struct qstill_error *err)
         if (path_absolute(h->v[i].path, &p->file.path, err) < 0)
             return err->code;
         if (path_same_dir(h->v[i].path, g->result)) {
-            const char *slash = strrchr(g->result, '/');
-
-            p->backing = strdup(slash ? slash + 1 : g->result);
+            p->backing = path_backing_name(g->result);
             if (!p->backing)
                 return err_nomem(err);
         } else if (path_absolute(g->result, &p->backing, err) < 0) {

@@ -71,7 +71,9 @@ int unpack_whole(const struct image *img, uint64_t host, const uint8_t *packed,
                 ? compress_unzstd(out, cs, packed, packed_len)
                 : compress_inflate(out, cs, packed, packed_len);
 
-    return r < 0 ? err_set(err, QSTILL_E_CORRUPT,
+    if (r < 0)
+        return err_nomem(err);
+    return r > 0 ? err_set(err, QSTILL_E_CORRUPT,
                            "%s: compressed data at offset %llu is damaged",
                            img->path, (unsigned long long)host)
                  : 0;

@@ -10,7 +10,8 @@ import subprocess
 import time
 
 from lib import image
-from lib.case import QUICK, Case
+from lib.case import QUICK, Case, Disk
+from lib.tiny import PART
 
 
 class DeleteCase(Case):
@@ -432,6 +433,32 @@ class DeleteOff(Case):
                 self.q("start", big)
                 vm.io(disk, "read -q -P 3 0 64k")
                 vm.io(disk, "read -q -P 2 1M 64k")
+
+
+    def test_a_first_image_with_a_colon_in_its_name(self):
+        """What is before a colon is a protocol for QEMU, where the name that
+        an overlay has for it is no path."""
+        for fmt in ("qcow2", "raw"):
+            with self.subTest(fmt):
+                folder = os.path.join(self.tmp, fmt)
+                os.makedirs(folder)
+                vm = self.tiny_vm(fmt, disks=[Disk(
+                    "disk0", os.path.join(folder, "a:b." + fmt), fmt,
+                    size=2 << 20, pattern=False)])
+                disk, = vm.disks
+                for i, name in enumerate(("one", "two", "three")):
+                    vm.write(disk, i, i + 1)
+                    self.q("create", fmt, name)
+                vm.quit()
+                head, = self.head_paths(vm)
+                want = image.digest(head, "qcow2")
+                for name in ("one", "two"):
+                    self.q("delete", fmt, name)
+                    self.assertEqual(want, image.digest(head, "qcow2"))
+                self.assertEqual([head, disk.path], image.chain(head))
+                self.q("start", fmt)
+                self.q("delete", fmt, "three")
+                vm.io(disk, "read -q -P 3 %d %d" % (2 * PART, PART))
 
 
 class StartedByHand(Case):

@@ -288,6 +288,32 @@ class MergesSurviveFaults(unittest.TestCase):
                 self.judge(t, "allocation %d failed" % n, r)
         self.each_merge(body)
 
+    @unittest.skipUnless(os.path.exists(FAILALLOC), "failalloc.so: make it")
+    def test_no_memory_is_not_told_as_damage(self):
+        d = os.path.join(self.root, "packed")
+        os.makedirs(d)
+        env = dict(qtools.ENV, LD_PRELOAD=FAILALLOC)
+        for kind in ("zlib", "zstd"):
+            top, out = os.path.join(d, kind), os.path.join(d, "out")
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                        "compression_type=" + kind, top, "1M")
+            qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -c -P 1 0 64k",
+                        top)
+            argv = (qtools.QSTILL, "image", "flatten", top, out)
+            count = os.path.join(d, "count")
+            qtools.must(*argv, env=dict(env, FAILALLOC_COUNT=count))
+            with open(count) as f:
+                total = int(f.read())
+            self.assertGreater(total, 30)
+            for n in range(1, total + 1):
+                if os.path.exists(out):
+                    os.unlink(out)
+                r = qtools.run(*argv, env=dict(env, FAILALLOC_AT=str(n)))
+                self.assertIn(r.rc, (0, 1), "%s, allocation %d\n%s" %
+                              (kind, n, r))
+            if os.path.exists(out):
+                os.unlink(out)
+
     @unittest.skipUnless(os.geteuid() == 0, "needs root for a mount")
     def test_a_full_filesystem(self):
         """Room for all sizes from nothing to enough: exit 7 or 0."""
