@@ -2,10 +2,12 @@
 #include "chain.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/checked.h"
 #include "torn.h"
@@ -91,6 +93,29 @@ static int check_loop(const struct chain *c, const struct image *img,
     return 0;
 }
 
+/* A base is often named by a link ("golden" to its present version), which is
+ * followed, as QEMU does; but the top goes by its own name. The layer keeps the
+ * name it was found by: from there names in it lead on. */
+static int open_layer(struct chain *c, const char *path,
+                      enum qcow2_format format, struct image **out,
+                      struct qstill_error *err)
+{
+    CLEANUP(freep) char *real = NULL;
+    struct stat st;
+    int fd;
+
+    if (c->n == 0 || lstat(path, &st) < 0 || !S_ISLNK(st.st_mode))
+        return image_open(out, c->io, path, format, err);
+    real = realpath(path, NULL);
+    if (!real)
+        return err_errno(err, errno, "cannot follow the link %s", path);
+    if (io_openat(c->io, AT_FDCWD, real, O_RDONLY, 0, &fd, err) < 0)
+        return err->code;
+    if (c->linked == 0)
+        c->linked = c->n;
+    return image_open_fd(out, c->io, path, fd, format, err);
+}
+
 static int add_layer(struct chain *c, const char *path,
                      enum qcow2_format format, enum chain_lock lock,
                      struct qstill_error *err)
@@ -101,7 +126,7 @@ static int add_layer(struct chain *c, const char *path,
         return err_set(err, QSTILL_E_PRECONDITION,
                        "the chain of %s has more than %u layers",
                        c->layers[0]->path, CHAIN_MAX_LAYERS);
-    if (image_open(&img, c->io, path, format, err) < 0 ||
+    if (open_layer(c, path, format, &img, err) < 0 ||
         check_loop(c, img, err) < 0)
         return err->code;
     /* its header was read before: what a writer did since is not in there */

@@ -18,6 +18,7 @@ struct chain {
     struct aio_stop stop; /* asked while maps are loaded; set by the opener */
     struct image **layers;
     size_t n;
+    size_t linked; /* the first whose name is a symbolic link; 0: none */
 };
 
 /*

@@ -61,6 +61,13 @@ static int mark_dropped(struct merge *m, const struct merge_request *q,
                     q->drop[i]);
             return err_hint(err, "what it holds is what is to be kept");
         }
+        if (m->chain->linked > 0 && at >= m->chain->linked) {
+            err_set(err, QSTILL_E_PRECONDITION,
+                    "%s is found by the symbolic link %s, and stays",
+                    q->drop[i], m->chain->layers[m->chain->linked]->path);
+            return err_hint(err, "others may go by that link; the overlay can "
+                                 "name the file itself: qemu-img rebase -u");
+        }
         m->drop[at] = true;
     }
     return 0;

@@ -11,7 +11,7 @@ import time
 
 from lib import image
 from lib.case import QUICK, Case, Disk
-from lib.tiny import PART
+from lib.tiny import content
 
 
 class DeleteCase(Case):
@@ -434,7 +434,6 @@ class DeleteOff(Case):
                 vm.io(disk, "read -q -P 3 0 64k")
                 vm.io(disk, "read -q -P 2 1M 64k")
 
-
     def test_a_first_image_with_a_colon_in_its_name(self):
         """What is before a colon is a protocol for QEMU, where the name that
         an overlay has for it is no path."""
@@ -458,7 +457,47 @@ class DeleteOff(Case):
                 self.assertEqual([head, disk.path], image.chain(head))
                 self.q("start", fmt)
                 self.q("delete", fmt, "three")
-                vm.io(disk, "read -q -P 3 %d %d" % (2 * PART, PART))
+                self.assertEqual(want, image.digest(disk.path, fmt))
+
+
+class LinkedBase(Case):
+    """The first image stands on one that is named by a symbolic link."""
+
+    cost = 15
+
+    def test_layers_above_it_are_merged(self):
+        for off in (False, True):
+            with self.subTest(off=off):
+                name = "off" if off else "on"
+                folder = os.path.join(self.tmp, name)
+                os.makedirs(folder)
+                base = os.path.join(folder, "v3.raw")
+                with open(base, "wb") as f:
+                    f.write(b"\7" * (2 << 20))
+                os.symlink("v3.raw", os.path.join(folder, "golden.raw"))
+                first = os.path.join(folder, "d.qcow2")
+                image.run("qemu-img", "create", "-q", "-f", "qcow2", "-b",
+                          "golden.raw", "-F", "raw", first)
+                vm = self.tiny_vm(name, disks=[Disk(
+                    "disk0", first, "qcow2", make=False)])
+                disk, = vm.disks
+                for i, snapshot in enumerate("abc"):
+                    vm.write(disk, i, i + 1)
+                    self.q("create", name, snapshot)
+                vm.write(disk, 3, 4)
+                if off:
+                    vm.quit()
+                for snapshot in "bac":
+                    self.q("delete", name, snapshot, "--paranoid")
+                    head, = self.head_paths(vm)
+                    self.assertEqual([1, 2, 3, 4, 7, 7, 7, 7],
+                                     list(content(head, "qcow2")))
+                self.assertEqual(first, head)
+                if off:
+                    self.q("start", name)
+                self.assertEqual({"d.qcow2", "golden.raw", "v3.raw"},
+                                 {n for n in os.listdir(folder)
+                                  if "qcow2" in n or "raw" in n})
 
 
 class StartedByHand(Case):

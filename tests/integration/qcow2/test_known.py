@@ -634,10 +634,49 @@ class MergesAreRefused(MergeCase):
         b0, b1, top = self.chain3()
         os.rename(b1, self.path("real"))
         os.symlink("real", b1)
-        r = qtools.image("merge", top, "--drop", b1)
-        self.assertIn(r.rc, (0, 6), str(r))
-        if r.rc == 6:
-            self.assertTrue(os.path.islink(b1))
+        for drop in (b1, b0, self.path("real")):
+            r = qtools.image("merge", top, "--drop", drop)
+            self.assertEqual(r.rc, 6, str(r))
+            self.assertIn("symbolic link", r.err)
+        self.assertTrue(os.path.islink(b1))
+
+    def test_a_base_that_is_found_by_a_symbolic_link(self):
+        """As a golden image is named by a link to its present version, which
+        has a backing file beside itself."""
+        for direction in ("up", "down", "new", "auto"):
+            with self.subTest(direction=direction):
+                d = self.path(direction)
+                os.makedirs(os.path.join(d, "images"))
+                under, golden, mid, top = (os.path.join(d, n) for n in (
+                    "under", "golden", "mid", "top"))
+                real = os.path.join(d, "images", "v3")
+                # from the link's folder, as QEMU has it
+                for i, (path, name) in enumerate((
+                        (under, None), (real, "under"), (mid, "golden"),
+                        (top, "mid"))):
+                    qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-u",
+                                *(["-b", name, "-F", "qcow2"] if name else []),
+                                path, "4M")
+                    if path == real:
+                        os.symlink("images/v3", golden)
+                        path = golden
+                    qtools.must("qemu-io", "-f", "qcow2", "-c",
+                                "write -q -P %d %dk 1M" % (i + 1, i * 640),
+                                path)
+                want = qtools.guest_hash(top, "qcow2")
+                r = qtools.image("flatten", top, os.path.join(d, "flat"))
+                self.assertEqual(r.rc, 0, str(r))
+                self.assertEqual(want, qtools.guest_hash(
+                    os.path.join(d, "flat"), "qcow2"))
+                r = qtools.image("merge", top, "--drop", mid, "--direction",
+                                 direction)
+                self.assertEqual(r.rc, 0, str(r))
+                self.assertEqual(want, qtools.guest_hash(top, "qcow2"))
+                self.assertFalse(os.path.exists(mid))
+                self.assertEqual("golden", qtools.must(
+                    "qemu-img", "info", "--output=json", top).json()[
+                        "backing-filename"])
+                self.assertTrue(os.path.islink(golden))
 
     def linked_child(self, backing):
         """kid, a link beside the chain to an overlay of b1 elsewhere, whose
