@@ -21,6 +21,14 @@ LAYERS = 8
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def setUpModule():
+    """Who starts the tests with nohup, or behind a shell's "&", has told all
+    below it to ignore some of them; and qstill goes by that."""
+    for number in SIGNALS:
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "strace"),
                  qtools.missing("qemu-img", "qemu-io", "strace"))
 class Cancelled(unittest.TestCase):

@@ -44,8 +44,8 @@ class ANameThatDoesNotChange(test_stuck.Stuck):
     def test_each_direction(self):
         some = 0
         for cluster in (512, 1024, 2048, 4096, 65536):
-            for length in qtools.sample((100, 250, 500, 800, 1023), str(
-                    cluster), 2):
+            for length in (*qtools.sample((100, 250, 500), str(cluster)),
+                           *qtools.sample((800, 1023), str(cluster))):
                 for direction in ("down", "auto"):
                     name = self.make(cluster, length)
                     if not name:
@@ -61,7 +61,7 @@ class ANameThatDoesNotChange(test_stuck.Stuck):
                         self.assertEqual(qtools.qemu_check(self.path("top")),
                                          (0, 0, 0))
                         some += length > 500 and cluster < 4096
-        self.assertGreater(some, 2)
+        self.assertGreater(some, 1 if qtools.SAMPLE else 2)
 
 
 if __name__ == "__main__":
