@@ -85,11 +85,8 @@ uint64_t share_distance(const struct share_ask *a, const struct move *mv,
                         uint64_t at, uint64_t max)
 {
     uint64_t end = min_u64(max, mv->len - at) + at, pos = at;
-    bool any = false;
 
-    for (size_t i = 0; i < a->chain->n && !any; i++)
-        any = a->from[i];
-    if (a->unit == 0 || mv->layer != MOVE_GUEST || !any)
+    if (a->unit == 0 || mv->layer != MOVE_GUEST)
         return end - at;
     do
         pos = next_place(a, mv, pos);
