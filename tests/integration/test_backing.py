@@ -2,7 +2,6 @@
 """A first image that has a backing file of its own, and a command line that
 says so: what is below the image is what its header names, or is refused."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -202,16 +201,7 @@ class Backed(OnGolden):
         self.reads(GOLDEN)
 
     def test_a_base_behind_a_link_that_is_moved(self):
-        link = self.path("current")
-        for name in ("golden", "other"):
-            os.mkdir(self.path(name))
-            os.rename(self.path(name + ".qcow2"),
-                      self.path(name + "/golden.qcow2"))
-
-        def lead_to(name):
-            with contextlib.suppress(OSError):
-                os.unlink(link)
-            os.symlink(name, link)
+        _, lead_to = image.behind_a_link(self.path(""), "golden", "other")
         lead_to("golden")
         image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b",
                   self.path("current/golden.qcow2"), "-F", "qcow2", self.top)

@@ -2,7 +2,6 @@
 """What is below a disk's first image is nobody's here: that it is another file
 than when a snapshot was made is told, whether the VM runs or not."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -96,16 +95,7 @@ class Bases(OnGolden):
         self.is_fine()
 
     def test_a_link_that_is_moved_on(self):
-        link = self.path("current")
-        for name in ("golden", "other"):
-            os.mkdir(self.path(name))
-            os.rename(self.path(name + ".qcow2"),
-                      self.path(name + "/golden.qcow2"))
-
-        def lead_to(name):
-            with contextlib.suppress(OSError):
-                os.unlink(link)
-            os.symlink(name, link)
+        link, lead_to = image.behind_a_link(self.path(""), "golden", "other")
         lead_to("golden")
         named = os.path.join(link, "golden.qcow2")
         image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", named, "-F",

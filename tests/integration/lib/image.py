@@ -93,3 +93,19 @@ def ring(path, fmt, nonce):
 
 def check(path, fmt="qcow2"):
     run("qemu-img", "check", "-q", "-U", "-f", fmt, path)
+
+
+def behind_a_link(folder, *names):
+    """NAME.qcow2 of each becomes NAME/golden.qcow2. Returns the link
+    FOLDER/current and what leads it to one of the names."""
+    link = os.path.join(folder, "current")
+    for name in names:
+        os.mkdir(os.path.join(folder, name))
+        os.rename(os.path.join(folder, name + ".qcow2"),
+                  os.path.join(folder, name, "golden.qcow2"))
+
+    def lead_to(name):
+        if os.path.islink(link):
+            os.unlink(link)
+        os.symlink(name, link)
+    return link, lead_to

@@ -37,6 +37,20 @@ def scratch(prefix="qcow2-"):
     return tempfile.mkdtemp(prefix=prefix, dir=scratch_root())
 
 
+class Scratch:
+    """Of a TestCase: a folder of its own, and the name of a log beside it."""
+
+    def setUp(self):
+        self.dir = scratch()
+        self.addCleanup(shutil.rmtree, self.dir, True)
+        self.log = self.dir + ".log"
+        self.addCleanup(lambda: os.path.exists(self.log) and
+                        os.unlink(self.log))
+
+    def path(self, name):
+        return os.path.join(self.dir, name)
+
+
 def sample(choices, name, n=1):
     """All of the choices; with SAMPLE=1 n of them, which depend on the name,
     so that many tests together take each."""

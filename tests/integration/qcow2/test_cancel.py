@@ -4,7 +4,6 @@
 data. What has to read long ends soon, by exit code 10, and leaves nothing."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,17 +30,7 @@ def setUpModule():
 
 @unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "strace"),
                  qtools.missing("qemu-img", "qemu-io", "strace"))
-class Cancelled(unittest.TestCase):
-    def setUp(self):
-        self.dir = qtools.scratch()
-        self.addCleanup(shutil.rmtree, self.dir, True)
-        self.log = self.dir + ".log"
-        self.addCleanup(lambda: os.path.exists(self.log) and
-                        os.unlink(self.log))
-
-    def path(self, name):
-        return os.path.join(self.dir, name)
-
+class Cancelled(qtools.Scratch, unittest.TestCase):
     def chain(self):
         """Of layers with a table each, and a raw copy of what they show."""
         paths = [self.path("layer%d" % i) for i in range(LAYERS)]

@@ -522,7 +522,7 @@ class WhileAMergeRuns(unittest.TestCase):
 
 @unittest.skipIf(qtools.missing("qemu-img", "qemu-io", "strace"),
                  qtools.missing("qemu-img", "qemu-io", "strace"))
-class BeforeTheLocks(unittest.TestCase):
+class BeforeTheLocks(qtools.Scratch, unittest.TestCase):
     """A merge reads the headers, looks for overlays, and takes the locks:
     stopped while it looks, it must see what others did until it locks."""
 
@@ -530,16 +530,6 @@ class BeforeTheLocks(unittest.TestCase):
     # when all of a group are: kid is the only one of the first, other of the
     # second.
     FOUND, ALL_OPEN = "kid", "other"
-
-    def setUp(self):
-        self.dir = qtools.scratch()
-        self.addCleanup(shutil.rmtree, self.dir, True)
-        self.log = self.dir + ".log"
-        self.addCleanup(lambda: os.path.exists(self.log) and
-                        os.unlink(self.log))
-
-    def path(self, name):
-        return os.path.join(self.dir, name)
 
     def make(self):
         for n in os.listdir(self.dir):
