@@ -4,6 +4,7 @@
 data. What has to read long ends soon, by exit code 10, and leaves nothing."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
