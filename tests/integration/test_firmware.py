@@ -3,6 +3,7 @@
 
 import os
 
+from lib import qemuio
 from lib.case import Case
 from lib.tiny import content
 
@@ -21,10 +22,9 @@ class Nvram(Case):
         self.assertIn(name, self.disk_names(vm))
 
         def write(byte):
-            said = vm.hmp('qemu-io -d /machine/system.flash1 '
-                          '"write -q -P %d 0 64k"' % byte)
-            self.assertEqual("", said.strip())
-            vm.hmp('qemu-io -d /machine/system.flash1 flush')
+            with vm.monitor() as m:
+                for line in ("write -q -P %d 0 64k" % byte, "flush"):
+                    qemuio.run(m, "-d /machine/system.flash1", line)
 
         def now():
             head = self.q("path", "vm", name)["path"]

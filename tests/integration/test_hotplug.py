@@ -8,7 +8,7 @@ import os
 import re
 import time
 
-from lib import image
+from lib import image, qemuio
 from lib.case import QEMU_VERSION, Case
 from lib.tiny import content
 
@@ -479,8 +479,9 @@ class Disks(Case):
         self.attach(vm)
         self.q("create", "vm", "new", "--memory")
         self.assertEqual(2, len(self.q.info("vm", "new")["disks"]))
-        vm.hmp('qemu-io -d /machine/peripheral/x-dev/virtio-backend '
-               '"write -q -P 7 0 65536"')
+        with vm.monitor() as m:
+            qemuio.run(m, "-d /machine/peripheral/x-dev/virtio-backend",
+                       "write -q -P 7 0 65536")
         self.q("revert", "vm", "new")
         self.assertEqual(0, content(vm.heads()["x-dev"], "qcow2")[0])
 

@@ -8,7 +8,7 @@ import re
 import signal
 import time
 
-from lib import image
+from lib import image, qemuio
 from lib.case import QEMU_VERSION, QUICK, Case, share
 from lib.qmp import QMPError
 
@@ -232,8 +232,9 @@ class InPlace(Reverts):
             """Whether what is discarded is gone."""
             qdev, = [b["qdev"] for b in vm.cmd("query-block")
                      if "%s-dev" % id in b["qdev"]]
-            for line in ("write -P 7 0 64k", "discard 0 64k", "flush"):
-                vm.hmp('qemu-io -d %s "%s"' % (qdev, line))
+            with vm.monitor() as m:
+                for line in ("write -P 7 0 64k", "discard 0 64k", "flush"):
+                    qemuio.run(m, "-d " + qdev, line)
             head, = [h for h in vm.heads().values() if "/%s." % id in h]
             return image.read(head, "qcow2", 0, 65536) == bytes(65536)
 
@@ -258,8 +259,9 @@ class InPlace(Reverts):
                            % path, "-device", "ide-hd,drive=sata"])
 
                 def write(byte):
-                    vm.hmp('qemu-io sata "write -P %d 0 64k"' % byte)
-                    vm.hmp('qemu-io sata "flush"')
+                    with vm.monitor() as m:
+                        qemuio.run(m, "sata", "write -P %d 0 64k" % byte)
+                        qemuio.run(m, "sata", "flush")
 
                 def content():
                     head, = [h for h in vm.heads().values() if "/sata." in h]

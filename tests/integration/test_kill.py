@@ -29,6 +29,7 @@ import struct
 import subprocess
 import time
 
+from lib import qemuio
 from lib.agent import FakeAgent
 from lib.case import QEMU_VERSION, SPARE, Case
 from lib.points import Points, time_is_up
@@ -104,11 +105,8 @@ class Kill(Case):
 
     @staticmethod
     def io(monitor, disk, command):
-        said = monitor.hmp(
-            'qemu-io -d /machine/peripheral/%s-dev/virtio-backend "%s"' % (
-                disk.id, command))
-        if said.strip():
-            raise AssertionError("qemu-io: " + said)
+        qemuio.run(monitor, "-d /machine/peripheral/%s-dev/virtio-backend" %
+                   disk.id, command)
 
     def snapshot(self, name, *more):
         self.write()

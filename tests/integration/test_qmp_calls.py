@@ -8,7 +8,7 @@ import socket
 import subprocess
 import time
 
-from lib import image
+from lib import image, qemuio
 from lib.calls import Calls
 from lib.case import QEMU, QEMU_VERSION, Case
 from lib.qmp import QMP
@@ -288,9 +288,7 @@ class TypedCalls(Case):
         """As the guest would, through its device."""
         for line in ("write -P %d %d 64k" % ((offset >> 20) + 1, offset),
                      "flush"):
-            said = vm.cmd("human-monitor-command",
-                          command_line='qemu-io -d %s "%s"' % (device, line))
-            self.assertEqual("", said)  # "wrote ..." goes to stdout
+            qemuio.run(vm.monitor, "-d " + device, line)
 
     def test_overlays_come_all_or_none_and_are_committed(self):
         vm, q = self.two_disks()

@@ -36,6 +36,27 @@ class Testbed(Case):
         self.assertLessEqual(page.started, page.done + 1)
         self.cont(vm)
 
+    def test_what_qemus_io_command_has_to_say_is_heard(self):
+        """Of the QEMU of a test, and of one that qstill started."""
+        vm = self.tiny_vm(disks=[self.disk(size=2 << 20, pattern=False)])
+        disk, = vm.disks
+        self.q("create", "vm", "one")
+        for start in (lambda: None, lambda: self.q("start", "vm")):
+            start()
+            vm.write(disk, 1, 7)
+            vm.io(disk, "read -q -P 7 64k 64k")
+            vm.io(disk, "read -P 0 128k 64k")
+            for wrong, why in (("read -q -P 8 64k 64k", "erification failed"),
+                               ("read -P 7 64k 128k", "erification failed"),
+                               ("write -q -P 9 2M 64k", "write failed"),
+                               ("read -q 2M 64k", "read failed"),
+                               ("write -q", "command|arguments"),
+                               ("nonsense", "not found")):
+                with self.subTest(wrong=wrong):
+                    self.assertRaisesRegex(AssertionError, why, vm.io, disk,
+                                           wrong)
+            vm.quit()
+
     def test_the_guest_sees_a_disk_that_changed_behind_its_back(self):
         vm = self.running_vm(attach=False, disks=[self.disk(fmt="raw")])
         since = vm.serial.mark()

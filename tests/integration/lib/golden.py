@@ -4,7 +4,7 @@
 import json
 import os
 
-from lib import image
+from lib import image, qemuio
 from lib.case import Case
 
 SIZE = 2 << 20
@@ -56,22 +56,13 @@ class OnGolden(Case):
         return self.vm
 
     def io(self, command):
-        said = self.vm.hmp('qemu-io -d /machine/peripheral/v/virtio-backend '
-                           '"%s"' % command)
-        self.assertEqual("", said.strip())
+        with self.vm.monitor() as m:
+            qemuio.run(m, "-d /machine/peripheral/v/virtio-backend", command)
 
     def reads(self, *bytes_):
         """What the guest reads at its parts, seen through the live chain."""
-        log = os.path.join(self.store, "vm", "qemu.log")
-
-        def complaints():
-            return sum(open(p).read().count("verification failed")
-                       for p in (self.vm.log, log) if os.path.exists(p))
         for part, byte in enumerate(bytes_):
-            before = complaints()
             self.io("read -q -P %d %d 64k" % (byte, part << 16))
-            self.assertEqual(before, complaints(), "part %d is not %d" %
-                             (part, byte))
 
     def head(self):
         return next(iter(self.vm.heads().values()))

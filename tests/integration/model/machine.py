@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 
+from lib import qemuio
 from lib.qmp import QMP
 
 # How the disks are given: what matters to a merge is whether the first nodes
@@ -71,14 +72,12 @@ class Machine:
 
     def io(self, name, line):
         """One qemu-io command on a disk of the running QEMU."""
-        where = "-d " + name if self.style == "blockdev" else name
-        said = self.cmd("human-monitor-command",
-                        command_line='qemu-io %s "%s"' % (where, line))
-        if said.strip():
-            raise AssertionError("qemu-io %s: %s" % (line, said))
+        with self.monitor() as m:
+            qemuio.run(m, "-d " + name if self.style == "blockdev" else name,
+                       line)
 
     def words(self):
-        """All that QEMUs of this VM have printed, qemu-io's complaints too."""
+        """All that QEMUs of this VM have printed."""
         text = ""
         for path in (self.log, os.path.join(self.case.store, "vm",
                                             "qemu.log")):
