@@ -370,7 +370,9 @@ struct qstill_revert_options {
     size_t size;
     enum qstill_run_state state;
     const char *restore; /* "auto" (default), "inplace", "mapped", "eager" */
-    bool keep;           /* what would be lost becomes a snapshot */
+    bool keep;           /* what would be lost becomes a snapshot; of the disks
+                            alone where a halted guest, or the VM's devices, let
+                            nobody capture the memory */
     bool force;          /* survive what preflight can survive */
     bool dry_run;
     int keep_trash; /* how many operations what it leaves outlives, for undo;
@@ -391,6 +393,9 @@ struct qstill_revert_result {
     const char *restore; /* "inplace", "mapped", "eager" or "disk" */
     size_t time_count;
     const struct qstill_revert_time *times; /* last one is "total" */
+    const char *kept;        /* keep: the id of that snapshot, or NULL */
+    bool kept_memory;        /* it has the memory, too */
+    const char *kept_reason; /* the VM was on, and why it has not; or NULL */
 };
 
 int qstill_revert(struct qstill_store *store, const char *vm, const char *snap,

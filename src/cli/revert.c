@@ -45,6 +45,15 @@ static void revert_json(const char *vm, const char *snap,
     out_text(&o, "snapshot", snap);
     out_text(&o, "state", result->state);
     out_text(&o, "restore", result->restore);
+    if (result->kept) {
+        out_object(&o, "kept");
+        out_text(&o, "id", result->kept);
+        out_bool(&o, "memory", result->kept_memory);
+        out_text(&o, "reason", result->kept_reason);
+        out_end(&o);
+    } else {
+        out_null(&o, "kept");
+    }
     out_object(&o, "ms");
     for (size_t i = 0; i < result->time_count; i++)
         out_real(&o, result->times[i].phase, result->times[i].ms);

@@ -58,6 +58,12 @@ static void set_reason(struct mode_report *r, enum mode m, const char *why)
         snprintf(r->reason[m], sizeof(r->reason[m]), "%.255s", why);
 }
 
+static void set_of_vm(struct mode_report *r, enum mode m, const char *why)
+{
+    r->of_vm[m] |= !r->reason[m][0];
+    set_reason(r, m, why);
+}
+
 bool modes_blocker_is_harmless(const char *why)
 {
     /* how a text begins, and what it must have */
@@ -101,9 +107,13 @@ static int probe_blockers(struct session *s, struct mode_report *r,
                    "take a snapshot without --memory");
         else
             snprintf(r->blocked, sizeof(r->blocked), "%s", why);
+        /* "disable migration while dump in progress" */
+        r->passing |= strstr(why, " in progress") != NULL;
     }
-    if (qmp_migration_is_on(m.state))
+    if (qmp_migration_is_on(m.state)) {
         refuse(r, "migrating", READY_MIGRATING, "wait until it is over");
+        r->passing = true;
+    }
     return 0;
 }
 
@@ -173,7 +183,7 @@ static int probe_tcg(struct session *s, const struct qmp_machine *m,
                  "with TCG, this version of QEMU may abort when it migrates "
                  "RAM block %.100s, which is longer than the first one",
                  b->name);
-        set_reason(r, MODE_PRECOPY, text);
+        set_of_vm(r, MODE_PRECOPY, text);
     }
     return 0;
 }
@@ -198,7 +208,7 @@ static void set_hazard(struct mode_report *r, const unsigned *modes,
         return;
     snprintf(text, sizeof(text), "%.95s %.150s", who, what);
     for (size_t i = 0; i < count; i++)
-        set_reason(r, (enum mode)modes[i], text);
+        set_of_vm(r, (enum mode)modes[i], text);
 }
 
 /* Devices that write to RAM, or take it away, behind what would see it. */
@@ -363,8 +373,8 @@ int modes_probe_cow_first(struct session *s, struct mode_report *r,
     if (r->blocked[0]) {
         snprintf(text, sizeof(text), "QEMU refuses to migrate: %.200s",
                  r->blocked);
-        set_reason(r, MODE_BACKGROUND, text);
-        set_reason(r, MODE_PRECOPY, text);
+        set_of_vm(r, MODE_BACKGROUND, text);
+        set_of_vm(r, MODE_PRECOPY, text);
     }
     if (!s->status.running) {
         set_reason(r, MODE_BACKGROUND,
@@ -396,6 +406,16 @@ int modes_probe(struct session *s, struct mode_report *r,
     if (modes_probe_cow_first(s, r, err) < 0)
         return err->code;
     return modes_probe_rest(s, r, err);
+}
+
+bool modes_is_for_good(const struct mode_report *r)
+{
+    if (r->refused[0])
+        return !r->passing;
+    for (unsigned m = 0; m < MODE_COUNT; m++)
+        if (!r->of_vm[m])
+            return false;
+    return true;
 }
 
 /* Why a capture in `mode` would be wrong by now, or NULL. */

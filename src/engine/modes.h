@@ -22,11 +22,13 @@ struct mode_report {
     char refused_code[48];
     char refused[256];
     char refused_hint[256];
+    bool passing; /* that is over by itself: somebody migrates the VM, ... */
     /* What QEMU's own migrate would be refused for; "" else. */
     char blocked[256];
     bool balloon;                 /* the VM may give memory back */
     bool holes_unseen;            /* cow: where it did, it would not be seen */
     char reason[MODE_COUNT][256]; /* "" when the mode can be used */
+    bool of_vm[MODE_COUNT];       /* that is for its devices, formats, ... */
     bool background_open;         /* it was not looked at yet */
 };
 
@@ -46,6 +48,10 @@ int modes_probe_cow_first(struct session *s, struct mode_report *out,
 /* What that left out, if anything. */
 int modes_probe_rest(struct session *s, struct mode_report *r,
                      struct qstill_error *err);
+
+/* Where no mode fits: whether that is for what the VM is made of alone. Not so
+ * where other rights, another kernel, or a VM that runs on, would do. */
+bool modes_is_for_good(const struct mode_report *report);
 
 /* For a snapshot of the disks alone: tells of devices that are disks for the
  * guest, and none that QEMU would snapshot. What cannot be asked is not told.

@@ -70,66 +70,12 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     struct revert *r = ctx;
 
     r->begun_ms = r->phase_ms = clock_ms();
-    if (id_new(r->tag, err) < 0 || revert_plan(r, err) < 0)
+    if (id_new(r->tag, err) < 0 || revert_plan(r, err) < 0 ||
+        revert_keep_plan(r, err) < 0)
         return err->code;
     describe(r, tree_find(&r->s.tree, r->id));
     revert_lap(r, "plan");
     return 0;
-}
-
-/* -------------------------------------------------------------------- keep */
-
-/* A create of its own, with a lock of its own. */
-static int keep_enter(void *ctx, struct qstill_error *err)
-{
-    struct revert *r = ctx;
-    struct qstill_create_options o = QSTILL_CREATE_OPTIONS_INIT;
-    char stamp[CLOCK_STAMP_LEN], name[80];
-    uint64_t ns;
-    size_t n = 0;
-
-    if (!r->o.keep || r->o.dry_run)
-        return 0;
-    clock_stamp(stamp, &ns);
-    n = (size_t)snprintf(name, sizeof(name), "kept-");
-    for (const char *p = stamp; *p && n + 1 < sizeof(name); p++)
-        if (*p >= '0' && *p <= '9')
-            name[n++] = *p;
-    /* two within a second must not collide */
-    snprintf(name + n, sizeof(name) - n, "-%03u",
-             (unsigned)(ns / 1000000 % 1000));
-    o.description = "what the VM was before a revert";
-    o.memory = r->was_on && !ready_has_halted(&r->s);
-    if (r->was_on && !o.memory)
-        store_note(r->store,
-                   "VM %s is in state %s: of what it is now the disks alone "
-                   "are kept",
-                   r->vm, r->s.status.state);
-    session_close(&r->s);
-    r->session_open = false;
-    return qstill_create(r->store, r->vm, name, &o, &r->keeping, err);
-}
-
-static int keep_step(void *ctx, bool *done, struct qstill_error *err)
-{
-    struct revert *r = ctx;
-
-    *done = true;
-    if (!r->keeping)
-        return 0;
-    if (qstill_job_step(r->keeping, done, err) < 0)
-        return err_wrap(err, "keeping the present state");
-    err_clear(err);
-    if (!*done)
-        return job_wait_on(r->job, qstill_job_fd(r->keeping), err);
-    buf_printf(job_text(r->job), "kept the present state as snapshot %s\n",
-               qstill_create_id(r->keeping));
-    if (job_wait_on(r->job, -1, err) < 0)
-        return err->code;
-    qstill_job_free(r->keeping);
-    r->keeping = NULL;
-    revert_lap(r, "keep");
-    return revert_plan(r, err);
 }
 
 /* ----------------------------------------------------------------- prepare */
@@ -392,7 +338,7 @@ static void revert_free(void *ctx)
 
 static const struct job_phase revert_phases[] = {
     {"plan", plan_enter, NULL, NULL},
-    {"keep", keep_enter, keep_step, NULL},
+    {"keep", revert_keep_enter, revert_keep_step, NULL},
     {"prepare", prepare_enter, NULL, prepare_undo},
     {"inplace", revert_inplace_enter, revert_inplace_step, NULL},
     {"end", end_enter, NULL, NULL},

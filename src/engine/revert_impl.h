@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* The revert at work: what it will do (revert_plan.c), its phases (revert.c),
- * the running process (revert_inplace.c), the loading of the memory into a new
- * one (revert_load.c), the end of it, by us or by recovery (revert_end.c). */
+ * what is kept before (revert_keep.c), the running process (revert_inplace.c),
+ * the loading of the memory into a new one (revert_load.c), the end of it, by
+ * us or by recovery (revert_end.c). */
 #ifndef QSTILL_ENGINE_REVERT_IMPL_H
 #define QSTILL_ENGINE_REVERT_IMPL_H
 
@@ -34,6 +35,8 @@ struct revert {
     char tag[ID_LEN + 1];
     bool was_running, was_on;
     struct qstill_job *keeping;
+    bool keep_memory;
+    const char *keep_why; /* the VM is on, and its disks alone are kept */
     struct journal j;
     bool journaled, committed;
     int pid; /* of the new process */
@@ -60,6 +63,11 @@ int revert_say_how(struct revert *r, struct qstill_error *err);
 int revert_plan(struct revert *r, struct qstill_error *err);
 /* The next best way, in a new process, once the running one has failed. */
 int revert_plan_process(struct revert *r, struct qstill_error *err);
+/* With `keep`: whether the memory can be kept, too. */
+int revert_keep_plan(struct revert *r, struct qstill_error *err);
+/* The phase "keep"; plans anew when it is over. */
+int revert_keep_enter(void *ctx, struct qstill_error *err);
+int revert_keep_step(void *ctx, bool *done, struct qstill_error *err);
 /* How the new process is started. */
 int revert_fill_start(struct revert *r, const struct manifest *m,
                       struct start_options *o, struct qstill_error *err);
