@@ -431,21 +431,24 @@ int qstill_delete(struct qstill_store *store, const char *vm,
                   struct qstill_job **out, struct qstill_error *err);
 
 /*
- * Takes back the last revert or delete whose trash is still there.
+ * Takes back the last revert or delete whose trash is still there; when there
+ * is none, or with `redo`, the last undo of a revert.
  * Of a revert: the VM goes back to the heads that the revert left; when it
  * runs it boots from them, as after a power cut at that moment (its RAM is
  * gone: revert with `keep` saves it). What it wrote since the revert becomes
- * trash in its turn, until the next operation. Of a delete: its snapshots are
- * listed again. NOT_FOUND when there is no trash, BUSY when a name has been
- * taken since. The job's text says what was taken back.
+ * trash in its turn, for a redo: as long as the revert's would have been kept,
+ * but undos do not count. Of a delete: its snapshots are listed again.
+ * NOT_FOUND when there is no trash, BUSY when a name has been taken since. The
+ * job's text says what was taken back, and what can be taken back no more.
  */
 struct qstill_undo_options {
     size_t size;
     bool dry_run;
+    bool redo; /* the last undo of a revert, whatever else there is */
 };
 #define QSTILL_UNDO_OPTIONS_INIT                                               \
     {                                                                          \
-        sizeof(struct qstill_undo_options), false                              \
+        sizeof(struct qstill_undo_options), false, false                       \
     }
 int qstill_undo(struct qstill_store *store, const char *vm,
                 const struct qstill_undo_options *options,

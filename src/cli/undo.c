@@ -18,6 +18,7 @@ static int undo_run(struct cli *cli, const struct args *args,
     struct qstill_store *store;
 
     options.dry_run = args_flag(args, "dry-run");
+    options.redo = args_flag(args, "redo");
     if (cli_store(cli, &store, err) < 0)
         return err->code;
     run_prepare(cli);
@@ -39,6 +40,7 @@ static int undo_run(struct cli *cli, const struct args *args,
 }
 
 static const struct option_spec undo_options[] = {
+    {"redo", NULL, OPTION_FLAG, false, "take the last undo of a revert back"},
     {"dry-run", NULL, OPTION_FLAG, false, "print what would be taken back"},
     {0},
 };

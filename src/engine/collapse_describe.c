@@ -13,6 +13,7 @@
 #include "others.h"
 #include "qcow2/children.h"
 #include "qcow2/merge.h"
+#include "trash.h"
 
 /* Bytes per second of QEMU's own jobs, which go one piece at a time. */
 #define JOB_RATE 200e6
@@ -349,14 +350,13 @@ static void expire(struct foresight *f)
 {
     struct session *s = f->c.s;
 
+    if (f->c.text)
+        trash_say_last(s, NULL, f->c.text);
     for (size_t i = 0; i < s->rec.trash_count; i++) {
         const struct vm_trash *t = &s->rec.trash[i];
 
         if (t->keep > 1)
             continue;
-        if (f->c.text)
-            buf_printf(f->c.text, "the last %s can be taken back no more\n",
-                       t->snapshot ? "revert" : "delete");
         for (size_t k = 0; k < t->layer_count; k++) {
             struct layer *l = layers_named(&f->c.all, t->layers[k].path);
 

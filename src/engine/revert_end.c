@@ -272,12 +272,15 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
 {
     struct vm_trash *back = trash_find(s, j->undone);
     struct qstill_error ran = {0}, unthawed = {0};
+    /* once it is dropped, what this leaves is in the record already */
+    bool redo = back && !back->redo;
 
     /* before it could expire: its files are the heads now */
     if (back)
         vmrecord_drop_trash(&s->rec, back);
     if (vmrecord_set_mapped(&s->rec, j->mapped, err) < 0 ||
-        trash_age(s, j->tag, err) < 0 || trash_put_heads(s, j, err) < 0)
+        (j->undone ? trash_age_undo : trash_age)(s, j->tag, err) < 0 ||
+        trash_put_heads(s, j, redo, err) < 0)
         return err->code;
     if (set_new_heads(s, j, err) < 0)
         return err->code;

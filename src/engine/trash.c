@@ -26,7 +26,14 @@ void trash_name(const char *id, char out[TRASH_NAME_LEN])
     snprintf(out, TRASH_NAME_LEN, ".%.64s.trash", id);
 }
 
-int trash_age(struct session *s, const char *tag, struct qstill_error *err)
+/* Whether the operation at hand is one more for the entry. */
+static bool ages(const struct vm_trash *t, bool undo)
+{
+    return !undo || !t->redo;
+}
+
+static int age(struct session *s, const char *tag, bool undo,
+               struct qstill_error *err)
 {
     if (!tag || (s->rec.aged && strcmp(s->rec.aged, tag) == 0))
         return 0;
@@ -34,9 +41,36 @@ int trash_age(struct session *s, const char *tag, struct qstill_error *err)
     if (!s->rec.aged)
         return err_nomem(err);
     for (size_t i = 0; i < s->rec.trash_count; i++)
-        if (s->rec.trash[i].keep > 0)
+        if (s->rec.trash[i].keep > 0 && ages(&s->rec.trash[i], undo))
             s->rec.trash[i].keep--;
     return 0;
+}
+
+int trash_age(struct session *s, const char *tag, struct qstill_error *err)
+{
+    return age(s, tag, false, err);
+}
+
+int trash_age_undo(struct session *s, const char *tag, struct qstill_error *err)
+{
+    return age(s, tag, true, err);
+}
+
+const char *trash_whose(const struct vm_trash *t)
+{
+    return t->redo ? "undo" : t->snapshot ? "revert" : "delete";
+}
+
+void trash_say_last(const struct session *s, const struct vm_trash *back,
+                    struct buf *text)
+{
+    for (size_t i = 0; i < s->rec.trash_count; i++) {
+        const struct vm_trash *t = &s->rec.trash[i];
+
+        if (t->keep <= 1 && t != back && ages(t, back != NULL))
+            buf_printf(text, "the last %s can be taken back no more\n",
+                       trash_whose(t));
+    }
 }
 
 struct vm_trash *trash_find(struct session *s, const char *tag)
@@ -102,7 +136,7 @@ static int hide_heads(struct session *s, const struct journal *j,
     return 0;
 }
 
-int trash_put_heads(struct session *s, const struct journal *j,
+int trash_put_heads(struct session *s, const struct journal *j, bool redo,
                     struct qstill_error *err)
 {
     struct vm_trash t;
@@ -115,6 +149,7 @@ int trash_put_heads(struct session *s, const struct journal *j,
         return err->code;
     if (!copy(s, &t.snapshot, j->snapshot))
         return err_nomem(err);
+    t.redo = redo;
     for (size_t i = 0; i < j->disk_count; i++) {
         const struct journal_disk *d = &j->disks[i];
 

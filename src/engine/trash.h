@@ -6,10 +6,16 @@
  *   delete   (only when asked for) the layers stay unmerged, the directories
  *            are named snapshots/.ID.trash, and vm.json knows both and which
  *            children got another parent
+ *   undo     of a revert: the heads it left, as a revert's, but for a redo
+ *
+ * Undo takes the newest entry that is not for a redo, so that the undo of an
+ * undo does not hide what was before it; only when there is none it takes the
+ * newest of those. A redo's own heads are for undo again.
  *
  * An entry says how many more operations it outlives: create, revert, delete
- * and undo count it down when they are sure to succeed. At 0 it goes: layers
- * become hidden ones, directories .ID.gone, and the collapse does the rest.
+ * and undo count it down when they are sure to succeed; but undo does not count
+ * those for a redo down. At 0 it goes: layers become hidden ones, directories
+ * .ID.gone, and the collapse does the rest.
  * Layers of the trash are never merged nor written.
  */
 #ifndef QSTILL_ENGINE_TRASH_H
@@ -38,16 +44,24 @@ void trash_name(const char *id, char out[TRASH_NAME_LEN]);
 
 /* In memory; the caller saves the record: */
 
-/* Counts all entries down, once for each operation's tag. */
+/* Counts the entries down, once for each operation's tag. */
 int trash_age(struct session *s, const char *tag, struct qstill_error *err);
+int trash_age_undo(struct session *s, const char *tag,
+                   struct qstill_error *err);
 /* The heads that the journal's operation leaves become trash, or hidden layers
  * when it keeps none. A head that a snapshot names is left alone. */
-int trash_put_heads(struct session *s, const struct journal *j,
+int trash_put_heads(struct session *s, const struct journal *j, bool redo,
                     struct qstill_error *err);
 /* An entry for the snapshots of a delete; the directories are the caller's. */
 int trash_put_snapshots(struct session *s, const struct journal *j,
                         struct qstill_error *err);
 
+/* Whose it is: "revert", "delete" or "undo". */
+const char *trash_whose(const struct vm_trash *t);
+/* Says of each entry that goes with the next operation, an undo of `back` or
+ * (NULL) another one, that nothing will bring it back. */
+void trash_say_last(const struct session *s, const struct vm_trash *back,
+                    struct buf *text);
 struct vm_trash *trash_find(struct session *s, const char *tag);
 bool trash_has_expired(const struct session *s);
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * undo: takes back the last revert or delete whose trash is still there.
+ * undo: takes back the last revert or delete whose trash is still there, or (a
+ * redo) the last undo of a revert.
  *
- * Of a revert:
+ * Of a revert, or of such an undo:
  *   plan      lock, recovery, the files of the trash, how the VM is started
  *   prepare   journal
  *   end       the running QEMU is ended
@@ -52,10 +53,10 @@ struct undo {
     int pid;
 };
 
-static const struct vm_trash *newest(const struct session *s)
+static const struct vm_trash *newest(const struct session *s, bool redo)
 {
     for (size_t i = s->rec.trash_count; i-- > 0;)
-        if (s->rec.trash[i].keep > 0)
+        if (s->rec.trash[i].keep > 0 && s->rec.trash[i].redo == redo)
             return &s->rec.trash[i];
     return NULL;
 }
@@ -79,8 +80,17 @@ static const char *owner_below(const struct layers *all, const char *path)
 static int find_trash(struct undo *u, const struct vm_trash **out,
                       struct qstill_error *err)
 {
-    const struct vm_trash *t = newest(&u->s);
+    const struct vm_trash *t = newest(&u->s, u->o.redo);
 
+    if (!t && !u->o.redo)
+        t = newest(&u->s, true);
+    if (!t && u->o.redo) {
+        err_set(err, QSTILL_E_NOT_FOUND,
+                "VM %s has no undo of a revert to take back", u->vm);
+        return err_hint(err, "what it left is kept until the next create, "
+                             "revert or delete, or as the revert's "
+                             "--keep-trash says");
+    }
     if (!t) {
         err_set(err, QSTILL_E_NOT_FOUND,
                 "VM %s has no revert or delete to take back", u->vm);
@@ -105,7 +115,7 @@ static int plan_heads(struct undo *u, const struct vm_trash *t,
         return err->code;
     below = t->layer_count ? owner_below(&all, t->layers[0].path) : NULL;
     u->j.snapshot = arena_strdup(&u->arena, below ? below : "");
-    u->j.keep_trash = TRASH_KEEP_REVERT;
+    u->j.keep_trash = t->keep; /* as long as what it takes back */
     u->j.disks =
         arena_array(&u->arena, t->layer_count + 1, sizeof(*u->j.disks));
     if (!u->j.disks || !u->j.snapshot)
@@ -201,8 +211,8 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     u->session_open = true;
     if (find_trash(u, &t, err) < 0)
         return err->code;
-    buf_printf(job_text(u->job), "the last %s is taken back\n",
-               t->snapshot ? "revert" : "delete");
+    buf_printf(job_text(u->job), "the last %s is taken back\n", trash_whose(t));
+    trash_say_last(&u->s, t, job_text(u->job));
     if ((t->snapshot ? plan_heads(u, t, err) : plan_snapshots(u, t, err)) < 0)
         return err->code;
     u->j.op = JOURNAL_UNDO;
@@ -416,7 +426,7 @@ static int undo_delete(struct session *s, struct journal *j, struct buf *text,
     if (reload_tree(s, err) < 0 || relink(s, t, err) < 0)
         return err->code;
     vmrecord_drop_trash(&s->rec, t);
-    if (find_current(s, err) < 0 || trash_age(s, j->tag, err) < 0 ||
+    if (find_current(s, err) < 0 || trash_age_undo(s, j->tag, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
     return trash_end(s, text, err);

@@ -55,6 +55,7 @@ struct vm_trash {
     const char *tag;      /* of the operation that took it away */
     const char *snapshot; /* revert: the id it went to; NULL: a delete */
     uint64_t keep;        /* so many more operations; 0: it is to go */
+    bool redo;            /* heads that an undo left (trash.h) */
     size_t layer_count;   /* revert: the old heads; delete: its layers */
     struct vm_hidden *layers;
     size_t id_count; /* delete: the snapshots, as snapshots/.ID.trash */

@@ -65,6 +65,74 @@ class Undo(Case):
         self.assertEqual(7, self.heads())
         self.assertEqual(1, len(self.trash(self.vm)))
 
+    def undone(self, what, *more):
+        """Takes one back; what goes for good with that is said."""
+        plan = self.q("undo", "vm", *more, "--dry-run")["plan"]
+        said = self.q("undo", "vm", *more)["actions"]
+        self.assertEqual("the last %s is taken back" % what, said[0])
+        self.assertEqual(plan, said[:len(plan)])
+        self.check_nothing_left(self.vm)
+        return [line for line in said if "no more" in line]
+
+    def test_one_after_the_other(self):
+        """The undo of a revert does not hide a delete before it."""
+        _, middle, _ = self.three()
+        self.q("delete", "vm", "middle", "--keep-trash", "9")
+        self.q("revert", "vm", "root", "--keep-trash", "9")
+        self.write(7)
+        self.assertEqual([], self.undone("revert"))
+        self.assertEqual(9, self.heads())
+        self.assertEqual(["leaf", "root"], sorted(self.q.names("vm")))
+        self.assertEqual([], self.undone("delete"))
+        self.assertEqual(["leaf", "middle", "root"],
+                         sorted(self.q.names("vm")))
+        self.assertEqual(9, self.heads())
+        self.undone("undo", "--redo")
+        self.assertEqual(7, self.heads())
+        self.q.fails("not-found", "no undo of a revert", "undo", "vm",
+                     "--redo")
+        self.undone("revert")
+        self.assertEqual(9, self.heads())
+        self.undone("undo")
+        self.assertEqual(7, self.heads())
+        self.q("revert", "vm", middle)
+        self.assertEqual(2, self.heads())
+        self.assertTrue(self.q.check("vm")["ok"])
+
+    def test_several_reverts_there_and_back(self):
+        self.three()
+        self.q("revert", "vm", "root", "--keep-trash", "9")
+        self.write(5)
+        self.q("revert", "vm", "middle", "--keep-trash", "9")
+        self.write(6)
+        for way, bytes_ in ((("revert",), (5, 9)),
+                            (("undo", "--redo"), (5, 6)),
+                            (("revert",), (5, 9))):
+            for byte in bytes_:
+                self.assertEqual([], self.undone(*way))
+                self.assertEqual(byte, self.heads())
+        self.assertEqual(2, len(self.trash(self.vm)))
+        self.q("delete", "vm", *self.q.names("vm"))
+        self.assertEqual(2, len(self.trash(self.vm)), "as --keep-trash says")
+        self.undone("undo", "--redo")
+        self.assertEqual(5, self.heads())
+
+    def test_what_an_undo_ends_for_good_is_said(self):
+        self.three()
+        self.q("delete", "vm", "middle", "--keep-trash", "2")
+        self.q("revert", "vm", "root")
+        self.write(7)
+        self.assertEqual(["the last delete can be taken back no more"],
+                         self.undone("revert"))
+        self.assertEqual(9, self.heads())
+        self.assertEqual(["leaf", "root"], sorted(self.q.names("vm")))
+        plan = self.q("delete", "vm", "root", "--dry-run")["plan"]
+        self.assertIn("the last undo can be taken back no more", plan)
+        self.q("create", "vm", "more")
+        self.q.fails("not-found", "no undo of a revert", "undo", "vm",
+                     "--redo")
+        self.assertEqual([], self.trash(self.vm))
+
     def test_of_a_revert_with_the_vm_off_and_paused(self):
         self.three()
         self.q("revert", "vm", "root", "--stopped")
