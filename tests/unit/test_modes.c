@@ -52,11 +52,31 @@ static void all_else_may_not(void **state)
         assert_false(modes_blocker_is_harmless(texts[i]));
 }
 
+static void what_hinders_for_good(void **state)
+{
+    struct mode_report r = {.refused = "non-migratable device: x"};
+    struct mode_report some = {.passing = false};
+
+    (void)state;
+    assert_true(modes_is_for_good(&r));
+    r.passing = true;
+    assert_false(modes_is_for_good(&r));
+    for (unsigned m = 0; m < MODE_COUNT; m++) {
+        assert_false(modes_is_for_good(&some));
+        some.reason[m][0] = 'x';
+        some.of_vm[m] = true;
+    }
+    assert_true(modes_is_for_good(&some));
+    some.of_vm[MODE_PAUSED] = false; /* for want of a right */
+    assert_false(modes_is_for_good(&some));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_is_in_the_device_state_may_pass),
         cmocka_unit_test(all_else_may_not),
+        cmocka_unit_test(what_hinders_for_good),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
