@@ -397,7 +397,7 @@ static void tell_held(struct collapse *c)
             (st.held || st.why == c->all.unsure))
             store_note(c->s->store,
                        "%s stays: %s; when that is over: qstill recover %s",
-                       l->path, st.why, c->s->vm);
+                       st.held ? st.held->path : l->path, st.why, c->s->vm);
     }
 }
 

@@ -308,10 +308,11 @@ static int check_held(struct foresight *f, struct qstill_error *err)
         st = collapse_step(&f->c, l);
         if (!st.held)
             continue;
-        err_set(err, QSTILL_E_PRECONDITION, "%s must stay: %s", l->path,
+        err_set(err, QSTILL_E_PRECONDITION, "%s must stay: %s", st.held->path,
                 st.why);
         err_hint(err, OTHERS_HINT);
-        return refuse(f, l, err);
+        /* what was hidden before is no snapshot's */
+        return refuse(f, f->was[st.held - f->c.all.items] ? st.held : l, err);
     }
     return 0;
 }

@@ -33,7 +33,8 @@ struct step {
     struct layer *first;
     struct layer *last;
     const char *why;
-    bool held; /* that is: others, whom we do not touch, stand on it */
+    const struct layer *held; /* that is: others, whom we do not touch, stand on
+                                 this one */
 };
 
 /* What ends with the file's being forgotten, or gone; all else is a merge. */

@@ -75,23 +75,22 @@ static struct step nothing(const char *why)
     return (struct step){.kind = STEP_NONE, .why = why};
 }
 
-static struct step held(const char *why)
+static struct step held(const struct layer *l, const char *why)
 {
-    return (struct step){.kind = STEP_NONE, .why = why, .held = true};
+    return (struct step){.kind = STEP_NONE, .why = why, .held = l};
 }
 
-/* Who is in the way of a step that takes the run away. */
-static const char *holder(const struct step *st)
+/* The layer of the run that others do not let a step take away. */
+static const struct layer *held_layer(const struct step *st)
 {
     bool live = st->first->node || st->child->node;
 
     for (const struct layer *l = st->first;; l = l->below) {
         if (l->other && (live || l->other_fixed))
-            return l->other;
+            return l;
         if (l == st->last)
-            break;
+            return NULL;
     }
-    return NULL;
 }
 
 /* The same of one that takes the layer above away, too, or its name. */
@@ -146,7 +145,7 @@ static struct step live_step(struct collapse *c, struct step st)
     struct step choice = live_choice(c, st);
 
     return choice.kind != STEP_NONE && upper_holder(c, &st)
-               ? held(upper_holder(c, &st))
+               ? held(st.first, upper_holder(c, &st))
                : choice;
 }
 
@@ -158,7 +157,7 @@ static struct step off_step(struct collapse *c, struct step st)
         if (!st.child->head && !st.child->owner)
             return nothing("what reads it is hidden, too");
         if (upper_holder(c, &st))
-            return held(upper_holder(c, &st));
+            return held(st.first, upper_holder(c, &st));
         if (has_trash_child(&c->all, st.child))
             return nothing(
                 "undo, or a damaged snapshot, may need what reads it");
@@ -218,7 +217,7 @@ static struct step leaf_step(struct collapse *c, struct layer *l)
     if (!lost_is_ours(c->s, &c->all, l->disk, l->path))
         st.kind = STEP_LEAVE;
     else if (l->other)
-        return held(l->other);
+        return held(l, l->other);
     else if (c->all.unsure)
         return nothing(c->all.unsure);
     return st;
@@ -249,8 +248,8 @@ struct step collapse_step(struct collapse *c, struct layer *l)
         return nothing(NULL); /* part of that one's run */
     while (st.last->below && is_trunk(st.last->below))
         st.last = st.last->below;
-    if (holder(&st))
-        return held(holder(&st));
+    if (held_layer(&st))
+        return held(held_layer(&st), held_layer(&st)->other);
     if (c->all.unsure)
         return nothing(c->all.unsure);
     if (l->children > 1)

@@ -4,6 +4,7 @@ folder) or have open is neither removed nor changed, and is named."""
 
 import json
 import os
+import re
 import subprocess
 import time
 
@@ -94,6 +95,16 @@ class Others(Case):
         self.q("delete", "vm", "leaf")
         self.assertFalse(os.path.exists(leaf))
         self.assertEqual(3, self.byte(path))
+
+    def test_the_layer_that_others_stand_on_is_named(self):
+        """Of those that go as one."""
+        middle = self.layer("middle")
+        self.q("revert", "vm", "leaf", "--keep-trash", "0")
+        b = self.clone(middle)
+        self.refused("precondition", r"snapshot middle, disk disk0.*: %s must "
+                     r"stay: %s of VM b stands on it" % (
+                         re.escape(middle), re.escape(b.disks[0].path)),
+                     "middle", "leaf", path=b.disks[0].path)
 
     def test_a_second_store(self):
         """The one has frozen what the other takes for the head."""
