@@ -380,7 +380,7 @@ class StartedAnew(DeleteCase):
         head, = self.head_paths(vm)
         self.assertEqual(2, len(image.chain(head)))
         for i in range(4):
-            vm.io(disk, "read -q -P %d %d 64k" % (i + 1, i << 20))
+            vm.io(disk, "read -q -P %d %d 64k" % (i + 1, i << 16))
         vm.io(disk, "read -q -P 9 1G 1M")
 
 
