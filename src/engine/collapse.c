@@ -370,8 +370,9 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
 int layers_settle(struct session *s, struct journal *j,
                   struct qstill_error *err)
 {
-    if (collapse_settle_off(s, j, err) < 0 ||
-        livechain_settle_pull(s, j, err) < 0)
+    /* what QEMU has pulled is known anew when nobody writes to it any more */
+    if (livechain_settle_pull(s, j, err) < 0 ||
+        collapse_settle_off(s, j, err) < 0)
         return err->code;
     return liveswap_settle(s, j, err);
 }

@@ -267,10 +267,16 @@ static void settle_failed(struct collapse *c, const struct merge_request *r,
         c->no_room = false;
         return;
     }
-    if (c->no_room &&
-        (!all_there(r) || follow_rewrites(c->s, c->j, &second) < 0))
+    if (did && !c->no_room) { /* a cancelled one is layers_settle()'s */
+        if (!leave && follow_lowering(c->s, c->j, &second) == 0)
+            follow_rewrites(c->s, c->j, &second);
+        return;
+    }
+    /* what it has undone reads as before, and has another time */
+    if ((c->no_room && !all_there(r)) ||
+        follow_rewrites(c->s, c->j, &second) < 0)
         c->no_room = false;
-    else if (c->no_room || !did)
+    else
         forget_step(c->j);
 }
 
