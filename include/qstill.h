@@ -438,8 +438,9 @@ int qstill_delete(struct qstill_store *store, const char *vm,
  * gone: revert with `keep` saves it). What it wrote since the revert becomes
  * trash in its turn, for a redo: as long as the revert's would have been kept,
  * but undos do not count. Of a delete: its snapshots are listed again.
- * NOT_FOUND when there is no trash, BUSY when a name has been taken since. The
- * job's text says what was taken back, and what can be taken back no more.
+ * NOT_FOUND when there is no trash, BUSY when a name has been taken since,
+ * CORRUPT when a file of the trash is not what it was. The job's text says what
+ * was taken back, and what can be taken back no more.
  */
 struct qstill_undo_options {
     size_t size;

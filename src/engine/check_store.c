@@ -107,9 +107,22 @@ static void check_layers(struct report_obj *o, struct session *s)
                 err_wrap(&e, "snapshot %s", s->tree.nodes[i].name);
                 problem_of(o, "layer-changed", &e);
             }
+}
+
+/* Of deleted snapshots, and what undo may bring back. */
+static void check_unnamed(struct report_obj *o, struct session *s)
+{
+    struct qstill_error e = {0};
+
     for (size_t i = 0; i < s->rec.hidden_count; i++)
         if (layer_check_hidden(s, &s->rec.hidden[i], &e) < 0)
             problem_of(o, "layer-changed", &e);
+    for (size_t i = 0; i < s->rec.trash_count; i++)
+        for (size_t k = 0; k < s->rec.trash[i].layer_count; k++)
+            if (layer_check_trash(s, &s->rec.trash[i].layers[k], &e) < 0) {
+                err_hint(&e, "bring the original file back");
+                problem_of(o, "layer-changed", &e);
+            }
 }
 
 int check_shared(struct report_obj *o, struct session *s,
@@ -176,5 +189,6 @@ void check_store(struct report_obj *o, struct session *s)
     check_disks(o, s);
     check_folders(o, s);
     check_layers(o, s);
+    check_unnamed(o, s);
     check_memory(o, s);
 }

@@ -17,14 +17,16 @@
 #include "protect.h"
 #include "qcow2/children.h"
 #include "spare.h"
+#include "trash.h"
 
 /* A layer that cannot be merged now is left alone: in use, of a format that
- * only QEMU writes, no room for its data. It reads as before. When it is the
- * store that is full, record and files are not of one mind: only the next
- * command, which reads both anew, can go on. */
+ * only QEMU writes, no room for its data, changed by others. It reads as
+ * before. When it is the store that is full, record and files are not of one
+ * mind: only the next command, which reads both anew, can go on. */
 static bool can_wait(const struct collapse *c, const struct qstill_error *err)
 {
-    return err->code == QSTILL_E_BUSY || err->code == QSTILL_E_PRECONDITION ||
+    return c->changed || err->code == QSTILL_E_BUSY ||
+           err->code == QSTILL_E_PRECONDITION ||
            (err->code == QSTILL_E_NO_SPACE && c->no_room);
 }
 
@@ -49,54 +51,6 @@ static int drop_file(struct collapse *c, const struct layer *l,
     if (c->text)
         buf_printf(c->text, "removed %s\n", l->path);
     return 0;
-}
-
-static bool in_run(const struct step *st, const struct layer *l)
-{
-    for (const struct layer *x = st->first; x; x = x->below) {
-        if (x == l)
-            return true;
-        if (x == st->last)
-            return false;
-    }
-    return false;
-}
-
-/* The layers of the run, what takes them in, and what reads any of these. */
-static bool may_write(const struct step *st, const struct layer *l)
-{
-    return in_run(st, l) || l == st->child ||
-           (l->below && (in_run(st, l->below) || l->below == st->child));
-}
-
-static bool forget_identity(struct session *s, const char *path)
-{
-    for (size_t i = 0; i < s->rec.hidden_count; i++) {
-        struct vm_hidden *h = &s->rec.hidden[i];
-
-        if (h->ino == 0 || strcmp(h->path, path) != 0)
-            continue;
-        h->ino = h->dev = h->file_size = h->mtime_ns = 0;
-        h->header_hash = NULL;
-        return true;
-    }
-    return false;
-}
-
-/* What a merge writes itself is no change behind our back: what is left of it
- * is recognised anew at the end. */
-static int expect_changes(struct collapse *c, const struct step *st,
-                          struct qstill_error *err)
-{
-    bool any = false;
-
-    for (size_t i = 0; i < c->all.count; i++) {
-        const struct layer *l = &c->all.items[i];
-
-        if (l->hidden && may_write(st, l))
-            any |= forget_identity(c->s, l->path);
-    }
-    return any ? vmrecord_save(c->s->vmfd, &c->s->rec, err) : 0;
 }
 
 static int take_step(struct collapse *c, const struct step *st,
@@ -216,6 +170,11 @@ static void tell_stuck(struct collapse *c, const struct step *st,
                    "%s is still there, for there is no room to merge it: "
                    "make some, then run qstill recover %s",
                    st->first->path, c->s->vm);
+    else if (c->changed)
+        store_note(c->s->store,
+                   "%s is not merged: %s; bring the original file back, then "
+                   "run qstill recover %s",
+                   st->first->path, why->message, c->s->vm);
     else
         store_note(c->s->store,
                    "%s stays for now: %s; qstill recover %s goes on later",
@@ -260,7 +219,7 @@ static int sweep_one(struct collapse *c, struct stuck *stuck,
         let_go(c, st);
         return 0;
     }
-    c->no_room = false;
+    c->no_room = c->changed = false;
     if (!can_wait(c, &why)) {
         *err = why;
         return err->code;
@@ -349,7 +308,9 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
         *more = true;
         c->no_room = false;
         c->wanted = UINT64_MAX;
-        if (expect_changes(c, &st, &why) == 0 && take_step(c, &st, &why) == 0) {
+        c->changed = collapse_check(c, &st, &why) < 0;
+        if (!c->changed && collapse_expect(c, &st, &why) == 0 &&
+            take_step(c, &st, &why) == 0) {
             leave_disk(c, st.first->disk);
             continue;
         }
@@ -402,25 +363,8 @@ static void tell_held(struct collapse *c)
     }
 }
 
-/* What stays hidden is to be recognised by who comes next. */
-static int identify_rest(struct collapse *c, struct qstill_error *err)
-{
-    struct vm_record *rec = &c->s->rec;
-    bool any = false;
-
-    for (size_t i = 0; i < rec->hidden_count; i++) {
-        struct vm_hidden *h = &rec->hidden[i];
-        const struct layer *l = layers_find(&c->all, h->path);
-        struct qstill_error ignored = {0};
-
-        if (h->ino == 0 && l && l->hidden &&
-            layer_identify_hidden(rec, h, &ignored) == 0)
-            any = true;
-    }
-    return any ? vmrecord_save(c->s->vmfd, rec, err) : 0;
-}
-
-static int wait_for_mending(struct session *s, struct buf *text)
+static int wait_for_mending(struct session *s, struct buf *text,
+                            struct qstill_error *err)
 {
     protect_all(s);
     if (text && s->rec.hidden_count > 0)
@@ -429,7 +373,7 @@ static int wait_for_mending(struct session *s, struct buf *text)
                    "need them\n",
                    s->rec.hidden_count, s->tree.damaged[0].id,
                    tree_damage_word(&s->tree.damaged[0]));
-    return 0;
+    return trash_identify(s) ? vmrecord_save(s->vmfd, &s->rec, err) : 0;
 }
 
 int layers_collapse(struct session *s, struct journal *j, struct buf *text,
@@ -445,7 +389,7 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
         return err->code;
     /* a damaged snapshot may need any of them */
     if (s->tree.damaged_count > 0)
-        return wait_for_mending(s, text);
+        return wait_for_mending(s, text, err);
     c.seen = children_seen_new();
     while (more && one_pass(&c, &stuck, &more, err) == 0)
         ;
@@ -457,7 +401,7 @@ int layers_collapse(struct session *s, struct journal *j, struct buf *text,
         tell_held(&c);
     }
     if (err->code == 0)
-        identify_rest(&c, err);
+        collapse_identify_rest(&c, err);
     layers_fini(&c.all);
     collapse_graph_changed(&c);
     children_seen_free(c.seen);

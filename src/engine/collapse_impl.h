@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /* What the files of collapse share: collapse.c (the passes), collapse_plan.c
- * (what is to be done next), collapse_off.c (merges of files that no QEMU has
- * open), collapse_live.c and liveswap.c (of those that one has). */
+ * (what is to be done next), collapse_identity.c (whether it may),
+ * collapse_off.c (merges of files that no QEMU has open), collapse_live.c and
+ * liveswap.c (of those that one has). */
 #ifndef QSTILL_ENGINE_COLLAPSE_IMPL_H
 #define QSTILL_ENGINE_COLLAPSE_IMPL_H
 
@@ -54,6 +55,7 @@ struct collapse {
     bool has_graph;
     bool patched;    /* by liveswap(), as far as this pass needs it */
     bool swaps;      /* see qmp_swap_works() */
+    bool changed;    /* the step at hand would take in what others wrote */
     bool no_room;    /* the step at hand had no room for data, and all is as it
                         was before it */
     uint64_t wanted; /* what it needs, if that is known; bytes */
@@ -69,6 +71,17 @@ bool collapse_is_idle(const struct layer *l);
 /* Whether merging a layer into all that share it costs more room than it gives
  * back. */
 bool collapse_costs_room(struct collapse *c, const struct layer *l);
+
+/* collapse_identity.c */
+/* CORRUPT, and says which, when a file that the step reads, writes or gives
+ * another name for its backing file was changed behind our back. */
+int collapse_check(struct collapse *c, const struct step *st,
+                   struct qstill_error *err);
+/* Before the step: what a merge writes itself is no such change. */
+int collapse_expect(struct collapse *c, const struct step *st,
+                    struct qstill_error *err);
+/* After the last one: what stays is known for who comes next. */
+int collapse_identify_rest(struct collapse *c, struct qstill_error *err);
 
 /* collapse_off.c */
 struct merge_request;

@@ -22,6 +22,7 @@
 #include "base/publish.h"
 #include "delete_impl.h"
 #include "job.h"
+#include "layer_file.h"
 #include "layers.h"
 #include "lost.h"
 #include "protect.h"
@@ -118,10 +119,12 @@ static int hide_layers(struct session *s, const struct journal *j,
     for (size_t i = 0; !j->keep_trash && i < s->tree.count; i++) {
         const struct manifest *m = &s->tree.nodes[i];
 
-        for (size_t k = 0; is_doomed(j, m->id) && k < m->disk_count; k++)
-            if (vmrecord_hide(&s->rec, m->disks[k].name, m->disks[k].path,
-                              m->disks[k].format, err) < 0)
+        for (size_t k = 0; is_doomed(j, m->id) && k < m->disk_count; k++) {
+            struct vm_hidden layer = layer_hidden(&m->disks[k]);
+
+            if (vmrecord_hide_as(&s->rec, &layer, err) < 0)
                 return err->code;
+        }
     }
     if (current && is_doomed(j, current) &&
         (tree_find(&s->tree, current) ||
@@ -175,11 +178,13 @@ static int hide_of_gone(struct session *s, const char *gone,
     if (manifest_load(fd, &m, &why) < 0)
         return why.code == QSTILL_E_NOT_FOUND ? 0 : lost_hide(s, fd, err);
     /* who takes it in may be a living one's by now */
-    for (size_t k = 0; k < m.disk_count; k++)
-        if (!tree_owner(&s->tree, m.disks[k].path) &&
-            vmrecord_hide(&s->rec, m.disks[k].name, m.disks[k].path,
-                          m.disks[k].format, err) < 0)
+    for (size_t k = 0; k < m.disk_count; k++) {
+        struct vm_hidden layer = layer_hidden(&m.disks[k]);
+
+        if (!tree_owner(&s->tree, layer.path) &&
+            vmrecord_hide_as(&s->rec, &layer, err) < 0)
             return err->code;
+    }
     return 0;
 }
 

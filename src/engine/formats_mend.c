@@ -148,8 +148,7 @@ static int mend_list(struct vm_record *rec, const struct vm_disk *d,
         if (!h->format)
             return err_nomem(err);
         /* what its header was is not known any more */
-        h->dev = h->ino = h->file_size = h->mtime_ns = 0;
-        h->header_hash = NULL;
+        layer_forget(h);
     }
     return 0;
 }

@@ -56,6 +56,19 @@ int layer_identify_hidden(struct vm_record *rec, struct vm_hidden *h,
                           struct qstill_error *err);
 int layer_check_hidden(const struct session *s, const struct vm_hidden *h,
                        struct qstill_error *err);
+int layer_check_trash(const struct session *s, const struct vm_hidden *h,
+                      struct qstill_error *err);
+/* What it is is not known any more. */
+void layer_forget(struct vm_hidden *h);
+/* The manifest's is what vm.json notes; the file is asked where that is not
+ * known. */
+int layer_identify_as(struct manifest *m, struct manifest_disk *d,
+                      const struct vm_hidden *h, struct qstill_error *err);
+/* What a manifest says, as vm.json notes it; strings stay the manifest's. */
+struct vm_hidden layer_hidden(const struct manifest_disk *d);
+/* A file by its path, if it is hidden or in the trash. */
+int layer_check_unnamed(const struct session *s, const char *path,
+                        struct qstill_error *err);
 
 /* What was written to a file, and the names of its directory, are durable. */
 int layer_sync(const char *path, struct qstill_error *err);

@@ -216,8 +216,40 @@ static bool is_head(const struct session *s, const char *path)
     return false;
 }
 
-int layer_check_hidden(const struct session *s, const struct vm_hidden *h,
-                       struct qstill_error *err)
+void layer_forget(struct vm_hidden *h)
+{
+    h->ino = h->dev = h->file_size = h->mtime_ns = 0;
+    h->header_hash = NULL;
+}
+
+int layer_identify_as(struct manifest *m, struct manifest_disk *d,
+                      const struct vm_hidden *h, struct qstill_error *err)
+{
+    if (h->ino == 0)
+        return layer_identify(m, d, err);
+    d->dev = h->dev;
+    d->ino = h->ino;
+    d->file_size = h->file_size;
+    d->mtime_ns = h->mtime_ns;
+    d->header_hash =
+        h->header_hash ? arena_strdup(&m->arena, h->header_hash) : NULL;
+    return d->header_hash || !h->header_hash ? 0 : err_nomem(err);
+}
+
+struct vm_hidden layer_hidden(const struct manifest_disk *d)
+{
+    return (struct vm_hidden){.disk = d->name,
+                              .path = d->path,
+                              .format = d->format,
+                              .dev = d->dev,
+                              .ino = d->ino,
+                              .file_size = d->file_size,
+                              .mtime_ns = d->mtime_ns,
+                              .header_hash = d->header_hash};
+}
+
+static int check_noted(const struct session *s, const struct vm_hidden *h,
+                       const char *what, struct qstill_error *err)
 {
     struct manifest_disk d = {.name = h->disk,
                               .path = h->path,
@@ -228,10 +260,37 @@ int layer_check_hidden(const struct session *s, const struct vm_hidden *h,
                               .mtime_ns = h->mtime_ns,
                               .header_hash = h->header_hash};
 
-    if (h->ino == 0 || is_head(s, h->path) || tree_owner(&s->tree, h->path) ||
-        layer_check(&d, err) == 0)
+    if (h->ino == 0 || layer_check(&d, err) == 0)
         return 0;
-    if (err->code == QSTILL_E_NOT_FOUND)
+    if (err->code == QSTILL_E_NOT_FOUND || is_head(s, h->path) ||
+        tree_owner(&s->tree, h->path))
         return err_clear(err);
-    return err_wrap(err, "a layer of a deleted snapshot");
+    return err_wrap(err, "%s", what);
+}
+
+int layer_check_hidden(const struct session *s, const struct vm_hidden *h,
+                       struct qstill_error *err)
+{
+    return check_noted(s, h, "a layer of a deleted snapshot", err);
+}
+
+int layer_check_trash(const struct session *s, const struct vm_hidden *h,
+                      struct qstill_error *err)
+{
+    return check_noted(s, h, "a layer that is kept for undo", err);
+}
+
+int layer_check_unnamed(const struct session *s, const char *path,
+                        struct qstill_error *err)
+{
+    const struct vm_record *rec = &s->rec;
+
+    for (size_t i = 0; i < rec->hidden_count; i++)
+        if (strcmp(rec->hidden[i].path, path) == 0)
+            return layer_check_hidden(s, &rec->hidden[i], err);
+    for (size_t i = 0; i < rec->trash_count; i++)
+        for (size_t k = 0; k < rec->trash[i].layer_count; k++)
+            if (strcmp(rec->trash[i].layers[k].path, path) == 0)
+                return layer_check_trash(s, &rec->trash[i].layers[k], err);
+    return 0;
 }

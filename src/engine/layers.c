@@ -123,7 +123,8 @@ static int add_all(struct session *s, struct layers *l,
             struct layer one = {.disk = d->name,
                                 .path = d->path,
                                 .format = d->format,
-                                .owner = s->tree.nodes[i].id};
+                                .owner = s->tree.nodes[i].id,
+                                .named = &s->tree.nodes[i]};
 
             if (add(l, &one, err) < 0)
                 return err->code;

@@ -22,6 +22,7 @@ struct layer {
     const char *path;
     const char *format;
     const char *owner; /* id of the snapshot that needs it, or NULL */
+    const struct manifest *named; /* which names it, or NULL */
     bool head;
     bool hidden;
     bool trash;          /* neither merged nor written: kept for undo, or lies
@@ -38,6 +39,7 @@ struct layer {
     struct timespec changed; /* its ctime */
     bool first_image;        /* where the disk came from: its path stays */
     bool stuck;              /* cannot be merged now */
+    bool same;               /* it was found to be what it was */
     bool torn;               /* see qcow2/torn.h: no QEMU may write to it */
     /* see others_mark() */
     const char *other; /* who stands on it that is none of these; or NULL */

@@ -77,35 +77,24 @@ static int check_ancestors(struct session *s, const struct manifest *m,
     return 0;
 }
 
-static const struct vm_hidden *hidden_at(const struct session *s,
-                                         const char *path)
-{
-    for (size_t i = 0; i < s->rec.hidden_count; i++)
-        if (strcmp(s->rec.hidden[i].path, path) == 0)
-            return &s->rec.hidden[i];
-    return NULL;
-}
-
-/* And those of deleted ones, as long as they are not merged. */
+/* And those of deleted ones, as long as they are not merged or undo may bring
+ * them back. */
 static int check_hidden(struct session *s, const struct manifest *m, bool force,
                         struct qstill_error *err)
 {
     CLEANUP(layers_fini) struct layers all = {0};
 
-    if (force || s->rec.hidden_count == 0)
+    if (force || (s->rec.hidden_count == 0 && s->rec.trash_count == 0))
         return 0;
     if (layers_load(s, &all, err) < 0)
         return err->code;
     for (size_t i = 0; i < m->disk_count; i++) {
         const struct layer *l = layers_find(&all, m->disks[i].path);
 
-        for (size_t left = all.count; l && left; left--, l = l->below) {
-            const struct vm_hidden *h =
-                l->hidden ? hidden_at(s, l->path) : NULL;
-
-            if (h && layer_check_hidden(s, h, err) < 0)
+        for (size_t left = all.count; l && left; left--, l = l->below)
+            if ((l->hidden || l->trash) &&
+                layer_check_unnamed(s, l->path, err) < 0)
                 return err_wrap(err, "below it");
-        }
     }
     return 0;
 }

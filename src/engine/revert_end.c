@@ -185,7 +185,7 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
                       struct qstill_error *err)
 {
     struct start_options again = {0};
-    struct qstill_error why = {0};
+    struct qstill_error why = {0}, ignored = {0};
     int pid;
 
     if (session_look_again(s, err) < 0 ||
@@ -194,6 +194,8 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
             err_hint(err, "qstill recover %s tries again", s->vm);
         return;
     }
+    if (j->undone && trash_identify(s))
+        vmrecord_save(s->vmfd, &s->rec, &ignored);
     /* what an undo goes to was there before it, and stays in the trash */
     for (size_t i = 0; !j->undone && i < j->disk_count; i++)
         layer_remove(j->disks[i].new_path, err);

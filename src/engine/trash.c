@@ -8,6 +8,7 @@
 #include "base/publish.h"
 #include "delete.h"
 #include "journal.h"
+#include "layer_file.h"
 #include "session.h"
 
 int trash_keep_option(int option, uint64_t by_default, uint64_t *out,
@@ -110,16 +111,11 @@ static int begin_entry(struct session *s, const struct journal *j,
     return 0;
 }
 
-static int add_layer(struct session *s, struct vm_trash *t, const char *disk,
-                     const char *path, const char *format,
-                     struct qstill_error *err)
+static int add_layer(struct session *s, struct vm_trash *t,
+                     const struct vm_hidden *layer, struct qstill_error *err)
 {
-    struct vm_hidden *l = &t->layers[t->layer_count++];
-
-    if (!copy(s, &l->disk, disk) || !copy(s, &l->path, path) ||
-        !copy(s, &l->format, format))
-        return err_nomem(err);
-    return 0;
+    return vmrecord_copy_layer(&s->rec, layer, &t->layers[t->layer_count++],
+                               err);
 }
 
 static int hide_heads(struct session *s, const struct journal *j,
@@ -152,11 +148,14 @@ int trash_put_heads(struct session *s, const struct journal *j, bool redo,
     t.redo = redo;
     for (size_t i = 0; i < j->disk_count; i++) {
         const struct journal_disk *d = &j->disks[i];
+        /* QEMU may write to it yet: see trash_identify() */
+        struct vm_hidden head = {
+            .disk = d->disk, .path = d->old_path, .format = d->old_format};
 
         /* a frozen layer is no head to go back to */
         if (tree_owner(&s->tree, d->old_path))
             return hide_heads(s, j, err);
-        if (add_layer(s, &t, d->disk, d->old_path, d->old_format, err) < 0)
+        if (add_layer(s, &t, &head, err) < 0)
             return err->code;
     }
     return vmrecord_add_trash(&s->rec, &t, err);
@@ -176,10 +175,12 @@ static int add_snapshot(struct session *s, struct vm_trash *t,
     t->ids[t->id_count] = arena_strdup(&s->rec.arena, m->id);
     if (!t->ids[t->id_count++])
         return err_nomem(err);
-    for (size_t k = 0; k < m->disk_count; k++)
-        if (add_layer(s, t, m->disks[k].name, m->disks[k].path,
-                      m->disks[k].format, err) < 0)
+    for (size_t k = 0; k < m->disk_count; k++) {
+        struct vm_hidden layer = layer_hidden(&m->disks[k]);
+
+        if (add_layer(s, t, &layer, err) < 0)
             return err->code;
+    }
     return 0;
 }
 
@@ -217,6 +218,74 @@ int trash_put_snapshots(struct session *s, const struct journal *j,
     return vmrecord_add_trash(&s->rec, &t, err);
 }
 
+/* --------------------------------------------------------------- identity */
+
+static const struct vm_hidden *find_layer(const struct vm_trash *t,
+                                          const char *path, size_t *at)
+{
+    for (size_t n = 0; n < t->layer_count; n++) {
+        const struct vm_hidden *l = &t->layers[(*at + n) % t->layer_count];
+
+        if (strcmp(l->path, path) == 0) {
+            *at = (size_t)(l - t->layers) + 1;
+            return l;
+        }
+    }
+    return NULL;
+}
+
+int trash_identify_again(const struct vm_trash *t, size_t *at,
+                         struct manifest *m, struct qstill_error *err)
+{
+    for (size_t i = 0; i < m->disk_count; i++) {
+        struct vm_hidden none = {0};
+        const struct vm_hidden *was = find_layer(t, m->disks[i].path, at);
+
+        if (layer_identify_as(m, &m->disks[i], was ? was : &none, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+int trash_check(const struct session *s, const struct vm_trash *t,
+                struct qstill_error *err)
+{
+    for (size_t i = 0; i < t->layer_count; i++)
+        if (layer_check_trash(s, &t->layers[i], err) < 0)
+            return err_hint(err, "bring the original file back");
+    return 0;
+}
+
+static bool identify_one(struct session *s, struct vm_hidden *l)
+{
+    struct qstill_error ignored = {0};
+
+    /* somebody's again, or QEMU has not closed it */
+    if (l->ino || tree_owner(&s->tree, l->path) ||
+        layer_check_unused(l->path, &ignored) < 0)
+        return false;
+    return layer_identify_hidden(&s->rec, l, &ignored) == 0;
+}
+
+bool trash_identify(struct session *s)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < s->rec.trash_count; i++)
+        for (size_t k = 0; k < s->rec.trash[i].layer_count; k++)
+            any |= identify_one(s, &s->rec.trash[i].layers[k]);
+    return any;
+}
+
+int trash_forget(struct session *s, const char *tag, struct qstill_error *err)
+{
+    struct vm_trash *t = trash_find(s, tag);
+
+    for (size_t i = 0; t && i < t->layer_count; i++)
+        layer_forget(&t->layers[i]);
+    return t ? vmrecord_save(s->vmfd, &s->rec, err) : 0;
+}
+
 /* -------------------------------------------------------------------- go */
 
 static int take_away(struct session *s, struct vm_trash *t,
@@ -234,8 +303,7 @@ static int take_away(struct session *s, struct vm_trash *t,
     if (t->id_count > 0 && publish_sync_dir(s->snapsfd, err) < 0)
         return err->code;
     for (size_t i = 0; i < t->layer_count; i++)
-        if (vmrecord_hide(&s->rec, t->layers[i].disk, t->layers[i].path,
-                          t->layers[i].format, err) < 0)
+        if (vmrecord_hide_as(&s->rec, &t->layers[i], err) < 0)
             return err->code;
     vmrecord_drop_trash(&s->rec, t);
     return 0;

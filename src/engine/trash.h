@@ -63,6 +63,19 @@ const char *trash_whose(const struct vm_trash *t);
 void trash_say_last(const struct session *s, const struct vm_trash *back,
                     struct buf *text);
 struct vm_trash *trash_find(struct session *s, const char *tag);
+/* A manifest that comes back: what was done to its layers in the trash is found
+ * as in any snapshot's. *at: where they are searched for in the entry, which is
+ * in the order of its ids; 0 at first. */
+int trash_identify_again(const struct vm_trash *t, size_t *at,
+                         struct manifest *m, struct qstill_error *err);
+/* CORRUPT when a file of the entry is not what was put in. */
+int trash_check(const struct session *s, const struct vm_trash *t,
+                struct qstill_error *err);
+/* Of what nobody has open and whose identity is not known, it is from now on,
+ * in memory; whether that was any. */
+bool trash_identify(struct session *s);
+/* The files of an entry are about to be written; durable. */
+int trash_forget(struct session *s, const char *tag, struct qstill_error *err);
 bool trash_has_expired(const struct session *s);
 
 /* Entries that are at 0 become hidden layers and .ID.gone; durable, and right

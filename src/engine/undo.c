@@ -102,7 +102,7 @@ static int find_trash(struct undo *u, const struct vm_trash **out,
             return err_errno(err, errno, "disk %s: %s of the trash",
                              t->layers[i].disk, t->layers[i].path);
     *out = t;
-    return 0;
+    return trash_check(&u->s, t, err);
 }
 
 static int plan_heads(struct undo *u, const struct vm_trash *t,
@@ -237,7 +237,10 @@ static int prepare_enter(void *ctx, struct qstill_error *err)
     if (!of_heads(u))
         return 0;
     u->journaled = true;
-    return journal_save(u->s.vmfd, &u->j, err);
+    if (journal_save(u->s.vmfd, &u->j, err) < 0 || !u->was_on)
+        return err->code;
+    /* a QEMU that opens them writes to them, whatever becomes of this */
+    return trash_forget(&u->s, u->j.undone, err);
 }
 
 static void prepare_undo(void *ctx, struct qstill_error *err)
@@ -317,9 +320,7 @@ static int settle_parent(struct session *s, const struct vm_trash *t,
     return 0;
 }
 
-/* What a merge did to layers of the trash keeps their content, not their
- * headers: they are known anew. */
-static int put_back(struct session *s, const struct vm_trash *t,
+static int put_back(struct session *s, const struct vm_trash *t, size_t *at,
                     const struct layers *all, const char *id,
                     struct qstill_error *err)
 {
@@ -334,10 +335,8 @@ static int put_back(struct session *s, const struct vm_trash *t,
     if (manifest_load(fd, &m, err) < 0)
         return err->code;
     settle_parent(s, t, all, &m);
-    for (size_t i = 0; i < m.disk_count; i++)
-        if (layer_identify(&m, &m.disks[i], err) < 0)
-            return err->code;
-    if (manifest_save(fd, &m, s->vmfd, err) < 0)
+    if (trash_identify_again(t, at, &m, err) < 0 ||
+        manifest_save(fd, &m, s->vmfd, err) < 0)
         return err->code;
     return publish_rename(s->snapsfd, name, id, PUBLISH_NEW, err);
 }
@@ -414,6 +413,7 @@ static int undo_delete(struct session *s, struct journal *j, struct buf *text,
 {
     CLEANUP(layers_fini) struct layers all = {0};
     struct vm_trash *t = trash_find(s, j->undone);
+    size_t at = 0;
 
     if (!t)
         return trash_end(s, text, err);
@@ -421,7 +421,7 @@ static int undo_delete(struct session *s, struct journal *j, struct buf *text,
         return err->code;
     /* oldest first: at each instant the parents of those listed are listed */
     for (size_t i = 0; i < t->id_count; i++)
-        if (put_back(s, t, &all, t->ids[i], err) < 0)
+        if (put_back(s, t, &at, &all, t->ids[i], err) < 0)
             return err->code;
     if (reload_tree(s, err) < 0 || relink(s, t, err) < 0)
         return err->code;

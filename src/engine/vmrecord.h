@@ -33,13 +33,14 @@ struct vm_disk {
     uint64_t virtual_size;
 };
 
-/* A layer that no snapshot names any more and that others still read. */
+/* A layer that no snapshot names any more and that others still read, or that
+ * is kept for undo. */
 struct vm_hidden {
     const char *disk;
     const char *path;
     const char *format;
     bool keep; /* while several others share it */
-    /* what it was when it was hidden, as in manifest_disk; 0: not known */
+    /* what it was when it got here, as in manifest_disk; 0: not known */
     uint64_t dev, ino, file_size, mtime_ns;
     const char *header_hash;
 };
@@ -110,6 +111,12 @@ int vmrecord_set_mapped(struct vm_record *rec, const char *id,
 /* Adds a hidden layer; one that is known already is fine. */
 int vmrecord_hide(struct vm_record *rec, const char *disk, const char *path,
                   const char *format, struct qstill_error *err);
+/* The same with what it was (layer_hidden()). */
+int vmrecord_hide_as(struct vm_record *rec, const struct vm_hidden *layer,
+                     struct qstill_error *err);
+/* Its strings become the record's. */
+int vmrecord_copy_layer(struct vm_record *rec, const struct vm_hidden *from,
+                        struct vm_hidden *to, struct qstill_error *err);
 /* Appends an entry, whose strings and arrays are the record's already. */
 int vmrecord_add_trash(struct vm_record *rec, const struct vm_trash *trash,
                        struct qstill_error *err);

@@ -76,8 +76,281 @@ class Changed(Case):
         return [h["path"] for h in self.record()["hidden"]]
 
 
+class Trash(Changed):
+    """Layers that undo may bring back."""
+
+    def test_of_a_delete_below_a_snapshot_that_stays(self):
+        self.snapshot("a", 0)
+        self.snapshot("b", 1)
+        a = self.layer("a")
+        self.vm.quit()
+        self.q("delete", "vm", "a", "--keep-trash", "9")
+        bring_back = self.change(a)
+        message = self.told()
+        self.assertIn("kept for undo", message)
+        self.assertIn(a, message)
+        self.q.fails("corrupt", "written to after", "revert", "vm", "b")
+        self.q.fails("corrupt", "written to after", "create", "vm", "c")
+        self.q.fails("corrupt", "written to after", "undo", "vm")
+        self.q.fails("corrupt", "written to after", "undo", "vm", "--dry-run")
+        bring_back()
+        self.q("revert", "vm", "b", "--keep-trash", "0")
+        self.q("undo", "vm")
+        self.all_is_well(a=[1], b=[1, 2])
+
+    def test_of_a_snapshot_that_undo_would_list(self):
+        """Its identity is not taken anew from what it has become."""
+        self.snapshot("a", 0)
+        self.snapshot("b", 1)
+        b = self.layer("b")
+        self.vm.quit()
+        self.q("delete", "vm", "b", "--keep-trash", "1")
+        bring_back = self.change(b)
+        self.assertIn(b, self.told())
+        failure = self.q.fails("corrupt", "kept for undo.*written to after",
+                               "undo", "vm")
+        self.assertEqual("bring the original file back", failure.hint)
+        bring_back()
+        self.q("undo", "vm")
+        self.all_is_well(a=[1], b=[1, 2])
+        self.assertEqual(["a", "b"], self.q.names("vm"))
+
+    def test_changed_when_the_undo_is_on_its_way(self):
+        """The undo that goes on after a crash lists it as it was."""
+        self.snapshot("a", 0)
+        self.snapshot("b", 1)
+        b = self.layer("b")
+        self.vm.quit()
+        self.q("delete", "vm", "b", "--keep-trash", "1")
+        tag = self.trash(self.vm)[0]["tag"]
+        with open(self.q.journal_path("vm"), "w") as f:
+            json.dump({"version": 1, "op": "undo", "phase": "committed",
+                       "snapshot": "", "tag": "0" * 12, "undone": tag,
+                       "ids": [], "disks": []}, f)
+        bring_back = self.change(b)
+        self.q("recover", "vm")
+        self.assertEqual(["a", "b"], self.q.names("vm"))
+        self.assertIn("snapshot b", self.told())
+        self.q.fails("corrupt", "written to after", "revert", "vm", "b")
+        bring_back()
+        self.all_is_well(a=[1], b=[1, 2])
+
+    def fork(self):
+        """a - b, and the present on a branch that reads neither."""
+        self.snapshot("root", 0)
+        self.snapshot("a", 1)
+        self.snapshot("b", 2)
+        self.q("revert", "vm", "root", "--keep-trash", "0")
+
+    def expires_by(self, off, *argv):
+        """a's layer is changed, and what comes next would merge it into b's."""
+        self.fork()
+        a = self.layer("a")
+        if off:
+            self.vm.quit()
+        self.q("delete", "vm", "a", "--keep-trash", "1")
+        bring_back = self.change(a)
+        self.q(*argv)
+        self.assertRegex(self.q.stderr, "%s is not merged: .*written to after"
+                         % a)
+        self.assertEqual([a], self.hidden())
+        self.assertIn("deleted snapshot", self.told())
+        self.q.fails("corrupt", "written to after", "recover", "vm")
+        bring_back()
+        self.assertIn("merged", "\n".join(self.q("recover", "vm")["actions"]))
+        self.assertEqual([], self.hidden())
+        self.all_is_well(b=[1, 2, 3])
+
+    def test_a_create_lets_it_expire(self):
+        self.expires_by(True, "create", "vm", "c")
+
+    def test_a_create_lets_it_expire_while_the_vm_runs(self):
+        self.expires_by(False, "create", "vm", "c")
+
+    def test_a_revert_lets_it_expire_while_the_vm_runs(self):
+        self.expires_by(False, "revert", "vm", "root", "--keep-trash", "0")
+
+    def test_a_delete_that_would_merge_it_is_refused(self):
+        self.fork()
+        self.q("create", "vm", "leaf")
+        a = self.layer("a")
+        self.vm.quit()
+        self.q("delete", "vm", "a", "--keep-trash", "1")
+        bring_back = self.change(a)
+        for more in ((), ("--dry-run",)):
+            with self.nothing_changes(self.vm):
+                self.q.fails("corrupt", "kept for undo.*written to after",
+                             "delete", "vm", "leaf", *more)
+        bring_back()
+        self.q("delete", "vm", "leaf")
+        self.all_is_well(root=[1], b=[1, 2, 3])
+
+    def test_a_delete_that_leaves_it_is_not(self):
+        self.fork()
+        self.q("create", "vm", "leaf")
+        a = self.layer("a")
+        self.vm.quit()
+        self.q("delete", "vm", "a", "--keep-trash", "9")
+        bring_back = self.change(a)
+        self.q("delete", "vm", "leaf")
+        bring_back()
+        self.q("undo", "vm")
+        self.all_is_well(root=[1], a=[1, 2], b=[1, 2, 3])
+
+    def test_of_a_revert_with_the_vm_off_and_on(self):
+        """The head that it left."""
+        for more in (("--stopped",), ("--start",)):
+            with self.subTest(more=more):
+                if not self.q.names("vm"):
+                    self.snapshot("a", 0)
+                self.vm_is_on()
+                self.vm.write(self.d, 3, 9)
+                head = self.head_paths(self.vm)[0]
+                self.q("revert", "vm", "a", *more)
+                self.assertEqual([], self.q.check("vm")["problems"])
+                bring_back = self.change(head)
+                self.assertIn(head, self.told())
+                self.q.fails("corrupt", "kept for undo", "undo", "vm")
+                self.q("create", "vm", "c", "--dry-run")
+                bring_back()
+                self.q("undo", "vm")
+                self.all_is_well(a=[1])
+                self.assertEqual(9, content(self.head_paths(self.vm)[0],
+                                            "qcow2")[3])
+
+    def vm_is_on(self):
+        if self.vm.state() == "off":
+            self.q("start", "vm")
+
+    def test_a_revert_in_place_has_closed_it_by_then(self):
+        self.snapshot("a", 0)
+        self.q("create", "vm", "m", "--memory")
+        self.vm.write(self.d, 3, 9)
+        self.q("revert", "vm", "m")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        left, = self.trash(self.vm)
+        self.assertTrue(all(layer["ino"] for layer in left["layers"]), left)
+        self.q("undo", "vm")
+        self.all_is_well(a=[1])
+
+    def test_an_undo_that_failed_has_changed_none(self):
+        """QEMU notes in an image with a bitmap that it has it open."""
+        self.snapshot("a", 0)
+        (node,) = [n["node-name"] for n in
+                   self.vm.cmd("query-named-block-nodes")
+                   if n["file"] == self.head_paths(self.vm)[0] and
+                   n["drv"] == "qcow2"]
+        self.vm.cmd("transaction", actions=[
+            {"type": "block-dirty-bitmap-add",
+             "data": {"node": node, "name": "b", "persistent": True}}])
+        heads = self.head_paths(self.vm)
+        self.q("revert", "vm", "a")
+        was = os.stat(heads[0]).st_mtime_ns
+        with subprocess.Popen(["qemu-io", "-r", "-f", "qcow2", heads[1]],
+                              stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE) as p:
+            p.stdout.read(1)  # its prompt: the image is open
+            self.q.fails("failed", "another process", "undo", "vm")
+            p.stdin.close()
+        self.assertNotEqual(was, os.stat(heads[0]).st_mtime_ns)
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("undo", "vm")
+        self.assertEqual(heads, self.head_paths(self.vm))
+
+    def test_a_record_of_before_is_read(self):
+        """It knows nothing of what the files were; the next one does."""
+        self.snapshot("a", 0)
+        self.snapshot("b", 1)
+        b = self.layer("b")
+        self.vm.quit()
+        self.q("delete", "vm", "b", "--keep-trash", "3")
+        record = self.record()
+        for layer in record["trash"][0]["layers"]:
+            layer.update(dev=0, ino=0, fileSize=0, mtimeNs=0, headerHash=None)
+        record.pop("sum", None)
+        with open(os.path.join(self.store, "vm", "vm.json"), "w") as f:
+            json.dump(record, f)
+        self.unprotect(b)
+        os.utime(b, (1, 1))
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("undo", "vm")
+        self.assertEqual(["a", "b"], self.q.names("vm"))
+        self.all_is_well(a=[1], b=[1, 2])
+
+
 class Merged(Changed):
     """Layers of snapshots that stay, which a merge would write to."""
+
+    def fork(self):
+        """z - a - (b, c); the VM stands on b."""
+        self.snapshot("z", 0)
+        self.snapshot("a", 1)
+        self.snapshot("b", 2)
+        self.q("revert", "vm", "a", "--keep-trash", "0")
+        self.snapshot("c", 3)
+        self.q("revert", "vm", "b", "--keep-trash", "0")
+
+    def refused(self, off):
+        self.fork()
+        if off:
+            self.vm.quit()
+        self.q("delete", "vm", "a", "--keep-hidden")
+        self.assertNotEqual([], self.hidden())
+        b = self.layer("b")
+        st = os.stat(b)
+        self.unprotect(b)
+        os.utime(b, (1, 1))
+        self.assertIn("snapshot b", self.told())
+        for more in (("--dry-run",), ()):
+            with self.nothing_changes(self.vm):
+                failure = self.q.fails(
+                    "corrupt", "snapshot b.*written to after",
+                    "delete", "vm", "c", *more)
+            self.assertEqual("bring the original file back", failure.hint)
+        os.utime(b, ns=(st.st_atime_ns, st.st_mtime_ns))
+        self.q("delete", "vm", "c")
+        self.assertEqual([], self.hidden())
+        self.all_is_well(z=[1], b=[1, 2, 3])
+
+    def test_a_delete_next_to_it_is_refused(self):
+        self.refused(True)
+
+    def test_a_delete_next_to_it_is_refused_while_the_vm_runs(self):
+        self.refused(False)
+
+    def left(self, *argv):
+        """b's layer is in use, so a's waits; then b's is changed."""
+        self.snapshot("z", 0)
+        self.snapshot("a", 1)
+        self.snapshot("b", 2)
+        self.vm.quit()
+        a, b = self.layer("a"), self.layer("b")
+        with subprocess.Popen(["qemu-io", "-r", "-f", "qcow2", b],
+                              stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE) as p:
+            p.stdout.read(1)  # its prompt: the image is open
+            self.q("delete", "vm", "a")
+            p.stdin.close()
+        self.assertIn(a, self.hidden())
+        bring_back = self.change(b)
+        was = image.file_digest(a), image.file_digest(b)
+        self.q(*argv)
+        self.assertRegex(self.q.stderr,
+                         "%s is not merged: snapshot b.*written to after" % a)
+        self.assertEqual([a], self.hidden())
+        self.assertEqual(was, (image.file_digest(a), image.file_digest(b)))
+        self.assertIn("snapshot b", self.told())
+        self.q.fails("corrupt", "", "verify", "vm", "b")
+        bring_back()
+        self.q("recover", "vm")
+        self.assertEqual([], self.hidden())
+        self.all_is_well(z=[1], b=[1, 2, 3])
+
+    def test_recover_leaves_it(self):
+        self.left("recover", "vm")
+
+    def test_the_merge_after_a_revert_leaves_it(self):
+        self.left("revert", "vm", "z", "--keep-trash", "0")
 
     def test_what_a_cancelled_merge_has_undone_is_no_change(self):
         """It goes up, into the layer of the snapshot that stays."""
@@ -100,4 +373,25 @@ class Merged(Changed):
         self.assertEqual([], self.q.check("vm")["problems"])
         self.q("recover", "vm")
         self.assertEqual([], self.hidden())
+        self.all_is_well(z=[1], b=[1, 2, 3])
+
+    def test_the_layer_of_a_snapshot_that_went(self):
+        """It waits to be merged: from the delete on it is known what it is."""
+        self.snapshot("z", 0)
+        self.snapshot("a", 1)
+        self.snapshot("b", 2)
+        self.vm.quit()
+        a = self.layer("a")
+        with subprocess.Popen(["qemu-io", "-r", "-f", "qcow2",
+                               self.layer("b")], stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE) as p:
+            p.stdout.read(1)
+            self.q("delete", "vm", "a")
+            p.stdin.close()
+        bring_back = self.change(a)
+        self.assertIn(a, self.told())
+        self.q("revert", "vm", "z", "--keep-trash", "0")
+        self.assertIn("%s is not merged" % a, self.q.stderr)
+        bring_back()
+        self.q("recover", "vm")
         self.all_is_well(z=[1], b=[1, 2, 3])

@@ -356,6 +356,39 @@ static void a_record_keeps_heads_hidden_layers_and_the_launch(void **state)
     vmrecord_fini(&r);
 }
 
+/* What a layer was goes with it: into the list, out of it, and to no other. */
+static void a_hidden_layer_is_what_it_was(void **state)
+{
+    struct fixture *f = *state;
+    const struct vm_hidden known = {.disk = "d",
+                                    .path = "/a",
+                                    .format = "qcow2",
+                                    .keep = true,
+                                    .dev = 1,
+                                    .ino = 2,
+                                    .file_size = 3,
+                                    .mtime_ns = 4,
+                                    .header_hash = "5"};
+    struct vm_record w = {.name = "v", .qmp = "/q"};
+    struct vm_hidden copy;
+
+    assert_int_equal(vmrecord_hide_as(&w, &known, &f->err), 0);
+    assert_int_equal(w.hidden[0].ino, 2);
+    assert_int_equal(w.hidden[0].mtime_ns, 4);
+    assert_text(w.hidden[0].header_hash, "5");
+    assert_int_equal(vmrecord_copy_layer(&w, &known, &copy, &f->err), 0);
+    assert_int_equal(copy.file_size, 3);
+    assert_ptr_not_equal(copy.path, known.path);
+    vmrecord_unhide(&w, "/a");
+    assert_int_equal(vmrecord_hide(&w, "d", "/b", "raw", &f->err), 0);
+    assert_text(w.hidden[0].path, "/b");
+    assert_int_equal(w.hidden[0].ino, 0);
+    assert_int_equal(w.hidden[0].mtime_ns, 0);
+    assert_false(w.hidden[0].keep);
+    assert_null(w.hidden[0].header_hash);
+    arena_fini(&w.arena);
+}
+
 /* 500 snapshots of 16 disks that are deleted at once. */
 static void a_record_hides_the_layers_of_a_large_tree(void **state)
 {
@@ -437,6 +470,7 @@ int main(void)
         T(a_damaged_manifest_is_corrupt_and_named),
         T(a_negative_size_is_refused),
         T(a_record_keeps_heads_hidden_layers_and_the_launch),
+        T(a_hidden_layer_is_what_it_was),
         T(a_record_hides_the_layers_of_a_large_tree),
         T(a_journal_keeps_its_phase_disks_and_pivot),
     };
