@@ -36,7 +36,8 @@ static int open_target(const struct io *io, const struct merge_record *r,
     if (!merge_id_is(path, &r->target.id))
         return record_not_there(&r->target, err);
     if (image_open(out, io, path, QCOW2_FORMAT_QCOW2, err) < 0 ||
-        image_lock((*out)->fd, path, IMAGE_LOCK_WRITE, err) < 0)
+        image_lock((*out)->fd, path, IMAGE_LOCK_WRITE, err) < 0 ||
+        image_check_same(*out, err) < 0) /* it was read before the lock */
         return err->code;
     return image_open_write(*out, err);
 }

@@ -10,7 +10,9 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -167,6 +169,43 @@ def image(verb, *argv, **kw):
 
 
 # ---------------------------------------------------------------- contents
+
+class Stopped:
+    """`qstill image ARGV` under strace, standing at its n-th such call with the
+    file; it goes on behind the `with`, and then has a result."""
+
+    def __init__(self, log, path, call, number, *argv):
+        if os.path.exists(log):
+            os.unlink(log)
+        self.process = subprocess.Popen(
+            ["strace", "-f", "-o", log, "-e", "trace=" + call, "-P", path,
+             "-e", "inject=%s:signal=STOP:when=%d" % (call, number), QSTILL,
+             "--json", "image", *argv], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.pid, until = None, time.monotonic() + 30
+        while not self.pid and self.process.poll() is None and \
+                time.monotonic() < until:
+            if os.path.exists(log):
+                with open(log, encoding="utf-8", errors="replace") as f:
+                    m = re.search(r"^(\d+) .*stopped by SIGSTOP", f.read(),
+                                  re.M)
+                self.pid = m and int(m[1])
+            time.sleep(0.02)
+
+    def __enter__(self):
+        if not self.pid:
+            self.process.kill()
+            self.process.communicate()
+            raise AssertionError("it did not come to where it was to stop")
+        return self
+
+    def __exit__(self, *_):
+        if self.pid:
+            os.kill(self.pid, signal.SIGCONT)
+        out, err = self.process.communicate(timeout=60)
+        self.result = Result(self.process.args, self.process.returncode, out,
+                             err)
+
 
 def file_hash(path):
     with open(path, "rb") as f:

@@ -14,14 +14,7 @@ MIB = 1 << 20
 NEEDED = qtools.missing("qemu-img", "qemu-io", "strace")
 
 
-class Died(unittest.TestCase):
-    def setUp(self):
-        self.dir = qtools.scratch()
-        self.addCleanup(shutil.rmtree, self.dir, True)
-
-    def path(self, *names):
-        return os.path.join(self.dir, *names)
-
+class Died(qtools.Scratch, unittest.TestCase):
     def create(self, name, backing=None, *writes):
         argv = ["qemu-img", "create", "-q", "-f", "qcow2"]
         if backing:
@@ -41,6 +34,9 @@ class Died(unittest.TestCase):
         self.create("d", "c", "-P 1 0 4M")
         self.create("u", "d", "-P 2 0 1M", "-P 2 6M 64k")
         self.want = self.guest("u")
+
+    def clean(self, name):
+        self.assertEqual((0, 0, 0), qtools.qemu_check(self.path(name)))
 
     def guest(self, name):
         return qtools.guest_hash(self.path(name), "qcow2")
@@ -99,7 +95,7 @@ class Later(Died):
                 self.assertEqual(r.rc, 0, str(r))
                 self.assertEqual(self.journals(), [])
                 self.assertEqual(self.guest("u"), self.want)
-                qtools.qemu_check(self.path("u"))
+                self.clean("u")
             finally:
                 os.rename(self.dir, old)
                 self.dir = old
@@ -181,9 +177,38 @@ class Later(Died):
             r = self.merge("u", "c")
             self.assertEqual(r.rc, 0, str(r))
             self.assertEqual(self.journals(), [])
-            qtools.qemu_check(self.path("u"))
+            self.clean("u")
             return True
         self.moments("fsync,fdatasync", 6, "up", body)
+
+    def test_a_writer_between_the_look_and_the_lock(self):
+        """Another merge finds it and stands still at a read of u, whose tables
+        move meanwhile: what was read before the lock is no measure then."""
+        def body():
+            self.create("other0")
+            self.create("other1", "other0")
+            try:
+                with qtools.Stopped(self.log, self.path("u"), "pread64", k,
+                                    "merge", self.path("other1"), "--drop",
+                                    self.path("other0")) as other:
+                    # what it locked already QEMU cannot open
+                    resized = qtools.run("qemu-img", "resize", "-q",
+                                         self.path("u"), "8T").rc == 0
+            except AssertionError:
+                return False  # it has fewer reads
+            resizes.add(resized)
+            self.assertEqual(other.result.rc, 0, str(other.result))
+            self.assertEqual(self.merge("u", "c").rc, 0)
+            self.assertEqual([], self.journals())
+            self.clean("u")
+            for i, fill in enumerate((2, 2, 1, 1)):
+                qtools.must("qemu-io", "-r", "-f", "qcow2", "-c", "read -q -P "
+                            "%d %dk 512k" % (fill, 512 * i), self.path("u"))
+            return True
+        resizes = set()
+        for k in range(3, 9):
+            self.moments("fsync,fdatasync", 3, "up", body)
+        self.assertEqual({True, False}, resizes, "it never came to the lock")
 
     def test_somebody_has_helped_himself(self):
         """What was torn, or was to go, is away, and the rest is right."""
@@ -249,7 +274,7 @@ class Booted(Died):
                 self.assertEqual(r.rc, 0, str(r))
                 self.assertEqual(self.journals(), [])
             self.assertEqual(self.guest("u"), self.want)
-            qtools.qemu_check(self.path("u"))
+            self.clean("u")
             return died
         finally:
             self.dir = whole
@@ -287,7 +312,7 @@ class NoBirth(Died):
                                                 "other1"}
             self.assertEqual(set(), left)
             self.assertEqual(self.guest("u"), self.want)
-            qtools.qemu_check(self.path("u"))
+            self.clean("u")
         for again in (True, False):
             self.moments("fsync,fdatasync", 6, "new", body)
 

@@ -6,7 +6,6 @@ user who owns nothing."""
 
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -550,30 +549,10 @@ class BeforeTheLocks(qtools.Scratch, unittest.TestCase):
 
     def stopped(self, name, direction="up"):
         """When the merge opens the file by its path for the first time."""
-        return self.stopped_at(name, "openat", 1, "merge", self.path("top"),
-                               "--drop", self.path("mid"), "--drop",
-                               self.path("low"), "--direction", direction)
-
-    def stopped_at(self, name, call, number, *argv):
-        """strace's Popen, and the pid of the command, stopped at such a call
-        with the file."""
-        p = subprocess.Popen(
-            ["strace", "-f", "-o", self.log, "-e", "trace=" + call, "-P",
-             self.path(name), "-e", "inject=%s:signal=STOP:when=%d" % (
-                 call, number), qtools.QSTILL, "--json", "image", *argv],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True)
-        until = time.monotonic() + 30
-        while time.monotonic() < until:
-            if os.path.exists(self.log):
-                with open(self.log) as f:
-                    m = re.search(r"^(\d+) .*stopped by SIGSTOP", f.read(),
-                                  re.M)
-                if m:
-                    return p, int(m[1])
-            time.sleep(0.02)
-        p.kill()
-        self.fail("it did not come to where it was to be stopped")
+        return qtools.Stopped(self.log, self.path(name), "openat", 1, "merge",
+                              self.path("top"), "--drop", self.path("mid"),
+                              "--drop", self.path("low"), "--direction",
+                              direction)
 
     def race(self, change, where=ALL_OPEN, direction="up"):
         """The merge's result, and the files as `change` left them."""
@@ -581,16 +560,10 @@ class BeforeTheLocks(qtools.Scratch, unittest.TestCase):
 
     def race_of(self, stopped, change):
         self.make()
-        if os.path.exists(self.log):
-            os.unlink(self.log)
-        p, pid = stopped()
-        try:
+        with stopped() as s:
             change()
             after = self.files()
-        finally:
-            os.kill(pid, signal.SIGCONT)
-            out, err = p.communicate(timeout=60)
-        return qtools.Result(p.args, p.returncode, out, err), after
+        return s.result, after
 
     def qemu_img(self, *argv):
         return lambda: qtools.must("qemu-img", *argv[:-1],
@@ -673,8 +646,9 @@ class BeforeTheLocks(qtools.Scratch, unittest.TestCase):
             argv = [verb, self.path(name), *map(self.path, more)]
             for change, wanted in ((longer, 5), (lambda: None, None)):
                 with self.subTest(verb=verb, wanted=wanted):
-                    r, after = self.race_of(lambda: self.stopped_at(
-                        name, "pread64", 3, *argv), change)
+                    r, after = self.race_of(lambda: qtools.Stopped(
+                        self.log, self.path(name), "pread64", 3, *argv),
+                        change)
                     if wanted is None:
                         self.assertIn(r.rc, (0, 1), str(r))
                         continue
