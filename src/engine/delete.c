@@ -309,6 +309,7 @@ static void del_free(void *ctx)
 
     if (c->session_open)
         session_close(&c->s);
+    paranoid_fini(&c->before);
     arena_fini(&c->arena);
     free(c);
 }

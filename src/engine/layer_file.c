@@ -149,11 +149,9 @@ int layer_compare(const char *a, const char *b, struct qstill_error *err)
     struct chain *x = NULL, *y = NULL;
     uint64_t at = 0;
 
-    if (chain_open(&x, io_real(), a, QCOW2_FORMAT_QCOW2, CHAIN_UNLOCKED, err) <
-        0)
+    if (chain_open_foreign(&x, io_real(), a, QCOW2_FORMAT_QCOW2, err) < 0)
         return err->code;
-    if (chain_open(&y, io_real(), b, QCOW2_FORMAT_QCOW2, CHAIN_UNLOCKED, err) <
-        0) {
+    if (chain_open_foreign(&y, io_real(), b, QCOW2_FORMAT_QCOW2, err) < 0) {
         chain_close(x);
         return err->code;
     }

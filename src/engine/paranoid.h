@@ -1,5 +1,13 @@
 /* SPDX-License-Identifier: MIT */
-/* What each snapshot's disks hold, before a delete and after it. */
+/*
+ * What each snapshot's disks hold, before a delete and after it.
+ *
+ * A first image of a format that is not known here (vdi, vmdk, ...) is not
+ * read. No merge changes it while a snapshot stands on it: it must be the same
+ * file, and show where it did. Where a layer has something now and it showed
+ * before, QEMU has filled clusters of another size from it: that is not
+ * compared, and told.
+ */
 #ifndef QSTILL_ENGINE_PARANOID_H
 #define QSTILL_ENGINE_PARANOID_H
 
@@ -20,5 +28,6 @@ int paranoid_take(struct paranoid *p, struct arena *a, struct session *s,
 /* CORRUPT when a snapshot reads differently now. */
 int paranoid_check(const struct paranoid *p, struct session *s,
                    struct qstill_error *err);
+void paranoid_fini(struct paranoid *p);
 
 #endif

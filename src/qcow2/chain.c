@@ -42,8 +42,8 @@ int chain_resolve(const char *overlay, const char *name, char **out,
     return 0;
 }
 
-int chain_backing_of(const struct image *img, char **path,
-                     enum qcow2_format *format, struct qstill_error *err)
+static int backing_of(const struct image *img, bool foreign, char **path,
+                      enum qcow2_format *format, struct qstill_error *err)
 {
     const struct qcow2_header *h = &img->info.header;
 
@@ -58,9 +58,17 @@ int chain_backing_of(const struct image *img, char **path,
                         "'%.100s' FILE",
                         h->backing);
     }
-    if (qcow2_format_parse(h->backing_format, format, err) < 0)
+    if (foreign)
+        *format = qcow2_format_any(h->backing_format);
+    else if (qcow2_format_parse(h->backing_format, format, err) < 0)
         return err_wrap(err, "the backing file of %s", img->path);
     return chain_resolve(img->path, h->backing, path, err);
+}
+
+int chain_backing_of(const struct image *img, char **path,
+                     enum qcow2_format *format, struct qstill_error *err)
+{
+    return backing_of(img, false, path, format, err);
 }
 
 /* ----------------------------------------------------------------- opening */
@@ -138,9 +146,9 @@ static int add_layer(struct chain *c, const char *path,
     return 0;
 }
 
-int chain_open(struct chain **out, const struct io *io, const char *path,
-               enum qcow2_format format, enum chain_lock lock,
-               struct qstill_error *err)
+static int open_all(struct chain **out, const struct io *io, const char *path,
+                    enum qcow2_format format, enum chain_lock lock,
+                    bool foreign, struct qstill_error *err)
 {
     CLEANUP(chain_closep) struct chain *c = calloc(1, sizeof(*c));
     CLEANUP(freep) char *next = strdup(path);
@@ -159,11 +167,32 @@ int chain_open(struct chain **out, const struct io *io, const char *path,
         free(take_ptr(&next));
         if (torn_is(&c->layers[0]->info.header))
             return torn_refuse(c->layers[0]->path, err);
-        if (chain_backing_of(c->layers[c->n - 1], &next, &format, err) < 0)
+        if (backing_of(c->layers[c->n - 1], foreign, &next, &format, err) < 0)
             return err->code;
     }
     *out = take_ptr(&c);
     return 0;
+}
+
+int chain_open(struct chain **out, const struct io *io, const char *path,
+               enum qcow2_format format, enum chain_lock lock,
+               struct qstill_error *err)
+{
+    return open_all(out, io, path, format, lock, false, err);
+}
+
+int chain_open_foreign(struct chain **out, const struct io *io,
+                       const char *path, enum qcow2_format format,
+                       struct qstill_error *err)
+{
+    return open_all(out, io, path, format, CHAIN_UNLOCKED, true, err);
+}
+
+const struct image *chain_foreign(const struct chain *c)
+{
+    const struct image *bottom = c->layers[c->n - 1];
+
+    return image_is_foreign(bottom) ? bottom : NULL;
 }
 
 static int load_layer(struct chain *c, size_t i, struct qstill_error *err)
@@ -311,4 +340,45 @@ int chain_view(struct chain *c, size_t first, size_t last, enum chain_maps maps,
     if (r < 0)
         extents_fini(out);
     return r;
+}
+
+static int push_foreign(const struct chain *c, uint64_t from, uint64_t to,
+                        struct extents *out)
+{
+    struct extent e = {.guest = from,
+                       .len = to - from,
+                       .kind = EXTENT_FOREIGN,
+                       .layer = (uint16_t)(c->n - 1)};
+
+    return from < to ? extents_push(out, &e) : 0;
+}
+
+int chain_view_all(struct chain *c, enum chain_maps maps, struct extents *out,
+                   struct qstill_error *err)
+{
+    CLEANUP(extents_fini) struct extents known = EXTENTS_INIT;
+    uint64_t at = 0;
+    int r = 0;
+
+    if (!chain_foreign(c))
+        return chain_view(c, 0, c->n - 1, maps, out, err);
+    *out = (struct extents)EXTENTS_INIT;
+    if (c->n > 1 && chain_view(c, 0, c->n - 2, maps, &known, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < known.n && r == 0; i++) {
+        const struct extent *e = &known.v[i];
+
+        if (e->kind == EXTENT_OWNED)
+            continue;
+        r = push_foreign(c, at, e->guest, out);
+        if (r == 0)
+            r = extents_push(out, e);
+        at = extent_end(e);
+    }
+    if (r == 0)
+        r = push_foreign(c, at, c->layers[0]->size, out);
+    if (r == 0)
+        return 0;
+    extents_fini(out);
+    return err_nomem(err);
 }

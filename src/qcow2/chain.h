@@ -29,6 +29,14 @@ enum chain_lock { CHAIN_UNLOCKED, CHAIN_LOCKED };
 int chain_open(struct chain **out, const struct io *io, const char *path,
                enum qcow2_format format, enum chain_lock lock,
                struct qstill_error *err);
+/* The same, unlocked; but an image of a format that is not known here may be
+ * the bottom, or all of it. It is never read: chain_load() and a view of it are
+ * refused (PRECONDITION). */
+int chain_open_foreign(struct chain **out, const struct io *io,
+                       const char *path, enum qcow2_format format,
+                       struct qstill_error *err);
+/* The bottom, if that is of such a format; or NULL. */
+const struct image *chain_foreign(const struct chain *c);
 void chain_close(struct chain *c);
 void chain_closep(struct chain **c);
 
@@ -47,6 +55,11 @@ void chain_forget(struct chain *c, size_t first, size_t last);
 enum chain_maps { CHAIN_KEEP_MAPS, CHAIN_FORGET_MAPS };
 int chain_view(struct chain *c, size_t first, size_t last, enum chain_maps maps,
                struct extents *out, struct qstill_error *err);
+
+/* The view of all layers; where what a foreign one shows would be seen, there
+ * are EXTENT_FOREIGN extents. */
+int chain_view_all(struct chain *c, enum chain_maps maps, struct extents *out,
+                   struct qstill_error *err);
 
 /*
  * The path of a backing name stored in the image at `overlay`: absolute, or

@@ -75,8 +75,7 @@ static int side_load(struct compare *c, unsigned i, struct qstill_error *err)
 {
     struct side *s = &c->side[i];
 
-    if (chain_view(s->chain, 0, s->chain->n - 1, CHAIN_FORGET_MAPS, &s->view,
-                   err) < 0 ||
+    if (chain_view_all(s->chain, CHAIN_FORGET_MAPS, &s->view, err) < 0 ||
         holes_drop(s->chain, &s->view, err) < 0)
         return err->code;
     for (size_t k = 0; k < s->chain->n; k++)
@@ -127,7 +126,8 @@ int compare_load(struct compare *c, struct aio_stop stop,
 
 /* ------------------------------------------------------------------ walking */
 
-/* What one side shows at a position, and up to where. NULL: zeros. */
+/* What one side shows at a position, and up to where; foreign or of bytes.
+ * NULL: zeros. */
 static const struct extent *at(struct side *s, uint64_t pos, uint64_t *to)
 {
     const struct extents *x = &s->view;
@@ -141,19 +141,30 @@ static const struct extent *at(struct side *s, uint64_t pos, uint64_t *to)
         return NULL;
     }
     *to = min_u64(*to, extent_end(&x->v[s->at]));
-    return extent_has_bytes(&x->v[s->at]) ? &x->v[s->at] : NULL;
+    return extent_has_bytes(&x->v[s->at]) || x->v[s->at].kind == EXTENT_FOREIGN
+               ? &x->v[s->at]
+               : NULL;
 }
 
-/* Both are the same bytes of the same file. */
+/* Both are the same bytes of the same file; of a foreign one, whatever it is.
+ */
 static bool same_place(const struct compare *c, const struct extent *a,
                        const struct extent *b, uint64_t pos)
 {
     const struct qcow2_info *x = &c->side[0].chain->layers[a->layer]->info;
     const struct qcow2_info *y = &c->side[1].chain->layers[b->layer]->info;
 
+    if (a->kind == EXTENT_FOREIGN && b->kind == EXTENT_FOREIGN)
+        return x->dev == y->dev && x->ino == y->ino;
     return a->kind == b->kind && x->dev == y->dev && x->ino == y->ino &&
            a->host + (pos - a->guest) == b->host + (pos - b->guest) &&
            (a->kind != EXTENT_COMPRESSED || a->guest == b->guest);
+}
+
+/* It cannot be read; but no merge takes anything of it over. */
+static bool is_foreign(const struct extent *e)
+{
+    return e && e->kind == EXTENT_FOREIGN;
 }
 
 /* Moves c->pos to the next range that must be read; its end, or c->pos when
@@ -165,8 +176,11 @@ static uint64_t next_range(struct compare *c)
         const struct extent *a = at(&c->side[0], c->pos, &to);
         const struct extent *b = at(&c->side[1], c->pos, &to);
 
-        if ((a || b) && !(a && b && same_place(c, a, b, c->pos)))
-            return to;
+        if ((a || b) && !(a && b && same_place(c, a, b, c->pos))) {
+            if (is_foreign(a) || is_foreign(b))
+                c->differs = min_u64(c->differs, c->pos);
+            return is_foreign(a) || is_foreign(b) ? c->pos : to;
+        }
         c->pos = to;
     }
     return c->pos;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Compares what guests see through two chains. What is the same place of the
- * same file, or zeros on both sides, is not read.
+ * same file, or zeros on both sides, is not read. What a foreign bottom
+ * (chain.h) shows is equal to itself alone.
  */
 #ifndef QSTILL_QCOW2_COMPARE_H
 #define QSTILL_QCOW2_COMPARE_H

@@ -52,8 +52,20 @@ static int read_window(struct reader *r, uint64_t at, size_t len,
     return r->fill.error;
 }
 
-static int sum_view(struct reader *r, uint64_t size, uint64_t *sum,
-                    struct qstill_error *err)
+/* Zeros for what is left out of the window. */
+static void blank(const struct extents *skip, uint8_t *data, uint64_t at,
+                  size_t len)
+{
+    for (size_t i = extents_find(skip, at);
+         i < skip->n && skip->v[i].guest < at + len; i++) {
+        struct extent e = extent_cut(&skip->v[i], at, at + len);
+
+        memset(data + (e.guest - at), 0, (size_t)e.len);
+    }
+}
+
+static int sum_view(struct reader *r, const struct extents *skip, uint64_t size,
+                    uint64_t *sum, struct qstill_error *err)
 {
     const struct extents *x = r->filler.view;
     uint64_t at = 0;
@@ -70,6 +82,8 @@ static int sum_view(struct reader *r, uint64_t size, uint64_t *sum,
 
             if (read_window(r, at, len, err) < 0)
                 return err->code;
+            if (skip)
+                blank(skip, r->data, at, len);
             for (size_t k = 0; k < len; k += BLOCK) {
                 size_t n = len - k < BLOCK ? len - k : BLOCK;
 
@@ -81,13 +95,39 @@ static int sum_view(struct reader *r, uint64_t size, uint64_t *sum,
     return 0;
 }
 
-int content_sum(struct chain *c, uint64_t *sum, struct qstill_error *err)
+static int find_foreign(const struct extents *view, struct extents *out,
+                        struct qstill_error *err)
+{
+    for (size_t i = 0; i < view->n; i++)
+        if (view->v[i].kind == EXTENT_FOREIGN &&
+            extents_push(out, &view->v[i]) < 0)
+            return err_nomem(err);
+    return 0;
+}
+
+uint64_t content_beyond(const struct extents *a, const struct extents *b)
+{
+    uint64_t sum = 0;
+
+    for (size_t i = 0; i < a->n; i++) {
+        const struct extent *e = &a->v[i];
+
+        sum += e->len;
+        for (size_t k = extents_find(b, e->guest);
+             k < b->n && b->v[k].guest < extent_end(e); k++)
+            sum -= extent_cut(&b->v[k], e->guest, extent_end(e)).len;
+    }
+    return sum;
+}
+
+int content_sum(struct chain *c, const struct extents *skip, uint64_t *sum,
+                struct extents *foreign, struct qstill_error *err)
 {
     CLEANUP(extents_fini) struct extents view = EXTENTS_INIT;
     struct reader r = {0};
 
-    if (chain_view(c, 0, c->n - 1, CHAIN_FORGET_MAPS, &view, err) < 0 ||
-        holes_drop(c, &view, err) < 0)
+    if (chain_view_all(c, CHAIN_FORGET_MAPS, &view, err) < 0 ||
+        holes_drop(c, &view, err) < 0 || find_foreign(&view, foreign, err) < 0)
         return err->code;
     for (size_t i = 0; i < c->n; i++)
         if (image_open_direct(c->layers[i], err) < 0)
@@ -96,7 +136,7 @@ int content_sum(struct chain *c, uint64_t *sum, struct qstill_error *err)
     if (aio_pool_open(&r.pool, c->aio, WINDOW, 1, err) < 0)
         return err->code;
     r.data = aio_pool_get(r.pool);
-    sum_view(&r, c->layers[0]->size, sum, err);
+    sum_view(&r, skip, c->layers[0]->size, sum, err);
     if (r.busy)
         aio_settle(c->aio);
     fill_fini(&r.fill);

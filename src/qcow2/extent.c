@@ -37,6 +37,7 @@ static bool continues(const struct extent *a, const struct extent *b)
         return a->host + a->len == b->host;
     case EXTENT_ZERO:
     case EXTENT_PAST_END:
+    case EXTENT_FOREIGN:
         return true;
     case EXTENT_COMPRESSED:
         return false;

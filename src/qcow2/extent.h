@@ -19,6 +19,7 @@ enum extent_kind {
     EXTENT_OWNED,      /* falls through, though clusters at `host` are owned */
     EXTENT_PAST_END,   /* zeros: the layer below ends before (spec: a short
                           layer never shows what is below it) */
+    EXTENT_FOREIGN,    /* what an image that is not read here shows */
 };
 
 struct extent {

@@ -6,7 +6,7 @@
  * file or over metadata.
  *
  * Never opened: what is no regular file or is a symbolic link. Not mapped
- * (PRECONDITION): encrypted images, external data files.
+ * (PRECONDITION): encrypted images, external data files, foreign formats.
  */
 #ifndef QSTILL_QCOW2_IMAGE_H
 #define QSTILL_QCOW2_IMAGE_H
@@ -28,7 +28,7 @@ struct image {
     int direct; /* O_DIRECT, or -1; writable when wfd was there before */
     struct io_align align;
     struct qcow2_info info;
-    uint64_t size;         /* virtual */
+    uint64_t size;         /* virtual; foreign: more than any other has */
     uint64_t cluster_size; /* raw: 512, as nothing coarser is promised */
     uint64_t *l1;          /* entries as on disk, in host order */
     bool mapped;
@@ -69,6 +69,11 @@ int image_check_readable(const struct image *img, struct qstill_error *err);
 static inline bool image_is_qcow2(const struct image *img)
 {
     return img->info.format == QCOW2_FORMAT_QCOW2;
+}
+
+static inline bool image_is_foreign(const struct image *img)
+{
+    return img->info.format == QCOW2_FORMAT_FOREIGN;
 }
 
 static inline uint64_t image_l2_entries(const struct image *img)

@@ -25,6 +25,16 @@ int qcow2_format_parse(const char *name, enum qcow2_format *out,
     return 0;
 }
 
+enum qcow2_format qcow2_format_any(const char *name)
+{
+    struct qstill_error ignored = {0};
+    enum qcow2_format format = QCOW2_FORMAT_FOREIGN;
+
+    return qcow2_format_parse(name, &format, &ignored) < 0
+               ? QCOW2_FORMAT_FOREIGN
+               : format;
+}
+
 const char *qcow2_format_name(enum qcow2_format format)
 {
     return format == QCOW2_FORMAT_QCOW2 ? "qcow2" : "raw";

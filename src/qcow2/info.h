@@ -13,11 +13,19 @@
 #include "base/io.h"
 #include "header.h"
 
-enum qcow2_format { QCOW2_FORMAT_RAW, QCOW2_FORMAT_QCOW2 };
+enum qcow2_format {
+    QCOW2_FORMAT_RAW,
+    QCOW2_FORMAT_QCOW2,
+    QCOW2_FORMAT_FOREIGN, /* vdi, vmdk, ...: only at the bottom of a chain that
+                             was opened so (chain.h) */
+};
 
 /* "raw" and "qcow2"; anything else is PRECONDITION. */
 int qcow2_format_parse(const char *name, enum qcow2_format *out,
                        struct qstill_error *err);
+/* The same, but anything else is foreign. */
+enum qcow2_format qcow2_format_any(const char *name);
+/* Of those that are known. */
 const char *qcow2_format_name(enum qcow2_format format);
 
 struct qcow2_info {

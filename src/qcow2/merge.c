@@ -68,6 +68,8 @@ static int mark_dropped(struct merge *m, const struct merge_request *q,
             return err_hint(err, "others may go by that link; the overlay can "
                                  "name the file itself: qemu-img rebase -u");
         }
+        if (image_is_foreign(m->chain->layers[at]))
+            return image_check_readable(m->chain->layers[at], err);
         m->drop[at] = true;
     }
     return 0;
@@ -251,14 +253,24 @@ static int set_asked(struct merge *m, const struct merge_request *q,
     return 0;
 }
 
+/* Headers change in the course of a merge. */
+static int note_foreign(struct merge *m, struct qstill_error *err)
+{
+    const struct chain *c = m->chain;
+
+    if (!chain_foreign(c) || c->n < 2)
+        return 0;
+    m->foreign = strdup(c->layers[c->n - 2]->info.header.backing_format);
+    return m->foreign ? 0 : err_nomem(err);
+}
+
 static int plan(struct merge *m, const struct merge_request *q,
                 struct qstill_error *err)
 {
     struct aio_options o = {.stop = q->stop};
 
-    if (chain_open(&m->chain, m->io, q->top, q->format, CHAIN_UNLOCKED, err) <
-            0 ||
-        mark_dropped(m, q, err) < 0)
+    if (chain_open_foreign(&m->chain, m->io, q->top, q->format, err) < 0 ||
+        note_foreign(m, err) < 0 || mark_dropped(m, q, err) < 0)
         return err->code;
     if (aio_open(&m->chain->aio, m->io, &o, err) < 0 ||
         make_groups(m, q, err) < 0 ||
@@ -465,6 +477,7 @@ void merge_close(struct merge *m)
     closep(&m->journal_dir);
     free(m->journal_name);
     free(m->output);
+    free(m->foreign);
     free(m->drop);
     free(m);
 }

@@ -75,8 +75,7 @@ static bool is_one_a_layer(const struct io *io, const struct merge_asked *a)
     CLEANUP(chain_closep) struct chain *c = NULL;
     struct qstill_error ignored = {0};
 
-    if (chain_open(&c, io, a->top, QCOW2_FORMAT_QCOW2, CHAIN_UNLOCKED,
-                   &ignored) < 0)
+    if (chain_open_foreign(&c, io, a->top, QCOW2_FORMAT_QCOW2, &ignored) < 0)
         return merge_id_look(a->top, NULL, false, NULL) != MERGE_ABSENT;
     for (size_t i = 0; i < a->n; i++)
         if (is_layer(c, &a->v[i]))

@@ -70,7 +70,8 @@ struct merge {
     uint64_t bwlimit;
     bool gentle;
     struct chain *chain;
-    bool *drop; /* by layer */
+    char *foreign; /* the format of its bottom, when that is a foreign one */
+    bool *drop;    /* by layer */
     struct children children;
     struct children heirs;      /* overlays of U, when R gets another name */
     struct children_seen *seen; /* of the request, or own_seen */

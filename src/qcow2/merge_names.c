@@ -184,7 +184,9 @@ int group_name_backing(struct merge_group *g, struct qstill_error *err)
     if (g->last + 1 == c->n)
         return 0;
     below = c->layers[g->last + 1];
-    g->backing_format = qcow2_format_name(below->info.format);
+    g->backing_format = image_is_foreign(below)
+                            ? g->m->foreign
+                            : qcow2_format_name(below->info.format);
     /* between the header and the rename the file stands elsewhere */
     if (!path_same_dir(kept, g->result))
         r = path_absolute(below->path, &g->backing, err);

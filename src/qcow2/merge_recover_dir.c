@@ -74,8 +74,7 @@ static bool concerns(const struct io *io, const struct merge_request *q,
         return err.code != QSTILL_E_NOT_FOUND;
     if (!whole) /* nothing had begun */
         return false;
-    if (chain_open(&c, io, q->top, QCOW2_FORMAT_QCOW2, CHAIN_UNLOCKED, &err) <
-        0)
+    if (chain_open_foreign(&c, io, q->top, QCOW2_FORMAT_QCOW2, &err) < 0)
         return true;
     return names_touched(q, c, &r);
 }

@@ -151,6 +151,7 @@ static int tell_extent(struct teller *t, const struct extent *e)
         break;
     case EXTENT_OWNED:
     case EXTENT_PAST_END:
+    case EXTENT_FOREIGN: /* in no view of chain_view() */
         return tell_nothing(t, e->layer, e->guest, extent_end(e));
     }
     return tell(t, &s);
