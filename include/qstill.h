@@ -461,7 +461,8 @@ int qstill_recover(struct qstill_store *store, const char *vm, bool dry_run,
                    struct qstill_job **out, struct qstill_error *err);
 
 /* Checks a snapshot's files: sums of the memory, images' metadata and
- * identity. CORRUPT names the first damage. */
+ * identity, the latter also of what they stand on. CORRUPT names the first
+ * damage. */
 int qstill_verify(struct qstill_store *store, const char *vm, const char *snap,
                   struct qstill_job **out, struct qstill_error *err);
 

@@ -99,6 +99,14 @@ static int check_hidden(struct session *s, const struct manifest *m, bool force,
     return 0;
 }
 
+int preflight_ancestry(struct session *s, const struct manifest *m,
+                       struct qstill_error *err)
+{
+    if (check_ancestors(s, m, false, err) < 0)
+        return err->code;
+    return check_hidden(s, m, false, err);
+}
+
 static int check_below(struct session *s, const struct manifest *m,
                        struct qstill_error *err)
 {
@@ -106,9 +114,7 @@ static int check_below(struct session *s, const struct manifest *m,
         if (vmrecord_disk(&s->rec, m->disks[i].name) &&
             layer_check(&m->disks[i], err) < 0)
             return err_wrap(err, "snapshot %s", m->name);
-    if (check_ancestors(s, m, false, err) < 0)
-        return err->code;
-    return check_hidden(s, m, false, err);
+    return preflight_ancestry(s, m, err);
 }
 
 int preflight_below(struct session *s, struct qstill_error *err)

@@ -29,6 +29,11 @@ int preflight_memory(struct session *s, const struct manifest *m,
 int preflight_foundation(struct session *s, const struct manifest *m,
                          bool start, struct qstill_error *err);
 
+/* Whether the layers that a snapshot's stand on are what they were: those of
+ * its ancestors, of deleted ones, and in the trash. */
+int preflight_ancestry(struct session *s, const struct manifest *m,
+                       struct qstill_error *err);
+
 /* Whether the frozen layers that the VM's heads stand on are what they were. */
 int preflight_below(struct session *s, struct qstill_error *err);
 

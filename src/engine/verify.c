@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-/* verify: a snapshot's manifest and memory against their sums, its layers
- * against what they were when they were frozen. Reads only. */
+/* verify: a snapshot's manifest and memory against their sums, its layers and
+ * those below against what they were when they were frozen. Reads only. */
 #include "memstate/verify.h"
 
 #include <string.h>
@@ -9,6 +9,7 @@
 #include "job.h"
 #include "layer_file.h"
 #include "name.h"
+#include "preflight.h"
 #include "session.h"
 
 struct ver {
@@ -40,6 +41,11 @@ static int disks_enter(void *ctx, struct qstill_error *err)
             err->code = QSTILL_E_CORRUPT;
             return err_wrap(err, "snapshot %s", m->name);
         }
+    if (preflight_ancestry(&v->s, m, err) < 0) {
+        if (err->code == QSTILL_E_NOT_FOUND)
+            err->code = QSTILL_E_CORRUPT;
+        return err_wrap(err, "snapshot %s", m->name);
+    }
     if (bases_check_one(&v->s, m, false, err) == QSTILL_E_NOT_FOUND)
         err->code = QSTILL_E_CORRUPT;
     if (err->code < 0)

@@ -89,8 +89,8 @@ class Trash(Changed):
         message = self.told()
         self.assertIn("kept for undo", message)
         self.assertIn(a, message)
-        self.q.fails("corrupt", "written to after", "revert", "vm", "b")
-        self.q.fails("corrupt", "written to after", "create", "vm", "c")
+        for verb, name in (("revert", "b"), ("create", "c"), ("verify", "b")):
+            self.q.fails("corrupt", "written to after", verb, "vm", name)
         self.q.fails("corrupt", "written to after", "undo", "vm")
         self.q.fails("corrupt", "written to after", "undo", "vm", "--dry-run")
         bring_back()

@@ -132,6 +132,8 @@ class Protect(Case):
         said = self.q.check("vm")
         self.assertIn("layer-changed", [p["code"] for p in said["problems"]])
         self.q.fails("corrupt", "written to after", "revert", "vm", "c")
+        self.q.fails("corrupt", "below it, snapshot a.*written to after",
+                     "verify", "vm", "c")
         self.q.fails("corrupt", "written to after", "delete", "vm", "a")
         self.q("revert", "vm", "c", "--force")
         self.unprotect(self.layers(vm, "c")[0])
