@@ -430,6 +430,18 @@ int qstill_delete(struct qstill_store *store, const char *vm,
                   const struct qstill_delete_options *options,
                   struct qstill_job **out, struct qstill_error *err);
 
+struct qstill_deleted {
+    const char *id;
+    const char *name; /* NULL: it was damaged */
+};
+struct qstill_delete_result {
+    size_t count;
+    const struct qstill_deleted *deleted; /* dry run: would be */
+};
+/* Of a finished delete job; belongs to it. */
+const struct qstill_delete_result *
+qstill_delete_result(const struct qstill_job *job);
+
 /*
  * Takes back the last revert or delete whose trash is still there; when there
  * is none, or with `redo`, the last undo of a revert.

@@ -10,26 +10,8 @@
 #include "run.h"
 #include "show.h"
 
-static bool in_list(const struct qstill_snapshot_list *list, const char *id)
-{
-    for (size_t i = 0; i < list->count; i++)
-        if (strcmp(list->snapshots[i].id, id) == 0)
-            return true;
-    return false;
-}
-
-static bool is_damaged_in(const struct qstill_snapshot_list *list,
-                          const char *id)
-{
-    for (size_t i = 0; i < list->damaged_count; i++)
-        if (strcmp(list->damaged[i].id, id) == 0)
-            return true;
-    return false;
-}
-
 static void show_deleted(const struct cli *cli, const char *vm,
-                         const struct qstill_snapshot_list *before,
-                         const struct qstill_snapshot_list *after)
+                         const struct qstill_delete_result *result)
 {
     struct out o = OUT_INIT(stdout);
 
@@ -38,23 +20,12 @@ static void show_deleted(const struct cli *cli, const char *vm,
         out_text(&o, "vm", vm);
         out_array(&o, "deleted");
     }
-    for (size_t i = 0; i < before->count; i++) {
-        const struct qstill_snapshot *s = &before->snapshots[i];
+    for (size_t i = 0; result && i < result->count; i++) {
+        const struct qstill_deleted *d = &result->deleted[i];
 
-        if (in_list(after, s->id))
-            continue;
-        show_words(cli, "%s: deleted", s->name);
+        show_words(cli, "%s: deleted", d->name ? d->name : d->id);
         if (cli->json)
-            out_text(&o, NULL, s->id);
-    }
-    for (size_t i = 0; i < before->damaged_count; i++) {
-        const char *id = before->damaged[i].id;
-
-        if (is_damaged_in(after, id))
-            continue;
-        show_words(cli, "%s: deleted", id);
-        if (cli->json)
-            out_text(&o, NULL, id);
+            out_text(&o, NULL, d->id);
     }
     if (cli->json) {
         out_end(&o);
@@ -67,8 +38,6 @@ static int delete_run(struct cli *cli, const struct args *args,
 {
     struct qstill_delete_options options = QSTILL_DELETE_OPTIONS_INIT;
     CLEANUP(run_job_freep) struct qstill_job *job = NULL;
-    CLEANUP(find_list_freep) struct qstill_snapshot_list *before = NULL;
-    CLEANUP(find_list_freep) struct qstill_snapshot_list *after = NULL;
     const char *vm = args_operand(args, 0);
     struct qstill_store *store;
 
@@ -82,8 +51,7 @@ static int delete_run(struct cli *cli, const struct args *args,
     if (cli_store(cli, &store, err) < 0)
         return err->code;
     run_prepare(cli);
-    if (qstill_snapshot_list(store, vm, &before, err) < 0 ||
-        qstill_delete(store, vm, args->operands + 1, args->operand_count - 1,
+    if (qstill_delete(store, vm, args->operands + 1, args->operand_count - 1,
                       &options, &job, err) < 0 ||
         run_job(cli, job, err) < 0)
         return err->code;
@@ -92,9 +60,7 @@ static int delete_run(struct cli *cli, const struct args *args,
         return 0;
     }
     show_account(cli, job);
-    if (qstill_snapshot_list(store, vm, &after, err) < 0)
-        return err->code;
-    show_deleted(cli, vm, before, after);
+    show_deleted(cli, vm, qstill_delete_result(job));
     return 0;
 }
 

@@ -316,14 +316,27 @@ static void tell(const struct session *s, const struct buf *told)
         store_note(s->store, "VM %s: %.*s", s->vm, (int)n, at);
 }
 
+static int pulse(void *user, uint64_t done, uint64_t total,
+                 struct qstill_error *err)
+{
+    return job_pulse(user, done, total, err);
+}
+
 int layers_settle_merge(const struct session *s, struct qstill_error *err)
 {
     CLEANUP(buf_fini) struct buf told = BUF_INIT;
-    struct merge_recovery how = {.told = &told};
+    struct merge_recovery how = {.told = &told,
+                                 .bwlimit = s->bwlimit,
+                                 .gentle = s->qmp != NULL,
+                                 .stop = job_stop(s->first_job),
+                                 .pulse = pulse,
+                                 .user = s->first_job};
     bool did;
     int r = merge_recover(io_real(), s->vmfd, LAYERS_MERGE_JOURNAL, &how, &did,
                           err);
 
+    if (s->first_job)
+        job_measure(s->first_job, 0, 0);
     if (buf_append_u8(&told, 0) == 0)
         tell(s, &told);
     if (r == 0 || err->code != QSTILL_E_NO_SPACE)

@@ -133,7 +133,7 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
 {
     struct create *c = ctx;
 
-    if (session_open(&c->s, c->store, c->vm, "create", err) < 0)
+    if (session_open_for(&c->s, c->store, c->vm, "create", c->job, 0, err) < 0)
         return err->code;
     c->session_open = true;
     if (check_name_free(c, err) < 0 || preflight_below(&c->s, err) < 0 ||

@@ -369,3 +369,11 @@ QSTILL_PUBLIC int qstill_delete(struct qstill_store *store, const char *vm,
     *out = c->job;
     return 0;
 }
+
+QSTILL_PUBLIC const struct qstill_delete_result *
+qstill_delete_result(const struct qstill_job *job)
+{
+    const struct del *c = job_ctx(job, &delete_ops);
+
+    return c && c->result.deleted ? &c->result : NULL;
+}

@@ -24,6 +24,7 @@ struct del {
     char tag[ID_LEN + 1];
     struct journal j;
     struct paranoid before;
+    struct qstill_delete_result result;
 };
 
 /* Lock, recovery, which snapshots; with --dry-run in words. */

@@ -157,6 +157,34 @@ static int find_doomed(struct del *c, struct qstill_error *err)
     return 0;
 }
 
+/* For the caller, who has no list of before: what is recovered first may have
+ * changed it. */
+static int note_result(struct del *c, struct qstill_error *err)
+{
+    const struct tree *t = &c->s.tree;
+    struct qstill_deleted *all =
+        arena_array(&c->arena, t->count + t->damaged_count + 1, sizeof(*all));
+    bool ok = all != NULL;
+    size_t n = 0;
+
+    for (size_t i = 0; ok && i < t->count; i++)
+        if (c->doomed[i]) {
+            all[n].id = arena_strdup(&c->arena, t->nodes[i].id);
+            all[n].name = arena_strdup(&c->arena, t->nodes[i].name);
+            ok = all[n].id && all[n].name;
+            n++;
+        }
+    for (size_t i = 0; ok && i < t->damaged_count; i++)
+        if (c->doomed_damaged[i]) {
+            all[n].id = arena_strdup(&c->arena, t->damaged[i].id);
+            ok = all[n++].id != NULL;
+        }
+    if (!ok)
+        return err_nomem(err);
+    c->result = (struct qstill_delete_result){n, all};
+    return 0;
+}
+
 static void describe_damaged(struct del *c)
 {
     const struct tree *t = &c->s.tree;
@@ -191,7 +219,8 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
     CLEANUP(layers_fini) struct layers all = {0};
     struct del *c = ctx;
 
-    if (session_open(&c->s, c->store, c->vm, "delete", err) < 0)
+    if (session_open_for(&c->s, c->store, c->vm, "delete", c->job, c->o.bwlimit,
+                         err) < 0)
         return err->code;
     c->session_open = true;
     c->s.job = c->job;
@@ -199,7 +228,7 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
         return err->code;
     if (c->o.children)
         mark_children(c);
-    if (check_count(c, err) < 0)
+    if (note_result(c, err) < 0 || check_count(c, err) < 0)
         return err->code;
     if (session_connect(&c->s, err) < 0 ||
         (c->s.qmp &&
@@ -211,7 +240,6 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
         return err->code;
     describe(c, &all);
     describe_damaged(c);
-    c->s.bwlimit = c->o.bwlimit;
     c->s.paranoid = c->o.paranoid;
     c->j.keep_hidden = c->o.keep_hidden;
     if (layers_foresee(&c->s, &c->j, is_planned, c,

@@ -307,7 +307,8 @@ static int merge_hidden(struct recover_job *r, const char *vm,
     struct session s;
     int rc = 0;
 
-    if (session_open(&s, r->store, vm, r->dry_run ? NULL : "recover", err) < 0)
+    if (session_open_for(&s, r->store, vm, r->dry_run ? NULL : "recover",
+                         r->job, 0, err) < 0)
         return err->code;
     s.job = r->job;
     look_at_qemu(&s, r->dry_run);
@@ -349,7 +350,7 @@ static int recover_vm(struct recover_job *r, const char *vm,
     recover_plan(vmfd, &j, text);
     if (r->dry_run)
         return 0;
-    if (session_open(&s, r->store, vm, "recover", err) < 0)
+    if (session_open_for(&s, r->store, vm, "recover", r->job, 0, err) < 0)
         return err->code;
     buf_printf(text, "VM %s: recovered\n", vm);
     thaw_check(&s, err);

@@ -297,7 +297,7 @@ int revert_plan(struct revert *r, struct qstill_error *err)
 {
     struct manifest *m = NULL;
 
-    if (session_open(&r->s, r->store, r->vm, "revert", err) < 0)
+    if (session_open_for(&r->s, r->store, r->vm, "revert", r->job, 0, err) < 0)
         return err->code;
     r->session_open = true;
     if (tree_resolve(&r->s.tree, r->snap, &m, err) < 0 ||

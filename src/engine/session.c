@@ -10,6 +10,7 @@
 #include "graph_check.h"
 #include "headlock.h"
 #include "inplace.h"
+#include "job.h"
 #include "journal.h"
 #include "launch_renew.h"
 #include "lent.h"
@@ -46,9 +47,18 @@ static void sweep(const struct session *s)
 int session_open(struct session *s, struct qstill_store *store, const char *vm,
                  const char *verb, struct qstill_error *err)
 {
+    return session_open_for(s, store, vm, verb, NULL, 0, err);
+}
+
+int session_open_for(struct session *s, struct qstill_store *store,
+                     const char *vm, const char *verb, struct qstill_job *job,
+                     uint64_t bwlimit, struct qstill_error *err)
+{
     memset(s, 0, sizeof(*s));
     s->vmfd = s->snapsfd = s->lockfd = -1;
     s->store = store;
+    s->first_job = s->rest_job = job;
+    s->bwlimit = bwlimit;
     if (store_open_vm(store, vm, &s->vmfd, err) < 0)
         return err->code;
     if (!verb)
@@ -61,11 +71,14 @@ int session_open(struct session *s, struct qstill_store *store, const char *vm,
     if (store_open_snapshots(s->vmfd, &s->snapsfd, err) < 0 ||
         (verb && lock_take(s->vmfd, verb, &s->lockfd, err) < 0) ||
         session_reload(s, err) < 0 ||
-        (verb && recover_session(s, NULL, err) < 0)) {
+        (verb && recover_session(s, NULL, err) < 0) ||
+        (job && job_cancelled(job) &&
+         err_set(err, QSTILL_E_CANCELLED, "cancelled") < 0)) {
         err_wrap(err, "VM %s", vm);
         session_close(s);
         return err->code;
     }
+    s->first_job = s->rest_job = NULL;
     if (verb)
         sweep(s);
     return 0;

@@ -32,8 +32,10 @@ struct session {
     uint64_t bwlimit;       /* of merges, bytes per second; 0: none */
     struct qstill_job *job; /* that a merge tells how far it is, or NULL: then
                                it cannot be cancelled */
-    struct qstill_job *rest_job; /* the same of the merges that come behind an
-                                    operation that is done: delete.h */
+    struct qstill_job *rest_job;  /* the same of the merges that come behind an
+                                     operation that is done: delete.h */
+    struct qstill_job *first_job; /* while it is opened: the same of a fold that
+                                     an abandoned operation has left */
     bool paranoid; /* compare what a guest sees before and after a merge */
 };
 
@@ -41,6 +43,12 @@ struct session {
  * finishes what an abandoned operation left, and loads record and tree. */
 int session_open(struct session *s, struct qstill_store *store, const char *vm,
                  const char *verb, struct qstill_error *err);
+/* The same for a job: what an abandoned operation left to be merged, which can
+ * be the whole disk, is told as the job's progress and can be cancelled (the
+ * next command, or recover, goes on). `bwlimit` becomes s->bwlimit. */
+int session_open_for(struct session *s, struct qstill_store *store,
+                     const char *vm, const char *verb, struct qstill_job *job,
+                     uint64_t bwlimit, struct qstill_error *err);
 void session_close(struct session *s);
 
 /* Loads record and tree again. */

@@ -206,7 +206,7 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     const struct vm_trash *t = NULL;
 
     if (id_new(u->tag, err) < 0 ||
-        session_open(&u->s, u->store, u->vm, "undo", err) < 0)
+        session_open_for(&u->s, u->store, u->vm, "undo", u->job, 0, err) < 0)
         return err->code;
     u->session_open = true;
     if (find_trash(u, &t, err) < 0)

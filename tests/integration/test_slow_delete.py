@@ -173,6 +173,66 @@ class Slow(Deletes):
         self.damaged_on_purpose.add("vm")
 
 
+class LeftToTheNext(Deletes):
+    """A fold that a killed delete of a VM that is off has left, whichever
+    command finds it."""
+    either = True
+    cost = 20
+
+    def setUp(self):
+        super().setUp()
+        self.make((0, 48), (40, DATA), (36, 8), (34, 4))
+        self.vm.quit()
+        process = self.in_the_middle("root")
+        process.kill()
+        self.q.finish(process)
+        self.assertTrue(self.is_left())
+
+    def is_left(self):
+        return ".merge" in os.listdir(
+            os.path.dirname(self.q.journal_path("vm")))
+
+    def is_over(self, *names):
+        self.is_whole(*names)
+        self.assertFalse(self.is_left())
+        self.check_nothing_left(self.vm)
+
+    def test_a_delete_of_another_can_be_cancelled(self):
+        process = self.q.start("delete", "vm", "leaf", "--bwlimit",
+                               "%dM" % LIMIT)
+        time.sleep(1)
+        self.assertIsNone(process.poll(), "it was too fast")
+        process.send_signal(signal.SIGINT)
+        status, out, err = self.q.finish(process, 3)
+        self.q.failed("cancelled", "cancelled", ["delete"], status, out, err)
+        self.is_whole("middle", "leaf")
+        self.q("recover", "vm")
+        self.is_over("middle", "leaf")
+
+    def test_recover_can_be_cancelled(self):
+        slow = Slowed(os.path.join(self.tmp, "log"), 50, *self.q.argv(
+            ("recover", "vm")))
+        slow.wait(lambda _, n, at: n >= 128 << 10)
+        status, out, err = slow.end(signal.SIGINT)
+        self.q.failed("cancelled", "cancelled", ["recover"], status, out, err)
+        self.assertIn("merge", " ".join(
+            self.q("recover", "vm", "--dry-run")["actions"]), "it went on")
+        self.is_whole("middle", "leaf")
+        self.q("revert", "vm", "leaf", "--stopped")
+        self.head = self.head_digest()
+        self.is_whole("middle", "leaf")
+
+    def test_the_limit_is_kept_and_progress_shown(self):
+        begun = time.monotonic()
+        process = self.q.start("delete", "vm", "leaf", "--bwlimit",
+                               "%dM" % LIMIT)
+        status, out, err = self.q.finish(process, 60)
+        self.assertEqual(0, status, err)
+        self.assertGreater(time.monotonic() - begun, 0.8 * DATA / LIMIT)
+        self.assertRegex(err, r"delete.*\d+% .*MiB of")
+        self.is_over("middle")
+
+
 class StillReading(Case):
     either = True
     cost = 10
