@@ -103,7 +103,9 @@ struct qstill_limit {
  * the QEMU that was recorded, to be set as far as that is allowed.
  * With `confined` the process must have no more capabilities (a bit each, as in
  * /proc/PID/status) than these: a bounding set, an inheritable and an ambient
- * one; and no_new_privs when that is set. Else it must fail.
+ * one; and no_new_privs when that is set. `groups`, when it is not NULL, are
+ * the supplementary groups that it must have, and no other (`group_count` may
+ * be 0). Else it must fail.
  */
 struct qstill_launch {
     size_t size;
@@ -121,6 +123,8 @@ struct qstill_launch {
     uint64_t caps_bounding;
     uint64_t caps_inheritable;
     uint64_t caps_ambient;
+    const uint32_t *groups;
+    size_t group_count;
 };
 typedef int qstill_launch_fn(void *user, const struct qstill_launch *launch,
                              int *pid, struct qstill_error *err);

@@ -88,13 +88,12 @@ static void default_signals(void)
 
 static int become_user(const struct launch_plan *p)
 {
-    if (!p->change_user)
-        return 0;
-    if (setgroups((size_t)p->group_count, p->groups) < 0 ||
-        setresgid(p->launch->gid, p->launch->gid, p->launch->gid) < 0 ||
-        setresuid(p->launch->uid, p->launch->uid, p->launch->uid) < 0)
+    const struct qstill_launch *l = p->launch;
+
+    if (p->change_groups && (setgroups((size_t)p->group_count, p->groups) < 0 ||
+                             setresgid(l->gid, l->gid, l->gid) < 0))
         return -1;
-    return 0;
+    return p->change_user ? setresuid(l->uid, l->uid, l->uid) : 0;
 }
 
 /* As far as we may: the engine has seen to it that QEMU can live with that. */

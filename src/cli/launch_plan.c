@@ -22,16 +22,80 @@ static bool has_daemonize(const char *const *argv)
     return false;
 }
 
+static bool has(const gid_t *list, size_t n, gid_t also, gid_t gid)
+{
+    bool found = gid == also;
+
+    for (size_t i = 0; !found && i < n; i++)
+        found = list[i] == gid;
+    return found;
+}
+
+/* Whether we have the groups that QEMU is to have, and no other. */
+static bool groups_are_ours(const struct qstill_launch *l)
+{
+    gid_t ours[LAUNCH_GROUPS_MAX];
+    int n = getgroups(LAUNCH_GROUPS_MAX, ours);
+
+    if (n < 0 || !has(ours, (size_t)n, getegid(), l->gid) ||
+        !has(l->groups, l->group_count, l->gid, getegid()))
+        return false;
+    for (size_t i = 0; i < l->group_count; i++)
+        if (!has(ours, (size_t)n, getegid(), l->groups[i]))
+            return false;
+    for (size_t i = 0; i < (size_t)n; i++)
+        if (!has(l->groups, l->group_count, l->gid, ours[i]))
+            return false;
+    return true;
+}
+
+static int too_many_groups(const char *user, struct qstill_error *err)
+{
+    return cli_fail(err, QSTILL_E_FAILED, "user %s is in more than %d groups",
+                    user, LAUNCH_GROUPS_MAX);
+}
+
+/* Of a user: how it is in /etc/group. */
+static int find_groups(struct launch_plan *p, struct qstill_error *err)
+{
+    const struct qstill_launch *l = p->launch;
+    struct passwd *pw = getpwuid(l->uid);
+
+    p->group_count = 1;
+    p->groups[0] = l->gid;
+    if (!pw)
+        return 0;
+    p->group_count = LAUNCH_GROUPS_MAX;
+    if (getgrouplist(pw->pw_name, l->gid, p->groups, &p->group_count) < 0)
+        return too_many_groups(pw->pw_name, err);
+    return 0;
+}
+
+static int plan_groups(struct launch_plan *p, struct qstill_error *err)
+{
+    const struct qstill_launch *l = p->launch;
+    char uid[16];
+
+    if (!l->groups) {
+        p->change_groups = p->change_user;
+        return p->change_user ? find_groups(p, err) : 0;
+    }
+    snprintf(uid, sizeof(uid), "%u", l->uid);
+    if (l->group_count > LAUNCH_GROUPS_MAX)
+        return too_many_groups(uid, err);
+    p->change_groups = p->change_user || !groups_are_ours(l);
+    p->group_count = (int)l->group_count;
+    memcpy(p->groups, l->groups, l->group_count * sizeof(*p->groups));
+    return 0;
+}
+
 static int plan_user(struct launch_plan *p, struct qstill_error *err)
 {
     const struct qstill_launch *l = p->launch;
-    struct passwd *pw;
 
-    if (l->launcher || (l->uid == geteuid() && l->gid == getegid()))
+    if (l->launcher)
         return 0;
-    if (geteuid() != 0) {
-        if (l->uid == geteuid())
-            return 0; /* another primary group: ours will do */
+    if (geteuid() != 0 && l->uid != geteuid()) {
         cli_fail(err, QSTILL_E_PERMISSION,
                  "the VM ran as user %u and cannot be started as user %u",
                  l->uid, (unsigned)geteuid());
@@ -39,18 +103,9 @@ static int plan_user(struct launch_plan *p, struct qstill_error *err)
                  "run the command as that user or as root");
         return err->code;
     }
-    p->change_user = true;
-    p->group_count = 1;
-    p->groups[0] = l->gid;
-    pw = getpwuid(l->uid);
-    if (!pw)
-        return 0;
-    p->group_count = LAUNCH_GROUPS_MAX;
-    if (getgrouplist(pw->pw_name, l->gid, p->groups, &p->group_count) < 0)
-        return cli_fail(err, QSTILL_E_FAILED,
-                        "user %s is in more than %d groups", pw->pw_name,
-                        LAUNCH_GROUPS_MAX);
-    return 0;
+    /* else another primary group: ours will do */
+    p->change_user = geteuid() == 0 && (l->uid != 0 || l->gid != getegid());
+    return plan_groups(p, err);
 }
 
 static bool same_name(const char *a, const char *b)

@@ -18,6 +18,7 @@ struct launch_plan {
     const char *shell_argv[4];
     char **env;
     bool change_user;
+    bool change_groups; /* the primary one, too */
     gid_t groups[LAUNCH_GROUPS_MAX];
     int group_count;
     bool wait_status;

@@ -275,6 +275,7 @@ static int read_ids(int dirfd, pid_t pid, struct launch_record *rec,
         return err_set(err, QSTILL_E_FAILED,
                        "/proc/%d/status names no user or group", (int)pid);
     confine_read(dirfd, (const char *)b.data, &rec->confine);
+    groups_read((const char *)b.data, &rec->groups);
     return 0;
 }
 

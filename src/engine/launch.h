@@ -18,6 +18,7 @@
 
 #include "base/error.h"
 #include "confine.h"
+#include "groups.h"
 #include "limits.h"
 
 struct launch_record {
@@ -29,6 +30,7 @@ struct launch_record {
     char *exe; /* absolute path of the binary */
     struct limits limits;
     struct confine confine;
+    struct groups groups;
 };
 
 /* Every member is malloc'ed; a zeroed record is fine. */

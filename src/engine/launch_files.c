@@ -240,7 +240,7 @@ int launch_files_check(const struct launch_record *rec,
                       .user = user,
                       .err = err};
 
-    reach_init(&f.reach, rec->uid, rec->gid);
+    reach_init_groups(&f.reach, rec->uid, rec->gid, &rec->groups);
     f.reach.cwd = rec->cwd;
     for (size_t i = 0; i < args->count; i++)
         if (check_option(&f, &args->v[i]) < 0 ||

@@ -312,7 +312,8 @@ static int check_confined(struct hinders *h)
     struct qstill_error why = {0};
 
     if (confine_check(&h->rec->confine, h->rec->uid, launch_has_sandbox(h->rec),
-                      &why) == 0)
+                      &why) == 0 &&
+        groups_check(&h->rec->groups, h->rec->uid, h->rec->gid, &why) == 0)
         return 0;
     return add(h, LAUNCH_BLOCKER, "confined", USE_LAUNCHER, "%s", why.message);
 }

@@ -247,7 +247,8 @@ void launch_renew(struct session *s)
     same = same || is_same(was, &now) ||
            (s->rec.launcher && was_launched(s, now.argv));
     kept = same_limits(&was->limits, &now.limits) &&
-           confine_is_same(&was->confine, &now.confine);
+           confine_is_same(&was->confine, &now.confine) &&
+           groups_are_same(&was->groups, &now.groups);
     if ((same && kept) || !is_alive(s->pid))
         return;
     if (now.uid != was->uid || now.gid != was->gid)
@@ -257,6 +258,7 @@ void launch_renew(struct session *s)
     if (err.code == 0) {
         was->limits = now.limits;
         was->confine = now.confine;
+        was->groups = now.groups;
         save(s);
     } else {
         store_note(s->store,

@@ -42,6 +42,18 @@ void reach_init(struct reach *r, uint32_t uid, uint32_t gid)
         r->group_count = REACH_GROUPS_MAX; /* these it has filled in */
 }
 
+void reach_init_groups(struct reach *r, uint32_t uid, uint32_t gid,
+                       const struct groups *groups)
+{
+    reach_init(r, uid, gid);
+    if (!r->other || !groups->known)
+        return;
+    for (r->group_count = 0; r->group_count < REACH_GROUPS_MAX &&
+                             (size_t)r->group_count < groups->n;
+         r->group_count++)
+        r->groups[r->group_count] = groups->v[r->group_count];
+}
+
 /* Bits of capabilities(7): no file is closed to who has one of them. */
 #define MAY_READ_ALL                                                           \
     (1ull << 1 | 1ull << 2) /* DAC_OVERRIDE, DAC_READ_SEARCH                   \

@@ -8,6 +8,7 @@
 #include <sys/types.h>
 
 #include "base/error.h"
+#include "groups.h"
 
 enum { REACH_GROUPS_MAX = 64 };
 
@@ -33,6 +34,9 @@ struct reach {
 
 /* As one that is started as that user; finds its groups. */
 void reach_init(struct reach *r, uint32_t uid, uint32_t gid);
+/* The same with these groups, where they are known. */
+void reach_init_groups(struct reach *r, uint32_t uid, uint32_t gid,
+                       const struct groups *groups);
 /* As a process that runs, with its groups and what it may besides. False: it
  * cannot be read. */
 bool reach_init_process(struct reach *r, pid_t pid);

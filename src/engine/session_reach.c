@@ -52,7 +52,8 @@ int session_reach(const struct session *s, const char *path, const char *format,
     if (!ours && !sees_what_we_see(s))
         return 0;
     if (ours)
-        reach_init(&reach, s->rec.launch.uid, s->rec.launch.gid);
+        reach_init_groups(&reach, s->rec.launch.uid, s->rec.launch.gid,
+                          &s->rec.launch.groups);
     else if (s->pid <= 0 || !reach_init_process(&reach, s->pid))
         reach_init(&reach, geteuid(), getegid());
     reach.cwd = s->rec.has_launch ? s->rec.launch.cwd : NULL;

@@ -275,9 +275,12 @@ static int launch(struct session *s, const struct launch_change *change,
     l.gid = s->rec.has_launch ? s->rec.launch.gid : (uint32_t)getegid();
     l.limits = s->rec.launch.limits.v;
     l.limit_count = s->rec.launch.limits.n;
-    if (s->rec.has_launch && !s->rec.launcher)
+    if (s->rec.has_launch && !s->rec.launcher) {
         confine_give(&s->rec.launch.confine, l.uid,
                      launch_has_sandbox(&s->rec.launch), &l);
+        l.groups = s->rec.launch.groups.known ? s->rec.launch.groups.v : NULL;
+        l.group_count = s->rec.launch.groups.n;
+    }
     r = s->store->launch(s->store->launch_user, &l, pid, err);
     launch_argv_free(argv);
     if (r < 0 && err->code == 0)

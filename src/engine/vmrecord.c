@@ -153,6 +153,9 @@ static void read_launch(struct json_in *in, const struct json_value *root,
     if (in->err->code == 0)
         confine_parse(json_in_string(in, o, "confined", JSON_OPTIONAL),
                       &l->confine, in->err);
+    if (in->err->code == 0)
+        groups_parse(json_in_string(in, o, "groups", JSON_OPTIONAL), &l->groups,
+                     in->err);
     rec->has_launch = in->err->code == 0;
 }
 
@@ -278,16 +281,18 @@ static json_t *launch_json(const struct vm_record *rec)
     CLEANUP(arena_fini) struct arena a = ARENA_INIT;
     const struct launch_record *l = &rec->launch;
     struct qstill_error ignored = {0};
-    char *limits = NULL, *confined = NULL;
+    char *limits = NULL, *confined = NULL, *groups = NULL;
 
     if (!rec->has_launch)
         return json_null();
     if (limits_format(&l->limits, &a, &limits, &ignored) < 0 ||
-        confine_format(&l->confine, &a, &confined, &ignored) < 0)
+        confine_format(&l->confine, &a, &confined, &ignored) < 0 ||
+        groups_format(&l->groups, &a, &groups, &ignored) < 0)
         return NULL;
-    return json_pack("{so so so so so so sI sI}", "limits",
+    return json_pack("{so so so so so so so sI sI}", "limits",
                      json_out_string(limits), "confined",
-                     json_out_string(confined), "argv",
+                     json_out_string(confined), "groups",
+                     json_out_string(groups), "argv",
                      json_out_strings(l->argv, strings_count(l->argv)), "env",
                      json_out_strings(l->env, strings_count(l->env)), "cwd",
                      json_out_string(l->cwd), "exe", json_out_string(l->exe),
@@ -404,6 +409,7 @@ int vmrecord_set_launch(struct vm_record *rec,
     l->gid = launch->gid;
     l->limits = launch->limits;
     l->confine = launch->confine;
+    l->groups = launch->groups;
     l->cwd = arena_strdup(&rec->arena, launch->cwd);
     l->exe = arena_strdup(&rec->arena, launch->exe);
     if (!l->cwd || !l->exe)

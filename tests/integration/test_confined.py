@@ -20,7 +20,7 @@ def spaces(pid):
 def rights(pid):
     with open("/proc/%s/status" % pid) as f:
         return [line.split() for line in f if line.startswith(
-            ("Cap", "NoNewPrivs", "Uid", "Seccomp"))]
+            ("Cap", "NoNewPrivs", "Uid", "Gid", "Groups", "Seccomp"))]
 
 
 @unittest.skipUnless(os.geteuid() == 0, "needs root")
@@ -117,6 +117,30 @@ class Confined(Case):
         self.assertEqual(had, rights(vm.pid()))
         return had
 
+    def nobodys_disk(self, name):
+        disk = self.disk(vm=name, size=2 << 20, pattern=False)
+        os.chown(disk.path, 65534, 65534)
+        os.chmod(os.path.dirname(disk.path), 0o777)
+        return disk
+
+    def without(self, cap, *args):
+        """A command of ours that lacks this capability."""
+        return subprocess.run(
+            ["setpriv", "--bounding-set=-" + cap, *self.q.argv(args)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, timeout=90)
+
+    def forget(self, word):
+        """What a record of before did not have of how QEMU was started."""
+        record = os.path.join(self.store, "vm", "vm.json")
+        with open(record) as f:
+            told = json.load(f)
+        had = told["launch"].pop(word, None)
+        told.pop("sum", None)
+        with open(record, "w") as f:
+            json.dump(told, f)
+        return had
+
     def test_what_root_has_given_up(self):
         for n, words in enumerate((
                 ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"],
@@ -136,12 +160,50 @@ class Confined(Case):
                 ["--no-new-privs", "--bounding-set=-all"])):
             with self.subTest(words):
                 name = "vm%d" % n
-                disk = self.disk(vm=name, size=2 << 20, pattern=False)
-                os.chown(disk.path, 65534, 65534)
-                os.chmod(os.path.dirname(disk.path), 0o777)
                 had = self.keeps_its_rights(self.confined(
-                    *NOBODY, *words, name=name, disks=[disk]), ["eager"])
+                    *NOBODY, *words, name=name,
+                    disks=[self.nobodys_disk(name)]), ["eager"])
                 self.assertEqual(n == 0, ["CapEff:", "0" * 12 + "1000"] in had)
+
+    def test_groups(self):
+        """Neither those of its user in /etc/group nor ours: a service's
+        without any stays out of what these let in."""
+        for n, (user, groups) in enumerate((
+                ([], "4242,4243"), ([], ""), (NOBODY[1:3], "4242,65534"),
+                (NOBODY[1:3], ""))):
+            with self.subTest(user=user, groups=groups):
+                name = "vm%d" % n
+                had = self.keeps_its_rights(self.confined(
+                    "setpriv", *user, "--groups=" + groups if groups
+                    else "--clear-groups", "--bounding-set=-sys_admin",
+                    name=name, disks=[self.nobodys_disk(name)]), ["eager"])
+                self.assertIn(["Groups:"] + [g for g in groups.split(",") if g],
+                              had)
+
+    def test_groups_that_may_not_be_changed(self):
+        """Nor does one start with ours."""
+        vm = self.confined("setpriv", "--groups=4242")
+        self.q("create", "vm", "one", "--memory")
+        p = self.without("setgid", "revert", "vm", "one", "--restore",
+                         "eager")
+        self.assertEqual(6, p.returncode, p.stderr)
+        self.assertIn("is in other groups", p.stderr)
+        self.assertEqual("running", vm.state())
+        vm.quit()
+        p = self.without("setgid", "start", "vm")
+        self.assertEqual(6, p.returncode, p.stderr)
+        self.assertIn("is in other groups", p.stderr)
+        self.q("start", "vm")
+        self.assertIn(["Groups:", "4242"], rights(vm.pid()))
+
+    def test_groups_of_a_record_of_before(self):
+        """As it was: those of its user."""
+        vm = self.confined("setpriv", "--groups=4242")
+        vm.quit()
+        self.assertEqual("4242", self.forget("groups"))
+        p = self.without("setgid", "start", "vm")
+        self.assertEqual(0, p.returncode, p.stderr)
+        self.assertNotIn(["Groups:", "4242"], rights(vm.pid()))
 
     def test_a_sandbox_of_its_own(self):
         """QEMU makes its filter, and no_new_privs, itself."""
@@ -151,11 +213,7 @@ class Confined(Case):
         """A qstill without the right to do it starts none that has more."""
         vm = self.confined("setpriv", "--bounding-set=-sys_admin")
         self.q("create", "vm", "one", "--memory")
-        p = subprocess.run(
-            ["setpriv", "--bounding-set=-setpcap",
-             *self.q.argv(["revert", "vm", "one", "--restore", "eager"])],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, timeout=90)
+        p = self.without("setpcap", "revert", "vm", "one", "--restore", "eager")
         self.assertEqual(6, p.returncode, p.stderr)
         self.assertIn("may not take them away", p.stderr)
         self.assertEqual("running", vm.state())
@@ -165,21 +223,9 @@ class Confined(Case):
         """Nothing is known of the QEMU that has ended: it is started; of one
         that runs all is seen."""
         vm = self.confined("unshare", "--net")
-        record = os.path.join(self.store, "vm", "vm.json")
-        with open(record) as f:
-            told = json.load(f)
-        self.assertIn("apart=net", told["launch"].pop("confined"))
-        told.pop("sum", None)
-        with open(record, "w") as f:
-            json.dump(told, f)
+        self.assertIn("apart=net", self.forget("confined"))
         self.is_told("vm", "namespaces")
-        with open(record) as f:
-            again = json.load(f)
-        if "confined" in again["launch"]:
-            again["launch"].pop("confined")
-            again.pop("sum", None)
-            with open(record, "w") as f:
-                json.dump(again, f)
+        self.forget("confined")
         vm.quit()
         self.q("start", "vm")
         self.assertEqual(spaces("self"), spaces(vm.pid()))

@@ -277,6 +277,36 @@ static void another_user_is_refused_without_root_and_taken_as_root(void **state)
     assert_string_equal(text, "65533\n65532\n65532\n[]\nend\n");
 }
 
+static void the_groups_are_those_that_are_given(void **state)
+{
+    static const char *const argv[] = {"sh", "-c", "id -G; echo end", NULL};
+    static const uint32_t groups[] = {4242, 4243};
+    struct place *place = *state;
+    struct qstill_launch l = launch_of(place, argv);
+    struct qstill_error err;
+    char text[256], want[64];
+    int pid;
+
+    l.groups = groups;
+    l.group_count = 2;
+    if (geteuid() != 0) {
+        assert_int_equal(start(&l, &pid, &err), QSTILL_E_FAILED);
+        return;
+    }
+    assert_int_equal(start(&l, &pid, &err), 0);
+    wait_for(place, "end");
+    read_log(place, text, sizeof(text));
+    snprintf(want, sizeof(want), "%u 4242 4243\nend\n", (unsigned)getegid());
+    assert_string_equal(text, want);
+
+    l.uid = 65533; /* of another, too */
+    l.gid = 65532;
+    l.cwd = "/";
+    l.group_count = 0;
+    assert_int_equal(start(&l, &pid, &err), 0);
+    wait_for(place, "65532\nend");
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -291,6 +321,7 @@ int main(void)
         TEST(a_launcher_runs_in_a_shell_with_the_environment),
         TEST(a_launcher_in_the_foreground_holds_nothing_of_ours),
         TEST(another_user_is_refused_without_root_and_taken_as_root),
+        TEST(the_groups_are_those_that_are_given),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
