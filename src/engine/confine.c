@@ -302,12 +302,13 @@ int confine_check(const struct confine *c, uint32_t uid, bool own_sandbox,
         return 0;
     if (check_spaces(c, &self, err) < 0)
         return err->code;
-    if (!own_sandbox && c->filters > self.filters)
+    /* who came from where does not show: QEMU's own is one more (libseccomp) */
+    if (c->filters > self.filters + own_sandbox)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "QEMU was started under a seccomp filter, which a new "
                        "process would not have");
     may_drop = (effective & (uint64_t)1 << CAP_SETPCAP) ||
-               (uid != 0 && c->no_new_privs && !own_sandbox);
+               (uid != 0 && c->no_new_privs);
     if ((self.bounding & ~bounding_of(c, uid)) && !may_drop)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "QEMU was started without capabilities that a new "
@@ -316,13 +317,14 @@ int confine_check(const struct confine *c, uint32_t uid, bool own_sandbox,
     return 0;
 }
 
-void confine_give(const struct confine *c, uint32_t uid, bool own_sandbox,
+void confine_give(const struct confine *c, uint32_t uid,
                   struct qstill_launch *launch)
 {
     if (!c->known)
         return;
     launch->confined = true;
-    launch->no_new_privs = c->no_new_privs && !own_sandbox;
+    /* QEMU's own filter brings it anyway */
+    launch->no_new_privs = c->no_new_privs;
     launch->caps_bounding = bounding_of(c, uid);
     launch->caps_inheritable = c->inheritable & launch->caps_bounding;
     launch->caps_ambient = c->ambient;

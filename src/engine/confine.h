@@ -57,13 +57,12 @@ int confine_format(const struct confine *c, struct arena *a, char **out,
 
 /*
  * Whether a process that we start as `uid` can be kept to all of it:
- * PRECONDITION says what not. `own_sandbox`: QEMU has a filter and
- * no_new_privs of its own making, and makes them again.
+ * PRECONDITION says what not. `own_sandbox`: it makes a filter itself.
  */
 int confine_check(const struct confine *c, uint32_t uid, bool own_sandbox,
                   struct qstill_error *err);
 /* What can be given is to be given. */
-void confine_give(const struct confine *c, uint32_t uid, bool own_sandbox,
+void confine_give(const struct confine *c, uint32_t uid,
                   struct qstill_launch *launch);
 
 #endif

@@ -141,7 +141,8 @@ int launch_hinders(const struct launch_record *rec,
                    struct launch_hinder_list *out, struct qstill_error *err);
 void launch_hinder_list_fini(struct launch_hinder_list *list);
 
-/* Whether QEMU is told to make a seccomp filter of its own (-sandbox on). */
+/* Whether a start from this record makes a seccomp filter of its own (-sandbox
+ * on, or the same in a file of -readconfig, as that is now). */
 bool launch_has_sandbox(const struct launch_record *rec);
 
 /* Whether the VM has a TPM (-tpmdev): its state is kept by another program. */

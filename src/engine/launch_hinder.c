@@ -416,20 +416,6 @@ int launch_hinders(const struct launch_record *rec,
     return 0;
 }
 
-bool launch_has_sandbox(const struct launch_record *rec)
-{
-    CLEANUP(launch_args_fini) struct launch_args args = {0};
-    struct qstill_error ignored = {0};
-    bool found = false;
-
-    if (launch_args_parse(&args, rec->argv, &ignored) == 0)
-        for (size_t i = 0; i < args.count; i++)
-            if (launch_arg_is(&args.v[i], "sandbox") && args.v[i].value)
-                found = strncmp(args.v[i].value, "off", 3) != 0 &&
-                        strncmp(args.v[i].value, "enable=off", 10) != 0;
-    return found;
-}
-
 bool launch_has_tpm(const struct launch_record *rec)
 {
     struct launch_args args = {0};

@@ -276,8 +276,7 @@ static int launch(struct session *s, const struct launch_change *change,
     l.limits = s->rec.launch.limits.v;
     l.limit_count = s->rec.launch.limits.n;
     if (s->rec.has_launch && !s->rec.launcher) {
-        confine_give(&s->rec.launch.confine, l.uid,
-                     launch_has_sandbox(&s->rec.launch), &l);
+        confine_give(&s->rec.launch.confine, l.uid, &l);
         l.groups = s->rec.launch.groups.known ? s->rec.launch.groups.v : NULL;
         l.group_count = s->rec.launch.groups.n;
     }

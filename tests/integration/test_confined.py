@@ -5,12 +5,31 @@ revert or a start brings; where that cannot be, there is none."""
 import json
 import os
 import subprocess
+import sys
 import unittest
 
 from lib.case import Case
 
 SPACES = ("user", "pid", "mnt", "net", "ipc", "uts")
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+# Lets all calls through but personality(2), which gets EPERM, and runs the
+# rest of its command line.
+FILTER = """
+import ctypes, os, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 135), (0x06, 0, 0, 0x00050001),
+        (0x06, 0, 0, 0x7fff0000)]
+data = ctypes.create_string_buffer(
+    b"".join(struct.pack("HBBI", *c) for c in code))
+class Program(ctypes.Structure):
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_void_p)]
+program = Program(len(code), ctypes.cast(data, ctypes.c_void_p))
+libc.prctl(38, 1, 0, 0, 0)
+if libc.prctl(22, 2, ctypes.byref(program), 0, 0) != 0:
+    sys.exit("no filter: errno %d" % ctypes.get_errno())
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 def spaces(pid):
@@ -208,6 +227,51 @@ class Confined(Case):
     def test_a_sandbox_of_its_own(self):
         """QEMU makes its filter, and no_new_privs, itself."""
         self.keeps_its_rights(self.confined("env", extra=["-sandbox", "on"]))
+
+    def test_a_sandbox_that_is_read_from_a_file(self):
+        config = os.path.join(self.tmp, "sandbox.cfg")
+        with open(config, "w") as f:
+            f.write('[sandbox]\n  enable = "on"\n  spawn = "deny"\n')
+        vm = self.confined("env", attach=False, extra=["-readconfig", config])
+        self.attach(vm)
+        had = rights(vm.pid())
+        self.assertIn(["Seccomp_filters:", "1"], had)
+        self.assertEqual([], [p for p in self.q.check("vm")["problems"]
+                              if p["code"] == "not-startable"])
+        vm.quit()
+        self.q("start", "vm")
+        self.assertEqual(had, rights(vm.pid()))
+        vm.quit()
+        with open(config, "w") as f:  # and is read again
+            f.write('[sandbox]\n  enable = "off"\n')
+        self.q.fails("precondition", "seccomp filter", "start", "vm")
+
+    def behind_a_filter(self):
+        """As a service's SystemCallFilter= has it."""
+        program = os.path.join(self.tmp, "filter.py")
+        with open(program, "w") as f:
+            f.write(FILTER)
+        return [sys.executable, program]
+
+    def test_a_filter_from_outside(self):
+        """Whatever -sandbox says: QEMU makes none but its own again."""
+        for n, sandbox in enumerate((
+                [], ["on"], ["no"], ["elevateprivileges=allow"],
+                ["on,obsolete=deny,elevateprivileges=deny,spawn=deny"])):
+            with self.subTest(sandbox):
+                words = ["-sandbox", *sandbox] if sandbox else []
+                vm = self.confined(*self.behind_a_filter(), name="vm%d" % n,
+                                   extra=words)
+                self.has_only_inplace(vm, "seccomp filter")
+
+    def test_no_new_privs_without_a_sandbox(self):
+        """The word alone makes none."""
+        for n, sandbox in enumerate(("no", "elevateprivileges=allow", "on")):
+            with self.subTest(sandbox):
+                had = self.keeps_its_rights(self.confined(
+                    "setpriv", "--no-new-privs", name="vm%d" % n,
+                    extra=["-sandbox", sandbox]), ["eager"])
+                self.assertIn(["NoNewPrivs:", "1"], had)
 
     def test_what_cannot_be_taken_away(self):
         """A qstill without the right to do it starts none that has more."""

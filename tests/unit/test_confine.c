@@ -86,6 +86,7 @@ static void refused(const struct confine *c, const char *words)
 static void what_a_new_process_would_not_have(void **state)
 {
     struct confine c = own();
+    struct qstill_error err = {0};
 
     (void)state;
     refused(&c, NULL);
@@ -104,6 +105,10 @@ static void what_a_new_process_would_not_have(void **state)
     c = own();
     c.filters++;
     refused(&c, "seccomp");
+    assert_int_equal(confine_check(&c, 65534, true, &err), 0);
+    c.filters++; /* one is QEMU's own, the other not */
+    assert_int_equal(confine_check(&c, 65534, true, &err),
+                     QSTILL_E_PRECONDITION);
     c = (struct confine){.known = false, .apart = 1};
     refused(&c, NULL);
 }
@@ -120,12 +125,12 @@ static void what_is_given(void **state)
     uint64_t later = ~(uint64_t)0 << 41; /* of a newer kernel: as they are */
 
     (void)state;
-    confine_give(&c, 0, false, &l);
+    confine_give(&c, 0, &l);
     assert_true(l.confined && l.no_new_privs);
     assert_int_equal(l.caps_bounding, later | 0x0f);
     assert_int_equal(l.caps_inheritable, 0x0f);
-    confine_give(&c, 1000, true, &l);
-    assert_false(l.no_new_privs);
+    confine_give(&c, 1000, &l);
+    assert_true(l.no_new_privs);
     assert_int_equal(l.caps_bounding, later | 0xff);
     assert_int_equal(l.caps_inheritable, 0x1f);
 }
