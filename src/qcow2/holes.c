@@ -185,11 +185,14 @@ int holes_drop(const struct chain *c, struct extents *view,
     bool any = false;
     int r = h ? 0 : err_nomem(err);
 
-    for (size_t i = 0; r == 0 && i < c->n; i++)
-        if (has_many(c->layers[i])) {
-            any = true;
+    for (size_t i = 0; r == 0 && i < view->n; i++)
+        h[view->v[i].layer].count |= view->v[i].kind == EXTENT_DATA;
+    for (size_t i = 0; r == 0 && i < c->n; i++) {
+        h[i].count = h[i].count && has_many(c->layers[i]);
+        any |= h[i].count;
+        if (h[i].count)
             r = ask(&h[i], c->layers[i], err);
-        }
+    }
     if (r == 0 && any)
         r = split_all(c, h, view, err);
     holes_free(h, c->n);

@@ -26,7 +26,8 @@ void holes_free(struct holes *h, size_t n);
 size_t holes_find(const struct holes *h, uint64_t off);
 
 /* Makes zeros of the data of a view of `c` where whole clusters of it are
- * holes, for those who only read: they need not, be it terabytes. */
+ * holes, which need not be read, nor copied, be it terabytes. Whoever changes
+ * one of the layers keeps the clusters that are in use there. */
 int holes_drop(const struct chain *c, struct extents *view,
                struct qstill_error *err);
 

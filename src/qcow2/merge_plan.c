@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "create.h"
+#include "holes.h"
 #include "merge_impl.h"
 #include "removable.h"
 #include "repoint.h"
@@ -109,13 +110,17 @@ static int lock_layers(struct merge_group *g, struct qstill_error *err)
     return 0;
 }
 
+/* Holes of a file that goes are zeros in the result, as far as they hide
+ * something, and not copied; those of the file that stays stay in use. */
 static int make_view(struct merge_group *g, size_t last,
                      struct qstill_error *err)
 {
     extents_fini(&g->view);
     g->view_last = last;
-    return chain_view(g->chain, g->upper, last, CHAIN_FORGET_MAPS, &g->view,
-                      err);
+    if (chain_view(g->chain, g->upper, last, CHAIN_FORGET_MAPS, &g->view, err) <
+        0)
+        return err->code;
+    return holes_drop(g->chain, &g->view, err);
 }
 
 /* The layers below are read, too. */

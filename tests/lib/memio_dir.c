@@ -11,7 +11,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
+#include "base/checked.h"
 #include "base/cleanup.h"
+
+#define BLOCK 4096u
 
 void memio_die(const char *fmt, ...)
 {
@@ -75,19 +79,24 @@ const char *memio_path(const char *dir, const char *name)
     return p;
 }
 
+/* Blocks of zeros are holes, as those are that nobody wrote. */
 void memio_put(const char *path, const void *data, size_t len)
 {
     int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    const uint8_t *bytes = data;
     size_t done = 0;
 
     while (fd >= 0 && done < len) {
-        ssize_t n = write(fd, (const char *)data + done, len - done);
+        size_t want = min_u64(BLOCK, len - done);
+        ssize_t n = (ssize_t)want;
 
+        if (!bytes_are_zero(bytes + done, want))
+            n = pwrite(fd, bytes + done, want, (off_t)done);
         if (n <= 0)
             memio_die("cannot write %s: %s", path, strerror(errno));
         done += (size_t)n;
     }
-    if (fd < 0 || close(fd) < 0)
+    if (fd < 0 || ftruncate(fd, (off_t)len) < 0 || close(fd) < 0)
         memio_die("cannot make %s: %s", path, strerror(errno));
 }
 

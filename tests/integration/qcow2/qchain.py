@@ -141,6 +141,8 @@ class Chain:
             if size and self._cmd("qemu-img", "resize", "-q", "--shrink", "-f",
                                   "qcow2", layer.path, str(size)).rc == 0:
                 layer.size = size
+        if rng.random() < 0.2:
+            self._cmd("fallocate", "--dig-holes", layer.path)
 
     def _attributes(self, path):
         rng = self.rng

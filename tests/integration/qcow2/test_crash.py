@@ -22,6 +22,17 @@ DEEP = bool(os.environ.get("DEEP"))
 PROGRAM = os.path.join(os.path.dirname(qtools.QSTILL), "crash/crash_merge")
 
 
+def with_zeros(data):
+    """Some clusters are all zeros, which become holes of the file."""
+    return bytes(len(data)) if data[0] < 40 else data
+
+
+def write(b, path):
+    b.write(path)
+    qtools.must("fallocate", "--dig-holes", path)
+    return path
+
+
 def layer(rng, path, size, backing, fmt):
     """One image with a few clusters of each kind."""
     bits = rng.choice((9, 10, 12, 12, 14, 16))
@@ -37,8 +48,8 @@ def layer(rng, path, size, backing, fmt):
     clusters = (size + b.cs - 1) >> bits
     for _ in range(rng.randrange(1, 24)):
         i, kind = rng.randrange(clusters), rng.randrange(5)
-        data = rng.randbytes(b.cs // 2) + bytes([rng.randrange(256)]) * (
-            b.cs - b.cs // 2)
+        data = with_zeros(rng.randbytes(b.cs // 2) + bytes(
+            [rng.randrange(256)]) * (b.cs - b.cs // 2))
         if kind == 0 and v3:
             b.zero(i)
         elif kind == 1 and v3:
@@ -53,14 +64,14 @@ def layer(rng, path, size, backing, fmt):
     if v3 and rng.random() < 0.15:
         b.bitmap("backup", 12, {1, 2, 5})
     try:
-        return b.write(path)
+        return write(b, path)
     except OverflowError:
         return layer(rng, path, size, backing, fmt)
 
 
 def fill(rng, b, cluster, extended):
     """Mostly data."""
-    data, kind = rng.randbytes(b.cs), rng.randrange(12)
+    data, kind = with_zeros(rng.randbytes(b.cs)), rng.randrange(12)
     if kind == 0:
         b.zero(cluster)
     elif kind == 1:
@@ -94,7 +105,7 @@ def dense_chain(rng, directory):
                 b.snapshot("kept")
             if rng.random() < (0.5 if i else 0.85):
                 fill(rng, b, c, extended)
-        b.write(os.path.join(directory, "l%d" % i))
+        write(b, os.path.join(directory, "l%d" % i))
     return "l%d" % (n - 1), ["l%d" % i for i in reversed(range(n - 1))][
         :rng.choice((1, n - 1))]
 
