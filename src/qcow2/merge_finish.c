@@ -192,9 +192,11 @@ bool record_may_rename(const struct io *io, const struct merge_record *r)
     return r->kind == MERGE_NEW_FILE || !has_overlay(io, &r->target, r);
 }
 
-/* What was only read has another time when it was written to since. In a fold
- * that is the upper image alone; the layers between bear a mark, which we have
- * written, and which keeps others from writing. */
+/* What was only read has another time when it was written to since the merge
+ * died. (A living one has had its lock all the while: there another time is
+ * that of a touch, or of a backup program.) In a fold that is the upper image
+ * alone; the layers between bear a mark, which we have written, and which keeps
+ * others from writing. */
 static bool is_as_it_was(const struct merge_record *r,
                          const struct merge_file *f)
 {
@@ -230,7 +232,7 @@ static int remove_one(const struct io *io, const struct merge_record *r,
 
     if (!merge_id_is(f->path, &f->id) || lstat(f->path, &st) < 0)
         return 0;
-    if (!is_as_it_was(r, f)) {
+    if (late && !is_as_it_was(r, f)) {
         record_tell(r, f->path, "it was written to since");
         return 0;
     }

@@ -505,6 +505,24 @@ class WhileAMergeRuns(unittest.TestCase):
                     self.assertEqual(qtools.qemu_check(p), (0, 0, 0))
                 os.unlink(new)
 
+    def test_what_goes_gets_another_time(self):
+        """By touch, rsync -t, a backup program: nobody has written to it."""
+        for direction in ("up", "down", "new"):
+            with self.subTest(direction=direction):
+                for p in self.paths:
+                    if os.path.exists(p):
+                        os.unlink(p)
+                chain(self.dir, data=2 * MIB, run=256 << 10, size=32 * MIB)
+                want = qtools.guest_hash(self.paths[2], "qcow2")
+                p = self.start(direction)
+                for path in self.paths[1:]:
+                    os.utime(path)
+                out, err = p.communicate(timeout=60)
+                self.assertEqual(p.returncode, 0, out + err)
+                self.assertEqual(sorted(os.listdir(self.dir)), ["base", "top"])
+                self.assertEqual(want, qtools.guest_hash(self.paths[2],
+                                                         "qcow2"))
+
     def test_a_second_merge_is_refused(self):
         p = self.start("up")
         r = qtools.image("merge", self.paths[2], "--drop", self.paths[1])
