@@ -287,8 +287,12 @@ int create_manifest_look_back(struct create *c, struct qstill_error *err)
         return 0;
     if (modes_look_again(&c->s, &c->modes, c->mode, err) < 0 &&
         err->code == QSTILL_E_UNREACHABLE)
-        return err_clear(err); /* a VM that ends now has its snapshot */
-    return err->code;
+        err_clear(err); /* a VM that ends now has its snapshot */
+    if (err->code < 0)
+        return err->code;
+    return c->mode == MODE_BACKGROUND
+               ? modes_look_for_ksm(&c->s, &c->modes, err)
+               : 0;
 }
 
 int create_manifest(struct create *c, struct qstill_error *err)

@@ -383,6 +383,7 @@ int modes_probe_cow_first(struct session *s, struct mode_report *r,
         set_reason(r, MODE_PRECOPY,
                    "the VM is paused, and QEMU would not let it stay so");
     }
+    modes_probe_ksm(s, r);
     if (!r->refused[0] && probe_process(s, r, err) < 0)
         return err->code;
     if (!r->reason[MODE_COW][0] && probe_cow(s, r, err) < 0)

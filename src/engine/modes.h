@@ -7,6 +7,7 @@
 #define QSTILL_ENGINE_MODES_H
 
 #include "base/error.h"
+#include "memstate/ksm.h"
 
 struct session;
 
@@ -30,6 +31,7 @@ struct mode_report {
     char reason[MODE_COUNT][256]; /* "" when the mode can be used */
     bool of_vm[MODE_COUNT];       /* that is for its devices, formats, ... */
     bool background_open;         /* it was not looked at yet */
+    struct ksm_mark ksm;          /* at that time */
 };
 
 /* Whether a VM with this blocker (query-migrate's text) has all of its state in
@@ -62,6 +64,12 @@ void modes_note_pmem(struct session *s);
  * that `mode` cannot be used with. */
 int modes_look_again(struct session *s, const struct mode_report *planned,
                      enum mode mode, struct qstill_error *err);
+
+/* Of the probe: background, where KSM is at work. And when such a capture is
+ * over: PRECONDITION where KSM was at work meanwhile. */
+void modes_probe_ksm(struct session *s, struct mode_report *r);
+int modes_look_for_ksm(struct session *s, const struct mode_report *planned,
+                       struct qstill_error *err);
 
 /*
  * Takes `wanted`, or the first that fits when it is MODE_COUNT: PRECONDITION

@@ -57,7 +57,7 @@ static int capture_all(struct cow *cow, struct qstill_error *err)
     if (cow_serve(cow, err) < 0)
         return err->code;
     cow->stats.copy_ms = (double)(worker_now_ns() - begun) / 1e6;
-    return 0;
+    return cow_check_merged(cow, err);
 }
 
 static void fill_figures(struct cow *cow)
@@ -160,12 +160,15 @@ static int refuse_balloon(const struct capture_source *s,
     return err_hint(err, "remove the balloon device, or use private memory");
 }
 
-static int examine_block(pid_t pid, const struct buf *maps,
+static int examine_block(pid_t pid, const struct cow_seen *seen,
                          const struct capture_source *s, const struct uffd *can,
                          bool gives_back, struct region_ram *ram,
                          struct qstill_error *err)
 {
-    if (regions_examine(pid, maps, s->hva, s->size, s->page_size, ram, err) < 0)
+    if (cow_check_merging(seen, s, err) < 0)
+        return err->code;
+    if (regions_examine(pid, &seen->maps, s->hva, s->size, s->page_size, ram,
+                        err) < 0)
         return err_wrap(err, "RAM block '%.100s'", s->id);
     if (!ram->backed || (can->shared && !gives_back))
         return 0;
@@ -211,13 +214,13 @@ static int check_given(const struct cow *cow, const struct cow_block *b,
 }
 
 static int add_block(struct cow *cow, const struct capture_source *s,
-                     unsigned index, const struct buf *maps,
+                     unsigned index, const struct cow_seen *seen,
                      const struct capture_cow_options *o, struct cow_block *out,
                      struct qstill_error *err)
 {
     struct region_ram ram;
 
-    if (examine_block(cow->pid, maps, s, &cow->uffd, o->gives_back, &ram, err) <
+    if (examine_block(cow->pid, seen, s, &cow->uffd, o->gives_back, &ram, err) <
         0)
         return err->code;
     if (o->no_file) {
@@ -251,10 +254,10 @@ static int list_blocks(struct cow *cow, struct capture *c,
                        struct cow_block *blocks, size_t *n,
                        struct qstill_error *err)
 {
-    CLEANUP(buf_fini) struct buf maps = BUF_INIT;
+    CLEANUP(cow_seen_fini) struct cow_seen seen = COW_SEEN_INIT;
     uint64_t total = 0, small = 0;
 
-    if (regions_read(cow->pid, &maps, err) < 0)
+    if (cow_see(&seen, cow->pid, &cow->ksm, err) < 0)
         return err->code;
     for (size_t i = 0; i < count; i++) {
         const struct capture_source *s = &sources[i];
@@ -269,7 +272,7 @@ static int list_blocks(struct cow *cow, struct capture *c,
                 return err->code;
             continue;
         }
-        if (add_block(cow, s, index, &maps, o, &blocks[*n], err) < 0)
+        if (add_block(cow, s, index, &seen, o, &blocks[*n], err) < 0)
             return err->code;
         (*n)++;
     }
@@ -326,6 +329,8 @@ static int cow_new(struct cow **out, pid_t pid,
     cow->schedstat_fd = -1;
     cow->untouched.fd = -1;
     cow->stats_out = o->stats;
+    cow->ksm_dir = o->ksm_dir ? o->ksm_dir : KSM_DIR;
+    ksm_read_mark(cow->ksm_dir, &cow->ksm);
     cow->copier_count = (unsigned)min_u64(copiers, COW_COPIERS_MAX);
     sem_init(&cow->ready, 0, 0);
     sem_init(&cow->go, 0, 0);
@@ -416,11 +421,13 @@ static int check_rights(pid_t pid, uint64_t hva, struct qstill_error *err)
 int capture_cow_check(pid_t pid, const struct capture_source *blocks,
                       size_t count, bool gives_back, struct qstill_error *err)
 {
-    CLEANUP(buf_fini) struct buf maps = BUF_INIT;
+    CLEANUP(cow_seen_fini) struct cow_seen seen = COW_SEEN_INIT;
+    struct ksm_mark ksm;
     uint64_t small = 0;
     struct uffd can;
 
-    if (uffd_probe(&can, err) < 0 || regions_read(pid, &maps, err) < 0)
+    ksm_read_mark(KSM_DIR, &ksm);
+    if (uffd_probe(&can, err) < 0 || cow_see(&seen, pid, &ksm, err) < 0)
         return err->code;
     for (size_t i = 0; i < count; i++) {
         struct region_ram ram;
@@ -429,7 +436,7 @@ int capture_cow_check(pid_t pid, const struct capture_source *blocks,
             return err_wrap(err, "RAM block '%.100s'", blocks[i].id);
         if (is_small(&blocks[i], &small))
             continue;
-        if (examine_block(pid, &maps, &blocks[i], &can, gives_back, &ram, err) <
+        if (examine_block(pid, &seen, &blocks[i], &can, gives_back, &ram, err) <
             0)
             return err->code;
         closep(&ram.fd);

@@ -61,6 +61,7 @@ struct capture_cow_options {
     bool gives_back;
     bool no_unpopulated;                 /* tests: as before Linux 6.4 */
     bool no_file;                        /* read shared RAM as private */
+    const char *ksm_dir;                 /* tests: in place of KSM_DIR */
     const struct inject_options *inject; /* may be NULL */
     struct cow_stats *stats;             /* may be NULL; outlives the capture */
 };

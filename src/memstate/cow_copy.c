@@ -125,7 +125,10 @@ static int take_unit(struct cow *cow, uint32_t unit, const struct cow_unit *u,
         iov[count].iov_base = c->parts[count]->data;
         iov[count].iov_len = (size_t)min_u64(RAMSET_CHUNK, u->len - off);
     }
-    if (!c->blank && read_unit(cow, u, iov, count, err) < 0)
+    if (!c->blank &&
+        (read_unit(cow, u, iov, count, err) < 0 ||
+         cow_check_kept(cow, unit, u, 0, (uint32_t)(u->len / RAMSET_PAGE),
+                        err) < 0))
         return err->code;
     cow_map_set_copied(&cow->map, unit);
     if (unprotect(cow, u, err) < 0)

@@ -16,6 +16,7 @@
 #include "memstate/cow.h"
 #include "memstate/cow_map.h"
 #include "memstate/cow_pool.h"
+#include "memstate/ksm.h"
 #include "memstate/uffd.h"
 #include "memstate/untouched.h"
 
@@ -53,6 +54,8 @@ struct cow {
     struct untouched untouched;
     struct cow_map map;
     struct cow_pool pool;
+    const char *ksm_dir;
+    struct ksm_mark ksm; /* before anything was protected */
     struct cow_small *smalls;
     size_t small_count;
     struct cow_stats stats;
@@ -113,6 +116,34 @@ int cow_serve(struct cow *cow, struct qstill_error *err);
 /* Lifts all protection and wakes all waiters, in steps that do not hold the
  * guest up for long. Again is fine. */
 void cow_release(struct cow *cow);
+
+/* ------------------------------------------------------------- cow_kept.c */
+
+/* What the kernel says of the process. */
+struct cow_seen {
+    struct buf maps;
+    bool ksm;         /* it is at work */
+    struct buf smaps; /* then; empty: it cannot be read */
+};
+#define COW_SEEN_INIT                                                          \
+    {                                                                          \
+        .maps = BUF_INIT, .smaps = BUF_INIT                                    \
+    }
+
+int cow_see(struct cow_seen *out, pid_t pid, const struct ksm_mark *ksm,
+            struct qstill_error *err);
+void cow_seen_fini(struct cow_seen *seen);
+/* PRECONDITION when KSM may merge pages of the block now. */
+int cow_check_merging(const struct cow_seen *seen,
+                      const struct capture_source *s, struct qstill_error *err);
+
+/* Of pages that have just been read and are still the caller's: was each one,
+ * unless it is in the pool, protected until then? FAILED if not. */
+int cow_check_kept(struct cow *cow, uint32_t unit, const struct cow_unit *u,
+                   uint32_t page, uint32_t pages, struct qstill_error *err);
+/* When all is read: the same for kernels where that cannot be seen, by what
+ * KSM has done meanwhile. */
+int cow_check_merged(struct cow *cow, struct qstill_error *err);
 
 /* ------------------------------------------------------------- cow_copy.c */
 

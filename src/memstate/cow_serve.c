@@ -138,6 +138,10 @@ static int save_pages(struct cow *cow, uint32_t unit, const struct cow_unit *u,
         cow_pool_untake(&cow->pool, slots, *pages);
         return cow_lost(cow, errno, "read", err);
     }
+    if (cow_check_kept(cow, unit, u, page, *pages, err) < 0) {
+        cow_pool_untake(&cow->pool, slots, *pages);
+        return err->code;
+    }
     cow_pool_link(&cow->pool, unit, page, slots, *pages);
     cow_map_mark(&cow->map, unit, page, *pages);
     return 0;

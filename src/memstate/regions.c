@@ -12,14 +12,15 @@
 #define PAGE_MAX   (2u << 20)
 #define READ_PIECE 65536u
 
-int regions_read(pid_t pid, struct buf *b, struct qstill_error *err)
+static int read_text(pid_t pid, const char *name, struct buf *b,
+                     struct qstill_error *err)
 {
     CLEANUP(closep) int fd = -1;
     char path[32];
     size_t first = b->len;
     ssize_t n;
 
-    snprintf(path, sizeof(path), "/proc/%d/maps", pid);
+    snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
     fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0 && errno == ENOENT)
         return err_set(err, QSTILL_E_UNREACHABLE, "there is no process %d",
@@ -44,6 +45,16 @@ int regions_read(pid_t pid, struct buf *b, struct qstill_error *err)
     if (b->len == first)
         return err_set(err, QSTILL_E_UNREACHABLE, "process %d has ended", pid);
     return 0;
+}
+
+int regions_read(pid_t pid, struct buf *b, struct qstill_error *err)
+{
+    return read_text(pid, "maps", b, err);
+}
+
+int regions_read_smaps(pid_t pid, struct buf *b, struct qstill_error *err)
+{
+    return read_text(pid, "smaps", b, err);
 }
 
 struct line {

@@ -35,6 +35,8 @@ struct region {
 /* The text of /proc/PID/maps, appended to b. UNREACHABLE when there is no
  * such process, PERMISSION when it may not be read. */
 int regions_read(pid_t pid, struct buf *b, struct qstill_error *err);
+/* That of /proc/PID/smaps, for which the kernel walks through all pages. */
+int regions_read_smaps(pid_t pid, struct buf *b, struct qstill_error *err);
 
 /* The region at *pos, which moves on; false at the end. A line that is not
  * in the kernel's form ends the text and sets *pos to SIZE_MAX. */

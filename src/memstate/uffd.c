@@ -253,7 +253,12 @@ int uffd_unregister(const struct uffd *u, uint64_t start, uint64_t len)
 {
     struct uffdio_range r = {start, len};
 
-    return ioctl(u->fd, UFFDIO_UNREGISTER, &r) < 0 ? errno : 0;
+    int e = ioctl(u->fd, UFFDIO_UNREGISTER, &r) < 0 ? errno : 0;
+
+    /* The kernel does so only at the last close, and who gave us the
+     * descriptor may have another one of it. */
+    ioctl(u->fd, UFFDIO_WAKE, &r);
+    return e;
 }
 
 static int writeprotect(const struct uffd *u, uint64_t start, uint64_t len,
@@ -279,10 +284,6 @@ int uffd_unprotect(const struct uffd *u, uint64_t start, uint64_t len)
     return writeprotect(u, start, len, 0);
 }
 
-/* Of an entry of /proc/PID/pagemap; there in all kernels that have markers for
- * pages which were never touched. */
-#define ENTRY_PROTECTED ((uint64_t)1 << 57)
-
 bool uffd_is_of(const struct uffd *u, pid_t pid, uint64_t address, uint64_t len)
 {
     CLEANUP(closep) int fd = -1;
@@ -297,7 +298,7 @@ bool uffd_is_of(const struct uffd *u, pid_t pid, uint64_t address, uint64_t len)
         pread(fd, &entry, sizeof(entry),
               (off_t)(address / PAGE * sizeof(entry))) != sizeof(entry))
         return true;
-    return entry & ENTRY_PROTECTED;
+    return entry & UFFD_ENTRY_PROTECTED;
 }
 
 /* One read may bring so many messages of the kernel's. */

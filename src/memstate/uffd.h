@@ -79,6 +79,10 @@ int uffd_protect(const struct uffd *u, uint64_t start, uint64_t len);
 /* Also wakes the threads that wait for the range. */
 int uffd_unprotect(const struct uffd *u, uint64_t start, uint64_t len);
 
+/* Of an entry of /proc/PID/pagemap; there in all kernels that have markers for
+ * pages which were never touched. */
+#define UFFD_ENTRY_PROTECTED ((uint64_t)1 << 57)
+
 /*
  * Whether it is for the memory of process `pid`, and not for that of another
  * one at the same addresses: the page of `len` bytes at `address`, in a
