@@ -13,6 +13,7 @@
 /* The kernel's own limits for one list and one value. */
 #define XATTR_LIST_MAX_BYTES  65536
 #define XATTR_VALUE_MAX_BYTES 65536
+#define ACL                   "system.posix_acl_access"
 
 bool attrs_is_nocow(int fd)
 {
@@ -169,6 +170,21 @@ static int copy_xattrs(const struct io *io, int from, int to, const char *name,
     return remove_others(io, from, to, list, name, err);
 }
 
+static int set_mode(const struct io *io, int to, mode_t mode, const char *name,
+                    struct qstill_error *err)
+{
+    struct stat st;
+    int r = 0;
+
+    if (fstat(to, &st) < 0)
+        return err_errno(err, errno, "cannot stat %s", name);
+    if ((st.st_mode & 07777) != mode)
+        r = io->ops->fchmod(io, to, mode);
+    return r < 0 ? err_errno(err, -r, "cannot set the mode of %s", name) : 0;
+}
+
+/* The ACL between the rights that go and those that come: a new file has one of
+ * its directory, perhaps, and the group's bits say what those in it may. */
 int attrs_copy(const struct io *io, int from, int to, const char *name,
                struct qstill_error *err)
 {
@@ -181,14 +197,24 @@ int attrs_copy(const struct io *io, int from, int to, const char *name,
         r = io->ops->fchown(io, to, a.st_uid, a.st_gid);
     if (r < 0)
         return err_errno(err, -r, "cannot give %s its owner", name);
-    if ((a.st_mode & 07777) != (b.st_mode & 07777))
-        r = io->ops->fchmod(io, to, a.st_mode & 07777);
-    if (r < 0)
-        return err_errno(err, -r, "cannot set the mode of %s", name);
-    /* first: on btrfs a flag sets the attribute that says how to compress */
-    if (copy_flags(io, from, to, name, err) < 0)
+    if (set_mode(io, to, a.st_mode & b.st_mode & 07777, name, err) < 0)
         return err->code;
-    return copy_xattrs(io, from, to, name, err);
+    /* first: on btrfs a flag sets the attribute that says how to compress */
+    if (copy_flags(io, from, to, name, err) < 0 ||
+        copy_xattrs(io, from, to, name, err) < 0)
+        return err->code;
+    return set_mode(io, to, a.st_mode & 07777, name, err);
+}
+
+int attrs_drop_acl(const struct io *io, int fd, const char *name,
+                   struct qstill_error *err)
+{
+    int r;
+
+    if (fgetxattr(fd, ACL, NULL, 0) < 0)
+        return 0;
+    r = io->ops->fremovexattr(io, fd, ACL);
+    return r < 0 ? err_errno(err, -r, "cannot remove the ACL of %s", name) : 0;
 }
 
 /*
@@ -197,23 +223,39 @@ int attrs_copy(const struct io *io, int from, int to, const char *name,
  * With an ACL the group's bits are what any of those that it names may have at
  * most, and say nothing of the group itself.
  */
-int attrs_narrow(int from, gid_t gid, mode_t *mode, const char *name,
-                 struct qstill_error *err)
+static void narrow(const struct stat *st, bool acl, mode_t group_bit,
+                   mode_t other_bit, gid_t gid, mode_t *mode)
 {
-    struct stat st;
-    bool group, other;
+    bool group = st->st_mode & group_bit, other = st->st_mode & other_bit;
 
-    if (fstat(from, &st) < 0)
-        return err_errno(err, errno, "cannot stat %s", name);
-    group = st.st_mode & S_IRGRP;
-    other = st.st_mode & S_IROTH;
-    if (fgetxattr(from, "system.posix_acl_access", NULL, 0) > 0)
+    if (acl)
         group = other = false;
-    else if (st.st_gid != gid)
+    else if (st->st_gid != gid)
         group = other = group && other;
     if (!group)
         *mode &= ~(mode_t)S_IRWXG;
     if (!other)
         *mode &= ~(mode_t)S_IRWXO;
+}
+
+int attrs_narrow(int from, gid_t gid, mode_t *mode, const char *name,
+                 struct qstill_error *err)
+{
+    struct stat st;
+
+    if (fstat(from, &st) < 0)
+        return err_errno(err, errno, "cannot stat %s", name);
+    narrow(&st, fgetxattr(from, ACL, NULL, 0) > 0, S_IRGRP, S_IROTH, gid, mode);
     return 0;
+}
+
+void attrs_narrow_below(const char *dir, gid_t gid, mode_t *mode)
+{
+    struct stat st;
+
+    if (stat(dir, &st) < 0)
+        *mode &= ~(mode_t)(S_IRWXG | S_IRWXO);
+    else
+        narrow(&st, getxattr(dir, ACL, NULL, 0) > 0, S_IXGRP, S_IXOTH, gid,
+               mode);
 }

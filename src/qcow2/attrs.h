@@ -21,6 +21,13 @@ int attrs_copy(const struct io *io, int from, int to, const char *name,
  */
 int attrs_narrow(int from, gid_t gid, mode_t *mode, const char *name,
                  struct qstill_error *err);
+/* Likewise: of those who may not look for a file below that folder. */
+void attrs_narrow_below(const char *dir, gid_t gid, mode_t *mode);
+
+/* Takes away what a new file has of its folder's default ACL: the rights of its
+ * group are from then on those of its mode. */
+int attrs_drop_acl(const struct io *io, int fd, const char *name,
+                   struct qstill_error *err);
 
 /*
  * Has an empty file written in place, not copied on write (chattr +C), where

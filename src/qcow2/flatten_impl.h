@@ -14,8 +14,10 @@ int flatten_notes(const struct chain *c, const char *path, struct buf *out,
 
 /*
  * Gives the new file the mode of the top, less the rights of those who may not
- * read each file of the chain: an image names its backing file by itself, and
- * whoever made it need not have been allowed to read that.
+ * read each file of the chain, or find it (its folders): an image names its
+ * backing file by itself, and whoever made it need not have been allowed to
+ * read that. Nor does an ACL that the folder of the new file gives it let
+ * anybody else in.
  */
 int flatten_set_mode(const struct chain *c, int fd, const char *path,
                      struct qstill_error *err);

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 
 #include "attrs.h"
 #include "flatten_impl.h"
+#include "merge_names.h"
 #include "torn.h"
 
 /* The image that was folded into a torn one masks what is half written there;
@@ -32,6 +35,56 @@ static mode_t mode_of(const struct stat *st)
     return st->st_mode & 0777;
 }
 
+/* Whether the folder is on the way to a file, too. Both have no links. */
+static bool is_above(const char *dir, size_t len, const char *path)
+{
+    return path && strncmp(dir, path, len) == 0 &&
+           (path[len] == '/' || path[len - 1] == '/');
+}
+
+/* The folders on the way to a backing file, but those that guard the top, which
+ * was named to us, or the new file as well. */
+static int narrow_by_folders(const struct image *img, const char *top,
+                             const char *out, gid_t gid, mode_t *mode,
+                             struct qstill_error *err)
+{
+    CLEANUP(freep) char *path = realpath(img->path, NULL);
+    char *slash;
+
+    if (!path)
+        return err_errno(err, errno, "cannot find %s", img->path);
+    for (slash = strrchr(path, '/'); slash && slash > path;
+         slash = strrchr(path, '/')) {
+        *slash = '\0';
+        if (!is_above(path, (size_t)(slash - path), top) &&
+            !is_above(path, (size_t)(slash - path), out))
+            attrs_narrow_below(path, gid, mode);
+    }
+    return 0;
+}
+
+/* What layer i leaves of the rights of others. `out` is, or will be, the new
+ * file. */
+static int narrow_by(const struct chain *c, size_t i, const char *out,
+                     gid_t gid, mode_t *mode, struct qstill_error *err)
+{
+    const struct image *img = c->layers[i];
+    CLEANUP(freep) char *top = realpath(c->layers[0]->path, NULL);
+    CLEANUP(freep) char *dir = path_dir(out);
+    CLEANUP(freep) char *real = dir ? realpath(*dir ? dir : ".", NULL) : NULL;
+    CLEANUP(freep) char *file = NULL;
+
+    if (!dir)
+        return err_nomem(err);
+    if (real && asprintf(&file, "%s/", real) < 0) {
+        file = NULL;
+        return err_nomem(err);
+    }
+    if (attrs_narrow(img->fd, gid, mode, img->path, err) < 0)
+        return err->code;
+    return i == 0 ? 0 : narrow_by_folders(img, top, file, gid, mode, err);
+}
+
 static int note_rights(const struct chain *c, const char *path, struct buf *out,
                        struct qstill_error *err)
 {
@@ -43,7 +96,7 @@ static int note_rights(const struct chain *c, const char *path, struct buf *out,
         const struct image *img = c->layers[i];
         mode_t mode = mode_of(&top);
 
-        if (attrs_narrow(img->fd, top.st_gid, &mode, img->path, err) < 0)
+        if (narrow_by(c, i, path, top.st_gid, &mode, err) < 0)
             return err->code;
         if (mode != mode_of(&top) &&
             buf_printf(out,
@@ -80,9 +133,10 @@ int flatten_set_mode(const struct chain *c, int fd, const char *path,
                          c->layers[0]->path, path);
     mode = mode_of(&top);
     for (size_t i = 0; i < c->n; i++)
-        if (attrs_narrow(c->layers[i]->fd, made.st_gid, &mode,
-                         c->layers[i]->path, err) < 0)
+        if (narrow_by(c, i, path, made.st_gid, &mode, err) < 0)
             return err->code;
+    if (attrs_drop_acl(c->io, fd, path, err) < 0)
+        return err->code;
     r = c->io->ops->fchmod(c->io, fd, mode);
     return r < 0 ? err_errno(err, -r, "cannot set the mode of %s", path) : 0;
 }

@@ -66,6 +66,8 @@ KIB, MIB = 1024, 1 << 20
 # The owner rw, one user r, the group nothing, all others r: a mode of 0644.
 ACL = struct.pack("<I" + "HHI" * 5, 2, 1, 6, 2**32 - 1, 2, 4, 65534,
                   4, 0, 2**32 - 1, 16, 4, 2**32 - 1, 32, 4, 2**32 - 1)
+FOLDER_ACL = struct.pack("<I" + "HHI" * 5, 2, 1, 7, 2**32 - 1, 2, 0, 65534,
+                         4, 5, 2**32 - 1, 16, 5, 2**32 - 1, 32, 5, 2**32 - 1)
 
 
 @unittest.skipIf(qtools.missing(), qtools.missing())
@@ -325,6 +327,53 @@ class FlattenIsRight(FlattenCase):
                 self.assertEqual("neither may they read" in r.err,
                                  want != modes[0], str(r))
             os.unlink(out)
+
+    def test_a_folder_that_others_may_not_search(self):
+        """Its files have modes that look as if anybody might read them."""
+        folder = self.path("folder")
+        os.makedirs(folder + "/inner")
+        for name in ("", "inner/"):
+            base = self.create("folder/%sbase" % name, MIB)
+            os.chmod(base, 0o644)
+            top = self.create("t", MIB, backing=(base, "qcow2"))
+            os.chmod(top, 0o644)
+            for mode, out, want, acl in (
+                    (0o755, "o", 0o644, None), (0o711, "o", 0o644, None),
+                    (0o700, "o", 0o600, None), (0o710, "o", 0o640, None),
+                    (0o700, "folder/o", 0o644, None),
+                    (0o755, "o", 0o600, FOLDER_ACL)):
+                os.chmod(folder, mode)
+                if acl:
+                    os.setxattr(folder, "system.posix_acl_access", acl)
+                with self.subTest(mode=oct(mode), out=out, acl=acl):
+                    r = self.flatten(top, out)
+                    self.assertEqual(oct(os.stat(self.path(out)).st_mode &
+                                         0o777), oct(want))
+                    self.assertEqual("neither may they read" in r.err,
+                                     want != 0o644, str(r))
+                os.unlink(self.path(out))
+            os.removexattr(folder, "system.posix_acl_access")
+            os.unlink(top)
+
+    def test_a_top_in_the_folder_of_its_backing_file(self):
+        """It was named to us, and is as readable as that."""
+        os.mkdir(self.path("folder"), 0o700)
+        base = self.create("folder/base", MIB)
+        top = self.create("folder/t", MIB, backing=(base, "qcow2"))
+        os.chmod(base, 0o644)
+        os.chmod(top, 0o644)
+        self.flatten(top, "o")
+        self.assertEqual(oct(os.stat(self.path("o")).st_mode & 0o777), "0o644")
+
+    def test_a_folder_that_lets_somebody_read_what_is_made_in_it(self):
+        top, folder = self.create("t", MIB), self.path("folder")
+        os.chmod(top, 0o640)
+        os.mkdir(folder)
+        os.setxattr(folder, "system.posix_acl_default", ACL)
+        self.flatten(top, "folder/o")
+        out = self.path("folder/o")
+        self.assertEqual(oct(os.stat(out).st_mode & 0o777), "0o640")
+        self.assertNotIn("system.posix_acl_access", os.listxattr(out))
 
     @unittest.skipUnless(os.geteuid() == 0, "needs root for another's file")
     def test_the_result_is_for_another_group_than_the_files(self):
