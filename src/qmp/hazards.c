@@ -60,13 +60,26 @@ static void take_device(struct qmp_hazards *h, const char *text, size_t len)
     }
 }
 
+/* "ID: index=0,type=vhost-user,...", or, since QEMU 10.1,
+ * "ID: index=0,type=passt,vhost-user,...": the id may be of any words. */
 static void take_backend(struct qmp_hazards *h, const char *text, size_t len)
 {
-    const char *type = memmem(text, len, "type=vhost-", 11);
+    static const char word[] = ",vhost-user";
+    const char *end = text + len;
+    const char *type = memmem(text, len, "type=", 5);
+    const char *more =
+        type ? memmem(type, (size_t)(end - type), word, sizeof(word) - 1)
+             : NULL;
+    bool named = more && (more + sizeof(word) - 1 == end ||
+                          more[sizeof(word) - 1] == ',');
 
-    if (type && !h->vhost[0])
-        snprintf(h->vhost, sizeof(h->vhost), "a netdev (%.*s)",
-                 (int)strcspn(type + 5, ",\r\n"), type + 5);
+    if (!type || h->vhost[0])
+        return;
+    type += 5;
+    if (strncmp(type, "vhost-", 6) == 0 || named)
+        snprintf(h->vhost, sizeof(h->vhost), "a netdev (%.*s%s)",
+                 (int)strcspn(type, ",\r\n"), type,
+                 named ? " by vhost-user" : "");
 }
 
 static const char *next_line(const char *text, const char **line, size_t *len)

@@ -70,6 +70,17 @@ static void a_backend_in_another_process_is_found(void **state)
     assert_string_equal(h.vhost, "a netdev (vhost-vdpa)");
     qmp_hazards_parse(PLAIN, "n0: index=0,type=vhost-user,chardev", &h);
     assert_string_equal(h.vhost, "a netdev (vhost-user)");
+    qmp_hazards_parse(
+        PLAIN, "p0: index=0,type=passt,vhost-user,connected to pid 7\r\n", &h);
+    assert_string_equal(h.vhost, "a netdev (passt by vhost-user)");
+    qmp_hazards_parse(PLAIN, "p0: index=0,type=passt,vhost-user", &h);
+    assert_string_equal(h.vhost, "a netdev (passt by vhost-user)");
+    /* without: its packets go through QEMU */
+    qmp_hazards_parse(PLAIN,
+                      "a,vhost-user: index=0,type=passt,stream,connected to "
+                      "pid 7\r\n",
+                      &h);
+    assert_string_equal(h.vhost, "");
 }
 
 static void texts_that_are_cut_or_endless_are_no_harm(void **state)
