@@ -365,6 +365,7 @@ int memcap_step(struct memcap *m, bool *done, uint64_t *bytes_done,
 int memcap_finish(struct memcap *m, struct capture_result *out,
                   struct qstill_error *err)
 {
+    take_fdset_back(m); /* of a VM that stays paused, which is never resumed */
     if (capture_finish(m->cap, out, err) < 0)
         return failed(m, err);
     if (out->amended_pages)

@@ -8,7 +8,7 @@ import signal
 import socket
 import time
 
-from lib.case import Case
+from lib.case import QEMU_VERSION, Case
 
 
 class Lent(Case):
@@ -65,6 +65,21 @@ class Lent(Case):
                                "create", "vm", "one", "--memory", "--mode",
                                "cow", undo=("delete", "vm", "one"))
             self.comes_back(m, "qstill device state", "recover", "vm")
+
+    def test_a_paused_vm_has_nothing_left_of_a_create(self):
+        """It is not resumed, and other monitors keep what is in QEMU. (7.2
+        closes what was taken back when the VM runs.)"""
+        self.vm = self.tiny_vm()
+        with self.vm.monitor() as m:
+            m.cmd("stop")
+            for mode in ("paused", "cow", "auto"):
+                self.q("create", "vm", mode, "--memory", "--mode", mode)
+                self.assertNotIn("took back", self.q.stderr)
+                if QEMU_VERSION != "7.2":
+                    self.assertEqual([], self.sets(m))
+            m.cmd("cont")
+            self.q("check", "vm")  # takes nothing back by itself
+            self.assertEqual([], self.sets(m))
 
     def test_the_state_that_a_revert_loads(self):
         self.vm = self.tiny_vm()
