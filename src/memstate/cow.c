@@ -19,6 +19,7 @@
 
 #include "base/checked.h"
 #include "memstate/cow_impl.h"
+#include "memstate/inject_status.h"
 #include "memstate/regions.h"
 
 #define POOL_MIN ((size_t)4 << 20)
@@ -418,6 +419,22 @@ static int check_rights(pid_t pid, uint64_t hva, struct qstill_error *err)
     return err_hint(err, "run as root, or give qstill CAP_SYS_PTRACE");
 }
 
+/* One tracer at a time: of a QEMU under strace or a debugger we make nothing.
+ * (That a single thread of it is traced shows at the injection.) */
+static int check_tracer(pid_t pid, struct qstill_error *err)
+{
+    struct inject_status st;
+
+    if (pid == getpid())
+        return 0;
+    if (inject_status_read(pid, pid, &st, err) < 0)
+        return err->code;
+    if (st.tracer == 0)
+        return 0;
+    return err_set(err, QSTILL_E_PRECONDITION,
+                   "process %d is traced by process %d", pid, st.tracer);
+}
+
 int capture_cow_check(pid_t pid, const struct capture_source *blocks,
                       size_t count, bool gives_back, struct qstill_error *err)
 {
@@ -427,7 +444,8 @@ int capture_cow_check(pid_t pid, const struct capture_source *blocks,
     struct uffd can;
 
     ksm_read_mark(KSM_DIR, &ksm);
-    if (uffd_probe(&can, err) < 0 || cow_see(&seen, pid, &ksm, err) < 0)
+    if (uffd_probe(&can, err) < 0 || cow_see(&seen, pid, &ksm, err) < 0 ||
+        check_tracer(pid, err) < 0)
         return err->code;
     for (size_t i = 0; i < count; i++) {
         struct region_ram ram;

@@ -488,6 +488,9 @@ class Refused(Lab):
                 self.skipTest("we may not trace it ourselves")
         try:
             with self.nothing_changes(vm):
+                self.assertRegex(
+                    self.q.check("vm", "--memory")["captureModes"]["cow"],
+                    "is traced by process %d" % os.getpid())
                 self.q.fails("precondition", "is traced by process %d" %
                              os.getpid(), "create", "vm", "one", "--memory",
                              "--mode", "cow")
