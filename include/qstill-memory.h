@@ -143,7 +143,8 @@ qstill_memory_result(const struct qstill_job *job);
  * id, checked against the sums on the way; then load() gets the device state.
  * The VM stands still, or was never started, from before the call until the
  * job is done; pause() and resume() are not called. PRECONDITION when ids or
- * lengths are not the capture's, found before anything is written; CORRUPT
+ * lengths are not the capture's, or a part of a region is not mapped or not
+ * writable, found before anything is written; CORRUPT
  * names the damage. When a step has failed, the RAM is a mixture and load()
  * was not called: do not run it.
  */

@@ -2,8 +2,10 @@
 #include "load.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "memstate/chunk_read.h"
+#include "memstate/regions.h"
 #include "memstate/worker.h"
 #include "memstate/zero.h"
 
@@ -86,6 +88,33 @@ static int find_places(struct load *l, const struct load_place *places,
     return 0;
 }
 
+/* Else the first write would be the end of this process. Where the mappings
+ * may not be read nothing is said against them. */
+static int check_writable(const struct load_place *places, size_t count,
+                          struct qstill_error *err)
+{
+    CLEANUP(buf_fini) struct buf maps = BUF_INIT;
+    struct qstill_error ignored = {0};
+    struct region r;
+
+    if (regions_read(getpid(), &maps, &ignored) < 0)
+        return 0;
+    for (size_t i = 0; i < count; i++) {
+        uint64_t hva = (uintptr_t)places[i].address;
+
+        for (uint64_t at = hva; at - hva < places[i].length; at = r.end) {
+            if (regions_find(&maps, at, &r) && r.readable && r.writable)
+                continue;
+            err_set(err, QSTILL_E_PRECONDITION,
+                    "region %s: there is no memory to be written at 0x%llx",
+                    places[i].id, (unsigned long long)at);
+            return err_hint(err, "give regions that are mapped, readable and "
+                                 "writable, from end to end");
+        }
+    }
+    return 0;
+}
+
 int load_open(struct load **out, int dirfd, const struct load_place *places,
               size_t count, struct qstill_error *err)
 {
@@ -99,7 +128,8 @@ int load_open(struct load **out, int dirfd, const struct load_place *places,
     l->memory = calloc(l->set->block_count + 1, sizeof(*l->memory));
     if (!l->memory)
         return err_nomem(err);
-    if (find_places(l, places, count, err) < 0)
+    if (find_places(l, places, count, err) < 0 ||
+        check_writable(places, count, err) < 0)
         return err->code;
     worker_set_total(&l->worker, l->set->memory_bytes);
     if (worker_start(&l->worker, load_run, l, err) < 0)

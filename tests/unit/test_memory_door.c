@@ -450,6 +450,28 @@ static void a_region_that_cannot_be_read_is_refused_in_each_mode(void **state)
                      0) != MAP_FAILED);
 }
 
+static void a_region_that_cannot_be_written_is_not_restored(void **state)
+{
+    struct door *d = *state;
+
+    assert_int_equal(capture(d), 0);
+    memset(d->ram, 1, SIZE);
+    assert_int_equal(mprotect(d->ram + MIB, 16 * 4096, PROT_READ), 0);
+    for (int gone = 0; gone < 2; gone++) {
+        assert_int_equal(restore(d), QSTILL_E_PRECONDITION);
+        assert_non_null(strstr(d->err.message, "region main: there is no "
+                                               "memory to be written"));
+        assert_non_null(strstr(d->err.hint, "writable"));
+        assert_int_equal(d->ram[0], 1);
+        assert_int_equal(munmap(d->ram + MIB, MIB), 0);
+    }
+    assert_true(mmap(d->ram + MIB, MIB, PROT_READ | PROT_WRITE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+                     0) != MAP_FAILED);
+    assert_int_equal(restore(d), 0);
+    assert_int_equal(d->ram[0], 0x5a);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -464,6 +486,7 @@ int main(int argc, char **argv)
         T(a_positive_code_is_a_failure),
         T(a_partial_that_is_not_ours_is_left_alone),
         T(a_region_that_cannot_be_read_is_refused_in_each_mode),
+        T(a_region_that_cannot_be_written_is_not_restored),
     };
 
     if (argc > 1)
