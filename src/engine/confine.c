@@ -12,12 +12,8 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-
-static const char *const apart_names[CONFINE_APART] = {
-    [CONFINE_USER] = "user", [CONFINE_PID] = "pid", [CONFINE_MNT] = "mnt",
-    [CONFINE_NET] = "net",   [CONFINE_IPC] = "ipc", [CONFINE_UTS] = "uts",
-    [CONFINE_ROOT] = "root",
-};
+#include "confine_impl.h"
+#include "mounts.h"
 
 /* --------------------------------------------------------------------- read */
 
@@ -27,21 +23,6 @@ static uint64_t status_number(const char *status, const char *label, int base)
     const char *line = strstr(status, label);
 
     return line ? strtoull(line + strlen(label), NULL, base) : 0;
-}
-
-static uint64_t space_of(int procfd, const char *name)
-{
-    char path[32], text[64];
-    const char *at;
-    ssize_t n;
-
-    snprintf(path, sizeof(path), "ns/%s", name);
-    n = readlinkat(procfd, path, text, sizeof(text) - 1);
-    if (n <= 0)
-        return 0;
-    text[n] = '\0';
-    at = strchr(text, '[');
-    return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
 static bool has_our_root(int procfd)
@@ -86,16 +67,19 @@ void confine_read(int procfd, const char *status, struct confine *out)
     c.inheritable = status_number(status, "\nCapInh:", 16);
     c.ambient = status_number(status, "\nCapAmb:", 16);
     read_boot(c.boot, sizeof(c.boot));
+    c.since = confine_since(procfd);
     for (unsigned i = 0; i < CONFINE_SPACES; i++) {
-        uint64_t ours = space_of(self, apart_names[i]);
+        uint64_t ours = confine_space_of(self, i);
 
-        c.space[i] = space_of(procfd, apart_names[i]);
+        c.space[i] = confine_space_of(procfd, i);
         if (ours && c.space[i] && ours != c.space[i])
-            c.apart |= 1u << i;
+            c.apart |= CONFINE_BIT(i);
     }
-    /* in another mount namespace it is another anyway */
-    if (!(c.apart & 1u << CONFINE_MNT) && !has_our_root(procfd))
-        c.apart |= 1u << CONFINE_ROOT;
+    if ((c.apart & CONFINE_BIT(CONFINE_MNT)) && mounts_are_ours(procfd))
+        c.apart ^= CONFINE_BIT(CONFINE_MNT) | CONFINE_BIT(CONFINE_VIEW);
+    /* with other mounts it is another anyway */
+    if (!(c.apart & CONFINE_BIT(CONFINE_MNT)) && !has_our_root(procfd))
+        c.apart |= CONFINE_BIT(CONFINE_ROOT);
     *out = c;
 }
 
@@ -105,7 +89,7 @@ bool confine_is_same(const struct confine *a, const struct confine *b)
            a->filters == b->filters && a->caps == b->caps &&
            a->bounding == b->bounding && a->permitted == b->permitted &&
            a->inheritable == b->inheritable && a->ambient == b->ambient &&
-           strcmp(a->boot, b->boot) == 0 &&
+           strcmp(a->boot, b->boot) == 0 && a->since == b->since &&
            memcmp(a->space, b->space, sizeof(a->space)) == 0 &&
            a->apart == b->apart;
 }
@@ -119,11 +103,11 @@ static int parse_apart(char *list, struct confine *out)
     for (; name; name = strtok_r(NULL, ",", &save)) {
         unsigned i = 0;
 
-        while (i < CONFINE_APART && strcmp(name, apart_names[i]) != 0)
+        while (i < CONFINE_APART && strcmp(name, confine_names[i]) != 0)
             i++;
         if (i == CONFINE_APART)
             return -1;
-        out->apart |= 1u << i;
+        out->apart |= CONFINE_BIT(i);
     }
     return 0;
 }
@@ -151,6 +135,7 @@ static int parse_word(char *word, struct confine *out)
         {"prm", 16, &out->permitted},
         {"inh", 16, &out->inheritable},
         {"amb", 16, &out->ambient},
+        {"since", 10, &out->since},
         {"user", 10, &out->space[CONFINE_USER]},
         {"pid", 10, &out->space[CONFINE_PID]},
         {"mnt", 10, &out->space[CONFINE_MNT]},
@@ -212,19 +197,20 @@ int confine_format(const struct confine *c, struct arena *a, char **out,
     *out = NULL;
     if (!c->known)
         return 0;
-    text = arena_printf(a,
-                        "nnp=%d filters=%u caps=%u bnd=%" PRIx64 " prm=%" PRIx64
-                        " inh=%" PRIx64 " amb=%" PRIx64 " boot=%s",
-                        c->no_new_privs, c->filters, c->caps, c->bounding,
-                        c->permitted, c->inheritable, c->ambient, c->boot);
+    text = arena_printf(
+        a,
+        "nnp=%d filters=%u caps=%u bnd=%" PRIx64 " prm=%" PRIx64 " inh=%" PRIx64
+        " amb=%" PRIx64 " boot=%s since=%012" PRIu64,
+        c->no_new_privs, c->filters, c->caps, c->bounding, c->permitted,
+        c->inheritable, c->ambient, c->boot, c->since);
     for (unsigned i = 0; text && i < CONFINE_SPACES; i++)
-        text = arena_printf(a, "%s %s=%" PRIu64, text, apart_names[i],
+        text = arena_printf(a, "%s %s=%" PRIu64, text, confine_names[i],
                             c->space[i]);
     if (text)
         text = arena_printf(a, "%s apart=", text);
     for (unsigned i = 0; text && i < CONFINE_APART; i++)
-        if (c->apart & 1u << i) {
-            text = arena_printf(a, "%s%s%s", text, comma, apart_names[i]);
+        if (c->apart & CONFINE_BIT(i)) {
+            text = arena_printf(a, "%s%s%s", text, comma, confine_names[i]);
             comma = ",";
         }
     *out = text;
@@ -252,31 +238,23 @@ static int read_self(struct confine *out, uint64_t *effective)
     return out->known ? 0 : -1;
 }
 
-static bool is_apart(const struct confine *c, const struct confine *self,
-                     unsigned i)
-{
-    if (i < CONFINE_SPACES && c->boot[0] && strcmp(c->boot, self->boot) == 0 &&
-        c->space[i] && self->space[i])
-        return c->space[i] != self->space[i];
-    return c->apart & 1u << i;
-}
-
 static int check_spaces(const struct confine *c, const struct confine *self,
                         struct qstill_error *err)
 {
+    unsigned apart = confine_apart(c, self);
     char names[64] = "";
     size_t n = 0;
 
     for (unsigned i = 0; i < CONFINE_SPACES; i++)
-        if (is_apart(c, self, i))
+        if (apart & CONFINE_BIT(i))
             n += (size_t)snprintf(names + n, sizeof(names) - n, "%s%s",
-                                  n ? ", " : "", apart_names[i]);
+                                  n ? ", " : "", confine_names[i]);
     if (n)
         return err_set(err, QSTILL_E_PRECONDITION,
                        "QEMU is in other namespaces (%s) than qstill, and a "
                        "new process would not be kept in them",
                        names);
-    if (is_apart(c, self, CONFINE_ROOT))
+    if (apart & CONFINE_BIT(CONFINE_ROOT))
         return err_set(err, QSTILL_E_PRECONDITION,
                        "QEMU has another root directory than qstill, and a new "
                        "process would not be kept in it");

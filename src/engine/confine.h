@@ -4,8 +4,8 @@
  * limits: namespaces, a root directory, capabilities, no_new_privs, seccomp
  * filters. Kept for the next one, which is started by somebody who may have
  * all of that. As text they are words, one blank apart: "nnp=1 filters=0
- * caps=41 bnd=HEX prm=HEX inh=HEX amb=HEX boot=UUID user=INODE ...
- * apart=user,mnt"; without a text (NULL) nothing is known.
+ * caps=41 bnd=HEX prm=HEX inh=HEX amb=HEX boot=UUID since=TICKS
+ * user=INODE ... apart=user,mnt"; without a text (NULL) nothing is known.
  */
 #ifndef QSTILL_ENGINE_CONFINE_H
 #define QSTILL_ENGINE_CONFINE_H
@@ -26,7 +26,8 @@ enum confine_space {
     CONFINE_IPC,
     CONFINE_UTS,
     CONFINE_SPACES,
-    CONFINE_ROOT = CONFINE_SPACES, /* of `apart` alone */
+    CONFINE_ROOT = CONFINE_SPACES, /* of `apart` alone, as what follows */
+    CONFINE_VIEW, /* in another `mnt`, but with the mounts of who looked */
     CONFINE_APART
 };
 
@@ -36,9 +37,11 @@ struct confine {
     unsigned filters;
     unsigned caps; /* how many the kernel knew */
     uint64_t bounding, permitted, inheritable, ambient;
-    /* Inodes of namespaces, 0: not known. They mean nothing in another boot:
-     * then `apart` counts, a bit for each that was not that of who looked. */
+    /* Inodes of namespaces, 0: not known. They mean nothing in another boot, or
+     * when the namespace is gone: then `apart` counts, a bit for each that was
+     * not that of who looked. */
     char boot[40];
+    uint64_t since; /* when it began: clock ticks after boot, 0: not known */
     uint64_t space[CONFINE_SPACES];
     unsigned apart;
 };

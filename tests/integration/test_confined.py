@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import unittest
 
 from lib.case import Case
@@ -30,6 +31,10 @@ if libc.prctl(22, 2, ctypes.byref(program), 0, 0) != 0:
     sys.exit("no filter: errno %d" % ctypes.get_errno())
 os.execvp(sys.argv[1], sys.argv[1:])
 """
+
+# With something in it that we do not see.
+MOUNTED = ["unshare", "--mount", "sh", "-c",
+           'mount -t tmpfs none /mnt && exec "$@"', "sh"]
 
 
 def spaces(pid):
@@ -90,7 +95,7 @@ class Confined(Case):
                 (["unshare", "--net"], r"other namespaces \(net\)"),
                 (["unshare", "--uts", "--ipc"],
                  r"other namespaces \(ipc, uts\)"),
-                (["unshare", "--mount"], r"other namespaces \(mnt\)"),
+                (MOUNTED, r"other namespaces \(mnt\)"),
                 (["unshare", "--user", "--map-root-user"],
                  r"other namespaces \(user\)"))):
             with self.subTest(told):
@@ -135,6 +140,100 @@ class Confined(Case):
         self.q("start", vm.name)
         self.assertEqual(had, rights(vm.pid()))
         return had
+
+    def within(self, words, *args, code=0):
+        """A command of ours that these start."""
+        p = subprocess.run([*words, *self.q.argv(args)],
+                           stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                           stderr=subprocess.PIPE, text=True, timeout=90)
+        self.assertEqual(code, p.returncode, p.stdout + p.stderr)
+        return p.stdout + p.stderr
+
+    def container(self):
+        """The words that run something in it, and what ends it."""
+        p = subprocess.Popen(["unshare", "--mount", "--uts", "--ipc", "sh",
+                              "-c", "mount -t tmpfs none /mnt && echo up && "
+                              "exec sleep 300"], stdout=subprocess.PIPE)
+        with p.stdout:
+            if not p.stdout.readline():
+                p.wait()
+                self.skipTest("no mount namespace")
+
+        def end():
+            p.kill()
+            p.wait()
+        self.addCleanup(end)
+        return ["nsenter", "-t", str(p.pid), "--mount", "--uts", "--ipc"], end
+
+    def lives_behind(self, words, vm):
+        """Commands of ours that start in the same way see nothing amiss."""
+        self.within(words, "attach", vm.name, "--qmp", vm.qmp)
+        self.assertNotIn("not-startable", self.within(words, "check", vm.name))
+        self.within(words, "create", vm.name, "one", "--memory")
+        old = vm.pid()
+        self.within(words, "revert", vm.name, "one", "--restore", "eager")
+        self.assertNotEqual(old, vm.pid())
+        vm.quit()
+        self.assertNotIn("not-startable", self.within(words, "check", vm.name))
+        self.within(words, "start", vm.name)
+        vm.quit()
+
+    def test_a_container_that_is_started_again(self):
+        """With us in it: its namespaces are others then, of other numbers."""
+        words, end = self.container()
+        vm = self.confined(*words, attach=False)
+        self.lives_behind(words, vm)
+        again, end_again = self.container()
+        told = r"other namespaces \((mnt, )?ipc, uts\)"
+        for elsewhere in (again, []):  # while the first one is there
+            self.assertRegex(self.within(elsewhere, "start", "vm", code=6),
+                             told)
+        end()
+        self.assertNotIn("not-startable", self.within(again, "check", "vm"))
+        self.within(again, "revert", "vm", "one")
+        self.assertEqual(os.readlink("/proc/%d/ns/ipc" % vm.pid()),
+                         subprocess.check_output(
+                             [*again, "readlink", "/proc/self/ns/ipc"],
+                             text=True).strip())
+        vm.quit()
+        self.within(again, "start", "vm")
+        vm.quit()
+        end_again()  # where the host is it was never
+        self.assertRegex(self.within([], "start", "vm", code=6), told)
+
+    def test_a_mount_namespace_for_each_command(self):
+        """Of the same mounts, as of ip-netns(8); of others it hinders."""
+        words = ["unshare", "--mount"]
+        vm = self.confined(*words, attach=False)
+        self.lives_behind(words, vm)
+        self.q("start", "vm")  # where they are the same, too
+        self.assertIn("(mnt)", self.within(MOUNTED, "check", "vm", code=6))
+        self.q("revert", "vm", "one", "--restore", "eager")
+
+    def test_a_named_network(self):
+        def ip(*words):
+            p = subprocess.run(["ip", "netns", *words], stderr=subprocess.PIPE,
+                               text=True)
+            if p.returncode:
+                self.skipTest(p.stderr)
+
+        names = ["qstill%d.%d" % (os.getpid(), n) for n in range(2)]
+        for name in names:
+            ip("add", name)
+            self.addCleanup(ip, "del", name)
+        words = ["ip", "netns", "exec", names[0]]
+        vm = self.confined(*words, attach=False)
+        self.lives_behind(words, vm)
+        for elsewhere in (["ip", "netns", "exec", names[1]], []):
+            self.assertIn("(net)", self.within(elsewhere, "start", "vm",
+                                               code=6))
+        time.sleep(2.1)  # as old as QEMU, to a second
+        for name in names:
+            ip("del", name)
+        for name in reversed(names):  # and has the number of the other
+            ip("add", name)
+        self.within(words, "revert", "vm", "one")
+        self.assertEqual("running", vm.state())
 
     def nobodys_disk(self, name):
         disk = self.disk(vm=name, size=2 << 20, pattern=False)
