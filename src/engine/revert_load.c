@@ -103,15 +103,20 @@ static bool is_mapped(const struct restore_options *o, const char *backend)
     return false;
 }
 
-/* A file may hold what an earlier VM left there. The process that is loaded is
- * asked: its memory may be of another kind than the snapshot's was. */
+/* A file may hold what an earlier VM left there, and a loader device has
+ * written at the reset. The process that is loaded is asked: its memory may be
+ * of another kind than the snapshot's was. */
 static int choose_zeros(struct revert *r, struct restore_options *o,
                         struct qstill_error *err)
 {
     CLEANUP(qmp_memdevs_fini) struct qmp_memdevs devs = QMP_MEMDEVS_INIT;
+    CLEANUP(qmp_roms_fini) struct qmp_roms written = QMP_ROMS_INIT;
 
-    if (qmp_memdevs_read(r->s.qmp, NULL, &devs, err) < 0)
+    if (qmp_memdevs_read(r->s.qmp, NULL, &devs, err) < 0 ||
+        qmp_loaders_read(r->s.qmp, &written, err) < 0)
         return err->code;
+    if (written.count > 0)
+        o->zeros = RESTORE_SEND_ZEROS;
     for (size_t i = 0; i < devs.count; i++)
         if (strcmp(devs.items[i].type, "memory-backend-ram") != 0 &&
             !is_mapped(o, devs.items[i].id))

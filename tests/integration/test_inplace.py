@@ -479,6 +479,23 @@ class Loader(Case):
         self.assertEqual(mine, self.memory(vm))
 
 
+    def test_zeros_come_back_where_it_writes(self):
+        vm = self.tiny_vm(extra=[
+            "-m", "96M", "-device", "loader,addr=0x%x,data=0xdeadbeef,"
+            "data-len=4" % self.at])
+        self.assertEqual(b"\xef\xbe\xad\xde", self.memory(vm)[:4])
+        self.memory(vm, bytes(4096))
+        self.q("create", "vm", "one", "--memory")
+        for how in ("inplace", "eager", "auto"):
+            with self.subTest(how=how):
+                self.memory(vm, b"\xee" * 4096)
+                self.q("revert", "vm", "one", "--restore", how)
+                self.assertEqual(bytes(4096), self.memory(vm))
+        vm.end()
+        self.assertEqual("eager", self.q("revert", "vm", "one")["restore"])
+        self.assertEqual(bytes(4096), self.memory(vm))
+
+
 class Capabilities(Case):
     """What a user has switched on, and a load in the process dies of."""
     cost = 5
