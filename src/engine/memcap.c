@@ -53,6 +53,8 @@ static int save_settings(struct memcap *m, uint64_t bwlimit,
                                                    : "pause-before-switchover",
                         err) < 0)
         return err_wrap(err, "preparing QEMU's migration");
+    if (settings_clear_tls(m->s, &m->was, err) < 0)
+        return err->code;
     return qmp_migrate_set_parameters(m->s->qmp, &p, 1, err);
 }
 

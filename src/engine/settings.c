@@ -2,6 +2,7 @@
 #include "settings.h"
 
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -10,11 +11,14 @@
 #include "start.h"
 
 #define SETTINGS_VERSION 1
+#define TLS_CREDS        "tls-creds"
 #define CAPABILITIES_MAX 256 /* QEMU 10.0 has 24 */
 
 void settings_fini(struct settings *t)
 {
     qmp_names_fini(&t->on);
+    free(t->tls_creds);
+    t->tls_creds = NULL;
 }
 
 static bool names_have(const struct qmp_names *n, const char *name)
@@ -29,12 +33,13 @@ static int settings_write(struct session *s, const struct settings *t,
                           struct qstill_error *err)
 {
     CLEANUP(json_decrefp)
-    json_t *root = json_pack(
-        "{si sI sI so sI sI}", "version", SETTINGS_VERSION, "pid",
-        (json_int_t)s->pid, "pidStart",
-        (json_int_t)(s->pid ? start_time_of(s->pid) : 0), "capabilities",
-        json_out_strings(t->on.items, t->on.count), "maxBandwidth",
-        (json_int_t)t->bandwidth, "downtimeLimit", (json_int_t)t->downtime);
+    json_t *root =
+        json_pack("{si sI sI so sI sI ss}", "version", SETTINGS_VERSION, "pid",
+                  (json_int_t)s->pid, "pidStart",
+                  (json_int_t)(s->pid ? start_time_of(s->pid) : 0),
+                  "capabilities", json_out_strings(t->on.items, t->on.count),
+                  "maxBandwidth", (json_int_t)t->bandwidth, "downtimeLimit",
+                  (json_int_t)t->downtime, "tlsCreds", t->tls_creds);
 
     return json_file_write(s->vmfd, SETTINGS_FILE, root, -1, err);
 }
@@ -47,7 +52,8 @@ int settings_keep(struct session *s, struct settings *out,
         qmp_migrate_get_parameter(s->qmp, "max-bandwidth", &out->bandwidth,
                                   err) < 0 ||
         qmp_migrate_get_parameter(s->qmp, "downtime-limit", &out->downtime,
-                                  err) < 0)
+                                  err) < 0 ||
+        qmp_migrate_get_text(s->qmp, TLS_CREDS, &out->tls_creds, err) < 0)
         return err->code;
     return settings_write(s, out, err);
 }
@@ -68,6 +74,21 @@ int settings_enable(struct session *s, const struct settings *was,
     caps[n++] = (struct qmp_capability){"events", true};
     caps[n++] = (struct qmp_capability){capability, true};
     return qmp_migrate_set_capabilities(s->qmp, caps, n, err);
+}
+
+int settings_clear_tls(struct session *s, const struct settings *was,
+                       struct qstill_error *err)
+{
+    return was->tls_creds[0] ? qmp_migrate_set_text(s->qmp, TLS_CREDS, "", err)
+                             : 0;
+}
+
+static int put_tls_back(struct session *s, const struct settings *was,
+                        struct qstill_error *err)
+{
+    return was->tls_creds && was->tls_creds[0]
+               ? qmp_migrate_set_text(s->qmp, TLS_CREDS, was->tls_creds, err)
+               : 0;
 }
 
 /* Those of `list` that `other` has not. */
@@ -96,6 +117,7 @@ void settings_put_back(struct session *s, const struct settings *was)
 
     /* Ours go first: some of the user's exclude them. */
     if (qmp_migrate_set_parameters(s->qmp, p, ARRAY_LEN(p), &why) == 0 &&
+        put_tls_back(s, was, &why) == 0 &&
         qmp_migrate_capabilities_on(s->qmp, &now, &why) == 0 &&
         set_missing(s, &now, &was->on, false, &why) == 0 &&
         set_missing(s, &was->on, &now, true, &why) == 0)
@@ -127,6 +149,9 @@ static bool read_kept(const struct session *s, struct json_file *file,
         (int64_t)json_in_u64(&in, file->root, "maxBandwidth", JSON_REQUIRED);
     out->downtime =
         (int64_t)json_in_u64(&in, file->root, "downtimeLimit", JSON_REQUIRED);
+    /* older ones have none; it is the arena's */
+    out->tls_creds = (char *)(uintptr_t)json_in_string(
+        &in, file->root, "tlsCreds", JSON_OPTIONAL);
     return why.code == 0 && pid == (uint64_t)s->pid &&
            (pid == 0 || start == start_time_of(s->pid));
 }

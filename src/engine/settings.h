@@ -18,10 +18,11 @@ struct settings {
     struct qmp_names on; /* capabilities */
     int64_t bandwidth;
     int64_t downtime;
+    char *tls_creds; /* "": none */
 };
 #define SETTINGS_INIT                                                          \
     {                                                                          \
-        QMP_NAMES_INIT, 0, 0                                                   \
+        QMP_NAMES_INIT, 0, 0, NULL                                             \
     }
 void settings_fini(struct settings *t);
 
@@ -31,6 +32,9 @@ int settings_keep(struct session *s, struct settings *out,
 /* The capability goes on, and all others off: some exclude it. */
 int settings_enable(struct session *s, const struct settings *was,
                     const char *capability, struct qstill_error *err);
+/* A migration into our pipe is not to speak TLS. */
+int settings_clear_tls(struct session *s, const struct settings *was,
+                       struct qstill_error *err);
 /* Best effort: while a migration runs, QEMU takes no capabilities; the file
  * stays then, for settings_mend(). */
 void settings_put_back(struct session *s, const struct settings *was);

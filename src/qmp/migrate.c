@@ -165,6 +165,27 @@ int qmp_migrate_get_parameter(struct qstill_qmp *q, const char *name,
     return 0;
 }
 
+int qmp_migrate_set_text(struct qstill_qmp *q, const char *name,
+                         const char *value, struct qstill_error *err)
+{
+    json_t *args = json_pack("{s:s}", name, value);
+
+    if (!args)
+        return err_nomem(err);
+    return client_call(q, "migrate-set-parameters", args, NULL, err);
+}
+
+int qmp_migrate_get_text(struct qstill_qmp *q, const char *name, char **out,
+                         struct qstill_error *err)
+{
+    CLEANUP(json_decrefp) json_t *ret = NULL;
+
+    if (client_ask(q, "query-migrate-parameters", &ret, err) < 0)
+        return err->code;
+    *out = strdup(field_string(ret, name, ""));
+    return *out ? 0 : err_nomem(err);
+}
+
 /* --------------------------------------------------------- out, in, the end */
 
 /* "fd:NAME" for a command's uri. NULL when it cannot be made. */

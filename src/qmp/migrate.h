@@ -46,6 +46,11 @@ int qmp_migrate_set_parameters(struct qstill_qmp *q,
                                struct qstill_error *err);
 int qmp_migrate_get_parameter(struct qstill_qmp *q, const char *name,
                               int64_t *out, struct qstill_error *err);
+/* One that is a text: malloc'ed; "" when it is not set, and sets none. */
+int qmp_migrate_set_text(struct qstill_qmp *q, const char *name,
+                         const char *value, struct qstill_error *err);
+int qmp_migrate_get_text(struct qstill_qmp *q, const char *name, char **out,
+                         struct qstill_error *err);
 
 /* --- outgoing. The fd was given with qmp_getfd() and is consumed. Returns when
  * QEMU has begun; follow with qmp_migration_read() or MIGRATION events.

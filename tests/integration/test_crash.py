@@ -317,12 +317,19 @@ class Settings(Case):
         params = vm.cmd("query-migrate-parameters")
         on = {c["capability"] for c in vm.cmd("query-migrate-capabilities")
               if c["state"]}
-        return on, params["max-bandwidth"], params["downtime-limit"]
+        return (on, params["max-bandwidth"], params["downtime-limit"],
+                params["tls-creds"])
+
+    def set_parameters(self, vm):
+        """Credentials, too: nobody at our end of the pipe speaks TLS."""
+        vm.cmd("migrate-set-parameters", **{
+            "max-bandwidth": 5 << 20, "downtime-limit": 77,
+            "tls-creds": "tls0"})
 
     def vm_with_settings(self):
-        vm = self.tiny_vm()
-        vm.cmd("migrate-set-parameters", **{"max-bandwidth": 5 << 20,
-                                            "downtime-limit": 77})
+        vm = self.tiny_vm(extra=["-object",
+                                 "tls-creds-anon,id=tls0,endpoint=client"])
+        self.set_parameters(vm)
         self.switch(vm, "auto-converge", True)
         return vm, self.settings(vm)
 
@@ -350,8 +357,7 @@ class Settings(Case):
                 self.assertFalse(os.path.exists(self.kept()))
                 vm.end()
                 self.q("start", "vm")
-                vm.cmd("migrate-set-parameters", **{
-                    "max-bandwidth": 5 << 20, "downtime-limit": 77})
+                self.set_parameters(vm)
                 self.switch(vm, "auto-converge", True)
 
     def test_they_are_as_before_after_a_probe_that_was_killed(self):
@@ -360,15 +366,16 @@ class Settings(Case):
         one = self.q("create", "vm", "one", "--memory", "--mode", "precopy")
         self.assertEqual(before, self.settings(vm))
         start = vm.pid_start()
-        on, bandwidth, downtime = before
+        on, bandwidth, downtime, creds = before
         said = {"version": 1, "pid": vm.pid(), "pidStart": start,
                 "capabilities": sorted(on), "maxBandwidth": bandwidth,
-                "downtimeLimit": downtime}
+                "downtimeLimit": downtime, "tlsCreds": creds}
         for verb in (["rename", "vm", one["id"], "two"], ["vms"],
                      ["recover", "vm"]):
             with self.subTest(verb[0]):
                 self.switch(vm, "auto-converge", False)
                 self.switch(vm, "background-snapshot", True)
+                vm.cmd("migrate-set-parameters", **{"tls-creds": ""})
                 with open(self.kept(), "w") as f:
                     json.dump(said, f)
                 self.q(*verb)
@@ -382,7 +389,8 @@ class Settings(Case):
             self.assertFalse(os.path.exists(self.kept()))
 
     def test_what_the_user_has_on_stays_on(self):
-        vm = self.tiny_vm()
+        vm, _ = self.vm_with_settings()
+        self.switch(vm, "auto-converge", False)  # excludes what follows
         self.switch(vm, "background-snapshot", True)
         before = self.settings(vm)
         self.q("check", "vm", "--memory")
