@@ -20,12 +20,20 @@
 
 /* ------------------------------------------------------------- whose is it? */
 
-/* "disk0.k3pq7mzt2abc.qcow2" of the first image "disk0.img". */
+static bool is_called(const char *like, const char *name)
+{
+    const char *slash = strrchr(like, '/');
+
+    return slash && strcmp(slash, name) == 0;
+}
+
+/* "disk0.k3pq7mzt2abc.qcow2" of the first image "disk0.img"; "disk0-2." when
+ * another disk's in the same folder would be called so, too (layer_name.h). */
 static bool is_named_so(struct session *s, const struct vm_disk *d,
                         const char *path)
 {
     static const char letters[] = "abcdefghijklmnopqrstuvwxyz0123456789";
-    const char *slash = strrchr(path, '/'), *like, *stem;
+    const char *slash = strrchr(path, '/'), *like, *dir;
     struct qstill_error ignored = {0};
     char tag[ID_LEN + 1];
     size_t len = slash ? strlen(slash) : 0;
@@ -36,10 +44,11 @@ static bool is_named_so(struct session *s, const struct vm_disk *d,
     tag[ID_LEN] = '\0';
     if (strspn(tag, letters) != ID_LEN)
         return false;
-    if (layer_new_path(s, d, NULL, tag, &like, &ignored) < 0)
-        return false;
-    stem = strrchr(like, '/');
-    return stem && strcmp(stem, slash) == 0;
+    dir = arena_printf(&s->rec.arena, "%.*s", (int)(slash - path) + 1, path);
+    return dir && ((layer_new_path(s, d, dir, tag, &like, &ignored) == 0 &&
+                    is_called(like, slash)) ||
+                   (layer_path_in(s, d, dir, tag, &like, &ignored) == 0 &&
+                    is_called(like, slash)));
 }
 
 static bool in_trash(const struct session *s, const char *path)

@@ -702,3 +702,72 @@ class AnotherName(Case):
         self.assertEqual([3, 4, 0], content(
             os.path.join(folder, name), "qcow2")[:3])
         self.assertTrue(self.q.check("vm")["ok"])
+
+
+class SameNames(Case):
+    """Disks of one base name whose layers are in one folder: the second one's
+    have "-2" in their names."""
+
+    cost = 10
+
+    def setUp(self):
+        super().setUp()
+        self.folder = os.path.join(self.tmp, "layers")
+        os.mkdir(self.folder)
+        disks = []
+        for n in (1, 2):
+            disk = self.disk("root", size=2 << 20, pattern=False,
+                             vm="vm/%d" % n)
+            disk.id = "disk%d" % n
+            disks.append(disk)
+        self.vm = self.tiny_vm(disks=disks, style="blockdev")
+
+    def snapshot(self, name, byte):
+        for d in self.vm.disks:
+            self.vm.write(d, 0, byte)
+        return self.q("create", "vm", name, "--disk-dir", self.folder)["id"]
+
+    def ends_well(self, *names, byte):
+        self.assertNotIn("stays", self.q.stderr)
+        self.vm.quit()
+        self.q("delete", "vm", *names)
+        self.assertNotIn("stays", self.q.stderr)
+        self.assertEqual([], os.listdir(self.folder))
+        for d in self.vm.disks:
+            self.assertEqual(byte, content(d.path, "qcow2")[0])
+        self.q("detach", "vm")
+        self.vms.remove(self.vm)
+
+    def test_a_leaf_goes(self):
+        self.snapshot("one", 1)
+        self.snapshot("two", 2)
+        self.assertEqual(2, sum("root-2." in n
+                                for n in os.listdir(self.folder)))
+        self.q("revert", "vm", "one", "--keep-trash", "0")
+        self.assertEqual(2, len(os.listdir(self.folder)))
+        self.q("delete", "vm", "two")
+        self.assertEqual([], os.listdir(self.folder))
+        self.ends_well("one", byte=1)
+
+    def test_a_leaf_that_was_merged_below_a_running_vm(self):
+        """That file has a name of another kind."""
+        for n, name in enumerate(("one", "two", "three")):
+            self.snapshot(name, n + 1)
+        self.q("delete", "vm", "two")
+        self.q("revert", "vm", "one", "--keep-trash", "0")
+        self.q("delete", "vm", "three")
+        self.assertEqual([], os.listdir(self.folder))
+        self.ends_well("one", byte=1)
+
+    def test_of_a_damaged_one(self):
+        self.snapshot("one", 1)
+        lost = self.snapshot("two", 2)
+        self.q("revert", "vm", "one", "--keep-trash", "0")
+        path = self.q.manifest_path("vm", lost)
+        with open(path) as f:
+            text = f.read()
+        with open(path, "w") as f:
+            f.write(text[:text.index('"memory"')])
+        self.q("delete", "vm", lost)
+        self.assertEqual([], os.listdir(self.folder))
+        self.ends_well("one", byte=1)
