@@ -3,6 +3,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "layer_file.h"
@@ -11,8 +12,9 @@
 
 /* Below one first layer. */
 struct base_list {
-    struct base_list *next;
+    struct base_list *next; /* looked at before */
     const struct manifest_disk *first;
+    const char *lowest; /* the layer above all these */
     size_t count;
     struct manifest_disk *items;
     struct qstill_error why; /* NOT_FOUND: behind the last one */
@@ -37,8 +39,20 @@ static bool is_among(const struct vm_hidden *layers, size_t count,
     return false;
 }
 
-/* A layer of the disk, which a deleted snapshot's is until it is merged, and
- * what a damaged one may have lies between such. */
+/* Where a disk came from, which may have another name there. */
+static bool is_first_image(const struct bases *b, const char *path)
+{
+    struct stat st;
+
+    if (b->first_count == 0 || stat(path, &st) < 0)
+        return false;
+    for (size_t i = 0; i < b->first_count; i++)
+        if (b->firsts[i].ino == st.st_ino && b->firsts[i].dev == st.st_dev)
+            return true;
+    return false;
+}
+
+/* A layer of the VM, which a deleted snapshot's is until it is merged. */
 static bool is_layer(const struct bases *b, const char *path)
 {
     const struct vm_record *rec = &b->s->rec;
@@ -49,20 +63,29 @@ static bool is_layer(const struct bases *b, const char *path)
     for (size_t i = 0; i < rec->trash_count; i++)
         if (is_among(rec->trash[i].layers, rec->trash[i].layer_count, path))
             return true;
-    return layers_named(&b->layers, path) != NULL;
+    return is_first_image(b, path);
 }
 
+/* What is met above a layer is one, too: of a snapshot that was given up, or is
+ * damaged, of which nobody knows what it had. */
 static int take(void *user, const char *path, const char *format,
                 struct qstill_error *err)
 {
     struct look *l = user;
     struct bases *b = l->b;
     struct base_list *list = l->list;
-    struct manifest_disk *d = &list->items[list->count];
+    struct manifest_disk *d;
 
-    if (l->images++ == 0 || list->count == MANIFEST_BASES_MAX ||
-        is_layer(b, path))
+    if (l->images++ == 0)
         return 0;
+    if (is_layer(b, path)) {
+        list->count = 0;
+        list->lowest = arena_strdup(&b->arena, path);
+        return list->lowest ? 0 : err_nomem(err);
+    }
+    if (list->count == MANIFEST_BASES_MAX)
+        return 0;
+    d = &list->items[list->count];
     *d = (struct manifest_disk){0};
     d->path = arena_strdup(&b->arena, path);
     d->format = arena_strdup(&b->arena, format);
@@ -95,6 +118,7 @@ static struct base_list *look_below(struct bases *b,
         return NULL;
     }
     list->first = first;
+    list->lowest = first->path;
     l.list = list;
     reach_init(&reach, geteuid(), getegid());
     reach.each = take;
@@ -108,6 +132,28 @@ static struct base_list *look_below(struct bases *b,
 /* ------------------------------------------------------------------ snapshots
  */
 
+/* All layers of a disk stand on its first image. */
+static int find_firsts(struct bases *b, struct qstill_error *err)
+{
+    struct vm_record *rec = &b->s->rec;
+
+    b->firsts = arena_array(&b->arena, rec->disk_count + 1, sizeof(*b->firsts));
+    if (!b->firsts)
+        return err_nomem(err);
+    for (size_t i = 0; i < rec->disk_count; i++) {
+        const char *path = session_first_image(rec, &rec->disks[i]);
+        struct stat st;
+
+        if (!path)
+            return err_nomem(err);
+        if (path[0] != '/' || stat(path, &st) < 0)
+            continue;
+        b->firsts[b->first_count].dev = st.st_dev;
+        b->firsts[b->first_count++].ino = st.st_ino;
+    }
+    return 0;
+}
+
 int bases_init(struct bases *b, struct session *s, struct qstill_error *err)
 {
     const struct tree *t = &s->tree;
@@ -119,12 +165,11 @@ int bases_init(struct bases *b, struct session *s, struct qstill_error *err)
     for (size_t i = 0; i < t->count; i++)
         if (t->nodes[i].parent_id)
             b->up[i] = tree_find(t, t->nodes[i].parent_id);
-    return t->damaged_count > 0 ? layers_load(s, &b->layers, err) : 0;
+    return find_firsts(b, err);
 }
 
 void bases_fini(struct bases *b)
 {
-    layers_fini(&b->layers);
     arena_fini(&b->arena);
 }
 
@@ -239,6 +284,15 @@ void bases_note(struct session *s)
         bases_check_one(s, m, true, &ignored);
 }
 
+/* Below one layer all see the same. */
+static bool is_told(const struct base_list *seen, const struct base_list *list)
+{
+    for (; seen; seen = seen->next)
+        if (seen->told && strcmp(seen->lowest, list->lowest) == 0)
+            return true;
+    return false;
+}
+
 int bases_foresee(struct session *s, bases_tell_fn *tell, void *user,
                   struct qstill_error *err)
 {
@@ -257,7 +311,7 @@ int bases_foresee(struct session *s, bases_tell_fn *tell, void *user,
                 continue;
             if (!list)
                 return (*err = why).code;
-            if (!list->told)
+            if (!is_told(b.seen, list))
                 tell(user, &why);
             list->told = true;
         }

@@ -7,9 +7,12 @@
 #ifndef QSTILL_ENGINE_BASES_H
 #define QSTILL_ENGINE_BASES_H
 
+#include <stdbool.h>
+#include <stddef.h>
+#include <sys/types.h>
+
 #include "base/arena.h"
 #include "base/error.h"
-#include "layers.h"
 
 #define BASES_HINT                                                             \
     "bring back what the disk was made on, or let its name lead there again"
@@ -23,7 +26,11 @@ struct bases {
     struct arena arena;
     const struct manifest **up; /* of each snapshot, or NULL */
     struct base_list *seen;
-    struct layers layers; /* when a manifest is damaged, and may have more */
+    struct base_first {
+        dev_t dev;
+        ino_t ino;
+    } * firsts; /* the images that the disks came from */
+    size_t first_count;
 };
 
 int bases_init(struct bases *b, struct session *s, struct qstill_error *err);

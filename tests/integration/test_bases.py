@@ -199,6 +199,63 @@ class Bases(OnGolden):
             self.assertEqual([], self.q.check("vm")["problems"])
         self.reads(GOLDEN, GOLDEN)
 
+    def given_up(self, name, how):
+        """A snapshot that nobody can read any more; its layers stay."""
+        gone = self.q.info("vm", name)["id"]
+        path = self.q.manifest_path("vm", gone)
+        self.damaged_on_purpose.add("vm")
+        if how == "lost":
+            shutil.rmtree(os.path.dirname(path))
+            self.assertEqual(["lost-parent"], [
+                p["code"] for p in self.q.check("vm")["problems"]])
+            self.q("recover", "vm")
+            return
+        with open(path) as f:
+            text = f.read()
+        with open(path, "w") as f:
+            f.write(text[:text.index('"memory"')] if how == "cut" else "{")
+        self.assertEqual(["damaged-snapshot"], [
+            p["code"] for p in self.q.check("vm")["problems"]])
+        self.q("delete", "vm", gone)
+
+    def test_below_a_root_that_was_given_up(self):
+        self.is_fine_without("one", "damaged")
+
+    def test_below_a_root_whose_layers_were_known(self):
+        self.is_fine_without("one", "cut")
+
+    def test_below_a_root_that_was_lost(self):
+        self.is_fine_without("one", "lost")
+
+    def test_below_an_inner_one_that_was_given_up(self):
+        self.is_fine_without("two", "damaged")
+
+    def test_below_an_inner_one_that_was_lost(self):
+        self.is_fine_without("two", "lost")
+
+    def is_fine_without(self, name, how):
+        self.make("one", "two", "three")
+        self.given_up(name, how)
+        self.vm.quit()
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("start", "vm")
+        self.q("create", "vm", "four")
+        self.assertNotIn("another file", self.q.stderr)
+        for each in self.q.names("vm"):
+            self.q("verify", "vm", each)
+        self.q("revert", "vm", "three")
+        self.reads(GOLDEN, 2)
+        self.vm.quit()
+        self.replace()
+        self.assertEqual(["wrong-base"], [
+            p["code"] for p in self.q.check("vm")["problems"]])
+        self.q.fails("corrupt", REPLACED, "verify", "vm", "three")
+        self.q.fails("corrupt", REPLACED, "revert", "vm", "four")
+        self.bring_back()
+        self.q("delete", "vm", *self.q.names("vm"))
+        head, = self.head_paths(self.vm)
+        self.assertEqual([GOLDEN, 2], content(head, "qcow2")[:2])
+
     def test_attach_looks_at_what_qemu_has_open(self):
         self.run_vm(self.drive("cache=writeback"), "t", attach=False)
         self.replace()
