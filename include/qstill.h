@@ -153,7 +153,9 @@ int qstill_vm_attach(struct qstill_store *store, const char *vm,
                      const struct qstill_attach_options *options,
                      struct qstill_error *err);
 
-/* Forgets VM. PRECONDITION when it still has snapshots. */
+/* Forgets VM. PRECONDITION when it still has snapshots, or layers of such that
+ * are to be merged; but those that cannot be, for what they stand on is gone,
+ * stay where they are. */
 int qstill_vm_detach(struct qstill_store *store, const char *vm,
                      struct qstill_error *err);
 
@@ -422,7 +424,8 @@ struct qstill_delete_options {
     bool paranoid;    /* sum what a guest sees in each remaining snapshot, and
                          again when all is merged: CORRUPT when it differs */
     bool force;       /* though the image that a disk was made on is another
-                         than then, or was written to: CORRUPT else */
+                         than then, or was written to: CORRUPT else. Or is
+                         gone, so that nothing can be merged: NOT_FOUND else */
 };
 #define QSTILL_DELETE_OPTIONS_INIT                                             \
     {                                                                          \

@@ -6,13 +6,16 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/options.h"
 #include "graph_check.h"
 #include "lock.h"
 #include "name.h"
+#include "protect.h"
 #include "qmp/machine.h"
 #include "qstill-qmp.h"
+#include "reach.h"
 #include "session.h"
 #include "spare.h"
 #include "trash.h"
@@ -299,6 +302,38 @@ QSTILL_PUBLIC int qstill_vm_attach(struct qstill_store *store, const char *vm,
     return publish_vm(store, vm, &rec, err);
 }
 
+/* Without its base a layer is never merged, however long it waits. */
+static bool waits_in_vain(const struct session *s)
+{
+    struct reach reach;
+
+    reach_init(&reach, geteuid(), getegid());
+    for (size_t i = 0; i < s->rec.hidden_count; i++) {
+        const struct vm_hidden *h = &s->rec.hidden[i];
+        struct qstill_error ignored = {0};
+
+        if (reach_chain(&reach, h->path, h->format, &ignored) !=
+            QSTILL_E_NOT_FOUND)
+            return false;
+    }
+    return true;
+}
+
+/* From now on they are files like others. */
+static void leave_hidden(struct session *s)
+{
+    for (size_t i = 0; i < s->rec.hidden_count; i++) {
+        const struct vm_hidden *h = &s->rec.hidden[i];
+        struct qstill_error ignored = {0};
+
+        protect_clear(h->path, &ignored);
+        store_note(s->store,
+                   "%s stays: images of disk %s stand on it, and without its "
+                   "own backing file it cannot be merged with them",
+                   h->path, h->disk);
+    }
+}
+
 QSTILL_PUBLIC int qstill_vm_detach(struct qstill_store *store, const char *vm,
                                    struct qstill_error *caller_err)
 {
@@ -316,12 +351,13 @@ QSTILL_PUBLIC int qstill_vm_detach(struct qstill_store *store, const char *vm,
         err_hint(err, "delete them first: qstill list %s", vm);
     } else if (trash_empty(&s, NULL, err) < 0) {
         err_wrap(err, "emptying the trash");
-    } else if (s.rec.hidden_count > 0) {
+    } else if (s.rec.hidden_count > 0 && !waits_in_vain(&s)) {
         err_set(err, QSTILL_E_PRECONDITION,
                 "VM %s still has %zu layer%s to be merged", vm,
                 s.rec.hidden_count, s.rec.hidden_count == 1 ? "" : "s");
         err_hint(err, "run qstill recover %s", vm);
     } else if (store_open_dir(store, &top, err) == 0) {
+        leave_hidden(&s);
         store_remove_tree(top, vm, err);
     }
     session_close(&s);

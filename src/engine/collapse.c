@@ -5,6 +5,7 @@
  * what the images' headers say, so that it may be cut and run again anywhere.
  */
 #include <string.h>
+#include <unistd.h>
 
 #include "collapse_impl.h"
 #include "head_zeroes.h"
@@ -16,16 +17,18 @@
 #include "others.h"
 #include "protect.h"
 #include "qcow2/children.h"
+#include "reach.h"
 #include "spare.h"
 #include "trash.h"
 
 /* A layer that cannot be merged now is left alone: in use, of a format that
- * only QEMU writes, no room for its data, changed by others. It reads as
- * before. When it is the store that is full, record and files are not of one
- * mind: only the next command, which reads both anew, can go on. */
+ * only QEMU writes, no room for its data, changed by others, on a base that is
+ * gone. It reads as before. When it is the store that is full, record and files
+ * are not of one mind: only the next command, which reads both anew, can go on.
+ */
 static bool can_wait(const struct collapse *c, const struct qstill_error *err)
 {
-    return c->changed || err->code == QSTILL_E_BUSY ||
+    return c->changed || c->no_base || err->code == QSTILL_E_BUSY ||
            err->code == QSTILL_E_PRECONDITION ||
            (err->code == QSTILL_E_NO_SPACE && c->no_room);
 }
@@ -154,6 +157,20 @@ static int choose_kept(struct collapse *c, struct qstill_error *err)
     return any ? vmrecord_save(c->s->vmfd, &c->s->rec, err) : 0;
 }
 
+/* All layers are there, and what they stand on is not. */
+static bool lacks_base(const struct step *st)
+{
+    struct qstill_error ignored = {0};
+    struct reach reach;
+
+    for (const struct layer *l = st->child; l; l = l->below)
+        if (l->missing)
+            return false;
+    reach_init(&reach, geteuid(), getegid());
+    return reach_chain(&reach, st->child->path, st->child->format, &ignored) ==
+           QSTILL_E_NOT_FOUND;
+}
+
 /* The graph of this disk is another now; those of others are as they were. */
 static void leave_disk(struct collapse *c, const char *disk)
 {
@@ -219,7 +236,7 @@ static int sweep_one(struct collapse *c, struct stuck *stuck,
         let_go(c, st);
         return 0;
     }
-    c->no_room = c->changed = false;
+    c->no_room = c->changed = c->no_base = false;
     if (!can_wait(c, &why)) {
         *err = why;
         return err->code;
@@ -314,6 +331,7 @@ static int one_pass(struct collapse *c, struct stuck *stuck, bool *more,
             leave_disk(c, st.first->disk);
             continue;
         }
+        c->no_base = why.code == QSTILL_E_NOT_FOUND && lacks_base(&st);
         if (!can_wait(c, &why)) {
             *err = why;
             return err->code;

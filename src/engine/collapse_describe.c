@@ -338,16 +338,6 @@ static void say_rest(struct foresight *f)
                (unsigned long long)f->total.freed, f->total.seconds);
 }
 
-static bool in_later_trash(const struct session *s, const char *path)
-{
-    for (size_t i = 0; i < s->rec.trash_count; i++)
-        for (size_t k = 0; k < s->rec.trash[i].layer_count; k++)
-            if (s->rec.trash[i].keep > 1 &&
-                strcmp(s->rec.trash[i].layers[k].path, path) == 0)
-                return true;
-    return false;
-}
-
 /* Trash whose last operation this is: no undo brings it back. */
 static void expire(struct foresight *f)
 {
@@ -363,7 +353,7 @@ static void expire(struct foresight *f)
         for (size_t k = 0; k < t->layer_count; k++) {
             struct layer *l = layers_named(&f->c.all, t->layers[k].path);
 
-            if (!l || in_later_trash(s, l->path))
+            if (!l || trash_outlives(s, l->path))
                 continue;
             l->trash = false;
             l->hidden = true;

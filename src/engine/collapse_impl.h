@@ -56,6 +56,7 @@ struct collapse {
     bool patched;    /* by liveswap(), as far as this pass needs it */
     bool swaps;      /* see qmp_swap_works() */
     bool changed;    /* the step at hand would take in what others wrote */
+    bool no_base;    /* what the step at hand reads below all layers is gone */
     bool no_room;    /* the step at hand had no room for data, and all is as it
                         was before it */
     uint64_t wanted; /* what it needs, if that is known; bytes */

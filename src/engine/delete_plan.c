@@ -3,18 +3,12 @@
  * were, and what it costs. */
 #include <string.h>
 
-#include "bases.h"
 #include "delete_impl.h"
 #include "headuse.h"
 #include "job.h"
 #include "layer_file.h"
 #include "layers.h"
 #include "ready.h"
-
-static size_t index_of(const struct tree *t, const struct manifest *m)
-{
-    return (size_t)(m - t->nodes);
-}
 
 /* Marks all that descend from marked ones. */
 static void mark_children(struct del *c)
@@ -28,7 +22,7 @@ static void mark_children(struct del *c)
             const struct manifest *up =
                 m->parent_id ? tree_find(&c->s.tree, m->parent_id) : NULL;
 
-            if (up && c->doomed[index_of(&c->s.tree, up)] && !c->doomed[i])
+            if (up && c->doomed[delete_index(&c->s.tree, up)] && !c->doomed[i])
                 more = c->doomed[i] = true;
         }
     }
@@ -40,7 +34,7 @@ static bool is_planned(void *user, const char *id)
     const struct manifest *m = tree_find(&c->s.tree, id);
     const struct tree_damage *d = tree_find_damaged(&c->s.tree, id);
 
-    return (m && c->doomed[index_of(&c->s.tree, m)]) ||
+    return (m && c->doomed[delete_index(&c->s.tree, m)]) ||
            (d && c->doomed_damaged[d - c->s.tree.damaged]);
 }
 
@@ -74,17 +68,6 @@ static void describe(struct del *c, const struct layers *all)
     }
 }
 
-/* A merge gives the layers of doomed ones and of their children another
- * identity: whatever was done to them behind our back would look right then. */
-static bool is_merged(const struct del *c, const struct manifest *m)
-{
-    const struct manifest *up =
-        m->parent_id ? tree_find(&c->s.tree, m->parent_id) : NULL;
-
-    return c->doomed[index_of(&c->s.tree, m)] ||
-           (up && c->doomed[index_of(&c->s.tree, up)]);
-}
-
 static int check_layers(struct del *c, struct qstill_error *err)
 {
     struct ready_seen seen = {0};
@@ -95,7 +78,7 @@ static int check_layers(struct del *c, struct qstill_error *err)
     for (size_t i = 0; i < c->s.tree.count; i++) {
         const struct manifest *m = &c->s.tree.nodes[i];
 
-        for (size_t k = 0; is_merged(c, m) && k < m->disk_count; k++)
+        for (size_t k = 0; delete_merges(c, m) && k < m->disk_count; k++)
             if (layer_check(&m->disks[k], err) < 0) {
                 err_wrap(err, "snapshot %s", m->name);
                 return err_hint(err, "bring the original file back");
@@ -106,30 +89,6 @@ static int check_layers(struct del *c, struct qstill_error *err)
     for (size_t i = 0; i < c->s.rec.hidden_count; i++)
         if (layer_check_hidden(&c->s, &c->s.rec.hidden[i], err) < 0)
             return err_hint(err, "bring the original file back");
-    return 0;
-}
-
-/* Once its snapshots are gone, nothing tells of a disk on another base. */
-static int check_bases(struct del *c, struct qstill_error *err)
-{
-    CLEANUP(bases_fini) struct bases b;
-
-    if (session_check_bases(&c->s, err) < 0 || bases_init(&b, &c->s, err) < 0)
-        return err->code;
-    for (size_t i = 0; i < c->s.tree.count; i++) {
-        const struct manifest *m = &c->s.tree.nodes[i];
-
-        if (!is_merged(c, m))
-            continue;
-        if (bases_reach(&b, m, err) < 0)
-            return err->code;
-        if (bases_check(&b, m, err) == 0)
-            continue;
-        if (!c->o.force || err->code != QSTILL_E_CORRUPT)
-            return err_hint(err, BASES_HINT "; --force goes on without it");
-        store_note(c->store, "%s", err->message);
-        return err_clear(err);
-    }
     return 0;
 }
 
@@ -152,7 +111,7 @@ static int find_doomed(struct del *c, struct qstill_error *err)
         }
         if (tree_resolve(t, c->snaps[i], &m, err) < 0)
             return err->code;
-        c->doomed[index_of(t, m)] = true;
+        c->doomed[delete_index(t, m)] = true;
     }
     return 0;
 }
@@ -236,7 +195,8 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
           session_check_heads(&c->s, err) < 0)) ||
         (!c->s.qmp && headuse_check_frozen(&c->s, err) < 0) ||
         ready_store(&c->s, 0, err) < 0 || check_layers(c, err) < 0 ||
-        check_bases(c, err) < 0 || layers_load(&c->s, &all, err) < 0)
+        layers_load(&c->s, &all, err) < 0 ||
+        delete_check_bases(c, &all, err) < 0)
         return err->code;
     describe(c, &all);
     describe_damaged(c);

@@ -82,6 +82,21 @@ struct vm_trash *trash_find(struct session *s, const char *tag)
     return NULL;
 }
 
+bool trash_outlives(const struct session *s, const char *path)
+{
+    bool last = false;
+
+    for (size_t i = 0; i < s->rec.trash_count; i++)
+        for (size_t k = 0; k < s->rec.trash[i].layer_count; k++) {
+            if (strcmp(s->rec.trash[i].layers[k].path, path) != 0)
+                continue;
+            if (s->rec.trash[i].keep > 1)
+                return true;
+            last = true;
+        }
+    return !last; /* what is nobody's is kept by no entry */
+}
+
 bool trash_has_expired(const struct session *s)
 {
     for (size_t i = 0; i < s->rec.trash_count; i++)

@@ -77,6 +77,9 @@ bool trash_identify(struct session *s);
 /* The files of an entry are about to be written; durable. */
 int trash_forget(struct session *s, const char *tag, struct qstill_error *err);
 bool trash_has_expired(const struct session *s);
+/* Of a layer that is trash: whether it stays so when the next operation is
+ * done. */
+bool trash_outlives(const struct session *s, const char *path);
 
 /* Entries that are at 0 become hidden layers and .ID.gone; durable, and right
  * to run again. */

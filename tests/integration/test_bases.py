@@ -14,7 +14,7 @@ REPLACED = "below disk v: .*/golden.qcow2 is another file than when"
 WRITTEN = "below disk v: .*/golden.qcow2 was written to after the snapshot"
 
 
-class Bases(OnGolden):
+class Made(OnGolden):
     cost = 15
 
     def setUp(self):
@@ -38,6 +38,8 @@ class Bases(OnGolden):
         image.run("qemu-io", "-f", "qcow2", "-c",
                   "write -q -P %d %s 64k" % (byte, at), self.golden)
 
+
+class Bases(Made):
     def is_told(self, says, code="corrupt"):
         """Of a VM that is off, before anything is changed."""
         problem, = [p for p in self.q.check("vm")["problems"]
@@ -116,9 +118,7 @@ class Bases(OnGolden):
         self.assertRegex(problems["wrong-base"]["message"],
                          "snapshot one: .*golden.qcow2 is gone")
         # no merge could be done
-        for command in (["delete", "vm", "one"],
-                        ["delete", "vm", "one", "--force"],
-                        ["revert", "vm", "one", "--force"]):
+        for command in (["delete", "vm", "one"], ["revert", "vm", "one", "--force"]):
             with self.nothing_changes(self.vm):
                 self.q.fails("not-found", "golden.qcow2 is gone", *command)
         self.q.fails("corrupt", "golden.qcow2 is gone", "verify", "vm", "two")
@@ -174,7 +174,7 @@ class Bases(OnGolden):
         self.q("create", "vm", "three")
         self.assertRegex(self.q.stderr, REPLACED)
         self.q("verify", "vm", "three")
-        self.q.fails("corrupt", REPLACED, "delete", "vm", "two")
+        self.q.fails("corrupt", REPLACED, "delete", "vm", "one")
         self.q("delete", "vm", "one", "two", "--force")
         self.assertRegex(self.q.stderr, REPLACED)
         self.assertEqual([], self.q.check("vm")["problems"])
@@ -284,3 +284,153 @@ class Bases(OnGolden):
         self.q("revert", "vm", "one")
         self.q("delete", "vm", "two")
         self.q("delete", "vm", "one")
+
+
+class ForGood(Made):
+    """A base that nobody will bring back: what can be had without it is had,
+    and nothing keeps the user from getting rid of the rest."""
+
+    def setUp(self):
+        """one - two, one - twig - head."""
+        super().setUp()
+        self.make("one", "two")
+        self.q("revert", "vm", "one", "--keep-trash", "0")
+        self.io("write -q -P 3 128k 64k")
+        self.q("create", "vm", "twig")
+        self.io("write -q -P 4 192k 64k")
+        self.io("flush")
+        self.want = image.digest(self.head_paths(self.vm)[0], "qcow2")
+
+    def lose(self):
+        os.rename(self.golden, self.golden + ".old")
+
+    def layer(self, name):
+        (path, _), = self.frozen(self.vm, name).values()
+        return path
+
+    def hidden(self):
+        with open(os.path.join(self.store, "vm", "vm.json")) as f:
+            return [h["path"] for h in json.load(f)["hidden"]]
+
+    def is_whole(self):
+        head, = self.head_paths(self.vm)
+        self.assertEqual(self.want, image.digest(head, "qcow2"))
+
+    def leaf_goes(self):
+        two = self.layer("two")
+        self.q("delete", "vm", "two")
+        self.assertFalse(os.path.exists(two))
+        self.assertEqual(["one", "twig"], self.q.names("vm"))
+        self.assertEqual([], self.hidden())
+        for name in ("one", "twig"):
+            with self.nothing_changes(self.vm):
+                failure = self.q.fails("not-found", "golden.qcow2 is gone",
+                                       "delete", "vm", name)
+                self.assertIn("--force", failure.hint)
+
+    def test_a_leaf_goes(self):
+        self.vm.quit()
+        self.lose()
+        self.leaf_goes()
+        self.bring_back()
+        self.is_whole()
+
+    def test_a_leaf_that_alone_tells_of_another_base(self):
+        """Nothing is merged; but nobody would know any more."""
+        self.q("revert", "vm", "one", "--keep-trash", "0")
+        self.q("delete", "vm", "twig", "one")
+        self.vm.quit()
+        two = self.layer("two")
+        self.replace()
+        with self.nothing_changes(self.vm):
+            self.q.fails("corrupt", REPLACED, "delete", "vm", "two")
+        os.unlink(self.golden)
+        self.q("delete", "vm", "two")
+        self.assertFalse(os.path.exists(two))
+        self.bring_back()
+        head, = self.head_paths(self.vm)
+        self.assertEqual([GOLDEN, GOLDEN], content(head, "qcow2")[:2])
+
+    def test_all_go_and_the_vm_is_forgotten(self):
+        self.vm.quit()
+        self.lose()
+        head, = self.head_paths(self.vm)
+        twig = self.layer("twig")
+        self.q("delete", "vm", "one", "two", "twig", "--force")
+        self.assertIn("golden.qcow2 is gone", self.q.stderr)
+        self.assertIn(twig + " stays", self.q.stderr)
+        self.assertEqual([], self.q.names("vm"))
+        self.assertEqual({head, twig, self.top}, self.disk_files(self.vm))
+        self.assertEqual({twig, self.top}, set(self.hidden()))
+        self.q("recover", "vm")
+        self.assertEqual({head, twig, self.top}, self.disk_files(self.vm))
+        self.q("detach", "vm")
+        for path in (twig, self.top):
+            self.assertIn(path + " stays", self.q.stderr)
+        self.assertFalse(os.path.exists(os.path.join(self.store, "vm")))
+        self.bring_back()
+        self.assertEqual(self.want, image.digest(head, "qcow2"))
+        for path in (head, twig, self.top):
+            os.unlink(path)  # none is immutable any more
+        self.vms.remove(self.vm)
+
+    def test_an_inner_one_by_force(self):
+        self.vm.quit()
+        self.lose()
+        self.q("delete", "vm", "one", "--force")
+        self.assertEqual(["two", "twig"], self.q.names("vm"))
+        self.q.fails("precondition", "2 snapshots", "detach", "vm")
+        self.bring_back()
+        self.q("verify", "vm", "two")
+        self.q("verify", "vm", "twig")
+        self.is_whole()
+        self.assertEqual([GOLDEN, 1], content(self.layer("two"), "qcow2")[:2])
+
+    def test_it_comes_back_all_the_same(self):
+        self.vm.quit()
+        self.lose()
+        self.q("delete", "vm", "one", "two", "twig", "--force")
+        self.bring_back()
+        self.q.fails("precondition", "layers to be merged", "detach", "vm")
+        self.q("recover", "vm")
+        self.assertEqual([], self.hidden())
+        self.is_whole()
+        self.q("detach", "vm")
+        self.vms.remove(self.vm)
+
+    def test_while_the_vm_runs(self):
+        """QEMU has it open still."""
+        self.lose()
+        self.leaf_goes()
+        self.q("delete", "vm", "twig", "--force")
+        self.reads(GOLDEN, GOLDEN, 3, 4)
+        self.q("delete", "vm", "one", "--force")
+        self.reads(GOLDEN, GOLDEN, 3, 4)
+        self.io("write -q -P 4 192k 64k")
+        self.io("flush")
+        self.bring_back()
+        self.q("recover", "vm")
+        self.assertEqual([], self.hidden())
+        self.is_whole()
+
+    def test_the_other_disk_is_merged(self):
+        self.vm.quit()
+        self.q("delete", "vm", "one", "two", "twig")
+        self.q("detach", "vm")
+        self.vms.remove(self.vm)
+        disk = self.disk("other", size=2 << 20, pattern=False)
+        self.vm = self.tiny_vm(disks=[disk], extra=self.drive(
+            "cache=writeback") + ["-device", "virtio-blk-pci,drive=t,id=v"])
+        for n, name in enumerate(("one", "two")):
+            self.vm.write(disk, n, n + 1)
+            self.io("write -q -P %d 1M 64k" % (n + 1))
+            self.q("create", "vm", name)
+        self.vm.quit()
+        self.lose()
+        self.q("delete", "vm", "one", "two", "--force")
+        self.assertEqual([1, 2], content(disk.path, "qcow2")[:2])
+        self.assertEqual(2, len(self.hidden()))
+        self.assertEqual(4, len(self.disk_files(self.vm)))
+        self.bring_back()
+        self.q("recover", "vm")
+        self.assertEqual({self.top, disk.path}, self.disk_files(self.vm))
