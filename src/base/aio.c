@@ -206,6 +206,10 @@ static int start_queued(struct aio *a, struct qstill_error *err)
     while (a->queued.head && has_room(a, a->queued.head)) {
         struct aio_op *op = queue_pop(&a->queued);
 
+        if (op->begin && !op->data && !op->begin(op)) {
+            finish(op, ENOMEM);
+            continue;
+        }
         a->flying++;
         a->flying_bytes += aio_left(op);
         if (a->backend->start(a, op, err) < 0) {

@@ -46,6 +46,10 @@ struct aio_op {
      * by aio_submit), at most 1024. The array is used up: entries change. */
     struct iovec *iov;
     unsigned iov_count;
+    /* For `data` that takes memory only while the op is in flight: called when
+     * it starts, sets that; false: out of memory (ENOMEM). NULL: data is set.
+     * What of the ops' data has no other bound has aio_options.max_bytes. */
+    bool (*begin)(struct aio_op *op);
     void (*done)(struct aio_op *op); /* NULL: the caller looks at `pending` */
     void *user;
 

@@ -1,19 +1,25 @@
 /* SPDX-License-Identifier: MIT */
 #include "fill.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
-#include "unpack.h"
+
+/* As much as 256 reads of 64 KiB in flight take. */
+#define SPARE_BYTES ((size_t)16 << 20)
 
 struct fill_piece {
     struct unpack_wait wait; /* first */
     struct aio_op op;
     struct fill *fill;
-    size_t at;             /* in the fill's buffer */
-    size_t len;            /* there */
-    uint8_t *packed;       /* a compressed cluster: the input, ours */
+    size_t at;       /* in the fill's buffer */
+    size_t len;      /* there */
+    bool whole;      /* a compressed cluster: */
+    uint8_t *packed; /* the input, while it is read; ours */
+    size_t packed_size;
+    struct fill_spares *spares;
     struct unpack *unpack; /* a part of one, ... */
     uint64_t skip;         /* ... bytes of it before that */
     const struct image *img;
@@ -99,6 +105,41 @@ static int add_bytes(struct fill *f, const struct image *img, uint64_t off,
     return 0;
 }
 
+static bool begin_whole(struct aio_op *op)
+{
+    struct fill_piece *p = op->user;
+    struct fill_spares *s = p->spares;
+
+    if (s && s->n > 0 && s->size == p->packed_size)
+        p->packed = s->v[--s->n];
+    else
+        p->packed = malloc(p->packed_size);
+    op->data = p->packed;
+    return op->data;
+}
+
+static void spares_drop(struct fill_spares *s)
+{
+    while (s->n > 0)
+        free(s->v[--s->n]);
+}
+
+static void end_whole(struct fill_piece *p)
+{
+    struct fill_spares *s = p->spares;
+    uint8_t *packed = take_ptr(&p->packed);
+
+    if (!packed || !s || s->n == FILL_SPARES ||
+        (s->n + 1) * p->packed_size > SPARE_BYTES) {
+        free(packed);
+        return;
+    }
+    if (s->size != p->packed_size)
+        spares_drop(s);
+    s->size = p->packed_size;
+    s->v[s->n++] = packed;
+}
+
 static int add_compressed(struct filler *fl, struct fill *f,
                           const struct image *img, const struct extent *e,
                           uint64_t guest, size_t len)
@@ -107,17 +148,18 @@ static int add_compressed(struct filler *fl, struct fill *f,
 
     if (!p)
         return -1;
-    if (len < img->cluster_size) {
-        p->unpack = unpack_get(&fl->unpack, img, e);
-        p->skip = guest % img->cluster_size;
-    } else {
-        p->packed = malloc(e->clen);
+    f->len += len;
+    p->whole = len == img->cluster_size;
+    if (p->whole) {
         p->op.off = e->host;
         p->op.len = e->clen;
-        p->op.data = p->packed;
+        p->op.begin = begin_whole;
+        p->packed_size = max_u64(e->clen, len);
+        return 0;
     }
-    f->len += len;
-    return p->unpack || p->packed ? 0 : -1;
+    p->unpack = unpack_get(fl->unpack, img, e);
+    p->skip = guest % img->cluster_size;
+    return p->unpack ? 0 : -1;
 }
 
 /* A part of one extent. */
@@ -195,22 +237,29 @@ static int piece_copy(struct fill *f, struct fill_piece *p)
 
     if (p->unpack)
         return unpack_copy(p->unpack, out, p->skip, p->len, &f->why);
-    return p->packed ? unpack_whole(p->img, p->op.off, p->packed, p->op.len,
-                                    out, &f->why)
-                     : 0;
+    return p->whole ? unpack_whole(p->img, p->op.off, p->packed, p->op.len, out,
+                                   &f->why)
+                    : 0;
+}
+
+static int piece_result(struct fill *f, struct fill_piece *p)
+{
+    struct aio_op *op = &p->op;
+
+    if (op->error == ENOMEM && p->whole && !p->packed)
+        return err_nomem(&f->why);
+    if (op->error)
+        return err_errno(&f->why, op->error, "reading %s", p->img->path);
+    if (op->moved < op->len)
+        memset((uint8_t *)op->data + op->moved, 0, op->len - op->moved);
+    return piece_copy(f, p);
 }
 
 static void piece_end(struct fill *f, struct fill_piece *p)
 {
-    struct aio_op *op = &p->op;
-
-    if (op->error && f->error == 0)
-        f->error = err_errno(&f->why, op->error, "reading %s", p->img->path);
-    else if (op->moved < op->len)
-        memset((uint8_t *)op->data + op->moved, 0, op->len - op->moved);
     if (f->error == 0)
-        f->error = piece_copy(f, p);
-    free(take_ptr(&p->packed));
+        f->error = piece_result(f, p);
+    end_whole(p);
     unpack_put(&p->unpack);
 }
 
@@ -241,6 +290,8 @@ static int read_now(const struct io *io, struct fill *f, struct fill_piece *p)
         unpack_now(p->unpack, io);
         return 0;
     }
+    if (p->whole && !begin_whole(&p->op))
+        return err_nomem(&f->why);
     if (io_read_upto(io, p->op.fd, p->op.data, p->op.len, p->op.off,
                      &p->op.moved, &why) < 0) {
         f->why = why;
@@ -255,6 +306,7 @@ int fill_now(const struct io *io, struct fill *f)
         struct fill_piece *p = &f->pieces[i];
 
         p->op.error = p->op.moved = 0;
+        p->op.user = p;
         if (f->error == 0)
             f->error = read_now(io, f, p);
         piece_end(f, p);
@@ -272,6 +324,7 @@ void fill_start(struct filler *fl, struct fill *f)
         struct fill_piece *p = &f->pieces[i];
 
         p->fill = f;
+        p->spares = &fl->spares;
         p->wait.ready = piece_unpacked;
         p->op.user = p;
         p->op.done = piece_read;
@@ -286,5 +339,7 @@ void fill_start(struct filler *fl, struct fill *f)
 
 void filler_fini(struct filler *fl)
 {
-    unpack_put(&fl->unpack);
+    spares_drop(&fl->spares);
+    for (size_t i = 0; i < UNPACK_KEPT; i++)
+        unpack_put(&fl->unpack[i]);
 }

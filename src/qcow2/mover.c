@@ -15,8 +15,10 @@
  * keep reads and writes busy at once. */
 #define BUFFER_BYTES ((size_t)1 << 20)
 #define MEMORY_BYTES ((size_t)48 << 20)
-/* Compressed clusters are read into memory of their own. */
-#define STEP_MS 100
+/* Beside the buffers: compressed clusters are read into memory of their own,
+ * also a whole one of 2 MiB for the 512 bytes that are wanted of it. */
+#define FLYING_BYTES MEMORY_BYTES
+#define STEP_MS      100
 /* Where a guest waits for the same disk: its request finds little before it,
  * and the disk has most of its speed all the same. */
 #define GENTLE_BYTES ((size_t)256 << 10)
@@ -94,7 +96,7 @@ int mover_open(struct mover **out, const struct mover_options *o,
                struct qstill_error *err)
 {
     CLEANUP(mover_closep) struct mover *m = calloc(1, sizeof(*m));
-    struct aio_options a = {.depth = 256, .max_bytes = 2 * MEMORY_BYTES};
+    struct aio_options a = {.depth = 256, .max_bytes = FLYING_BYTES};
 
     if (!m)
         return err_nomem(err);

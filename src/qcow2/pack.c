@@ -22,6 +22,8 @@
 #define CHUNK_BYTES  ((size_t)256 << 10)
 #define CHUNK_ITEMS  512u
 #define CHUNK_MEMORY ((size_t)48 << 20)
+/* Beside it: what compressed clusters are read into. */
+#define FLYING_BYTES ((size_t)32 << 20)
 #define MAX_THREADS  16u
 #define STEP_MS      100
 #define ZSTD_LEVEL   3 /* QEMU's */
@@ -379,7 +381,7 @@ static int make_chunks(struct pack *p, struct qstill_error *err)
 
 static int open_all(struct pack *p, struct qstill_error *err)
 {
-    struct aio_options a = {.depth = 256};
+    struct aio_options a = {.depth = 256, .max_bytes = FLYING_BYTES};
     const struct chain *c = p->o.chain;
 
     if (aio_open(&p->aio, p->o.target->io, &a, err) < 0)

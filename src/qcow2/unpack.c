@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "unpack.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -27,23 +28,45 @@ struct unpack {
 
 /* ---------------------------------------------------------------- lifetime */
 
-struct unpack *unpack_get(struct unpack **last, const struct image *img,
-                          const struct extent *e)
+static struct unpack *make(const struct image *img, const struct extent *e)
 {
-    struct unpack *u = *last;
+    struct unpack *u = calloc(1, sizeof(*u));
 
-    if (!u || u->img != img || u->host != e->host || u->clen != e->clen) {
-        u = calloc(1, sizeof(*u));
+    if (!u)
+        return NULL;
+    u->img = img;
+    u->host = e->host;
+    u->clen = e->clen;
+    pthread_mutex_init(&u->lock, NULL);
+    atomic_init(&u->refs, 1);
+    return u;
+}
+
+static bool is_of(const struct unpack *u, const struct image *img,
+                  const struct extent *e)
+{
+    return u && u->img == img && u->host == e->host && u->clen == e->clen;
+}
+
+/* The last one asked for comes first. */
+struct unpack *unpack_get(struct unpack *kept[UNPACK_KEPT],
+                          const struct image *img, const struct extent *e)
+{
+    struct unpack *u = NULL;
+    size_t i = 0;
+
+    while (i < UNPACK_KEPT && !is_of(kept[i], img, e))
+        i++;
+    if (i < UNPACK_KEPT) {
+        u = kept[i];
+    } else {
+        u = make(img, e);
         if (!u)
             return NULL;
-        u->img = img;
-        u->host = e->host;
-        u->clen = e->clen;
-        pthread_mutex_init(&u->lock, NULL);
-        atomic_init(&u->refs, 1);
-        unpack_put(last);
-        *last = u;
+        unpack_put(&kept[--i]);
     }
+    memmove(kept + 1, kept, i * sizeof(*kept));
+    kept[0] = u;
     atomic_fetch_add(&u->refs, 1);
     return u;
 }
@@ -113,12 +136,23 @@ static void be_ready(struct unpack *u)
     }
 }
 
+/* Thousands of clusters may wait to be read, each for a few bytes. */
+static bool begin_read(struct aio_op *op)
+{
+    struct unpack *u = op->user;
+
+    op->data = u->packed = malloc(op->len);
+    return op->data;
+}
+
 static void was_read(struct aio_op *op)
 {
     struct unpack *u = op->user;
     struct qstill_error why;
 
-    if (op->error) {
+    if (op->error == ENOMEM && !u->packed) {
+        /* that is what neither data nor a reason says */
+    } else if (op->error) {
         err_errno(&why, op->error, "reading %s", u->img->path);
         keep_error(u, &why);
     } else {
@@ -138,18 +172,13 @@ void unpack_start(struct unpack *u, struct aio *aio, struct unpack_wait *w)
     u->waiting = w;
     if (u->state == UNPACK_READING)
         return;
-    u->packed = malloc(u->clen);
-    if (!u->packed) {
-        be_ready(u);
-        return;
-    }
     u->state = UNPACK_READING;
     atomic_fetch_add(&u->refs, 1);
     u->op = (struct aio_op){.type = AIO_READ,
                             .fd = u->img->fd,
                             .off = u->host,
                             .len = u->clen,
-                            .data = u->packed,
+                            .begin = begin_read,
                             .done = was_read,
                             .user = u};
     aio_submit(aio, &u->op);

@@ -3,8 +3,8 @@
  * Compressed clusters that are wanted in parts. Layers above with smaller
  * clusters can cut one into thousands of them: it is read and inflated once,
  * not once for each. Whoever walks over a guest's disk in order comes back to a
- * cluster only from one that lies inside it and is then over, so that the last
- * one is all that has to be kept.
+ * cluster only from those that lie inside it, each of another layer with
+ * smaller clusters: the last few are all that have to be kept.
  */
 #ifndef QSTILL_QCOW2_UNPACK_H
 #define QSTILL_QCOW2_UNPACK_H
@@ -20,10 +20,13 @@ struct unpack_wait {
     struct unpack_wait *next;
 };
 
-/* The cluster that `e` is a part of: *last, if it is that one, or a new one,
- * which *last is then. NULL: out of memory. Both are put back in the end. */
-struct unpack *unpack_get(struct unpack **last, const struct image *img,
-                          const struct extent *e);
+/* A cluster is 2 MiB at most. */
+#define UNPACK_KEPT 4u
+
+/* The cluster that `e` is a part of: one of `kept`, or a new one, which is then
+ * one of these. NULL: out of memory. All are put back in the end. */
+struct unpack *unpack_get(struct unpack *kept[UNPACK_KEPT],
+                          const struct image *img, const struct extent *e);
 void unpack_put(struct unpack **u);
 
 /* Calls w->ready, now or from aio_wait(). */

@@ -262,6 +262,49 @@ static void closing_cancels_what_has_not_started(void **state)
     assert_int_equal(lseek(fd, 0, SEEK_END), 0);
 }
 
+struct late {
+    struct aio_op op; /* first */
+    char *memory;     /* NULL: there is none */
+    unsigned begun;
+};
+
+static bool begin_late(struct aio_op *op)
+{
+    struct late *l = (struct late *)op;
+
+    l->begun++;
+    op->data = l->memory;
+    return op->data;
+}
+
+static void data_may_be_found_when_an_op_starts(void **state)
+{
+    CLEANUP(aio_closep)
+    struct aio *a = open_or_skip(backend_of(state), 1, 0, false);
+    CLEANUP(closep) int fd = memory_file();
+    char text[2] = "";
+    struct late l[3] = {
+        {.memory = text}, {.memory = NULL}, {.memory = text + 1}};
+    struct qstill_error err;
+
+    assert_int_equal(pwrite(fd, "xyz", 3, 0), 3);
+    for (unsigned i = 0; i < 3; i++) {
+        l[i].op = (struct aio_op){.type = AIO_READ,
+                                  .fd = fd,
+                                  .off = i,
+                                  .len = 1,
+                                  .begin = begin_late};
+        aio_submit(a, &l[i].op);
+        assert_int_equal(l[i].begun, 0);
+    }
+    assert_int_equal(aio_drain(a, &err), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        assert_int_equal(l[i].begun, 1);
+        assert_int_equal(l[i].op.error, l[i].memory ? 0 : ENOMEM);
+    }
+    assert_memory_equal(text, "xz", 2);
+}
+
 static void pool_buffers_are_apart_aligned_and_run_out(void **state)
 {
     struct aio *a = open_or_skip(backend_of(state), 0, 0, false);
@@ -431,6 +474,7 @@ int main(void)
         BOTH(datasync_is_an_op_like_others),
         BOTH(the_eventfd_is_readable_until_all_is_done),
         BOTH(closing_cancels_what_has_not_started),
+        BOTH(data_may_be_found_when_an_op_starts),
         BOTH(pool_buffers_are_apart_aligned_and_run_out),
         cmocka_unit_test(waiting_gives_up_after_the_timeout),
         cmocka_unit_test(short_writes_are_continued_and_go_through_the_table),

@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -175,6 +176,65 @@ static void what_was_not_started_holds_up_nobody(void **state)
     fill_fini(&other);
 }
 
+/* As by a layer between that has smaller clusters, compressed ones, too. */
+static void what_lies_inside_does_not_put_it_away(void **state)
+{
+    struct image between = image;
+    struct image *both[] = {&image, &between};
+
+    (void)state;
+    chain.layers = both;
+    chain.n = 2;
+    for (size_t i = 0; i < view.n; i += 2) /* each from a place of its own */
+        view.v[i].layer = 1;
+    run();
+    chain.layers = layers;
+    chain.n = 1;
+    all_is_there();
+    assert_true(fault.seen <= 4);
+}
+
+static size_t allocated(void)
+{
+    struct mallinfo2 m = mallinfo2(); /* zeros under a sanitizer */
+
+    return m.uordblks + m.hblkhd;
+}
+
+/* A sector of each of many clusters that say to be large when packed. */
+static void what_waits_to_be_read_takes_no_memory(void **state)
+{
+    enum { MANY = 256, LARGE = 2 << 20 };
+    static uint8_t buffer[MANY * 512];
+    struct fill f = {.done = is_over};
+    struct qstill_error err;
+    size_t before, grown;
+
+    (void)state;
+    image.cluster_size = LARGE;
+    view.n = 0;
+    for (uint64_t i = 0; i < MANY; i++) {
+        struct extent e = {.guest = i * 512,
+                           .len = 512,
+                           .host = AT + i,
+                           .kind = EXTENT_COMPRESSED,
+                           .clen = LARGE};
+
+        assert_int_equal(extents_push(&view, &e), 0);
+    }
+    assert_int_equal(aio_open(&filler.aio, &fault.io, NULL, &err), 0);
+    done = 0;
+    before = allocated();
+    fill_begin(&f, buffer, sizeof(buffer));
+    assert_int_equal(fill_guest(&filler, &f, 0, sizeof(buffer)), 0);
+    fill_start(&filler, &f);
+    grown = allocated() - before;
+    aio_settle(filler.aio);
+    assert_int_equal(done, 1);
+    assert_true(grown < LARGE);
+    fill_fini(&f);
+}
+
 static void *fill_one(void *arg)
 {
     fill_now(&fault.io, arg);
@@ -204,6 +264,10 @@ int main(void)
                                         teardown),
         cmocka_unit_test_setup_teardown(damage_is_everybodys, setup, teardown),
         cmocka_unit_test_setup_teardown(what_was_not_started_holds_up_nobody,
+                                        setup, teardown),
+        cmocka_unit_test_setup_teardown(what_lies_inside_does_not_put_it_away,
+                                        setup, teardown),
+        cmocka_unit_test_setup_teardown(what_waits_to_be_read_takes_no_memory,
                                         setup, teardown),
         cmocka_unit_test_setup_teardown(threads_read_it_once, setup, teardown),
     };
