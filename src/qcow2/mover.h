@@ -16,7 +16,7 @@ struct mover_options {
     const struct chain *chain;
     const struct extents *view; /* for MOVE_GUEST; outlives the mover */
     struct image *target;       /* open for writing */
-    const struct moves *moves;  /* in order of dst; outlives the mover */
+    const struct moves *moves;  /* mostly in order of dst; outlives the mover */
     uint64_t bwlimit;           /* bytes per second, 0: none */
     bool share;                 /* try to share blocks first */
     bool gentle; /* others wait for the same disk: little in flight at once */

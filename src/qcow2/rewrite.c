@@ -416,6 +416,23 @@ static bool must_hide_end(const struct rewrite *rw)
            !(rw->has_backing && rw->backing_size > rw->size);
 }
 
+/* Compressed clusters of which a move takes no more than a part: one behind the
+ * other they are unpacked once, but in the order of a fragmented target once
+ * for each part. */
+static bool takes_parts(const struct work *w)
+{
+    const struct rewrite *rw = w->rw;
+
+    for (size_t i = 0; i < rw->view->n; i++) {
+        const struct extent *e = &rw->view->v[i];
+
+        if (e->kind == EXTENT_COMPRESSED &&
+            rw->chain->layers[e->layer]->cluster_size > w->cs)
+            return true;
+    }
+    return false;
+}
+
 int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
 {
     CLEANUP(work_finip)
@@ -443,7 +460,8 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
     rw->tables |= rw->report.leaks > 0 ||
                   (w.h->incompatible & QCOW2_INCOMPAT_DIRTY) != 0 ||
                   rw->over > 0 || torn_is(w.h) || rw->size != rw->target->size;
-    moves_sort(&rw->moves);
+    if (!takes_parts(&w)) /* else in the guest's order */
+        moves_sort(&rw->moves);
     rw->end = rw->old_end;
     return rw->tables ? place_tables(&w, err) : 0;
 }
