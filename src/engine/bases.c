@@ -19,6 +19,7 @@ struct base_list {
     struct manifest_disk *items;
     struct qstill_error why; /* NOT_FOUND: behind the last one */
     bool told;
+    bool owners_known;
 };
 
 /* ------------------------------------------------------------------- looking
@@ -159,6 +160,7 @@ int bases_init(struct bases *b, struct session *s, struct qstill_error *err)
     const struct tree *t = &s->tree;
 
     *b = (struct bases){.s = s, .arena = ARENA_INIT};
+    b->owners = (struct base_owners){.s = s, .arena = &b->arena};
     b->up = arena_array(&b->arena, t->count + 1, sizeof(*b->up));
     if (!b->up)
         return err_nomem(err);
@@ -170,6 +172,7 @@ int bases_init(struct bases *b, struct session *s, struct qstill_error *err)
 
 void bases_fini(struct bases *b)
 {
+    base_owners_fini(&b->owners);
     arena_fini(&b->arena);
 }
 
@@ -195,24 +198,78 @@ static void add_old_name(const char *path, struct qstill_error *err)
     err_set(err, said.code, "%s; it was %s", said.message, path);
 }
 
-static int compare(const struct manifest_disk *d, const struct base_list *list,
-                   struct qstill_error *err)
+/* As they were, one by one. */
+static int compare_run(const struct manifest_disk *then, size_t count,
+                       const struct base_list *list, size_t at,
+                       struct qstill_error *err)
 {
-    for (size_t i = 0; i < d->base_count; i++) {
-        const struct manifest_disk *then = &d->bases[i];
+    for (size_t i = 0; i < count; i++) {
+        const struct manifest_disk *now;
 
-        if (!then->ino)
+        if (!then[i].ino)
             continue;
-        if (i == list->count) {
+        if (at + i >= list->count) {
             if (list->why.code == QSTILL_E_NOT_FOUND)
                 *err = list->why;
             return err->code;
         }
-        if (layer_check_base(then, &list->items[i], err) == 0)
+        now = &list->items[at + i];
+        if (layer_check_base(&then[i], now, err) == 0)
             continue;
-        if (strcmp(then->path, list->items[i].path) != 0)
-            add_old_name(then->path, err);
+        if (strcmp(then[i].path, now->path) != 0)
+            add_old_name(then[i].path, err);
         return err->code;
+    }
+    return 0;
+}
+
+/* Layers of another VM that follow each other are one. */
+static size_t run_of(const struct manifest_disk *d, size_t from)
+{
+    const char *vm = d->bases[from].owner_vm;
+    size_t n = 1;
+
+    while (vm && from + n < d->base_count && d->bases[from + n].owner_vm &&
+           strcmp(d->bases[from + n].owner_vm, vm) == 0)
+        n++;
+    return n;
+}
+
+/* How many of the list the other VM vouches for; 0: it does not, and *err says
+ * what was found. */
+static size_t vouched(struct bases *b, const struct manifest_disk *then,
+                      size_t count, const struct base_list *list, size_t at,
+                      struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+    size_t n = 0;
+
+    if (!then->owner_vm || err->code != QSTILL_E_CORRUPT)
+        return 0;
+    if (base_owners_vouch(&b->owners, then, count, &list->items[at],
+                          list->count - at, &n, &why) < 0) {
+        *err = why;
+        return 0;
+    }
+    if (n > 0)
+        err_clear(err);
+    return n;
+}
+
+static int compare(struct bases *b, const struct manifest_disk *d,
+                   const struct base_list *list, struct qstill_error *err)
+{
+    size_t at = 0, n, count;
+
+    for (size_t i = 0; i < d->base_count; i += count, at += n) {
+        const struct manifest_disk *then = &d->bases[i];
+
+        n = count = run_of(d, i);
+        if (compare_run(then, count, list, at, err) == 0)
+            continue;
+        n = vouched(b, then, count, list, at, err);
+        if (n == 0)
+            return err->code;
     }
     return 0;
 }
@@ -227,10 +284,10 @@ static int check_disk(struct bases *b, const struct manifest *m,
     *list = look_below(b, first_of(b, b->up[m - b->s->tree.nodes], d), err);
     if (!*list)
         return err->code;
-    if (compare(d, *list, err) == 0)
+    if (compare(b, d, *list, err) == 0)
         return 0;
     err_wrap(err, "snapshot %s: below disk %s", m->name, d->name);
-    return err_hint(err, BASES_HINT);
+    return err->code == QSTILL_E_BUSY ? err->code : err_hint(err, BASES_HINT);
 }
 
 int bases_check(struct bases *b, const struct manifest *m,
@@ -267,6 +324,8 @@ int bases_check_one(struct session *s, const struct manifest *m, bool force,
     CLEANUP(bases_fini) struct bases b;
 
     if (bases_init(&b, s, err) < 0 || bases_check(&b, m, err) == 0)
+        return err->code;
+    if (!force && err->code == QSTILL_E_BUSY)
         return err->code;
     if (!force)
         return err_hint(err, BASES_HINT "; --force takes it as it is");
@@ -311,7 +370,9 @@ int bases_foresee(struct session *s, bases_tell_fn *tell, void *user,
                 continue;
             if (!list)
                 return (*err = why).code;
-            if (!is_told(b.seen, list))
+            if (!is_told(b.seen, list) && why.code == QSTILL_E_BUSY)
+                store_note(s->store, "%s", why.message);
+            else if (!is_told(b.seen, list))
                 tell(user, &why);
             list->told = true;
         }
@@ -321,6 +382,13 @@ int bases_foresee(struct session *s, bases_tell_fn *tell, void *user,
 
 /* -------------------------------------------------------------------- keeping
  */
+
+/* NULL stays NULL. */
+static bool copy(struct manifest *m, const char *from, const char **to)
+{
+    *to = from ? arena_strdup(&m->arena, from) : NULL;
+    return *to || !from;
+}
 
 /* By their real names: a link on the way may point elsewhere later. */
 static int keep(struct manifest *m, struct manifest_disk *d,
@@ -339,13 +407,22 @@ static int keep(struct manifest *m, struct manifest_disk *d,
         *to = *from;
         to->path = arena_strdup(&m->arena, real);
         to->format = arena_strdup(&m->arena, from->format);
-        to->header_hash = from->header_hash
-                              ? arena_strdup(&m->arena, from->header_hash)
-                              : NULL;
-        if (!to->path || !to->format || (from->header_hash && !to->header_hash))
+        if (!to->path || !to->format ||
+            !copy(m, from->header_hash, &to->header_hash) ||
+            !copy(m, from->owner_vm, &to->owner_vm) ||
+            !copy(m, from->owner_snapshot, &to->owner_snapshot))
             return err_nomem(err);
     }
     return 0;
+}
+
+static int find_owners(struct bases *b, struct base_list *list,
+                       struct qstill_error *err)
+{
+    if (list->owners_known)
+        return 0;
+    list->owners_known = true;
+    return base_owners_find(&b->owners, list->items, list->count, err);
 }
 
 int bases_keep(struct session *s, struct manifest *m, struct qstill_error *err)
@@ -358,9 +435,10 @@ int bases_keep(struct session *s, struct manifest *m, struct qstill_error *err)
         return err->code;
     for (size_t i = 0; i < m->disk_count; i++) {
         struct manifest_disk *d = &m->disks[i];
-        const struct base_list *list = look_below(&b, first_of(&b, up, d), err);
+        struct base_list *list = look_below(&b, first_of(&b, up, d), err);
 
-        if (!list || keep(m, d, list, err) < 0)
+        if (!list || find_owners(&b, list, err) < 0 ||
+            keep(m, d, list, err) < 0)
             return err->code;
     }
     return 0;

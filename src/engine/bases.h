@@ -13,6 +13,7 @@
 
 #include "base/arena.h"
 #include "base/error.h"
+#include "base_owners.h"
 
 #define BASES_HINT                                                             \
     "bring back what the disk was made on, or let its name lead there again"
@@ -31,13 +32,15 @@ struct bases {
         ino_t ino;
     } * firsts; /* the images that the disks came from */
     size_t first_count;
+    struct base_owners owners;
 };
 
 int bases_init(struct bases *b, struct session *s, struct qstill_error *err);
 void bases_fini(struct bases *b);
 
 /* CORRUPT when the snapshot's disks stand on other files than then, or these
- * were written to, NOT_FOUND when one is gone. */
+ * were written to, NOT_FOUND when one is gone, BUSY when one is another VM's
+ * layer and that one is at work. */
 int bases_check(struct bases *b, const struct manifest *m,
                 struct qstill_error *err);
 
@@ -51,7 +54,8 @@ int bases_check_one(struct session *s, const struct manifest *m, bool force,
 /* Of the snapshot that the heads stand on: only noted. */
 void bases_note(struct session *s);
 
-/* Of all; of those that fail on the same files the oldest one is told. */
+/* Of all; of those that fail on the same files the oldest one is told. What
+ * cannot be told now is only noted. */
 typedef void bases_tell_fn(void *user, struct qstill_error *why);
 int bases_foresee(struct session *s, bases_tell_fn *tell, void *user,
                   struct qstill_error *err);

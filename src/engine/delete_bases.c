@@ -106,7 +106,8 @@ static int check_one(struct del *c, struct check *k, const struct layers *all,
         return 0;
     if (!merged && err->code == QSTILL_E_NOT_FOUND)
         return err_clear(err);
-    err_hint(err, BASES_HINT "; --force goes on without it");
+    if (err->code != QSTILL_E_BUSY)
+        err_hint(err, BASES_HINT "; --force goes on without it");
     return weigh(c, &k->other, err);
 }
 

@@ -48,8 +48,14 @@ static void read_bases(struct json_in *in, const struct json_value *disk,
         err_nomem(in->err);
         return;
     }
-    for (size_t i = 0; i < n; i++, o = o->next)
-        read_file(in, o, &d->bases[i]);
+    for (size_t i = 0; i < n; i++, o = o->next) {
+        struct manifest_disk *b = &d->bases[i];
+
+        read_file(in, o, b);
+        b->owner_vm = json_in_string(in, o, "ownerVm", JSON_OPTIONAL);
+        b->owner_snapshot =
+            json_in_string(in, o, "ownerSnapshot", JSON_OPTIONAL);
+    }
     d->base_count = n;
 }
 
@@ -231,13 +237,15 @@ static json_t *bases_json(const struct manifest_disk *d)
         const struct manifest_disk *b = &d->bases[i];
 
         json_array_append_new(
-            array, json_pack("{so so sI sI sI sI so}", "path",
+            array, json_pack("{so so sI sI sI sI so so so}", "path",
                              json_out_string(b->path), "format",
                              json_out_string(b->format), "dev",
                              (json_int_t)b->dev, "ino", (json_int_t)b->ino,
                              "fileSize", (json_int_t)b->file_size, "mtimeNs",
                              (json_int_t)b->mtime_ns, "headerHash",
-                             json_out_string(b->header_hash)));
+                             json_out_string(b->header_hash), "ownerVm",
+                             json_out_string(b->owner_vm), "ownerSnapshot",
+                             json_out_string(b->owner_snapshot)));
     }
     return array;
 }

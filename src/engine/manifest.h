@@ -33,6 +33,9 @@ struct manifest_disk {
      * format and what it was; NULL in those made before it was kept */
     struct manifest_disk *bases;
     size_t base_count;
+    /* of one of these that was a layer of another VM of the store (see
+     * base_owners.h): that VM, and the snapshot that named it; or NULL */
+    const char *owner_vm, *owner_snapshot;
 };
 
 struct manifest_block {

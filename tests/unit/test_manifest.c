@@ -72,7 +72,9 @@ static struct manifest_disk bases[] = {
      .ino = 98,
      .file_size = 1234,
      .mtime_ns = 1799999999123456788ull,
-     .header_hash = "fedcba9876543210"},
+     .header_hash = "fedcba9876543210",
+     .owner_vm = "web",
+     .owner_snapshot = "k3pq7mzt2abc"},
     {.path = "/dev/vg/below", .format = ""},
 };
 
@@ -225,6 +227,9 @@ static void what_its_disks_stand_on_is_read_back(void **state)
         assert_text(r.disks[0].bases[i].path, bases[i].path);
         assert_text(r.disks[0].bases[i].format, bases[i].format);
         assert_text(r.disks[0].bases[i].header_hash, bases[i].header_hash);
+        assert_text(r.disks[0].bases[i].owner_vm, bases[i].owner_vm);
+        assert_text(r.disks[0].bases[i].owner_snapshot,
+                    bases[i].owner_snapshot);
         assert_int_equal(r.disks[0].bases[i].dev, bases[i].dev);
         assert_int_equal(r.disks[0].bases[i].ino, bases[i].ino);
         assert_int_equal(r.disks[0].bases[i].file_size, bases[i].file_size);

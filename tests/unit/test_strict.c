@@ -205,14 +205,11 @@ static void what_earlier_versions_wrote_is_read(void **state)
 
 static bool may_be_missing(const char *name, const char *key)
 {
-    static const char *const later[] = {"protect",
-                                        "frozenFilesystems",
-                                        "mountedFilesystems",
-                                        "devices",
-                                        "userDevices",
-                                        "media",
-                                        "bases",
-                                        "sum"};
+    static const char *const later[] = {
+        "protect", "frozenFilesystems", "mountedFilesystems",
+        "devices", "userDevices",       "media",
+        "bases",   "ownerVm",           "ownerSnapshot",
+        "sum"};
 
     for (size_t i = 0; i < ARRAY_LEN(later); i++)
         if (strcmp(key, later[i]) == 0)
