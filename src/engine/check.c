@@ -13,6 +13,7 @@
 #include "headlock.h"
 #include "headuse.h"
 #include "hostinfo.h"
+#include "inplace.h"
 #include "journal.h"
 #include "modes.h"
 #include "plugged.h"
@@ -230,6 +231,8 @@ static int check_live(struct report_obj *o, struct session *s,
         problem_of(o, "unknown-disk", &e);
     if (session_check_names(s, &e) < 0)
         problem_of(o, "image-name", &e);
+    if (inplace_check_unplug(s, !s->status.running, &e) < 0)
+        problem_of(o, "unplug-pending", &e);
     if (s->rec.mapped)
         store_note(s->store,
                    "the RAM of VM %s is a mapping of snapshot %s: modes cow "

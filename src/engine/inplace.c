@@ -15,13 +15,22 @@
 #include "qmp/job.h"
 #include "qmp/monitor.h"
 #include "session.h"
+#include "start.h"
+#include "store.h"
 #include "vmram.h"
 
 #define IMAGE_TAG  "qstill"
 #define IMAGE_NODE "qstill-vmstate"
 #define LOAD_JOB   "qstill-load"
-/* A device state is a few hundred KiB; a display may bring along 256 MiB. */
-#define LOAD_MS 120000
+/*
+ * For a load: a device state is a few hundred KiB, a display may bring along
+ * 256 MiB, RESTORE_BUILD_MAX is the most, and all of it is in memory: a second.
+ * In QEMU 7.2 one of three never ended when the reset took a disk away (the job
+ * waits for requests of a disk that is gone).
+ */
+#define LOAD_MS 60000
+/* A QEMU that dies closes its sockets before it is gone. */
+#define ENDING_MS 10000
 
 /* ------------------------------------------------------------------- image */
 
@@ -46,6 +55,22 @@ static int load_node(struct session *s, struct qstill_error *err)
     return qmp_job_finish(s->qmp, LOAD_JOB, LOAD_MS, err);
 }
 
+/* One that hangs is as good as dead; its guest stands, so all that it has
+ * written is in the images. */
+static void end_stuck(struct session *s)
+{
+    int pid = s->pid;
+
+    if (start_has_ended(pid, ENDING_MS))
+        return;
+    store_note(s->store,
+               "QEMU (process %d) has not loaded the device state in %u s, and "
+               "is ended",
+               pid, LOAD_MS / 1000);
+    session_disconnect(s); /* `quit` would not be answered either */
+    start_kill(s, pid);
+}
+
 int inplace_load_image(struct session *s, int image, struct qstill_error *err)
 {
     struct qstill_error ignored = {0};
@@ -57,10 +82,12 @@ int inplace_load_image(struct session *s, int image, struct qstill_error *err)
         return err->code;
     snprintf(path, sizeof(path), "/dev/fdset/%lld", (long long)fdset);
     node.path = path;
-    if (qmp_blockdev_add(s->qmp, &node, err) == 0) {
-        load_node(s, err);
-        qmp_blockdev_del(s->qmp, IMAGE_NODE, QMP_MISSING_FINE, &ignored);
+    if (qmp_blockdev_add(s->qmp, &node, err) == 0 && load_node(s, err) < 0 &&
+        err->code == QSTILL_E_UNREACHABLE) {
+        end_stuck(s);
+        return err_wrap(err, "loading the device state");
     }
+    qmp_blockdev_del(s->qmp, IMAGE_NODE, QMP_MISSING_FINE, &ignored);
     qmp_remove_fd(s->qmp, fdset, &ignored);
     return err->code < 0 ? err_wrap(err, "loading the device state") : 0;
 }
@@ -189,7 +216,8 @@ static int mend_small_blocks(struct inplace *p, struct qstill_error *err)
 
 int inplace_load(struct inplace *p, struct qstill_error *err)
 {
-    if (inplace_load_image(p->s, p->image, err) < 0)
+    if (inplace_keep_loading(p, err) < 0 ||
+        inplace_load_image(p->s, p->image, err) < 0)
         return err->code;
     return mend_small_blocks(p, err);
 }

@@ -24,8 +24,9 @@ struct manifest;
 struct session;
 
 /* In the VM's folder, while a revert in place is under way. */
-#define INPLACE_PAGES "undo.pages"
-#define INPLACE_STATE "undo.state"
+#define INPLACE_PAGES   "undo.pages"
+#define INPLACE_STATE   "undo.state"
+#define INPLACE_LOADING "undo.loading"
 
 struct inplace {
     struct session *s;
@@ -44,12 +45,19 @@ struct inplace {
 int inplace_fits(struct session *s, const struct manifest *m,
                  struct qstill_error *err);
 
+/* The same of an unplug that the machine's reset would complete: qmp/unplug.h.
+ * In a snapshot without memory, too. */
+int inplace_check_unplug(struct session *s, bool stands,
+                         struct qstill_error *err);
+
 /* `set` stays open until inplace_fini(). */
 int inplace_prepare(struct inplace *p, struct session *s,
                     const struct manifest *m, const struct ramset *set,
                     struct qstill_error *err);
 int inplace_keep(struct inplace *p, const struct manifest *m,
                  struct qstill_error *err);
+/* That what comes next overwrites the devices. */
+int inplace_keep_loading(const struct inplace *p, struct qstill_error *err);
 int inplace_pages_start(struct inplace *p, struct qstill_error *err);
 int inplace_pages_step(struct inplace *p, bool *done, uint64_t *bytes_done,
                        uint64_t *bytes_total, struct qstill_error *err);

@@ -12,6 +12,7 @@
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
 #include "qmp/topology.h"
+#include "qmp/unplug.h"
 #include "session.h"
 
 #define NOT(err, ...) err_set(err, QSTILL_E_PRECONDITION, __VA_ARGS__)
@@ -221,6 +222,16 @@ static int check_capabilities(struct session *s, struct qstill_error *err)
                            "off with migrate-set-capabilities",
                            in_the_way[k]);
     return 0;
+}
+
+int inplace_check_unplug(struct session *s, bool stands,
+                         struct qstill_error *err)
+{
+    CLEANUP(qmp_unplug_fini) struct qmp_unplug u = QMP_UNPLUG_INIT;
+
+    if (qmp_unplug_find(s->qmp, &u, err) < 0)
+        return err->code;
+    return qmp_unplug_check(s->qmp, &u, stands, err);
 }
 
 int inplace_fits(struct session *s, const struct manifest *m,

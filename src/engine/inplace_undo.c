@@ -5,7 +5,8 @@
  * undo.pages (memstate/undolog.h) holds pages, undo.state a stream with the
  * device state as it was and the pages that a machine reset overwrites. Once
  * undo.state has its name all that counts is kept; before it has, nothing was
- * overwritten. Neither is synced: QEMU does not survive its host either.
+ * overwritten. undo.loading is empty, and there from before the devices are
+ * overwritten. None is synced: QEMU does not survive its host either.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -176,6 +177,14 @@ int inplace_keep(struct inplace *p, const struct manifest *m,
     return write_state(p->s, &state, err);
 }
 
+int inplace_keep_loading(const struct inplace *p, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+
+    return file_openat(p->s->vmfd, INPLACE_LOADING, O_WRONLY | O_CREAT, 0600,
+                       &fd, err);
+}
+
 /* -------------------------------------------------------------------- undo */
 
 bool inplace_has_kept(const struct session *s)
@@ -188,6 +197,7 @@ void inplace_forget(const struct session *s)
     /* the state first: without it the pages mean nothing */
     unlinkat(s->vmfd, INPLACE_STATE, 0);
     unlinkat(s->vmfd, INPLACE_PAGES, 0);
+    unlinkat(s->vmfd, INPLACE_LOADING, 0);
     unlinkat(s->vmfd, STATE_ASIDE, 0);
 }
 
@@ -205,6 +215,20 @@ static int put_back(struct session *s, int fd, uint64_t *pages,
     return undolog_apply(fd, mem, sources, count, pages, err);
 }
 
+/* The reset that comes with a load would take a device away, and the load fail:
+ * without it the guest has its devices, unless another one has been begun. */
+static int load_back(struct session *s, int image, struct qstill_error *err)
+{
+    bool loaded =
+        faccessat(s->vmfd, INPLACE_LOADING, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
+
+    if (inplace_check_unplug(s, true, err) == 0)
+        return inplace_load_image(s, image, err);
+    if (err->code != QSTILL_E_PRECONDITION || loaded)
+        return err->code;
+    return err_clear(err);
+}
+
 int inplace_undo(struct session *s, uint64_t *pages, struct qstill_error *err)
 {
     CLEANUP(buf_fini) struct buf state = BUF_INIT;
@@ -218,8 +242,7 @@ int inplace_undo(struct session *s, uint64_t *pages, struct qstill_error *err)
         return err->code;
     /* Before the load, for devices look into RAM; and after it, since the
      * machine reset that comes with it writes into RAM. */
-    if (put_back(s, fd, pages, err) < 0 ||
-        inplace_load_image(s, image, err) < 0 ||
+    if (put_back(s, fd, pages, err) < 0 || load_back(s, image, err) < 0 ||
         put_back(s, fd, pages, err) < 0)
         return err_wrap(err, "bringing the memory of before back");
     return 0;

@@ -226,7 +226,8 @@ static bool has_leftovers(int vmfd)
               strcmp(names[i], UNWIND_RESERVE_NAME) == 0 ||
               strcmp(names[i], SETTINGS_FILE) == 0 ||
               strcmp(names[i], INPLACE_PAGES) == 0 ||
-              strcmp(names[i], INPLACE_STATE) == 0;
+              strcmp(names[i], INPLACE_STATE) == 0 ||
+              strcmp(names[i], INPLACE_LOADING) == 0;
     store_names_free(names, count);
     return any;
 }

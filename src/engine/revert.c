@@ -329,6 +329,7 @@ static void revert_free(void *ctx)
     qstill_job_free(r->keeping);
     restore_close(r->restore);
     inplace_fini(&r->inplace);
+    qmp_unplug_fini(&r->unplug);
     ramset_close(r->set);
     if (r->session_open)
         session_close(&r->s);

@@ -135,6 +135,23 @@ static int leave_other(struct session *s, struct journal *j, struct buf *text,
     return 0;
 }
 
+/* One whose devices are not what they were is of no use to anybody, if another
+ * can be started. What does not answer may only be slow. */
+static bool end_useless(struct session *s, int failed, struct buf *text)
+{
+    struct start_options again = {0};
+    struct qstill_error why = {0};
+    int pid = s->pid;
+
+    if (failed == QSTILL_E_UNREACHABLE || !s->store->launch ||
+        start_check(s, &again, &why) < 0)
+        return false;
+    buf_printf(text, "VM %s: QEMU (process %d) is ended: its memory is lost\n",
+               s->vm, pid);
+    start_kill(s, pid);
+    return start_has_ended(pid, END_WAIT_MS);
+}
+
 /* Leaves a process that runs on its old heads, or none. */
 static int undo_in_process(struct session *s, struct journal *j,
                            struct buf *text, struct qstill_error *err)
@@ -150,7 +167,7 @@ static int undo_in_process(struct session *s, struct journal *j,
     buf_printf(text, "VM %s: %s\n", s->vm, why.message);
     if (!has_ended(s, &why) && reboot_old(s, j, text, &why) == 0)
         return 0;
-    if (!has_ended(s, &why)) {
+    if (!has_ended(s, &why) && !end_useless(s, why.code, text)) {
         *err = why;
         return err->code;
     }

@@ -10,6 +10,7 @@
 #include "journal.h"
 #include "memstate/restore.h"
 #include "name.h"
+#include "qmp/unplug.h"
 #include "session.h"
 #include "start.h"
 
@@ -44,8 +45,11 @@ struct revert {
     struct ramset *set;
     struct restore *restore;
     struct inplace inplace;
-    int resumes;  /* of the VM by others, while pages were written back */
-    bool spoiled; /* the new heads have what the guest wrote then */
+    struct qmp_unplug unplug;
+    bool unplugging; /* one was found under way */
+    bool lost;       /* the running process cannot be what it was */
+    int resumes;     /* of the VM by others, while pages were written back */
+    bool spoiled;    /* the new heads have what the guest wrote then */
     const char *machine;
     struct qstill_revert_result result;
     struct qstill_revert_time times[TIMES_MAX];

@@ -5,7 +5,9 @@
  *
  * Happy path: nodes opened, guest stopped, what will be overwritten kept, heads
  * exchanged, pages, devices. Failures: everything back (revert_end.c); with
- * --restore auto the revert goes on in a new process.
+ * --restore auto the revert goes on in a new process, and with inplace, too,
+ * where the memory of before cannot be brought back: it is lost in any case,
+ * and the snapshot's need not be.
  */
 #include <errno.h>
 #include <unistd.h>
@@ -26,17 +28,36 @@ static int open_memory(struct revert *r, const struct manifest *m,
     return inplace_prepare(&r->inplace, &r->s, m, r->set, err);
 }
 
+/* Again, now that the guest can no longer select another bus, nor begin to
+ * acknowledge one. Nothing has been overwritten. */
+static int check_unplug(struct revert *r, struct qstill_error *err)
+{
+    bool gone;
+
+    if (qmp_unplug_check(r->s.qmp, &r->unplug, true, err) < 0) {
+        r->unplugging = err->code == QSTILL_E_PRECONDITION;
+        return err->code;
+    }
+    if (qmp_was_unplugged(r->s.qmp, &gone, err) < 0)
+        return err->code;
+    return gone && r->way == WAY_INPLACE
+               ? err_set(err, QSTILL_E_PRECONDITION,
+                         "a device was unplugged meanwhile")
+               : 0;
+}
+
 static int begin(struct revert *r, struct qstill_error *err)
 {
     const struct manifest *m = tree_find(&r->s.tree, r->id);
     bool memory = r->way == WAY_INPLACE, before;
 
     if ((memory && open_memory(r, m, err) < 0) ||
-        heads_open(&r->s, &r->j, r->tag, err) < 0)
+        heads_open(&r->s, &r->j, r->tag, err) < 0 ||
+        qmp_unplug_find(r->s.qmp, &r->unplug, err) < 0)
         return err->code;
     revert_lap(r, "open");
     if (qmp_was_resumed(r->s.qmp, &before, err) < 0 ||
-        qmp_stop(r->s.qmp, 0, err) < 0)
+        qmp_stop(r->s.qmp, 0, err) < 0 || check_unplug(r, err) < 0)
         return err->code;
     revert_lap(r, "stop");
     if (memory && inplace_keep(&r->inplace, m, err) < 0)
@@ -65,7 +86,7 @@ static void leave(struct revert *r)
 
     if (start_has_ended(pid, 0)) {
         session_disconnect(&r->s);
-    } else if (session_look_again(&r->s, &why) < 0 || !r->s.qmp ||
+    } else if (r->lost || session_look_again(&r->s, &why) < 0 || !r->s.qmp ||
                revert_leave_process(&r->s, &r->j, job_text(r->job), &why) < 0) {
         if (why.code < 0)
             store_note(r->store, "%s", why.message);
@@ -74,23 +95,58 @@ static void leave(struct revert *r)
     inplace_forget(&r->s);
 }
 
+/* Whether the running process can be what it was: then it is, on its old heads,
+ * with its memory. */
+static bool is_back(struct revert *r, struct qstill_error *why)
+{
+    if (!start_has_ended(r->s.pid, 0) && session_look_again(&r->s, why) == 0 &&
+        r->s.qmp)
+        return revert_leave_process(&r->s, &r->j, job_text(r->job), why) == 0;
+    if (why->code == 0)
+        err_set(why, QSTILL_E_UNREACHABLE, "QEMU has ended");
+    return false;
+}
+
+/* Whether the revert is to go on in a new process: it was left open, or the
+ * memory of before is lost. */
+static bool goes_on(struct revert *r, const struct qstill_error *err)
+{
+    struct qstill_error why = {0};
+
+    if (is_final(r, err))
+        return false;
+    if (r->way == WAY_DISK)
+        return r->unplugging;
+    if (r->wanted == WAY_AUTO)
+        return true;
+    if (!inplace_has_kept(&r->s) || is_back(r, &why))
+        return false;
+    store_note(r->store, "%s", why.message);
+    r->lost = true;
+    r->wanted = WAY_AUTO;
+    return true;
+}
+
 /* Another way instead, or the error, after which all is undone. */
 static int give_up(struct revert *r, struct qstill_error *err)
 {
     struct qstill_error why = *err, second = {0};
+    enum way way = r->way;
 
-    if (r->wanted != WAY_AUTO || r->way != WAY_INPLACE || is_final(r, err))
+    if (!goes_on(r, err))
         return err->code;
     inplace_fini(&r->inplace);
     if (revert_plan_process(r, &second) < 0) {
         r->in_process = true;
-        r->way = WAY_INPLACE;
+        r->way = way;
         return err->code;
     }
-    store_note(r->store, "restore inplace failed: %s; restore %s is next",
-               why.message, revert_way_name(r->way));
+    store_note(r->store, "restore %s failed: %s; restore %s is next",
+               way == WAY_DISK ? "in the running process" : "inplace",
+               why.message,
+               r->way == WAY_DISK ? "in a new one" : revert_way_name(r->way));
     leave(r);
-    r->j.inplace = false;
+    r->j.inplace = r->j.reset = false;
     err_clear(err);
     return journal_save(r->s.vmfd, &r->j, err);
 }
@@ -152,6 +208,22 @@ static int pages_again(struct revert *r, bool *done, struct qstill_error *err)
     return inplace_pages_start(&r->inplace, err);
 }
 
+/* Somebody may have one unplugged meanwhile. The load does not notice when the
+ * device has no state. */
+static int load(struct revert *r, struct qstill_error *err)
+{
+    bool gone;
+
+    if (qmp_unplug_check(r->s.qmp, &r->unplug, true, err) < 0 ||
+        inplace_load(&r->inplace, err) < 0 ||
+        qmp_was_unplugged(r->s.qmp, &gone, err) < 0)
+        return err->code;
+    return gone ? err_set(err, QSTILL_E_FAILED,
+                          "a device was unplugged while the memory was written "
+                          "back")
+                : 0;
+}
+
 static int pages_and_devices(struct revert *r, bool *done,
                              struct qstill_error *err)
 {
@@ -167,8 +239,7 @@ static int pages_and_devices(struct revert *r, bool *done,
         !*done)
         return err->code;
     revert_lap(r, "pages");
-    if (inplace_load(&r->inplace, err) < 0 || pages_again(r, done, err) < 0 ||
-        !*done)
+    if (load(r, err) < 0 || pages_again(r, done, err) < 0 || !*done)
         return err->code;
     revert_lap(r, "devices");
     buf_printf(job_text(r->job), "%llu of %llu pages written back\n",

@@ -177,9 +177,15 @@ static int heads_fit(struct revert *r, const struct manifest *m,
 static int fits_process(struct revert *r, const struct manifest *m,
                         struct qstill_error *err)
 {
+    bool before;
+
     if (!r->was_on)
         return err_set(err, QSTILL_E_PRECONDITION, "the VM is off");
-    if (heads_fit(r, m, err) < 0)
+    /* from here on it is looked for: revert_inplace.c */
+    if (qmp_was_unplugged(r->s.qmp, &before, err) < 0)
+        return err->code;
+    if (heads_fit(r, m, err) < 0 ||
+        inplace_check_unplug(&r->s, !r->was_running, err) < 0)
         return err->code;
     return r->way == WAY_DISK ? 0 : inplace_fits(&r->s, m, err);
 }
@@ -206,6 +212,8 @@ int revert_plan_process(struct revert *r, struct qstill_error *err)
     const char *why = NULL;
 
     r->in_process = false;
+    if (r->way == WAY_DISK)
+        return check_start(r, m, err);
     r->way = mappable(r, m, &why) ? WAY_MAPPED : WAY_EAGER;
     if (preflight_binary(&r->s, m, r->o.force, err) < 0 ||
         check_start(r, m, err) < 0)

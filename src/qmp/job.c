@@ -9,6 +9,8 @@
 
 /* Between looks at a job whose event may have been lost. */
 #define LOOK_AGAIN_MS 500
+/* For one look, however short the wait. */
+#define ANSWER_MS 30000
 
 /* ----------------------------------------------------------------- starting */
 
@@ -97,14 +99,15 @@ int qmp_block_job_any(struct qstill_qmp *q, struct qmp_block_job *out,
     return 0;
 }
 
-int qmp_job_read(struct qstill_qmp *q, const char *job, struct qmp_job *out,
-                 struct qstill_error *err)
+static int read_within(struct qstill_qmp *q, const char *job,
+                       uint32_t timeout_ms, struct qmp_job *out,
+                       struct qstill_error *err)
 {
     CLEANUP(json_decrefp) json_t *list = NULL;
     size_t i;
     json_t *v;
 
-    if (client_ask(q, "query-jobs", &list, err) < 0)
+    if (qstill_qmp_execute(q, "query-jobs", NULL, timeout_ms, &list, err) < 0)
         return err->code;
     json_array_foreach(list, i,
                        v) if (strcmp(field_string(v, "id", ""), job) == 0)
@@ -113,6 +116,12 @@ int qmp_job_read(struct qstill_qmp *q, const char *job, struct qmp_job *out,
         return 0;
     }
     return err_set(err, QSTILL_E_NOT_FOUND, "QEMU has no job '%s'", job);
+}
+
+int qmp_job_read(struct qstill_qmp *q, const char *job, struct qmp_job *out,
+                 struct qstill_error *err)
+{
+    return read_within(q, job, 0, out, err);
 }
 
 /* Any news of the job: JOB_STATUS_CHANGE has its id, BLOCK_JOB_* has it as
@@ -139,7 +148,9 @@ int qmp_job_wait(struct qstill_qmp *q, const char *job,
         CLEANUP(json_decrefp) json_t *event = NULL;
         int left = deadline_left(deadline);
 
-        if (qmp_job_read(q, job, &now, err) < 0)
+        /* Some jobs keep QEMU from answering until they are over. */
+        if (read_within(q, job, left > ANSWER_MS ? (uint32_t)left : ANSWER_MS,
+                        &now, err) < 0)
             return err->code;
         if (now.state >= until) {
             *out = now;

@@ -378,6 +378,11 @@ int qmp_was_reset(struct qstill_qmp *q, bool *yes, struct qstill_error *err)
     return take_all(q, "RESET", yes, err);
 }
 
+int qmp_was_unplugged(struct qstill_qmp *q, bool *yes, struct qstill_error *err)
+{
+    return take_all(q, "DEVICE_DELETED", yes, err);
+}
+
 int qmp_drop_events(struct qstill_qmp *q, struct qstill_error *err)
 {
     /* no more than one queue's worth: a peer that never stops is left alone */

@@ -95,6 +95,9 @@ int qmp_was_resumed(struct qstill_qmp *q, bool *yes, struct qstill_error *err);
 int qmp_was_stopped(struct qstill_qmp *q, bool *yes, struct qstill_error *err);
 /* The same of a machine that was reset. */
 int qmp_was_reset(struct qstill_qmp *q, bool *yes, struct qstill_error *err);
+/* The same of a device that was unplugged. */
+int qmp_was_unplugged(struct qstill_qmp *q, bool *yes,
+                      struct qstill_error *err);
 /* Throws away all that is queued or has arrived. */
 int qmp_drop_events(struct qstill_qmp *q, struct qstill_error *err);
 

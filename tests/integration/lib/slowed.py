@@ -25,7 +25,7 @@ class Slowed:
     def __init__(self, log, ms, *argv):
         self.log = log
         self.process = subprocess.Popen(
-            ["strace", "-f", "-y", "-s", "0", "-o", log, "-e",
+            ["strace", "-f", "-b", "execve", "-y", "-s", "0", "-o", log, "-e",
              "trace=pread64,io_uring_setup", "-e",
              "inject=io_uring_setup:error=EPERM", "-e",
              "inject=pread64:delay_enter=%d" % (1000 * ms), *argv],
