@@ -209,6 +209,8 @@ void revert_roll_back(struct session *s, struct journal *j, struct buf *text,
         (j->inplace && undo_in_process(s, j, text, err) < 0)) {
         if (!err->hint[0])
             err_hint(err, "qstill recover %s tries again", s->vm);
+        buf_printf(text, "VM %s: this is left to qstill recover %s\n", s->vm,
+                   s->vm);
         return;
     }
     if (j->undone && trash_identify(s))

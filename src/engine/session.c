@@ -212,9 +212,10 @@ int session_look_again(struct session *s, struct qstill_error *err)
 {
     struct qstill_error lost = {0};
 
-    if (!s->qmp || session_refresh(s, &lost) == 0)
+    if (s->qmp && session_refresh(s, &lost) == 0)
         return 0;
-    session_disconnect(s);
+    if (s->qmp)
+        session_disconnect(s);
     return session_connect(s, err);
 }
 

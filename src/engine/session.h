@@ -70,8 +70,8 @@ int session_refresh(struct session *s, struct qstill_error *err);
  * could stand on them. */
 int session_wake_images(struct session *s, struct qstill_error *err);
 
-/* For undoing: what QEMU has open now, over a new connection when the old one
- * is broken. A QEMU that is gone is off. */
+/* For undoing: what QEMU has open now, over a new connection when there is none
+ * or the old one is broken. A QEMU that is gone is off. */
 int session_look_again(struct session *s, struct qstill_error *err);
 
 /*

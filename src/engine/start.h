@@ -58,7 +58,8 @@ uint64_t start_time_of(int pid);
 /* Whether it has ended, or does so while we wait. */
 bool start_has_ended(int pid, unsigned wait_ms);
 
-/* Ends QEMU by `quit` and waits until the process is gone. */
+/* Ends QEMU by `quit` and waits until the process is gone; FAILED when that
+ * takes too long, with no connection to it any more. */
 int start_quit(struct session *s, struct qstill_error *err);
 /* Ends the process that start_vm() started, at once. */
 void start_kill(struct session *s, int pid);

@@ -17,8 +17,9 @@
 #include "session.h"
 #include "start.h"
 
-#define QUIT_WAIT_MS 30000
-#define ENV_MAX      (4u << 20)
+#define QUIT_WAIT_MS  30000
+#define QUIT_AGAIN_MS 1000
+#define ENV_MAX       (4u << 20)
 
 /* /proc/PID/stat behind the name, which may hold anything: " S 1 ..."; NULL
  * when there is no such process. */
@@ -89,18 +90,29 @@ static bool wait_gone(int pidfd, int pid, int timeout_ms)
     return pid <= 0 || process_is_gone(pid);
 }
 
+/* The connection may end before QEMU has read `quit`, and it ends with QEMU,
+ * too: who is there still, and answers, is asked again. */
 int start_quit(struct session *s, struct qstill_error *err)
 {
+    double deadline = clock_ms() + QUIT_WAIT_MS;
     int pid = s->pid;
     CLEANUP(closep) int pidfd = pidfd_of(pid);
 
-    if (qmp_quit(s->qmp, err) < 0)
-        return err_wrap(err, "ending QEMU");
-    session_disconnect(s);
-    if (!wait_gone(pidfd, pid, QUIT_WAIT_MS))
-        return err_set(err, QSTILL_E_FAILED, "QEMU (process %d) does not end",
-                       pid);
-    return 0;
+    for (;;) {
+        struct qstill_error deaf = {0};
+
+        if (s->qmp && qmp_quit(s->qmp, err) < 0)
+            return err_wrap(err, "ending QEMU");
+        session_disconnect(s);
+        if (wait_gone(pidfd, pid, QUIT_AGAIN_MS))
+            return 0;
+        if (clock_ms() >= deadline)
+            return err_set(err, QSTILL_E_FAILED,
+                           "QEMU (process %d) does not end", pid);
+        if (session_try(s, &deaf) == 0 && s->qmp && s->pid != pid)
+            return err_set(err, QSTILL_E_BUSY,
+                           "VM %s was started again by somebody else", s->vm);
+    }
 }
 
 void start_kill(struct session *s, int pid)

@@ -276,7 +276,7 @@ int unwind_create(struct session *s, struct journal *j, struct buf *text,
     note_error(&first, &now);
     unlinkat(s->vmfd, UNWIND_RESERVE_NAME, 0);
     /* the connection may be what failed */
-    if (session_connect(s, &now) < 0 || session_look_again(s, &now) < 0) {
+    if (session_look_again(s, &now) < 0) {
         *err = now;
         unwind_thaw(s, j, text, err);
         return err_wrap(err, "undoing a snapshot");

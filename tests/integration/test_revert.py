@@ -2,6 +2,9 @@
 """revert: all ways back, all states afterwards, branches, resets."""
 
 import os
+import shutil
+import subprocess
+import time
 
 from lib import image
 from lib.case import Case
@@ -268,3 +271,59 @@ class LeftPaused(Case):
         vm.io(disk, "read -q -P 2 0 64k")
         vm.io(disk, "read -q -P 9 64k 64k")
         self.assertEqual({disk.path}, self.disk_files(vm))
+
+
+class Ending(Case):
+    """The QEMU that a revert in a new process ends first."""
+    either = True
+    idle = True
+
+    def setUp(self):
+        super().setUp()
+        self.vm = self.tiny_vm()
+        self.disk0, = self.vm.disks
+        self.vm.write(self.disk0, 0, 1)
+        self.q("create", "vm", "one", "--memory")
+
+    def shows(self, byte):
+        self.assertEqual("running", self.vm.state())
+        self.vm.io(self.disk0, "read -q -P %d 0 64k" % byte)
+        self.assertFalse(os.path.exists(self.q.journal_path("vm")))
+
+    def test_a_quit_that_it_did_not_hear_is_said_again(self):
+        for argv, now in ((("revert", "vm", "one", "--restore", "eager"), 1),
+                          (("undo", "vm"), 2)):
+            self.vm.write(self.disk0, 0, 2)
+            p, calls = self.traced(argv, "--errno", "EPIPE")
+            self.assertEqual(0, p.returncode, p.stdout)
+            if argv[0] == "undo":
+                self.q("revert", "vm", "one", "--restore", "eager")
+            self.vm.write(self.disk0, 0, 3 - now)
+            at, = [n for n, c in enumerate(calls, 1) if '"quit"' in c]
+            p, calls = self.traced(argv, "--errno", "EPIPE", "--at", str(at))
+            self.assertEqual(0, p.returncode, p.stdout)
+            self.assertEqual(2, str(calls).count('"quit"'))
+            self.shows(now)
+
+    def test_one_that_takes_too_long_is_left_to_the_next_command(self):
+        self.vm.write(self.disk0, 0, 2)
+        if not shutil.which("strace"):
+            self.skipTest("needs strace")
+        head, = self.head_paths(self.vm)
+        slow = subprocess.Popen(
+            ["strace", "-f", "-qq", "-o", "/dev/null", "-P", head, "-e",
+             "trace=close", "-e", "inject=close:delay_enter=85s:when=1",
+             "-p", str(self.vm.pid())])
+        self.addCleanup(slow.kill)
+        time.sleep(0.5)
+        p = self.q.start("revert", "vm", "one", "--restore", "eager")
+        status, _, err = self.q.finish(p, 82)
+        self.assertEqual(9, status, err)
+        self.assertIn("has not answered 'quit'", err)
+        self.assertNotIn("was started again", err)
+        self.assertIn("qstill recover vm", err)
+        self.assertTrue(os.path.exists(self.q.journal_path("vm")))
+        slow.wait(60)
+        self.q("recover", "vm")
+        self.shows(2)
+        self.assertEqual(["one"], self.q.names("vm"))
