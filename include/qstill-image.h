@@ -190,8 +190,8 @@ struct qstill_image_merge_options {
  * when it is refused: NOT_FOUND (a layer that is not in the chain), USAGE
  * (TOP itself), PRECONDITION, CORRUPT, BUSY, PERMISSION, NO_SPACE (seen before
  * the first change). A job that dies is finished or undone by
- * qstill_image_recover(), which all functions here that change something call
- * first.
+ * qstill_image_recover(), or by the next of these jobs that is about one of its
+ * images.
  */
 int qstill_image_merge(const char *top,
                        const struct qstill_image_merge_options *options,

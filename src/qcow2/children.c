@@ -11,6 +11,7 @@
 
 #include "base/file.h"
 #include "children_impl.h"
+#include "merge.h"
 #include "merge_names.h"
 
 /* A directory with more entries is no place of images. */
@@ -87,6 +88,21 @@ static int look_at(struct search *s, const char *path, const char *real,
     return r;
 }
 
+/* Gone meanwhile; a link, or no regular file; another user's, or the journal of
+ * a merge of theirs. */
+static bool is_nothing(const struct search *s, int dirfd, const char *name,
+                       const struct qstill_error *why)
+{
+    struct stat st;
+
+    if (why->code != QSTILL_E_PERMISSION)
+        return why->code == QSTILL_E_NOT_FOUND ||
+               why->code == QSTILL_E_PRECONDITION;
+    return strncmp(name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) == 0 ||
+           (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
+            cannot_stand_on(s, &st));
+}
+
 /* A file of a directory; `e` has its path. One that cannot be looked into may
  * be an overlay: then nothing is merged. */
 static int look_at_new(struct search *s, int dirfd, const char *name,
@@ -95,12 +111,8 @@ static int look_at_new(struct search *s, int dirfd, const char *name,
     CLEANUP(closep) int fd = -1;
 
     if (io_openat(s->io, dirfd, name, O_RDONLY, 0, &fd, err) < 0) {
-        if (err->code == QSTILL_E_NOT_FOUND ||
-            err->code == QSTILL_E_PRECONDITION) {
-            /* gone meanwhile; a link, no regular file */
-            err_clear(err);
-            return 0;
-        }
+        if (is_nothing(s, dirfd, name, err))
+            return err_clear(err);
         err_wrap(err, "it may stand on a layer that goes: %s", e->path);
         return err_hint(err, "make it readable, or move it elsewhere");
     }

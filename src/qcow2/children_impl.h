@@ -27,6 +27,9 @@ int names_behind_link(const struct search *s, const char *path,
                       const char *real, struct stored_names *names,
                       struct qstill_error *err);
 
+/* One that cannot be read: whether its owner cannot read the layers either, so
+ * that it can be no overlay of theirs. */
+bool cannot_stand_on(const struct search *s, const struct stat *st);
 /* A file: an overlay of [first, last] is put into `out`. */
 int judge_child(struct search *s, const struct seen_file *e,
                 struct qstill_error *err);

@@ -250,6 +250,20 @@ static int judge_way(const struct search *s, const struct seen_file *e,
                     e->path);
 }
 
+bool cannot_stand_on(const struct search *s, const struct stat *st)
+{
+    if (!s->c || st->st_uid == 0)
+        return false;
+    for (size_t i = s->first; i <= s->last; i++) {
+        struct stat layer;
+
+        if (fstat(s->c->layers[i]->fd, &layer) < 0 ||
+            layer.st_uid == st->st_uid || (layer.st_mode & (S_IRGRP | S_IROTH)))
+            return false;
+    }
+    return true;
+}
+
 int judge_child(struct search *s, const struct seen_file *e,
                 struct qstill_error *err)
 {
@@ -290,7 +304,9 @@ int judge_link(struct search *s, const char *path, const char *real,
     bool yes;
 
     if (names_behind_link(s, path, real, &names, err) < 0)
-        return err->code;
+        return err->code == QSTILL_E_PERMISSION && cannot_stand_on(s, st)
+                   ? err_clear(err)
+                   : err->code;
     if (is_layer(s->c, st, 0, s->c->n - 1, &which))
         return judge_name(s, path, real, names.backing, which + 1,
                           which + 1 == s->first, err);

@@ -167,9 +167,9 @@ int merge_abandon(const struct io *io, int dirfd, const char *name, bool *did,
  * fails does not keep the others from it: the first such error is returned. */
 int merge_recover_dir(const struct io *io, const char *dir, bool *did,
                       struct qstill_error *err);
-/* The same for the directory of request->top, before that merge: one that fails
- * and is about images that the merge has nothing to do with stays, without an
- * error. `asked`, zeroed: what merges of this top were asked for before. */
+/* The same for the directory of request->top, before that merge, with those
+ * alone that may be about its images; the others stay as they are, readable or
+ * not. `asked`, zeroed: what merges of this top were asked for before. */
 struct merge_asked;
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request,

@@ -85,10 +85,21 @@ int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
     if (take(j, io, dirfd, name, err) < 0)
         return err->code;
     if (io_openat(io, dirfd, name, O_RDWR, 0, &j->fd, err) < 0)
-        return err->code == QSTILL_E_PRECONDITION ? foreign(err) : err->code;
+        return err->code == QSTILL_E_PRECONDITION ||
+                       err->code == QSTILL_E_PERMISSION
+                   ? foreign(err)
+                   : err->code;
     if (!lock(j->fd))
         return err_set(err, QSTILL_E_BUSY, "a merge is under way (%s)", name);
     return check_origin(j, err);
+}
+
+int merge_journal_look(struct merge_journal *j, const struct io *io, int dirfd,
+                       const char *name, struct qstill_error *err)
+{
+    return take(j, io, dirfd, name, err) < 0
+               ? err->code
+               : io_openat(io, dirfd, name, O_RDONLY, 0, &j->fd, err);
 }
 
 static int under_way(const char *name, struct qstill_error *err)

@@ -116,6 +116,9 @@ int merge_journal_begin(struct merge_journal *j, const struct io *io, int dirfd,
  * PRECONDITION: another user may have written it. */
 int merge_journal_open(struct merge_journal *j, const struct io *io, int dirfd,
                        const char *name, struct qstill_error *err);
+/* To read it only: whoever's it is, at work or not. */
+int merge_journal_look(struct merge_journal *j, const struct io *io, int dirfd,
+                       const char *name, struct qstill_error *err);
 int merge_journal_read(struct merge_journal *j, struct merge_record *r,
                        bool *whole, struct qstill_error *err);
 /* Behind what was read. Durable when it returns 0. */

@@ -271,7 +271,7 @@ static int recover(const struct io *io, const struct place *p, bool *did,
         if (err->code == QSTILL_E_CORRUPT)
             hint_journal(p, err);
         if (err->code == QSTILL_E_CANCELLED)
-            err_hint(err, "the next merge here goes on with it");
+            err_hint(err, "the next merge of these images goes on with it");
         return err_wrap(err, "recovering an unfinished merge");
     }
     *err = (struct qstill_error){0};

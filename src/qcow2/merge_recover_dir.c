@@ -1,12 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Dead merges whose journals stand beside the images. Those of many chains may
- * be in one directory, and one that cannot go on is no reason to leave the
- * others as they are; nor does it keep a merge from its work that is about
- * other images.
+ * Dead merges whose journals stand beside the images. Those of many chains, and
+ * of many users, may be in one directory, and one that cannot go on is no
+ * reason to leave the others as they are. A merge that begins looks for those
+ * alone that are about its own images: the rest is left to its owners, and that
+ * it cannot be read is no hindrance.
  */
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -58,10 +61,94 @@ static bool names_touched(const struct merge_request *q, const struct chain *c,
     return yes;
 }
 
-/* Whether a journal is about images of the merge; one that does not tell may
- * be. */
+/* ---------------------------------------------- one that cannot be read */
+
+/* Layers down to the last that is to go: what the merge reads or changes. */
+static size_t layers_at_work(const struct merge_request *q,
+                             const struct chain *c)
+{
+    size_t n = c->n;
+
+    while (n > 1 && !is_dropped(q, c->layers[n - 1]))
+        n--;
+    return n;
+}
+
+/* A merge opens for writing what it changes, and is refused when it cannot. */
+static bool may_have_written(const struct chain *c, size_t n, uid_t who)
+{
+    if (who == 0)
+        return true;
+    for (size_t i = 0; i < n; i++) {
+        struct stat st;
+
+        if (fstat(c->layers[i]->fd, &st) < 0 || st.st_uid == who ||
+            (st.st_mode & (S_IWGRP | S_IWOTH)))
+            return true;
+    }
+    return false;
+}
+
+static bool has_one_of(const struct chain *other, const struct chain *c,
+                       size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        for (size_t k = 0; k < other->n; k++)
+            if (c->layers[i]->info.dev == other->layers[k]->info.dev &&
+                c->layers[i]->info.ino == other->layers[k]->info.ino)
+                return true;
+    return false;
+}
+
+/* The chain of the top that it is named after, if that can be read. */
+static struct chain *chain_of_journal(const struct io *io, const char *dir,
+                                      const char *name)
+{
+    CLEANUP(closedirp) DIR *d = opendir(dir);
+    struct dirent *e;
+
+    while (d && (e = readdir(d))) {
+        CLEANUP(freep) char *its = merge_journal_name(e->d_name), *path = NULL;
+        struct qstill_error ignored = {0};
+        struct chain *c = NULL;
+
+        if (!its || strcmp(its, name) != 0)
+            continue;
+        if (asprintf(&path, "%s/%s", dir, e->d_name) < 0)
+            path = NULL;
+        if (path)
+            chain_open_foreign(&c, io, path, QCOW2_FORMAT_QCOW2, &ignored);
+        return c;
+    }
+    return NULL;
+}
+
+static bool may_concern(const struct io *io, const struct merge_request *q,
+                        const char *dir, int dirfd, const char *name)
+{
+    CLEANUP(chain_closep) struct chain *c = NULL, *other = NULL;
+    struct qstill_error ignored = {0};
+    struct stat st;
+    size_t n;
+
+    if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return errno != ENOENT;
+    if (chain_open_foreign(&c, io, q->top, QCOW2_FORMAT_QCOW2, &ignored) < 0)
+        return true;
+    other = chain_of_journal(io, dir, name);
+    if (other && !has_one_of(other, c, c->n))
+        return false;
+    n = layers_at_work(q, c);
+    return (other && has_one_of(other, c, n)) ||
+           may_have_written(c, n, st.st_uid);
+}
+
+/* -------------------------------------------------------------------- any */
+
+/* Whether a journal is about images of the merge. Another user's is believed,
+ * too: what it can do by a lie is to keep the merge waiting, or not to. */
 static bool concerns(const struct io *io, const struct merge_request *q,
-                     int dirfd, const char *name)
+                     const char *dir, int dirfd, const char *name)
 {
     CLEANUP(merge_journal_fini) struct merge_journal j = MERGE_JOURNAL_INIT;
     CLEANUP(merge_record_fini) struct merge_record r = {0};
@@ -69,9 +156,10 @@ static bool concerns(const struct io *io, const struct merge_request *q,
     struct qstill_error err = {0};
     bool whole;
 
-    if (merge_journal_open(&j, io, dirfd, name, &err) < 0 ||
+    if (merge_journal_look(&j, io, dirfd, name, &err) < 0 ||
         merge_journal_read(&j, &r, &whole, &err) < 0)
-        return err.code != QSTILL_E_NOT_FOUND;
+        return err.code != QSTILL_E_NOT_FOUND &&
+               may_concern(io, q, dir, dirfd, name);
     if (!whole) /* nothing had begun */
         return false;
     if (chain_open_foreign(&c, io, q->top, QCOW2_FORMAT_QCOW2, &err) < 0)
@@ -106,12 +194,14 @@ static int recover_all(const struct io *io, const char *dir,
         return err_errno(err, errno, "cannot look into %s", dir);
     while ((e = readdir(d))) {
         struct qstill_error why = {0};
-        bool one = false, is_own, ours;
+        bool one = false, is_own;
 
         if (strncmp(e->d_name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0)
             continue;
         is_own = own && strcmp(e->d_name, own) == 0;
-        ours = !before || is_own || concerns(io, before, dirfd(d), e->d_name);
+        if (before && !is_own &&
+            !concerns(io, before, dir, dirfd(d), e->d_name))
+            continue;
         if (is_own && read_asked(io, dirfd(d), e->d_name, asked) < 0)
             return err_nomem(err);
         if (merge_recover(io, dirfd(d), e->d_name, how, &one, &why) == 0) {
@@ -119,7 +209,7 @@ static int recover_all(const struct io *io, const char *dir,
         } else if (why.code == QSTILL_E_CANCELLED) {
             *err = why;
             return err->code;
-        } else if (why.code != QSTILL_E_BUSY && !first.code && ours) {
+        } else if (why.code != QSTILL_E_BUSY && !first.code) {
             first = why;
         }
     }

@@ -98,11 +98,10 @@ class AFoldThatWasCancelled(unittest.TestCase):
     def setUp(self):
         self.dir = qtools.scratch()
         self.addCleanup(shutil.rmtree, self.dir, True)
-        for name, backing, size in (("d", None, 64), ("u", "d", 64),
-                                    ("x", None, 1), ("y", "x", 1)):
+        for name, backing in (("d", None), ("u", "d"), ("y", "u")):
             qtools.must("qemu-img", "create", "-q", "-f", "qcow2", *(
                 ["-b", backing, "-F", "qcow2"] if backing else []),
-                self.path(name), "%dM" % size)
+                self.path(name), "64M")
         for name, fill in (("d", 1), ("u", 2)):
             qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -P %d 0 64M"
                         % fill, self.path(name))
@@ -143,18 +142,17 @@ class AFoldThatWasCancelled(unittest.TestCase):
         self.assertEqual(qtools.qemu_check(self.path("u")), (0, 0, 0))
 
     def test_it_can_be_cancelled_again_and_goes_on(self):
-        for which in ({}, {"top": "y", "drop": "x"}):
+        for which in ({}, {"top": "y", "drop": "u"}):
             for _ in range(2):
                 rc, err, seconds = self.cut("--bwlimit", "8M", after=2.5,
                                             **which)
                 self.assertEqual(rc, 10, err)
                 self.assertLess(seconds, 4, err)
                 self.assertRegex(err, r"plan +\d+%  .* of 64 MiB")
-                self.assertIn("next merge here goes on with it", err)
+                self.assertIn("next merge of these images goes on with it", err)
                 self.assertEqual(len(self.journals()), 1)
                 self.assertEqual(qtools.guest_hash(self.path("u"), "qcow2"),
                                  self.want)
-        self.assertTrue(os.path.exists(self.path("x")))
         start = time.monotonic()
         qtools.must(*self.argv("--bwlimit", "32M"))
         self.assertGreater(time.monotonic() - start, 1.5)
