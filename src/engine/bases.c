@@ -28,7 +28,7 @@ struct base_list {
 struct look {
     struct bases *b;
     struct base_list *list;
-    size_t images;
+    bool below; /* the image at hand is no layer */
 };
 
 static bool is_among(const struct vm_hidden *layers, size_t count,
@@ -67,6 +67,11 @@ static bool is_layer(const struct bases *b, const char *path)
     return is_first_image(b, path);
 }
 
+static bool is_data(const char *format)
+{
+    return strcmp(format, REACH_DATA) == 0;
+}
+
 /* What is met above a layer is one, too: of a snapshot that was given up, or is
  * damaged, of which nobody knows what it had. */
 static int take(void *user, const char *path, const char *format,
@@ -77,14 +82,15 @@ static int take(void *user, const char *path, const char *format,
     struct base_list *list = l->list;
     struct manifest_disk *d;
 
-    if (l->images++ == 0)
-        return 0;
-    if (is_layer(b, path)) {
-        list->count = 0;
-        list->lowest = arena_strdup(&b->arena, path);
-        return list->lowest ? 0 : err_nomem(err);
+    if (!is_data(format)) {
+        l->below = strcmp(path, list->first->path) != 0 && !is_layer(b, path);
+        if (!l->below) {
+            list->count = 0;
+            list->lowest = arena_strdup(&b->arena, path);
+            return list->lowest ? 0 : err_nomem(err);
+        }
     }
-    if (list->count == MANIFEST_BASES_MAX)
+    if (!l->below || list->count == MANIFEST_BASES_MAX)
         return 0;
     d = &list->items[list->count];
     *d = (struct manifest_disk){0};
@@ -119,7 +125,7 @@ static struct base_list *look_below(struct bases *b,
         return NULL;
     }
     list->first = first;
-    list->lowest = first->path;
+    list->lowest = first->path; /* also when it cannot be opened */
     l.list = list;
     reach_init(&reach, geteuid(), getegid());
     reach.each = take;
@@ -198,22 +204,26 @@ static void add_old_name(const char *path, struct qstill_error *err)
     err_set(err, said.code, "%s; it was %s", said.message, path);
 }
 
-/* As they were, one by one. */
+/* As they were, one by one; files of data that were not kept then are passed
+ * over. *at: where it goes on. */
 static int compare_run(const struct manifest_disk *then, size_t count,
-                       const struct base_list *list, size_t at,
+                       const struct base_list *list, size_t *at,
                        struct qstill_error *err)
 {
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count; i++, ++*at) {
         const struct manifest_disk *now;
 
+        while (!is_data(then[i].format) && *at < list->count &&
+               is_data(list->items[*at].format))
+            ++*at;
         if (!then[i].ino)
             continue;
-        if (at + i >= list->count) {
+        if (*at >= list->count) {
             if (list->why.code == QSTILL_E_NOT_FOUND)
                 *err = list->why;
             return err->code;
         }
-        now = &list->items[at + i];
+        now = &list->items[*at];
         if (layer_check_base(&then[i], now, err) == 0)
             continue;
         if (strcmp(then[i].path, now->path) != 0)
@@ -259,17 +269,20 @@ static size_t vouched(struct bases *b, const struct manifest_disk *then,
 static int compare(struct bases *b, const struct manifest_disk *d,
                    const struct base_list *list, struct qstill_error *err)
 {
-    size_t at = 0, n, count;
+    size_t at = 0, count;
 
-    for (size_t i = 0; i < d->base_count; i += count, at += n) {
+    for (size_t i = 0; i < d->base_count; i += count) {
         const struct manifest_disk *then = &d->bases[i];
+        size_t next = at, n = 0;
 
-        n = count = run_of(d, i);
-        if (compare_run(then, count, list, at, err) == 0)
-            continue;
-        n = vouched(b, then, count, list, at, err);
-        if (n == 0)
-            return err->code;
+        count = run_of(d, i);
+        if (compare_run(then, count, list, &next, err) < 0) {
+            n = vouched(b, then, count, list, at, err);
+            if (n == 0)
+                return err->code;
+            next = at + n;
+        }
+        at = next;
     }
     return 0;
 }

@@ -44,7 +44,8 @@ int layer_identify(struct manifest *m, struct manifest_disk *d,
 int layer_check(const struct manifest_disk *d, struct qstill_error *err);
 
 /* An image below the first layer, which belongs to nobody here. What is no
- * regular file keeps ino 0, and counts as the same. */
+ * regular file keeps ino 0, and counts as the same. What is no qcow2 image has
+ * a sample of its bytes in the place of the header's hash. */
 void layer_identify_base(struct arena *a, struct manifest_disk *d);
 /* CORRUPT says what became of it. */
 int layer_check_base(const struct manifest_disk *then,

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base_sample.h"
 #include "qcow2/info.h"
 #include "session.h"
 
@@ -48,6 +49,16 @@ int layer_identify(struct manifest *m, struct manifest_disk *d,
     return layer_is_qcow2(d->format) ? take_hash(&m->arena, d, err) : 0;
 }
 
+/* What has no header of ours is told from another by some of its bytes. */
+static void take_sample(struct arena *a, struct manifest_disk *d)
+{
+    struct qstill_error ignored = {0};
+    char text[BASE_SAMPLE_LEN];
+
+    if (base_sample(d->path, text, &ignored) == 0)
+        d->header_hash = arena_strdup(a, text);
+}
+
 void layer_identify_base(struct arena *a, struct manifest_disk *d)
 {
     struct qstill_error ignored = {0};
@@ -58,6 +69,8 @@ void layer_identify_base(struct arena *a, struct manifest_disk *d)
     take_stat(d, &st);
     if (layer_is_qcow2(d->format))
         take_hash(a, d, &ignored); /* QEMU may read what we cannot */
+    else
+        take_sample(a, d);
 }
 
 /* The number of a device may be another after each mount: it counts only where
@@ -183,6 +196,10 @@ int layer_check_base(const struct manifest_disk *then,
 
     if (change == SAME)
         return 0;
+    if (change == OTHER_HEADER && !layer_is_qcow2(then->format))
+        return err_set(err, QSTILL_E_CORRUPT,
+                       "%s has another content than when the snapshot was made",
+                       now->path);
     return err_set(err, QSTILL_E_CORRUPT, "%s %s%s the snapshot was made",
                    now->path, what[change], change == WRITTEN ? "" : " when");
 }

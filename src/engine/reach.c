@@ -365,6 +365,8 @@ static int look_at_data(const struct reach *r, const struct step *s,
             return err_nomem(err);
         if (look(path, REACH_FILE, err) < 0)
             return err_wrap(err, "data of %s", s->path);
+        if (r->each && r->each(r->user, path, REACH_DATA, err) < 0)
+            return err->code;
     }
     return 0;
 }

@@ -12,6 +12,9 @@
 
 enum { REACH_GROUPS_MAX = 64 };
 
+/* No driver of QEMU is called so. */
+#define REACH_DATA "data"
+
 /* `format`: "" when QEMU guesses. */
 typedef int reach_image_fn(void *user, const char *path, const char *format,
                            struct qstill_error *err);
@@ -26,8 +29,9 @@ struct reach {
     bool locks; /* of an image: QEMU must get its lock to read it, too, but for
                    what process `own` has open itself */
     int own;
-    /* called for each image of a chain, from the top on, when it can be opened;
-       or NULL */
+    /* called for each image of a chain, from the top on, when it can be opened,
+       and behind it, as of format REACH_DATA, for each other file that its data
+       are in; or NULL */
     reach_image_fn *each;
     void *user;
 };

@@ -434,3 +434,111 @@ class ForGood(Made):
         self.bring_back()
         self.q("recover", "vm")
         self.assertEqual({self.top, disk.path}, self.disk_files(self.vm))
+
+
+class OtherFormats(Made):
+    """Bases whose content is in other files, and raw ones, which have no header
+    that would tell one from another."""
+
+    def on(self, fmt, *options):
+        """The VM's disk stands on that; 7 everywhere, and two snapshots."""
+        self.golden = self.path("golden." + fmt)
+        image.run("qemu-img", "create", "-q", "-f", fmt, *options, self.golden,
+                  "2M")
+        image.run("qemu-io", "-f", fmt, "-c", "write -q -P %d 0 2M" % GOLDEN,
+                  self.golden)
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", self.golden,
+                  "-F", fmt, self.top)
+        self.make("one", "two")
+        self.vm.quit()
+        self.assertEqual([], self.q.check("vm")["problems"])
+
+    def change(self, path, at=1 << 20, times=None):
+        """A byte, as somebody would who sees the file alone."""
+        st = os.stat(path)
+        with open(path, "r+b") as f:
+            f.seek(at)
+            f.write(b"x")
+        if times:
+            os.utime(path, ns=(st.st_atime_ns, st.st_mtime_ns))
+
+    def is_told(self, path):
+        # an inode that was freed may be given out again
+        says = path + (" (is another file than when|has another content than "
+                       "when|was written to after) the snapshot was made")
+        self.assertEqual(["wrong-base"], [
+            p["code"] for p in self.q.check("vm")["problems"]])
+        self.q.fails("corrupt", "below disk v: " + says, "verify", "vm", "two")
+        self.q.fails("corrupt", "below disk v: " + says, "revert", "vm", "one")
+
+    def is_fine(self):
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("verify", "vm", "one")
+        self.q("revert", "vm", "one")
+        self.q("start", "vm")
+        self.reads(GOLDEN, GOLDEN)
+
+    def of_data(self, data):
+        data = self.path(data)
+        shutil.copy2(data, data + ".old")
+        self.change(data)
+        self.is_told(data)
+        os.rename(data + ".old", data)  # as a backup brings it back
+        self.assertEqual([], self.q.check("vm")["problems"])
+        os.rename(data, data + ".old")
+        failure = self.q.fails("corrupt", "is gone", "verify", "vm", "one")
+        self.assertIn(data, failure.message)
+        shutil.copy(data + ".old", data)
+        self.is_told(data)
+        os.rename(data + ".old", data)
+        self.is_fine()
+
+    def test_a_data_file(self):
+        self.on("qcow2", "-o", "data_file=" + self.path("golden.data"))
+        self.of_data("golden.data")
+
+    def test_the_extents_of_a_vmdk(self):
+        self.on("vmdk", "-o", "subformat=monolithicFlat")
+        self.of_data("golden-flat.vmdk")
+
+    def test_what_was_not_kept_is_not_compared(self):
+        """As earlier versions made them."""
+        self.on("vmdk", "-o", "subformat=monolithicFlat")
+        for snapshot in self.q.snapshots("vm"):
+            path = self.q.manifest_path("vm", snapshot["id"])
+            with open(path) as f:
+                manifest = json.load(f)
+            bases = manifest["disks"][0]["bases"]
+            self.assertEqual(["vmdk", "data"], [b["format"] for b in bases])
+            bases.pop()
+            bases[0]["headerHash"] = None
+            del manifest["sum"]
+            with open(path, "w") as f:
+                json.dump(manifest, f)
+        self.change(self.path("golden-flat.vmdk"))
+        self.assertEqual([], self.q.check("vm")["problems"])
+        shutil.copy2(self.golden, self.golden + ".copy")
+        os.rename(self.golden + ".copy", self.golden)
+        self.assertEqual([], self.q.check("vm")["problems"])
+
+    def test_a_raw_copy_with_another_content(self):
+        """Of the same size and time, as of a builder that sets all times."""
+        self.on("raw")
+        shutil.copy2(self.golden, self.golden + ".old")
+        for at in (512, 1 << 20, (1 << 20) + 1024, (2 << 20) - 1):
+            with self.subTest(at=at):
+                shutil.copy2(self.golden + ".old", self.golden + ".new")
+                self.change(self.golden + ".new", at, times=True)
+                os.rename(self.golden + ".new", self.golden)
+                self.is_told(self.golden)
+        shutil.copy2(self.golden + ".old", self.golden)
+        self.change(self.golden, 4096, times=True)
+        self.is_told(self.golden)
+        os.rename(self.golden + ".old", self.golden)
+        self.is_fine()
+
+    def test_an_exact_raw_copy(self):
+        self.on("raw")
+        shutil.copy2(self.golden, self.golden + ".old")
+        os.rename(self.golden + ".old", self.golden)
+        self.is_fine()
