@@ -197,6 +197,8 @@ int qstill_image_merge(const char *top,
                        const struct qstill_image_merge_options *options,
                        struct qstill_job **out, struct qstill_error *err);
 
+/* With what the job did first, where it finished one that had died or was
+ * cancelled; not with what that one had done itself. */
 struct qstill_image_merge_result {
     const char *direction; /* of the (last) merge: "none" when no data had to
                               be moved, "up", "down", "new" */

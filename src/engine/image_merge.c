@@ -28,6 +28,7 @@ struct merge_job {
     const char *format; /* of top; NULL: by its first bytes */
     bool dry_run;
     struct merge *merge;
+    struct merge_recovered before; /* what an earlier one had left to be done */
     struct timespec start;
     struct qstill_image_merge_result result;
 };
@@ -107,7 +108,8 @@ static int pulse(void *user, uint64_t done, uint64_t total,
 static int recover_before(struct merge_job *j, struct merge_asked *asked,
                           struct qstill_error *err)
 {
-    struct merge_recovery how = {.told = job_text(j->job),
+    struct merge_recovery how = {.done = &j->before,
+                                 .told = job_text(j->job),
                                  .bwlimit = j->request.bwlimit,
                                  .gentle = j->request.gentle,
                                  .stop = job_stop(j->job),
@@ -148,24 +150,25 @@ static int plan_enter(void *ctx, struct qstill_error *err)
 
 static void account(struct merge_job *j)
 {
+    struct qstill_image_merge_result *r = &j->result;
+    struct merge_count c = j->before.count;
     const struct merge_estimate *e;
-    struct merge_count c;
 
-    if (!j->merge) {
-        j->result = (struct qstill_image_merge_result){.direction = "none",
-                                                       .ms = elapsed_ms(j)};
+    *r = (struct qstill_image_merge_result){
+        .direction = j->before.direction ? j->before.direction : "none",
+        .bytes_moved = c.done - c.shared,
+        .bytes_cloned = c.shared,
+        .bytes_freed = c.freed,
+        .ms = elapsed_ms(j)};
+    if (!j->merge)
         return;
-    }
     e = merge_estimate(j->merge);
     c = merge_count(j->merge);
-
-    j->result = (struct qstill_image_merge_result){
-        .direction = e->direction,
-        .bytes_moved = j->dry_run ? e->bytes - e->shared : c.done - c.shared,
-        .bytes_cloned = j->dry_run ? e->shared : c.shared,
-        .bytes_freed = j->dry_run ? e->freed : c.freed,
-        .bitmaps_dropped = e->bitmaps_lost,
-        .ms = elapsed_ms(j)};
+    r->direction = e->direction;
+    r->bytes_moved += j->dry_run ? e->bytes - e->shared : c.done - c.shared;
+    r->bytes_cloned += j->dry_run ? e->shared : c.shared;
+    r->bytes_freed += j->dry_run ? e->freed : c.freed;
+    r->bitmaps_dropped = e->bitmaps_lost;
 }
 
 static int merge_enter(void *ctx, struct qstill_error *err)

@@ -131,10 +131,18 @@ struct merge_count {
 };
 struct merge_count merge_count(const struct merge *m);
 
+/* What recoveries have done: a fold that they go on with counts like a merge,
+ * from the start; of what was done but for its end the end alone. */
+struct merge_recovered {
+    struct merge_count count;
+    const char *direction; /* as in the estimate, of the last fold; or NULL */
+};
+
 /* How a recovery goes about it. A fold copies as much as a merge does. */
 struct merge_recovery {
-    struct buf *told; /* or NULL */
-    uint64_t bwlimit; /* these as in struct merge_request */
+    struct merge_recovered *done; /* is added to; or NULL */
+    struct buf *told;             /* or NULL */
+    uint64_t bwlimit;             /* these as in struct merge_request */
     bool gentle;
     struct aio_stop stop;
     /* After some work of a fold: how far it has come. An error stops it, while

@@ -29,6 +29,19 @@ struct place {
     bool abandon;                     /* folds that could go on */
 };
 
+static void count(const struct merge *m, const struct merge_recovery *how)
+{
+    struct merge_count c = merge_count(m), *sum;
+
+    if (!how || !how->done)
+        return;
+    sum = &how->done->count;
+    sum->done += c.done;
+    sum->shared += c.shared;
+    sum->freed += c.freed;
+    how->done->direction = merge_estimate(m)->direction;
+}
+
 /* All of it, unless somebody stops it while it can be stopped. */
 static int go_on(struct merge *m, const struct merge_recovery *how,
                  struct qstill_error *err)
@@ -43,6 +56,7 @@ static int go_on(struct merge *m, const struct merge_recovery *how,
                        err) < 0)
             return err->code;
     }
+    count(m, how);
     return 0;
 }
 

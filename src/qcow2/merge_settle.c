@@ -175,15 +175,17 @@ static int finish_locked(const struct io *io, const struct merge_record *r,
                          int *fds, struct qstill_error *err)
 {
     CLEANUP(closep) int replaced = -1;
-    uint64_t freed = 0;
+    uint64_t ignored = 0, *freed = &ignored;
     bool same;
 
+    if (r->how && r->how->done)
+        freed = &r->how->done->count.freed;
     if (record_sweep_link(io, r, err) < 0 ||
         check_replaced(io, r, &same, &replaced, err) < 0 ||
         lock_gone(io, r, fds, err) < 0)
         return err->code;
     if (same)
-        return record_finish(io, r, true, &freed, err);
+        return record_finish(io, r, true, freed, err);
     record_tell(r, r->result.path,
                 "it was changed, or an image stands on what was to get its "
                 "name");

@@ -158,6 +158,26 @@ class AFoldThatWasCancelled(unittest.TestCase):
         self.assertGreater(time.monotonic() - start, 1.5)
         self.is_whole()
 
+    def test_what_it_did_is_told(self):
+        """By the command that finished it; beside its own, where it has any."""
+        r = qtools.image("merge", self.path("u"), "--drop", self.path("d"))
+        self.assertEqual(r.rc, 0, str(r))
+        said = r.json()
+        self.assertEqual(("down", 64 * MIB),
+                         (said["direction"], said["bytesMoved"]))
+        self.assertGreater(said["bytesFreed"], 63 * MIB)
+        self.assertGreater(said["ms"], 1)
+        self.is_whole()
+
+    def test_what_it_did_beside_its_own_is_told(self):
+        qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -P 3 0 2M",
+                    self.path("y"))
+        r = qtools.image("merge", self.path("y"), "--drop", self.path("u"),
+                         "--direction", "down")
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertEqual(66 * MIB, r.json()["bytesMoved"])
+        self.assertEqual([], self.journals())
+
     def test_a_cancel_that_comes_too_late_is_none(self):
         """While the dropped layer is removed."""
         log = self.path("log")
