@@ -115,8 +115,42 @@ static bool was_shrunk(const struct step *st)
     return st->child->node_size < st->last->node_size;
 }
 
+/* What lies below a layer that ends before the one above reads as zeros there:
+ * QEMU's block-stream takes it for what is to show. */
+static bool hides_by_its_end(const struct step *st)
+{
+    const struct layer *below = st->last->below;
+    uint64_t end = st->child->node_size;
+
+    for (const struct layer *l = st->first;; l = l->below) {
+        end = l->node_size < end ? l->node_size : end;
+        if (l == st->last)
+            break;
+    }
+    return end < st->child->node_size && below && end < below->node_size;
+}
+
+/* QEMU's other formats cannot grow. */
+static bool outgrows(const struct step *st)
+{
+    return st->child->node_size > st->last->node_size &&
+           qcow2_format_any(st->last->format) == QCOW2_FORMAT_FOREIGN;
+}
+
+static struct step pulled_live(struct step st)
+{
+    if (hides_by_its_end(&st))
+        return nothing("it ends before the disk, and QEMU's job would show "
+                       "what it hides: it is merged when the VM is off");
+    st.kind = STEP_PULL_LIVE;
+    return st;
+}
+
 static struct step live_choice(struct collapse *c, struct step st)
 {
+    if (st.child->head && st.last->first_image && outgrows(&st))
+        return nothing("the disk was made larger than its first image, whose "
+                       "format cannot grow");
     if (st.child->head && st.last->first_image && was_shrunk(&st))
         return nothing("the disk was made smaller: its first image takes the "
                        "head in when the VM is off");
@@ -124,7 +158,8 @@ static struct step live_choice(struct collapse *c, struct step st)
     if (st.child->head && !st.last->torn &&
         (st.last->first_image ||
          (st.first->children == 1 && !was_shrunk(&st) &&
-          st.child->allocated <= run_bytes(&st) + collapse_walk(&st)))) {
+          (st.child->allocated <= run_bytes(&st) + collapse_walk(&st) ||
+           hides_by_its_end(&st))))) {
         st.kind = STEP_FOLD_LIVE;
         return st.first->children == 1
                    ? st
@@ -133,11 +168,13 @@ static struct step live_choice(struct collapse *c, struct step st)
     if (!leave_first_image(&st))
         return nothing("the disk's first image takes a frozen layer in when "
                        "the VM is off");
-    st.kind = !st.child->head && st.child->owner && c->swaps &&
-                      liveswap_possible(st.child)
-                  ? STEP_SWAP_LIVE
-                  : STEP_PULL_LIVE;
-    return st;
+    /* a swap gives what reads the child another header */
+    if (!st.child->head && st.child->owner && c->swaps &&
+        liveswap_possible(st.child) && !has_trash_child(&c->all, st.child)) {
+        st.kind = STEP_SWAP_LIVE;
+        return st;
+    }
+    return pulled_live(st);
 }
 
 static struct step live_step(struct collapse *c, struct step st)

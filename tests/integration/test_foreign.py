@@ -101,3 +101,35 @@ class Foreign(Case):
         self.q.failed("corrupt", "disk disk0.* of snapshot b reads differently",
                       ["delete"], status, out, err)
         self.damaged_on_purpose.add("vdi")
+
+    def test_a_grown_disk_on_a_format_that_cannot_grow(self):
+        """It keeps its hidden layer, and all verbs go on."""
+        for fmt in FORMATS:
+            with self.subTest(fmt):
+                vm = self.tiny_vm(fmt, disks=[self.disk(
+                    vm=fmt, fmt=fmt, size=2 * MIB, pattern=False)])
+                disk, = vm.disks
+                vm.io(disk, "write -q -P 9 0 2M")
+                self.q("create", fmt, "a")
+                node, = [b["inserted"]["node-name"] for b in
+                         vm.cmd("query-block") if b.get("inserted")]
+                vm.cmd("block_resize", **{"node-name": node, "size": 4 * MIB})
+                vm.io(disk, "write -q -P 10 3M 64k")
+                said = self.q("delete", fmt, "a", "--dry-run")["plan"]
+                self.assertIn("cannot grow", "\n".join(said))
+                self.q("delete", fmt, "a")
+                self.q("recover", fmt)
+                self.q("create", fmt, "b")
+                vm.io(disk, "write -q -P 11 3M 64k")
+                self.q("create", fmt, "c")
+                self.q("delete", fmt, "b")
+                self.q("revert", fmt, "c")
+                for want in "9 1M 1M", "0 2M 1M", "11 3M 64k":
+                    vm.io(disk, "read -q -P " + want)
+                self.q("delete", fmt, "c")
+                vm.quit()
+                self.q("recover", fmt)
+                self.q("start", fmt)
+                for want in "9 1M 1M", "0 2M 1M", "11 3M 64k":
+                    vm.io(disk, "read -q -P " + want)
+                self.assertEqual([], self.q.check(fmt)["problems"])

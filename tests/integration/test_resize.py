@@ -5,6 +5,7 @@ qemu-img while it is off. Each snapshot keeps its size and its content."""
 import json
 import os
 import random
+import shutil
 import subprocess
 import time
 
@@ -125,6 +126,9 @@ class Resize(Case):
     def run_random(self, seed, **kw):
         r = random.Random(seed)
         self.fresh(**kw)
+        # what a short layer hides must not be zeros anyway
+        self.vm.io(self.vm.disks[0], "write -q -P 255 0 2M")
+        self.now = [255] * len(self.now)
         done = []
         try:
             for _ in range(self.steps):
@@ -182,6 +186,51 @@ class Resize(Case):
 
     def test_a_smaller_head_of_a_raw_image(self):
         self.shrunk(fmt="raw", style="blockdev")
+
+    def gone(self):
+        self.vms.pop().quit()
+        self.unprotect(self.vm.dir)
+        shutil.rmtree(self.vm.dir)
+        shutil.rmtree(os.path.join(self.store, "vm"))
+
+    def short(self, style, names, larger):
+        """What is below a layer that ends before it stays hidden when that
+        layer goes, however it goes."""
+        self.fresh(style=style)
+        vm, disk = self.vm, self.vm.disks[0]
+        vm.io(disk, "write -q -P 7 0 2M")
+        self.now = [7] * len(self.now)
+        self.create(random.Random(1))
+        self.resize_to(6)
+        self.create(random.Random(1))
+        self.resize_to(larger)
+        for part in (2, 20):
+            vm.write(disk, part, part)
+            self.now[part] = part
+        self.create(random.Random(1))
+        for part in range(21, 21 + 10 * (larger > 40)):
+            vm.write(disk, part, part)
+            self.now[part] = part
+        for name in names:
+            self.q("delete", "vm", name)
+            self.snaps.pop(name)
+            self.check()
+        vm.quit()
+        self.q("recover", "vm")
+        self.check()
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("start", "vm")
+        self.check()
+
+    def test_a_short_layer(self):
+        for style in ("drive", "blockdev"):
+            for larger in (32, 64):
+                for names in ("s2", "s3"), ("s3", "s2"), ("s2", "s1", "s3"):
+                    with self.subTest(style, larger=larger, names=names):
+                        try:
+                            self.short(style, names, larger)
+                        finally:
+                            self.gone()
 
     def test_while_the_memory_is_copied(self):
         """The overlay was made before, with another size."""

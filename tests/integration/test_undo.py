@@ -334,3 +334,58 @@ class Undo(Case):
                          self.disk_files(self.vm))
         self.assertEqual(sorted(d.path for d in self.vm.disks),
                          sorted(self.vm.heads().values()))
+
+
+class InTheMiddle(Undo):
+    """A delete that is kept for undo, and then one below it: with the VM on,
+    what reads the merged layer is not rewritten."""
+    disks_of = (("disk0", "qcow2"),)
+
+    def test_it_is_still_there_afterwards(self):
+        for style, protect in (("drive", True), ("blockdev", True),
+                               ("drive", False)):
+            with self.subTest(style, protect=protect):
+                self.round("%s%d" % (style, protect), style,
+                           [] if protect else ["--no-protect"])
+
+    def round(self, name, style, more):
+        vm = self.tiny_vm(name, style=style)
+        disk, = vm.disks
+        for n in range(1, 6):
+            vm.write(disk, n, n)
+            self.q("create", name, "s%d" % n, *more)
+        vm.write(disk, 6, 6)
+        self.q("delete", name, "s4", "--keep-trash", "5")
+        self.q("delete", name, "s2", "--keep-trash", "5")
+        self.q("delete", name, "s3", "--keep-trash", "0")
+        self.sees(name, vm, "s1", "s5")
+        self.q("create", name, "s6", *more)
+        self.q("revert", name, "s5")
+        self.sees(name, vm, "s1", "s5", "s6")
+
+    def test_undo_brings_it_back(self):
+        vm = self.tiny_vm("vm2")
+        disk, = vm.disks
+        for n in range(1, 6):
+            vm.write(disk, n, n)
+            self.q("create", "vm2", "s%d" % n)
+        vm.write(disk, 6, 6)
+        self.q("delete", "vm2", "s4", "--keep-trash", "5")
+        self.q("delete", "vm2", "s2", "--keep-trash", "5")
+        self.q("undo", "vm2")
+        self.q("undo", "vm2")
+        self.sees("vm2", vm, "s1", "s2", "s3", "s4", "s5")
+
+    def sees(self, name, vm, *names):
+        self.assertEqual(sorted(names), sorted(self.q.names(name)))
+        self.assertEqual([], self.q.check(name)["problems"])
+        for snap in names:
+            n = int(snap[1:])
+            (path, fmt), = self.frozen(vm, snap).values()
+            self.assertEqual([0] + list(range(1, n + 1)) + [0] * (7 - n),
+                             content(path, fmt))
+            self.q("verify", name, snap)
+
+
+for _name in [n for n in vars(Undo) if n.startswith("test_")]:
+    setattr(InTheMiddle, _name, None)
