@@ -56,6 +56,8 @@ static void check_folders(struct report_obj *o, struct session *s)
         room_problem(o, "store", &e);
     if (ready_folders(s, NULL, READY_HEAD_ROOM, &e) < 0)
         room_problem(o, "folder", &e);
+    if (ready_names(s, &e) < 0)
+        problem_of(o, "folder", &e);
     for (size_t i = 0; i < s->rec.disk_count; i++)
         if (ready_beside(&seen, s->rec.disks[i].head_path, &e) < 0)
             problem_of(o, "folder", &e);

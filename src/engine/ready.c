@@ -11,6 +11,7 @@
 #include "layer_file.h"
 #include "layer_name.h"
 #include "qcow2/info.h"
+#include "qcow2/layout.h"
 #include "qmp/job.h"
 #include "qmp/migrate.h"
 #include "qmp/monitor.h"
@@ -203,6 +204,24 @@ int ready_folders(struct session *s, const char *disk_dir, uint64_t room,
         if (!seen_before(&seen, paths[i]) &&
             folder_of(paths[i], together, err) < 0)
             return err->code;
+    }
+    return 0;
+}
+
+int ready_names(const struct session *s, struct qstill_error *err)
+{
+    for (size_t i = 0; i < s->rec.disk_count; i++) {
+        const struct vm_disk *d = &s->rec.disks[i];
+        size_t len = strlen(d->head_path);
+
+        if (len <= QCOW2_MAX_BACKING_NAME)
+            continue;
+        err_set(err, QSTILL_E_PRECONDITION,
+                "disk %s: no overlay can stand on its image: the name of that "
+                "has %zu bytes with its folders, qcow2 holds %u",
+                d->name, len, QCOW2_MAX_BACKING_NAME);
+        return err_hint(err, "let the VM have it by a shorter way (another "
+                             "folder, a bind mount)");
     }
     return 0;
 }

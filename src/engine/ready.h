@@ -41,6 +41,9 @@ int ready_head(const struct vm_disk *d, struct qstill_error *err);
 int ready_folders(struct session *s, const char *disk_dir, uint64_t room,
                   struct qstill_error *err);
 
+/* PRECONDITION: a head's name is too long for the header of an overlay. */
+int ready_names(const struct session *s, struct qstill_error *err);
+
 /* Files in folders that were looked at already; they outlive this. */
 struct ready_seen {
     const char *paths[16];

@@ -245,6 +245,32 @@ class Refused(Case):
             subprocess.run(["chattr", "-i", self.tmp], check=True)
         self.q("delete", "vm", "base", "elsewhere")
 
+    def test_a_name_that_no_header_holds(self):
+        """1023 bytes; the second head is 13 bytes longer than the first."""
+        folder = self.tmp
+        while len(folder) < 800:
+            folder += "/" + 200 * "d"
+        folder += "/" + (1023 - len(folder) - len("//disk0.qcow2")) * "e"
+        os.makedirs(folder)
+        disk = self.disk(size=2 << 20, pattern=False)
+        os.rename(disk.path, folder + "/disk0.qcow2")
+        disk.path = folder + "/disk0.qcow2"
+        self.assertEqual(1023, len(disk.path))
+        vm = self.tiny_vm(disks=[disk])
+        vm.write(disk, 0, 1)
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.q("create", "vm", "one")
+        vm.write(disk, 0, 2)
+        self.refuses("precondition", "folder", "no overlay can stand on its "
+                     "image: .* has 1036 bytes", hint="bind mount")
+        vm.quit()
+        self.refuses("precondition", "folder", "no overlay can stand on its "
+                     "image: .* has 1036 bytes", hint="bind mount")
+        self.q("revert", "vm", "one")
+        self.q("delete", "vm", "one")
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.assertEqual([1, 0], content(disk.path, "qcow2")[:2])
+
     def test_a_folder_without_room(self):
         self.mount_tmpfs(self.small, "size=600k")
         vm = self.tiny_vm(disks=[self.disk(size=2 << 20, pattern=False,
