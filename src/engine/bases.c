@@ -287,6 +287,21 @@ static int compare(struct bases *b, const struct manifest_disk *d,
     return 0;
 }
 
+/* What to do about it; of a file that is gone QEMU may still have the bytes. */
+static int hint(const struct bases *b, const char *else_,
+                struct qstill_error *err)
+{
+    if (err->code == QSTILL_E_BUSY)
+        return err->code;
+    if (err->code == QSTILL_E_NOT_FOUND && b->s->pid > 0)
+        return err_hint(err,
+                        "put it back; the VM that runs has it open still, as "
+                        "one of /proc/%d/fd: a copy that keeps the time (cp "
+                        "-p) will do when the VM is started anew",
+                        b->s->pid);
+    return err_hint(err, "%s", else_);
+}
+
 static int check_disk(struct bases *b, const struct manifest *m,
                       const struct manifest_disk *d, struct base_list **list,
                       struct qstill_error *err)
@@ -300,7 +315,7 @@ static int check_disk(struct bases *b, const struct manifest *m,
     if (compare(b, d, *list, err) == 0)
         return 0;
     err_wrap(err, "snapshot %s: below disk %s", m->name, d->name);
-    return err->code == QSTILL_E_BUSY ? err->code : err_hint(err, BASES_HINT);
+    return hint(b, BASES_HINT, err);
 }
 
 int bases_check(struct bases *b, const struct manifest *m,
@@ -326,7 +341,7 @@ int bases_reach(struct bases *b, const struct manifest *m,
             continue;
         *err = list->why;
         err_wrap(err, "snapshot %s", m->name);
-        return err_hint(err, "no layer can be merged without it: put it back");
+        return hint(b, "no layer can be merged without it: put it back", err);
     }
     return err->code;
 }

@@ -95,7 +95,7 @@ static int check_one(struct del *c, struct check *k, const struct layers *all,
     if (!merged && any_stays(c))
         return 0;
     if (merged && bases_reach(&k->b, m, err) < 0) {
-        if (err->code == QSTILL_E_NOT_FOUND)
+        if (err->code == QSTILL_E_NOT_FOUND && c->s.pid == 0)
             err_hint(err,
                      "no layer can be merged without it: put it back; --force "
                      "deletes the snapshots, and what would be merged stays "

@@ -326,7 +326,8 @@ class ForGood(Made):
             with self.nothing_changes(self.vm):
                 failure = self.q.fails("not-found", "golden.qcow2 is gone",
                                        "delete", "vm", name)
-                self.assertIn("--force", failure.hint)
+                self.assertIn("--force" if self.vm.state() == "off" else
+                              "/proc/%d/fd" % self.vm.pid(), failure.hint)
 
     def test_a_leaf_goes(self):
         self.vm.quit()
@@ -412,6 +413,64 @@ class ForGood(Made):
         self.q("recover", "vm")
         self.assertEqual([], self.hidden())
         self.is_whole()
+
+    def chain_of_a_running_vm(self, *node):
+        """Each of a chain goes by force; nothing is lost of those that stay."""
+        self.q("delete", "vm", *self.q.names("vm"))
+        self.vm.quit()
+        self.q("detach", "vm")
+        self.vms.remove(self.vm)
+        os.unlink(self.vm.dir + "/disk.qcow2")
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-b", self.golden,
+                  "-F", "qcow2", self.top)
+        self.run_vm(*node)
+        names = "a", "b", "c", "d"
+        for n, name in enumerate(names):
+            self.q("create", "vm", name)
+            self.io("write -q -P %d %d 64k" % (n + 1, (n + 1) << 16))
+        self.lose()
+        self.reads(GOLDEN, 1, 2, 3, 4)
+        for gone in (("b",), ("d",), ("c", "a")):
+            with self.subTest(gone):
+                self.q("delete", "vm", *gone, "--force")
+                self.reads(GOLDEN, 1, 2, 3, 4)
+                if gone == ("d",):
+                    layer = self.layer("c")
+                    self.assertEqual(["a", "c"], self.q.names("vm"))
+        self.assertEqual([], self.vm.block_jobs())
+        self.bring_back()
+        if os.path.exists(layer):
+            self.assertEqual([GOLDEN, 1, 2], content(layer, "qcow2")[:3])
+        self.q("recover", "vm")
+        self.assertEqual([], self.hidden())
+        self.reads(GOLDEN, 1, 2, 3, 4)
+        self.io("flush")
+        head, = self.head_paths(self.vm)
+        self.assertEqual([GOLDEN, 1, 2, 3, 4], content(head, "qcow2")[:5])
+
+    def test_a_chain_of_a_running_vm(self):
+        self.chain_of_a_running_vm(self.drive("cache=writeback"), "t")
+
+    def test_a_chain_of_named_nodes(self):
+        self.chain_of_a_running_vm(self.libvirt())
+
+    def test_what_qemu_has_open_still_is_saved(self):
+        os.unlink(self.golden)
+        problem, = [p for p in self.q.check("vm")["problems"]
+                    if p["code"] == "wrong-base"]
+        folder = "/proc/%d/fd" % self.vm.pid()
+        self.assertIn(folder, problem["hint"])
+        open_, = [p for p in (os.path.join(folder, n)
+                              for n in os.listdir(folder))
+                  if os.path.realpath(p) == self.golden + " (deleted)"]
+        image.run("cp", "-p", open_, self.golden)
+        self.vm.quit()
+        self.assertEqual([], self.q.check("vm")["problems"])
+        self.is_whole()
+        self.q("start", "vm")
+        self.reads(GOLDEN, GOLDEN, 3, 4)
+        self.q("delete", "vm", "one", "two", "twig")
+        self.reads(GOLDEN, GOLDEN, 3, 4)
 
     def test_the_other_disk_is_merged(self):
         self.vm.quit()
