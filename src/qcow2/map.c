@@ -190,21 +190,23 @@ static int add_entry(struct loader *l, uint64_t guest, const struct l2_entry *e,
     }
 }
 
-static int add_table(void *user, uint64_t l1_index, const uint8_t *table,
-                     struct qstill_error *err)
+static int add_entries(void *user, uint64_t l1_index, size_t from,
+                       const uint8_t *entries, size_t len,
+                       struct qstill_error *err)
 {
     struct loader *l = user;
     uint64_t cs = l->img->cluster_size;
-    uint64_t guest = l1_index * cs * image_l2_entries(l->img);
     bool extended = qcow2_has_extl2(l->h);
     size_t step = extended ? 16 : 8;
+    uint64_t guest = (l1_index * image_l2_entries(l->img) + from / step) * cs;
 
-    for (size_t i = 0; i < cs && guest < l->img->size; i += step, guest += cs) {
-        uint64_t v = get_be64(table + i);
+    for (size_t i = 0; i < len && guest < l->img->size;
+         i += step, guest += cs) {
+        uint64_t v = get_be64(entries + i);
         struct l2_entry e;
 
         if (extended)
-            e = l2_decode_ext(l->h, v, get_be64(table + i + 8));
+            e = l2_decode_ext(l->h, v, get_be64(entries + i + 8));
         else if (v == 0)
             continue;
         else
@@ -220,7 +222,7 @@ static int load_qcow2(struct image *img, struct aio *aio,
 {
     CLEANUP(loader_finip)
     struct loader l = {.img = img, .h = &img->info.header};
-    struct l2walk walk = {.img = img, .aio = aio, .visit = add_table};
+    struct l2walk walk = {.img = img, .aio = aio, .visit = add_entries};
 
     if (image_load_l1(img, err) < 0)
         return err->code;

@@ -144,24 +144,28 @@ static void count_entry(struct counter *c, const struct l2_entry *e,
         count_range(c, "a data cluster", e->host, c->img->cluster_size);
 }
 
-static int count_table(void *user, uint64_t l1_index, const uint8_t *table,
-                       struct qstill_error *err)
+static int count_entries(void *user, uint64_t l1_index, size_t from,
+                         const uint8_t *entries, size_t len,
+                         struct qstill_error *err)
 {
     struct counter *c = user;
     uint64_t cs = c->img->cluster_size;
-    /* of inactive tables it is not known, and tells nobody anything */
-    uint64_t guest = c->active ? l1_index * cs * image_l2_entries(c->img) : 0;
     bool extended = qcow2_has_extl2(c->h);
+    size_t step = extended ? 16 : 8;
+    /* of inactive tables it is not known, and tells nobody anything */
+    uint64_t guest =
+        c->active ? (l1_index * image_l2_entries(c->img) + from / step) * cs
+                  : 0;
 
     (void)err;
     c->next = 0;
     c->weight = c->tables[(c->walked[l1_index] & QCOW2_L1_OFFSET_MASK) / cs];
-    for (size_t i = 0; i < cs; i += extended ? 16 : 8, guest += cs) {
-        uint64_t v = get_be64(table + i);
+    for (size_t i = 0; i < len; i += step, guest += cs) {
+        uint64_t v = get_be64(entries + i);
         struct l2_entry e;
 
         if (extended)
-            e = l2_decode_ext(c->h, v, get_be64(table + i + 8));
+            e = l2_decode_ext(c->h, v, get_be64(entries + i + 8));
         else if (v == 0)
             continue;
         else
@@ -220,7 +224,7 @@ static int walk(struct counter *c, struct aio *aio, uint64_t n,
                        .aio = aio,
                        .l1 = c->walked,
                        .l1_size = n,
-                       .visit = count_table,
+                       .visit = count_entries,
                        .user = c};
     int r = l2walk(&w, err);
 

@@ -36,15 +36,15 @@ static bool mark_table(const struct work *w, uint8_t *table)
 }
 
 /* A table that the plan has left as it is. */
-static int visit(void *user, uint64_t l1_index, const uint8_t *table,
-                 struct qstill_error *err)
+static int visit(void *user, uint64_t l1_index, size_t from,
+                 const uint8_t *table, size_t len, struct qstill_error *err)
 {
     struct work *w = user;
     struct new_table *t = new_tables_add(&w->rw->l2, l1_index, w->cs);
 
     if (!t)
         return err_nomem(err);
-    memcpy(t->bytes, table, w->cs);
+    memcpy(t->bytes + from, table, len);
     if (mark_table(w, t->bytes))
         return 0;
     free(t->bytes);
@@ -60,6 +60,7 @@ static int mark_other_tables(struct work *w, struct qstill_error *err)
                           .aio = rw->aio,
                           .l1 = l1,
                           .l1_size = rw->l1_size,
+                          .whole = true,
                           .visit = visit,
                           .user = w};
 
