@@ -96,7 +96,7 @@ int qmp_blockdev_del(struct qstill_qmp *q, const char *node,
         !node_is_missing(q, node))
         return rc;
     if (missing == QMP_MISSING_FINE)
-        return 0;
+        return err_clear(err);
     err->code = QSTILL_E_NOT_FOUND;
     return err->code;
 }

@@ -426,6 +426,7 @@ static void a_node_that_is_gone_is_told_apart(void **state)
     qmp_peer_close(p, q);
     p = qmp_peer_client(gone, &q);
     assert_int_equal(qmp_blockdev_del(q, "m", QMP_MISSING_FINE, &err), 0);
+    assert_int_equal(err.code, 0);
     qmp_peer_close(p, q);
     p = qmp_peer_client(used, &q);
     qmp_peer_error(&err, qmp_blockdev_del(q, "m", QMP_MISSING_FINE, &err),
