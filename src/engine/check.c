@@ -16,6 +16,7 @@
 #include "inplace.h"
 #include "journal.h"
 #include "modes.h"
+#include "nvdimm.h"
 #include "plugged.h"
 #include "preflight.h"
 #include "qmp/machine.h"
@@ -138,6 +139,7 @@ static int check_modes(struct report_obj *o, struct session *s,
     o->report.mode_count = MODE_COUNT;
     if (!options->memory) {
         modes_note_pmem(s);
+        nvdimm_note(s, NVDIMM_NO_MEMORY);
         return 0;
     }
     note_room(s);

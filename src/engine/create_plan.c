@@ -15,6 +15,7 @@
 #include "job.h"
 #include "layer_file.h"
 #include "layer_name.h"
+#include "nvdimm.h"
 #include "plugged.h"
 #include "preflight.h"
 #include "ready.h"
@@ -156,8 +157,10 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
         if (plan_memory(c, err) < 0)
             return err->code;
         note_devices(c);
-    } else if (c->s.qmp) {
-        modes_note_pmem(&c->s);
+    } else {
+        nvdimm_note(&c->s, NVDIMM_NO_MEMORY);
+        if (c->s.qmp)
+            modes_note_pmem(&c->s);
     }
     if (id_new(c->id, err) < 0)
         return err->code;

@@ -98,6 +98,25 @@ static void read_disks(struct json_in *in, const struct json_value *root,
     j->disk_count = n;
 }
 
+static void read_loads(struct json_in *in, const struct json_value *root,
+                       struct journal *j)
+{
+    const struct json_value *o;
+    size_t n =
+        json_in_array(in, root, "loads", JOURNAL_LOADS_MAX, JSON_OPTIONAL, &o);
+
+    j->loads = arena_array(&j->arena, n + 1, sizeof(*j->loads));
+    if (!j->loads) {
+        err_nomem(in->err);
+        return;
+    }
+    for (size_t i = 0; i < n; i++, o = o->next) {
+        j->loads[i].block = json_in_string(in, o, "block", JSON_REQUIRED);
+        j->loads[i].file = json_in_string(in, o, "file", JSON_REQUIRED);
+    }
+    j->load_count = n;
+}
+
 int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
 {
     CLEANUP(json_file_fini) struct json_file file = JSON_FILE_INIT;
@@ -139,6 +158,9 @@ int journal_load(int vmfd, struct journal *out, struct qstill_error *err)
     j.ids = json_in_strings(&in, root, "ids", STORE_NAMES_MAX, JSON_OPTIONAL,
                             &j.id_count);
     read_disks(&in, root, &j);
+    read_loads(&in, root, &j);
+    j.boot = json_in_string(&in, root, "boot", JSON_OPTIONAL);
+    j.kept = json_in_string(&in, root, "kept", JSON_OPTIONAL);
     if (err->code < 0) {
         journal_fini(&j);
         return err->code;
@@ -165,12 +187,24 @@ static json_t *disks_json(const struct journal *j)
     return array;
 }
 
+static json_t *loads_json(const struct journal *j)
+{
+    json_t *array = json_array();
+
+    for (size_t i = 0; array && i < j->load_count; i++)
+        json_array_append_new(
+            array,
+            json_pack("{so so}", "block", json_out_string(j->loads[i].block),
+                      "file", json_out_string(j->loads[i].file)));
+    return array;
+}
+
 int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
 {
     CLEANUP(json_decrefp)
     json_t *root = json_pack(
         "{si ss ss so so sI so so so so sb sb sb sI sI sb so so so so so so so "
-        "sb so sb sb sb so}",
+        "sb so sb sb sb so so so so}",
         "version", JOURNAL_VERSION, "op", op_names[j->op], "phase",
         phase_names[j->phase], "snapshot", json_out_string(j->snapshot), "tag",
         json_out_string(j->tag), "keepTrash", (json_int_t)j->keep_trash,
@@ -187,7 +221,8 @@ int journal_save(int vmfd, const struct journal *j, struct qstill_error *err)
         work_json(j), "keepHidden", j->keep_hidden, "rewrites",
         json_out_strings(j->rewrites, j->rewrite_count), "tellLost",
         j->tell_lost, "pivotLive", j->pivot_live, "resumed", j->resumed,
-        "media", media_to_json(&j->media));
+        "media", media_to_json(&j->media), "loads", loads_json(j), "boot",
+        json_out_string(j->boot), "kept", json_out_string(j->kept));
 
     /* what needs room for more than that is not to begin */
     return json_file_write(vmfd, STORE_JOURNAL, root,

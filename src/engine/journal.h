@@ -33,6 +33,13 @@ struct journal_disk {
     const char *new_format;
 };
 
+#define JOURNAL_LOADS_MAX 1024u /* as many as a RAM file set has blocks */
+/* A RAM block whose content outlives the VM: an nvdimm of a file. */
+struct journal_load {
+    const char *block;
+    const char *file;
+};
+
 struct journal {
     struct arena arena;
     enum journal_op op;
@@ -56,6 +63,11 @@ struct journal {
     struct journal_disk *disks;
     struct media media; /* revert in place: what was in the drives that get
                            other media */
+    size_t load_count;  /* revert: those that memory is written to from here on,
+                           but of one in place: that are kept in undo.pages */
+    struct journal_load *loads;
+    const char *boot; /* revert in place: the host's boot id */
+    const char *kept; /* revert: the snapshot that --keep has made */
     /* a head is folded into a layer below it, which becomes the head */
     const char *pivot_disk;
     const char *pivot_from;

@@ -103,6 +103,9 @@ int launch_check_ram(const struct launch_record *rec, const char *const *ids,
  * guest, and what is loaded into it stays there. */
 bool launch_ram_is_kept(const struct launch_record *rec, const char *id);
 
+/* Its file, absolute and malloc'ed; NULL when it is none such. */
+char *launch_ram_file(const struct launch_record *rec, const char *id);
+
 /* Whether the block's memory backend is read-only: a start maps its file, and
  * nothing can be loaded into it. */
 bool launch_ram_is_readonly(const struct launch_record *rec, const char *id);

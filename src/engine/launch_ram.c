@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "launch_disk.h"
 #include "launch_opts.h"
 
 #define OBJECTS "/objects/"
@@ -435,12 +436,12 @@ static bool is_nvdimm_of(const struct launch_arg *arg, const char *id)
            strcmp(backend_of(memdev), id) == 0;
 }
 
-bool launch_ram_is_kept(const struct launch_record *rec, const char *id)
+char *launch_ram_file(const struct launch_record *rec, const char *id)
 {
     CLEANUP(launch_args_fini) struct launch_args args = {0};
     CLEANUP(opts_fini) struct opts o = {0};
     struct qstill_error scratch = {0};
-    const char *share;
+    const char *share, *path;
     size_t arg;
 
     id = backend_of(id);
@@ -448,12 +449,20 @@ bool launch_ram_is_kept(const struct launch_record *rec, const char *id)
         find_object(&args, id, &arg, &scratch) < 0 || arg == args.count ||
         opts_parse(&o, args.v[arg].value, "qom-type", &scratch) < 0 ||
         strcmp(opts_get(&o, "qom-type"), "memory-backend-file") != 0)
-        return false;
+        return NULL;
+    path = opts_get(&o, "mem-path");
     share = opts_get(&o, "share");
-    for (size_t i = 0; share && is_on(share) && i < args.count; i++)
+    for (size_t i = 0; path && share && is_on(share) && i < args.count; i++)
         if (is_nvdimm_of(&args.v[i], id))
-            return true;
-    return false;
+            return launch_resolve(rec->cwd, path);
+    return NULL;
+}
+
+bool launch_ram_is_kept(const struct launch_record *rec, const char *id)
+{
+    CLEANUP(freep) char *file = launch_ram_file(rec, id);
+
+    return file != NULL;
 }
 
 bool launch_ram_is_readonly(const struct launch_record *rec, const char *id)

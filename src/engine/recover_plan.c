@@ -47,6 +47,13 @@ static void plan_heads(const struct journal *j, struct buf *text)
     buf_printf(text, "%s the %s\n", finish ? "finish" : "undo",
                j->undone ? "undo of a revert" : "revert");
     each_disk(j, finish, text);
+    for (size_t i = 0; !finish && i < j->load_count; i++)
+        buf_printf(text,
+                   j->inplace ? "bring %s, the file of RAM block %s, back\n"
+                              : "%s, the file of RAM block %s, may be a part "
+                                "of the snapshot: a revert to it makes it "
+                                "whole\n",
+                   j->loads[i].file, j->loads[i].block);
 }
 
 static void plan_delete(const struct journal *j, struct buf *text)

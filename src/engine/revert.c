@@ -32,6 +32,7 @@
 #include "layer_file.h"
 #include "layer_name.h"
 #include "livechain.h"
+#include "nvdimm.h"
 #include "preflight.h"
 #include "ramfds.h"
 #include "ready.h"
@@ -74,6 +75,8 @@ static int plan_enter(void *ctx, struct qstill_error *err)
         revert_keep_plan(r, err) < 0)
         return err->code;
     describe(r, tree_find(&r->s.tree, r->id));
+    if (r->way == WAY_DISK)
+        nvdimm_note(&r->s, " is not brought back: it stays as it is");
     revert_lap(r, "plan");
     return 0;
 }
@@ -94,6 +97,14 @@ static int fill_journal(struct revert *r, const struct manifest *m,
     if (r->in_process) {
         r->j.pid = (uint64_t)r->s.pid;
         r->j.pid_start = start_time_of(r->s.pid);
+    }
+    r->j.kept = r->result.kept;
+    if (r->way != WAY_DISK && nvdimm_loads(&r->s, m, &r->arena, &r->loads,
+                                           &r->load_count, &r->j.boot, err) < 0)
+        return err->code;
+    if (r->in_process) {
+        r->j.loads = r->loads;
+        r->j.load_count = r->load_count;
     }
     r->j.disks = arena_array(&r->arena, m->disk_count + 1, sizeof(*r->j.disks));
     if (!r->j.disks)
@@ -161,8 +172,6 @@ static void prepare_undo(void *ctx, struct qstill_error *err)
     struct qstill_error ignored = {0};
     struct revert *r = ctx;
 
-    if (r->restore && !r->committed)
-        revert_tell_mixed(r);
     restore_close(r->restore);
     r->restore = NULL;
     inplace_fini(&r->inplace);
@@ -177,6 +186,7 @@ static void prepare_undo(void *ctx, struct qstill_error *err)
         journal_save(r->s.vmfd, &r->j, &ignored);
     }
     revert_roll_back(&r->s, &r->j, job_text(r->job), err);
+    nvdimm_tell_mixed(&r->s, &r->j);
     r->journaled = false;
 }
 

@@ -10,6 +10,7 @@
 #include "layer_file.h"
 #include "layers.h"
 #include "livechain.h"
+#include "nvdimm.h"
 #include "qmp/monitor.h"
 #include "revert_impl.h"
 #include "start.h"
@@ -79,7 +80,24 @@ int revert_leave_process(struct session *s, struct journal *j, struct buf *text,
     if (inplace_has_kept(s) && undo_memory(s, j, on_new, text, err) < 0)
         return err->code;
     inplace_forget(s);
+    j->load_count = 0;
     return heads_sweep(s, j, err);
+}
+
+void revert_forget_process(struct session *s, struct journal *j)
+{
+    struct qstill_error why = {0};
+    uint64_t pages = 0;
+
+    if (!inplace_has_kept(s))
+        j->load_count = 0; /* nothing was overwritten */
+    if (nvdimm_put_back(s, j, &pages, &why) < 0)
+        store_note(s->store, "VM %s: %s", s->vm, why.message);
+    else if (pages > 0)
+        store_note(s->store,
+                   "VM %s: %llu pages of an nvdimm are what they were", s->vm,
+                   (unsigned long long)pages);
+    inplace_forget(s);
 }
 
 /* Its memory is neither of before nor the snapshot's: the guest boots from its
@@ -95,7 +113,7 @@ static int reboot_old(struct session *s, struct journal *j, struct buf *text,
         return err->code;
     buf_printf(text, "VM %s boots from its old disks: its memory is lost\n",
                s->vm);
-    inplace_forget(s);
+    revert_forget_process(s, j);
     return heads_sweep(s, j, err);
 }
 
@@ -131,7 +149,10 @@ static int leave_other(struct session *s, struct journal *j, struct buf *text,
         return err->code;
     if (s->qmp && runs_on_new(s, j))
         return reboot_old(s, j, text, err);
-    inplace_forget(s);
+    if (s->qmp) /* its guest runs on what is there */
+        inplace_forget(s);
+    else
+        revert_forget_process(s, j);
     return 0;
 }
 
@@ -172,7 +193,7 @@ static int undo_in_process(struct session *s, struct journal *j,
         return err->code;
     }
     session_disconnect(s);
-    inplace_forget(s);
+    revert_forget_process(s, j);
     return 0;
 }
 
@@ -378,6 +399,7 @@ int revert_recover(struct session *s, struct journal *j, struct buf *text,
         say(out, "undid", j);
         if (j->inplace || leave_new_process(s, j, err) == 0)
             revert_roll_back(s, j, out, err);
+        nvdimm_tell_mixed(s, j);
     }
     buf_fini(&scratch);
     return err->code;

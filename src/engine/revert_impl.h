@@ -37,7 +37,9 @@ struct revert {
     bool was_running, was_on;
     struct qstill_job *keeping;
     bool keep_memory;
-    const char *keep_why; /* the VM is on, and its disks alone are kept */
+    const char *keep_why;       /* the VM is on, and its disks alone are kept */
+    struct journal_load *loads; /* nvdimms of files: nvdimm.h */
+    size_t load_count;
     struct journal j;
     bool journaled, committed;
     int pid; /* of the new process */
@@ -82,8 +84,6 @@ int revert_make_heads(struct revert *r, struct qstill_error *err);
 
 /* Whether `eager` loads into an nvdimm that keeps its content in a file. */
 bool revert_keeps_content(const struct revert *r);
-/* That this was broken off. */
-void revert_tell_mixed(const struct revert *r);
 
 int revert_open_set(struct revert *r, struct qstill_error *err);
 /* What can soon be told of the memory's files: all is there in its length, and
@@ -111,6 +111,9 @@ int revert_finish(struct session *s, struct journal *j, struct buf *text,
  * old heads, and stopped. */
 int revert_leave_process(struct session *s, struct journal *j, struct buf *text,
                          struct qstill_error *err);
+/* What was kept of it is of no use any more, but for what outlives it, which is
+ * put back. */
+void revert_forget_process(struct session *s, struct journal *j);
 /* Not committed: the new heads are removed and the old ones count; a VM that
  * ran is resumed, or started again. */
 void revert_roll_back(struct session *s, struct journal *j, struct buf *text,

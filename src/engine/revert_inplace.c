@@ -92,7 +92,7 @@ static void leave(struct revert *r)
             store_note(r->store, "%s", why.message);
         start_kill(&r->s, pid);
     }
-    inplace_forget(&r->s);
+    revert_forget_process(&r->s, &r->j);
 }
 
 /* Whether the running process can be what it was: then it is, on its old heads,
@@ -136,7 +136,11 @@ static int give_up(struct revert *r, struct qstill_error *err)
     if (!goes_on(r, err))
         return err->code;
     inplace_fini(&r->inplace);
+    if (start_has_ended(r->s.pid, 0)) /* nothing can be asked any more */
+        session_disconnect(&r->s);
     if (revert_plan_process(r, &second) < 0) {
+        store_note(r->store, "nor can a new process be started: %s",
+                   second.message);
         r->in_process = true;
         r->way = way;
         return err->code;

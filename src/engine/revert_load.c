@@ -33,35 +33,9 @@ static bool is_readonly(const struct revert *r, const char *id)
     return r->s.rec.has_launch && launch_ram_is_readonly(&r->s.rec.launch, id);
 }
 
-/* Loaded into the file of a disk of the guest's: it is not to end in half. */
-static bool is_kept(const struct revert *r, const struct manifest_block *b)
-{
-    return r->way == WAY_EAGER && b->main && r->s.rec.has_launch &&
-           launch_ram_is_kept(&r->s.rec.launch, b->id) &&
-           !is_readonly(r, b->id);
-}
-
 bool revert_keeps_content(const struct revert *r)
 {
-    const struct manifest *m = tree_find(&r->s.tree, r->id);
-
-    for (size_t i = 0; i < m->block_count; i++)
-        if (is_kept(r, &m->blocks[i]))
-            return true;
-    return false;
-}
-
-void revert_tell_mixed(const struct revert *r)
-{
-    const struct manifest *m = tree_find(&r->s.tree, r->id);
-
-    for (size_t i = 0; i < m->block_count; i++)
-        if (is_kept(r, &m->blocks[i]))
-            store_note(r->store,
-                       "the loading was broken off: the file of the nvdimm "
-                       "with RAM block %s may be a part of the snapshot, and "
-                       "of what it was before",
-                       m->blocks[i].id);
+    return r->way == WAY_EAGER && r->load_count > 0;
 }
 
 /* The blocks that the snapshot's guest calls its RAM: in `mapped`, those are
@@ -146,6 +120,16 @@ static void tell_readonly(struct revert *r, const struct manifest *m)
                        m->blocks[i].id);
 }
 
+/* From here on they may be anything, whoever dies. */
+static int journal_loads(struct revert *r, struct qstill_error *err)
+{
+    if (!revert_keeps_content(r))
+        return 0;
+    r->j.loads = r->loads;
+    r->j.load_count = r->load_count;
+    return journal_save(r->s.vmfd, &r->j, err);
+}
+
 int revert_load_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
@@ -161,6 +145,8 @@ int revert_load_enter(void *ctx, struct qstill_error *err)
         choose_zeros(r, &o, err) < 0)
         return err->code;
     tell_readonly(r, m);
+    if (journal_loads(r, err) < 0)
+        return err->code;
     if (pipe2(fds, O_CLOEXEC) < 0)
         return err_errno(err, errno, "no pipe");
     rfd = fds[0];

@@ -31,6 +31,7 @@
 #include "layer_file.h"
 #include "layers.h"
 #include "livechain.h"
+#include "nvdimm.h"
 #include "qmp/monitor.h"
 #include "ready.h"
 #include "revert.h"
@@ -220,7 +221,13 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     u->j.tag = u->tag;
     u->j.undone = arena_strdup(&u->arena, t->tag);
     u->j.old_current = u->s.rec.current;
-    return u->j.undone ? check_vm(u, err) : err_nomem(err);
+    if (!u->j.undone)
+        return err_nomem(err);
+    if (check_vm(u, err) < 0)
+        return err->code;
+    if (t->snapshot)
+        nvdimm_note(&u->s, " is not taken back: it stays as it is");
+    return 0;
 }
 
 /* ------------------------------------------------------- a revert, phases */

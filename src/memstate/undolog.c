@@ -16,7 +16,7 @@ struct head {
     uint8_t raw[UNDOLOG_HEAD];
 };
 
-static uint64_t id_sum(const char *id)
+uint64_t undolog_id_sum(const char *id)
 {
     return sum_bytes(id, strlen(id), 0);
 }
@@ -58,7 +58,7 @@ int undolog_keep(struct undolog *log, const char *id, uint64_t first_page,
 {
     struct head heads[RAMSET_CHUNK_PAGES];
     struct iovec iov[2 * RAMSET_CHUNK_PAGES];
-    uint64_t sum = id_sum(id), slot;
+    uint64_t sum = undolog_id_sum(id), slot;
     size_t n = 0;
 
     for (size_t i = 0; i < pages; i++) {
@@ -77,36 +77,59 @@ int undolog_keep(struct undolog *log, const char *id, uint64_t first_page,
     return write_slots(log->fd, iov, (int)(2 * n), slot * UNDOLOG_SLOT, err);
 }
 
-/* ------------------------------------------------------------------- apply */
+/* -------------------------------------------------------------------- read */
 
-static const struct capture_source *
-find_block(const struct capture_source *blocks, size_t count, uint64_t sum)
+int undolog_each(int fd, undolog_put_fn *put, void *user,
+                 struct qstill_error *err)
 {
-    for (size_t i = 0; i < count; i++)
-        if (id_sum(blocks[i].id) == sum)
-            return &blocks[i];
-    return NULL;
+    CLEANUP(freep) uint8_t *batch = malloc((size_t)BATCH * UNDOLOG_SLOT);
+    uint64_t off = 0;
+    size_t got;
+
+    if (!batch)
+        return err_nomem(err);
+    do {
+        if (file_read_upto(fd, batch, (size_t)BATCH * UNDOLOG_SLOT, off, &got,
+                           err) < 0)
+            return err->code;
+        for (size_t at = 0; got - at >= UNDOLOG_SLOT; at += UNDOLOG_SLOT) {
+            const uint8_t *slot = batch + at, *data = slot + UNDOLOG_HEAD;
+            uint64_t page = get_le64(slot + 16);
+
+            if (get_le64(slot) == MAGIC &&
+                get_le64(slot + 24) == ramset_page_sum(data, page) &&
+                put(user, get_le64(slot + 8), page, data, err) < 0)
+                return err->code;
+        }
+        off += got;
+    } while (got == (size_t)BATCH * UNDOLOG_SLOT);
+    return 0;
 }
 
-/* *put: the slot is whole, and its page is back. */
-static int apply_slot(const uint8_t *slot, struct procmem *mem,
-                      const struct capture_source *blocks, size_t count,
-                      bool *put, struct qstill_error *err)
-{
-    const uint8_t *data = slot + UNDOLOG_HEAD;
-    uint64_t page = get_le64(slot + 16);
-    const struct capture_source *b;
+/* ------------------------------------------------------------------- apply */
 
-    *put = get_le64(slot) == MAGIC &&
-           get_le64(slot + 24) == ramset_page_sum(data, page);
-    if (!*put)
-        return 0;
-    b = find_block(blocks, count, get_le64(slot + 8));
+struct apply {
+    struct procmem *mem;
+    const struct capture_source *blocks;
+    size_t count;
+    uint64_t pages;
+};
+
+static int apply_page(void *user, uint64_t id, uint64_t page,
+                      const uint8_t *data, struct qstill_error *err)
+{
+    struct apply *a = user;
+    const struct capture_source *b = NULL;
+
+    for (size_t i = 0; i < a->count && !b; i++)
+        if (undolog_id_sum(a->blocks[i].id) == id)
+            b = &a->blocks[i];
     if (!b || page >= b->size / RAMSET_PAGE)
         return err_set(err, QSTILL_E_CORRUPT,
                        "a page that was kept belongs to no RAM block of this "
                        "QEMU");
-    return procmem_write(mem, b->hva + page * RAMSET_PAGE, data, RAMSET_PAGE,
+    a->pages++;
+    return procmem_write(a->mem, b->hva + page * RAMSET_PAGE, data, RAMSET_PAGE,
                          err);
 }
 
@@ -114,24 +137,9 @@ int undolog_apply(int fd, struct procmem *mem,
                   const struct capture_source *blocks, size_t count,
                   uint64_t *pages, struct qstill_error *err)
 {
-    CLEANUP(freep) uint8_t *batch = malloc((size_t)BATCH * UNDOLOG_SLOT);
-    uint64_t off = 0;
-    size_t got;
-    bool put;
+    struct apply a = {mem, blocks, count, 0};
+    int rc = undolog_each(fd, apply_page, &a, err);
 
-    if (!batch)
-        return err_nomem(err);
-    *pages = 0;
-    do {
-        if (file_read_upto(fd, batch, (size_t)BATCH * UNDOLOG_SLOT, off, &got,
-                           err) < 0)
-            return err->code;
-        for (size_t at = 0; got - at >= UNDOLOG_SLOT; at += UNDOLOG_SLOT) {
-            if (apply_slot(batch + at, mem, blocks, count, &put, err) < 0)
-                return err->code;
-            *pages += put;
-        }
-        off += got;
-    } while (got == (size_t)BATCH * UNDOLOG_SLOT);
-    return 0;
+    *pages = a.pages;
+    return rc;
 }

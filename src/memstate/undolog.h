@@ -32,6 +32,14 @@ int undolog_keep(struct undolog *log, const char *id, uint64_t first_page,
                  const uint8_t *data, size_t pages,
                  const struct ramset_map *which, struct qstill_error *err);
 
+/* Calls `put` with each whole slot: the page as it was of the block whose id
+ * has this sum (undolog_id_sum). */
+typedef int undolog_put_fn(void *user, uint64_t id, uint64_t page,
+                           const uint8_t *data, struct qstill_error *err);
+int undolog_each(int fd, undolog_put_fn *put, void *user,
+                 struct qstill_error *err);
+uint64_t undolog_id_sum(const char *id);
+
 /* Puts all pages of the file back. A slot of a block that is not among
  * `blocks`, or beyond its size, is CORRUPT. Right to run again. */
 int undolog_apply(int fd, struct procmem *mem,

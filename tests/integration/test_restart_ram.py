@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Memory that comes back into RAM of another kind than it was taken from."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import signal
 import time
 
 from lib.case import Case
+from lib.slowed import Slowed
 
 MIB = 1 << 20
 SIZE = 80 * MIB  # of smaller blocks zero pages are always loaded
@@ -220,6 +222,121 @@ class BrokenOff(OfFile):
                 self.q("start", "vm")
             self.fill(b"now!")
         self.assertEqual(1, status, err)
-        self.assertIn("n0 may be a part of the snapshot", err)
+        self.assertRegex(err, "n0, may be a part of the snapshot.* revert vm one ")
         self.assertEqual({b"then", b"now!"}, self.words())
         self.assertEqual("running", self.vm.state())
+
+    def test_ourselves_killed_while_it_loads(self):
+        """Whoever comes next names the file, and what makes it whole."""
+        for more in ((), ("--keep",)):
+            with self.subTest(more=more):
+                for _ in range(8):
+                    self.fill(b"now!")
+                    p = self.q.start("revert", "vm", "one", "--restore",
+                                     "eager", *more)
+                    with open(self.path, "rb", buffering=0) as f:
+                        while os.pread(f.fileno(), 4, 0) == b"now!" and \
+                                p.poll() is None:
+                            pass
+                    os.kill(p.pid, signal.SIGKILL)
+                    self.q.finish(p)
+                    if len(self.words()) > 1:
+                        break
+                self.assertEqual({b"then", b"now!"}, self.words())
+                for argv in (("--dry-run",), ()):
+                    said = json.dumps(self.q("recover", "vm", *argv))
+                    self.assertRegex(said, self.path + ", the file .* n0, may "
+                                     "be a part .* makes it whole")
+                self.assertRegex(self.q.stderr, self.path + ", the file .* n0, "
+                                 "may be .*revert vm one .*makes it whole" +
+                                 (".*kept-.* has what" if more else ""))
+                self.assertEqual("running", self.vm.state())
+                self.assertEqual({b"then", b"now!"}, self.words())
+                self.q("revert", "vm", "one", "--restore", "eager")
+                self.assertEqual({b"then"}, self.words())
+
+
+class InPlace(OfFile):
+    """Written to by a revert in the running process, which ends in the middle:
+    what was there is kept, and put back."""
+    cost = 20
+
+    def setUp(self):
+        super().setUp()
+        if not shutil.which("strace"):
+            self.skipTest("strace is not installed")
+
+    def mixed(self):
+        """A revert that has come half way."""
+        slow = Slowed(os.path.join(self.tmp, "strace"), 15, *self.q.argv(
+            ["revert", "vm", "one", "--restore", "inplace"]))
+        self.addCleanup(slow.process.stdout.close)
+        self.addCleanup(slow.process.stderr.close)
+        deadline = time.monotonic() + 60
+        while len(self.words()) < 2:
+            self.assertLess(time.monotonic(), deadline)
+            self.assertIsNone(slow.process.poll())
+        self.old = self.vm.pid()
+        return slow
+
+    def test_it_is_taken_back(self):
+        slow = self.mixed()
+        slow.end(signal.SIGKILL)
+        self.q("recover", "vm")
+        self.assertEqual(self.old, self.vm.pid())
+        self.assertEqual({b"now!"}, self.words())
+
+    def test_the_same_with_qemu_killed_as_well(self):
+        slow = self.mixed()
+        slow.end(signal.SIGKILL)
+        self.vm.end()
+        said = json.dumps(self.q("recover", "vm"))
+        self.assertIn("bring %s, the file of" % self.path, said)
+        self.assertIn("pages of an nvdimm are what they were", self.q.stderr)
+        self.assertNotIn("may be a part", said + self.q.stderr)
+        self.assertEqual({b"now!"}, self.words())
+        self.assertEqual("running", self.vm.state())
+
+    def test_what_somebody_has_written_since_is_left(self):
+        slow = self.mixed()
+        slow.end(signal.SIGKILL)
+        self.vm.end()
+        with open(self.path, "rb") as f:
+            at = next(n for n in range(0, self.mib * MIB, 4096)
+                      if os.pread(f.fileno(), 4, n) == b"then")
+        with open(self.path, "r+b") as f:
+            f.seek(at)
+            f.write(b"mine")
+        self.q("recover", "vm")
+        self.assertRegex(self.q.stderr, "n0, may be a part of the snapshot")
+        self.assertEqual({b"now!", b"mine"}, self.words())
+
+    def test_qemu_killed_alone(self):
+        slow = self.mixed()
+        os.kill(self.old, signal.SIGKILL)
+        _, err = slow.process.communicate(timeout=100)
+        self.assertEqual(0, slow.process.returncode, err)
+        self.assertNotEqual(self.old, self.vm.pid())
+        self.assertEqual({b"then"}, self.words())
+
+
+class LeftOut(OfFile):
+    """It is named where it does not come back with the rest."""
+
+    def test_each_verb_says_it(self):
+        says = "nvdimm memory n0 \\(%s\\) " % self.path
+        self.q("create", "vm", "two")
+        self.assertRegex(self.q.stderr, says + "belongs to no snapshot")
+        self.q.check("vm")
+        self.assertRegex(self.q.stderr, says + "belongs to no snapshot")
+        for argv in (("two",), ("one", "--stopped")):
+            self.q("revert", "vm", *argv)
+            self.assertRegex(self.q.stderr, says + "is not brought back")
+            self.assertEqual({b"now!"}, self.words())
+        self.q("undo", "vm")
+        self.assertRegex(self.q.stderr, says + "is not taken back")
+        self.q("revert", "vm", "two")  # of a VM that is off
+        self.assertRegex(self.q.stderr, says + "is not brought back")
+        self.q("revert", "vm", "one")
+        self.assertNotIn("nvdimm", self.q.stderr)
+        self.assertEqual({b"then"}, self.words())

@@ -247,7 +247,7 @@ class Meanwhile(Writing):
         self.is_the_snapshot()
 
     def test_the_same_and_qstill_killed(self):
-        self.make(RNG)
+        self.make(ON_BRIDGE)
         slow = self.begin("inplace")
         self.unplug(self.vm)
         slow.end(signal.SIGKILL)
