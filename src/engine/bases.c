@@ -361,10 +361,9 @@ int bases_check_one(struct session *s, const struct manifest *m, bool force,
     return err_clear(err);
 }
 
-void bases_note(struct session *s)
+void bases_note(struct session *s, const char *snapshot)
 {
-    const struct manifest *m =
-        s->rec.current ? tree_find(&s->tree, s->rec.current) : NULL;
+    const struct manifest *m = snapshot ? tree_find(&s->tree, snapshot) : NULL;
     struct qstill_error ignored = {0};
 
     if (m)

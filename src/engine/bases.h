@@ -51,8 +51,8 @@ int bases_reach(struct bases *b, const struct manifest *m,
 /* Of one snapshot; `force` notes it. */
 int bases_check_one(struct session *s, const struct manifest *m, bool force,
                     struct qstill_error *err);
-/* Of the snapshot that the heads stand on: only noted. */
-void bases_note(struct session *s);
+/* Of the snapshot that heads stand on (NULL: none): only noted. */
+void bases_note(struct session *s, const char *snapshot);
 
 /* Of all; of those that fail on the same files the oldest one is told. What
  * cannot be told now is only noted. */

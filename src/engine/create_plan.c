@@ -142,7 +142,7 @@ int create_plan_enter(void *ctx, struct qstill_error *err)
         return err->code;
     if ((c->s.qmp ? plan_live(c, err) : plan_off(c, err)) < 0)
         return err->code;
-    bases_note(&c->s);
+    bases_note(&c->s, c->s.rec.current);
     if (ready_names(&c->s, err) < 0 ||
         ready_store(&c->s, UNWIND_RESERVE, err) < 0 ||
         ready_folders(&c->s, c->disk_dir, READY_HEAD_ROOM, err) < 0)

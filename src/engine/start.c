@@ -326,7 +326,7 @@ QSTILL_PUBLIC int qstill_vm_start(struct qstill_store *store, const char *vm,
         return err->code;
     if (session_connect(&s, err) == 0) {
         if (!s.qmp)
-            bases_note(&s);
+            bases_note(&s, s.rec.current);
         if (s.qmp) {
             err_set(err, QSTILL_E_BUSY, "VM %s is on already (%s)", vm,
                     s.status.state);

@@ -26,6 +26,7 @@
 #include "base/publish.h"
 #include "delete.h"
 #include "headlock.h"
+#include "bases.h"
 #include "headuse.h"
 #include "job.h"
 #include "layer_file.h"
@@ -221,12 +222,12 @@ static int plan_enter(void *ctx, struct qstill_error *err)
     u->j.tag = u->tag;
     u->j.undone = arena_strdup(&u->arena, t->tag);
     u->j.old_current = u->s.rec.current;
-    if (!u->j.undone)
-        return err_nomem(err);
-    if (check_vm(u, err) < 0)
-        return err->code;
-    if (t->snapshot)
+    if (!u->j.undone || check_vm(u, err) < 0)
+        return u->j.undone ? err->code : err_nomem(err);
+    if (t->snapshot) { /* the only way back to these heads is not refused */
+        bases_note(&u->s, u->j.snapshot);
         nvdimm_note(&u->s, " is not taken back: it stays as it is");
+    }
     return 0;
 }
 

@@ -182,6 +182,21 @@ class Bases(Made):
         self.q("revert", "vm", "three")
         self.q("delete", "vm", "three")
 
+    def test_undo_says_it(self):
+        """It is the only way back to the heads that a revert left."""
+        self.make("one", "two")
+        self.vm.quit()
+        self.q("revert", "vm", "one")
+        self.replace()
+        self.q("undo", "vm", "--dry-run")
+        self.assertRegex(self.q.stderr, "snapshot two: " + REPLACED)
+        self.q("undo", "vm")
+        self.assertRegex(self.q.stderr, "snapshot two: " + REPLACED)
+        self.bring_back()
+        self.q("undo", "vm")
+        self.assertNotIn("another file", self.q.stderr)
+        self.is_fine()
+
     def test_layers_of_deleted_ones_are_no_bases(self):
         self.make("one", "two")
         self.q("create", "vm", "three")
@@ -373,6 +388,20 @@ class ForGood(Made):
         self.assertEqual(self.want, image.digest(head, "qcow2"))
         for path in (head, twig, self.top):
             os.unlink(path)  # none is immutable any more
+        self.vms.remove(self.vm)
+
+    def test_what_undo_kept_goes_too(self):
+        self.q("revert", "vm", "twig")
+        head, = self.head_paths(self.vm)
+        twig = self.layer("twig")
+        self.vm.quit()
+        self.lose()
+        self.q("delete", "vm", "one", "two", "twig", "--force")
+        self.assertEqual({head, twig, self.top}, self.disk_files(self.vm))
+        self.q("detach", "vm")
+        self.bring_back()
+        self.assertEqual([GOLDEN, GOLDEN, 3, GOLDEN],
+                         content(head, "qcow2")[:4])
         self.vms.remove(self.vm)
 
     def test_an_inner_one_by_force(self):
