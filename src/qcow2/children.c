@@ -261,8 +261,10 @@ int children_find(const struct chain *c, size_t first, size_t last,
     for (size_t i = 0; i < named_count; i++)
         if (look_at(&s, named[i], named[i], err) < 0)
             return err_wrap(err, "child");
-    return look_into_all(&s, false, err) < 0 ? err->code
-                                             : look_into_all(&s, true, err);
+    if (look_into_all(&s, false, err) < 0 || look_into_all(&s, true, err) < 0)
+        return err->code;
+    s.judge = judge_reader;
+    return out->n > 0 ? look_into_all(&s, false, err) : 0;
 }
 
 bool children_may_be(const struct chain *c, size_t first, size_t last,

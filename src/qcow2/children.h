@@ -16,6 +16,8 @@
 struct child {
     char *path;
     size_t parent; /* layer of the chain that it names as its backing file */
+    dev_t dev;
+    ino_t ino;
 };
 
 struct children {
@@ -35,16 +37,22 @@ void children_seen_free(struct children_seen *seen);
 /*
  * Overlays of layers [first, last] of the chain that are no layers of it.
  * `named` are looked at, too. What cannot be opened, and an overlay that we
- * cannot deal with (unknown features, damage, no format named, seen through a
- * symbolic link), or one of these layers being the external data file of
- * another image, is an error: a merge would orphan it. `out` must be zeroed;
- * `seen` may be NULL.
+ * cannot deal with (unknown features, damage, no format named, or another than
+ * the chain has, seen through a symbolic link), or one of these layers being
+ * the external data file of another image, is an error: a merge would orphan
+ * it. So is what reads layer `first` - 1, or one that is found, as a raw image:
+ * their files are written. `out` must be zeroed; `seen` may be NULL.
  */
 int children_find(const struct chain *c, size_t first, size_t last,
                   const char *const *named, size_t named_count,
                   struct children_seen *seen, struct children *out,
                   struct qstill_error *err);
 void children_fini(struct children *ch);
+/* PRECONDITION when `path` names format `there` for `below`, which is `here`.
+ */
+int child_check_format(const char *path, const char *below,
+                       enum qcow2_format here, enum qcow2_format there,
+                       struct qstill_error *err);
 /* Whether the file is one of these, or cannot be told to be none. */
 bool children_may_be(const struct chain *c, size_t first, size_t last,
                      const char *path);

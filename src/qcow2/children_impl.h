@@ -33,6 +33,9 @@ bool cannot_stand_on(const struct search *s, const struct stat *st);
 /* A file: an overlay of [first, last] is put into `out`. */
 int judge_child(struct search *s, const struct seen_file *e,
                 struct qstill_error *err);
+/* Whether one reads what is in `out` as raw; the overlays are known. */
+int judge_reader(struct search *s, const struct seen_file *e,
+                 struct qstill_error *err);
 /* A symbolic link; the overlays are known. */
 int judge_link(struct search *s, const char *path, const char *real,
                const struct stat *st, struct qstill_error *err);

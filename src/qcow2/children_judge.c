@@ -25,8 +25,8 @@ static bool is_layer(const struct chain *c, const struct stat *st, size_t first,
     return false;
 }
 
-static int add(struct search *s, const char *path, size_t parent,
-               struct qstill_error *err)
+static int add(struct search *s, const char *path, const struct stat *st,
+               size_t parent, struct qstill_error *err)
 {
     struct child *v;
     char *copy;
@@ -42,20 +42,16 @@ static int add(struct search *s, const char *path, size_t parent,
         free(copy);
         return err_nomem(err);
     }
-    v[s->out->n++] = (struct child){copy, parent};
+    v[s->out->n++] = (struct child){copy, parent, st->st_dev, st->st_ino};
     return 0;
 }
 
 /* The same file under two names (a link, ./) is one child. */
 static const struct child *known(const struct search *s, const struct stat *st)
 {
-    for (size_t i = 0; i < s->out->n; i++) {
-        struct stat other;
-
-        if (stat(s->out->v[i].path, &other) == 0 &&
-            other.st_dev == st->st_dev && other.st_ino == st->st_ino)
+    for (size_t i = 0; i < s->out->n; i++)
+        if (s->out->v[i].dev == st->st_dev && s->out->v[i].ino == st->st_ino)
             return &s->out->v[i];
-    }
     return NULL;
 }
 
@@ -116,20 +112,85 @@ static int names_layer(const struct search *s, const char *path,
                          "remove it, or move it elsewhere");
 }
 
+int child_check_format(const char *path, const char *below,
+                       enum qcow2_format here, enum qcow2_format there,
+                       struct qstill_error *err)
+{
+    if (here == there)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "%s reads %s as %s, which is %s here: it would show something else",
+            path, below, qcow2_format_name(there), qcow2_format_name(here));
+    return err_hint(err,
+                    "is it a mistake, qemu-img rebase -u gives it the right "
+                    "format; else qemu-img convert makes an image of its own "
+                    "of it");
+}
+
 /* An overlay of ours must be one that a merge can deal with: without its layer
  * it would be lost. */
-static int take_child(struct search *s, const char *path, int fd, size_t which,
-                      struct qstill_error *err)
+static int take_child(struct search *s, const struct seen_file *e, int fd,
+                      size_t which, struct qstill_error *err)
 {
     CLEANUP(image_closep) struct image *img = NULL;
     CLEANUP(freep) char *backing = NULL;
-    enum qcow2_format format;
+    const struct image *below = s->c->layers[which];
+    enum qcow2_format format = below->info.format;
 
-    if (image_open_fd(&img, s->c->io, path, fd, QCOW2_FORMAT_QCOW2, err) < 0 ||
+    if (image_open_fd(&img, s->c->io, e->path, fd, QCOW2_FORMAT_QCOW2, err) <
+            0 ||
         chain_backing_of(img, &backing, &format, err) < 0)
-        return err_wrap(err, "%s stands on %s and cannot be dealt with", path,
-                        s->c->layers[which]->path);
-    return add(s, path, which, err);
+        return err_wrap(err, "%s stands on %s and cannot be dealt with",
+                        e->path, below->path);
+    if (child_check_format(e->path, below->path, below->info.format, format,
+                           err) < 0)
+        return err->code;
+    return add(s, e->path, &e->st, which, err);
+}
+
+/* What reads a qcow2 image as a raw one shows the bytes of its file, and these
+ * change, though its guest content does not. */
+static int check_reader(const struct search *s, const struct seen_file *e,
+                        const char *of, dev_t dev, ino_t ino,
+                        struct qstill_error *err)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    CLEANUP(freep) char *backing = NULL;
+    struct qstill_error ignored = {0};
+    struct stat st;
+
+    if (chain_resolve(e->path, e->names.backing, &backing, &ignored) < 0 ||
+        stat(backing, &st) < 0 || st.st_dev != dev || st.st_ino != ino ||
+        qcow2_info_read(s->io, AT_FDCWD, e->path, QCOW2_FORMAT_QCOW2, &info,
+                        &ignored) < 0 ||
+        !info.header.has_format ||
+        qcow2_format_any(info.header.backing_format) != QCOW2_FORMAT_RAW)
+        return 0;
+    return child_check_format(e->path, of, QCOW2_FORMAT_QCOW2, QCOW2_FORMAT_RAW,
+                              err);
+}
+
+int judge_reader(struct search *s, const struct seen_file *e,
+                 struct qstill_error *err)
+{
+    for (size_t i = 0; e->names.backing && i < s->out->n; i++) {
+        const struct child *child = &s->out->v[i];
+
+        if (check_reader(s, e, child->path, child->dev, child->ino, err) < 0)
+            return err->code;
+    }
+    return 0;
+}
+
+/* The layer above those that go. */
+static int check_upper_reader(const struct search *s, const struct seen_file *e,
+                              struct qstill_error *err)
+{
+    const struct image *u = s->first > 0 ? s->c->layers[s->first - 1] : NULL;
+
+    if (!u || !image_is_qcow2(u))
+        return 0;
+    return check_reader(s, e, u->path, u->info.dev, u->info.ino, err);
 }
 
 /* The name of a data file is not taken from where the image is, but from where
@@ -281,7 +342,9 @@ int judge_child(struct search *s, const struct seen_file *e,
         return 0;
     if (names_layer(s, e->path, e->names.backing, &yes, &which, err) < 0)
         return err->code;
-    if (!yes || known(s, &e->st))
+    if (!yes)
+        return check_upper_reader(s, e, err);
+    if (known(s, &e->st))
         return 0;
     if (stored_names_is_qed(&e->names))
         return err_set(err, QSTILL_E_PRECONDITION,
@@ -292,7 +355,7 @@ int judge_child(struct search *s, const struct seen_file *e,
         return err->code;
     if (io_openat(s->io, AT_FDCWD, e->path, O_RDONLY, 0, &fd, err) < 0)
         return err->code;
-    return take_child(s, e->path, fd, which, err);
+    return take_child(s, e, fd, which, err);
 }
 
 int judge_link(struct search *s, const char *path, const char *real,

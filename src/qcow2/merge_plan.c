@@ -53,7 +53,8 @@ static int lock_layer(const struct image *img, enum image_lock lock,
 static int check_child(const struct merge_group *g, struct qstill_error *err)
 {
     const struct image *img = group_layer(g, g->upper);
-    const struct qcow2_info *below = &group_layer(g, g->upper + 1)->info;
+    const struct image *next = group_layer(g, g->upper + 1);
+    const struct qcow2_info *below = &next->info;
     CLEANUP(freep) char *path = NULL;
     enum qcow2_format format;
     struct stat st;
@@ -62,7 +63,8 @@ static int check_child(const struct merge_group *g, struct qstill_error *err)
         return err->code;
     if (path && stat(path, &st) == 0 && st.st_dev == below->dev &&
         st.st_ino == below->ino)
-        return 0;
+        return child_check_format(img->path, next->path, below->format, format,
+                                  err);
     err_set(err, QSTILL_E_BUSY, "%s was given another backing file meanwhile",
             img->path);
     return err_hint(err, "nothing was done yet: try again");
