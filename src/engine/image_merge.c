@@ -131,6 +131,7 @@ static int plan_enter(void *ctx, struct qstill_error *err)
 {
     struct merge_job *j = ctx;
     CLEANUP(merge_asked_fini) struct merge_asked asked = {0};
+    int r;
 
     clock_gettime(CLOCK_MONOTONIC, &j->start);
     if (j->dry_run
@@ -143,9 +144,10 @@ static int plan_enter(void *ctx, struct qstill_error *err)
         job_is_done(j->job);
         return 0;
     }
-    return open_merge(j, err) < 0
-               ? err->code
-               : merge_describe(j->merge, job_text(j->job), err);
+    j->request.tried = &asked;
+    r = open_merge(j, err);
+    j->request.tried = NULL;
+    return r < 0 ? r : merge_describe(j->merge, job_text(j->job), err);
 }
 
 static void account(struct merge_job *j)

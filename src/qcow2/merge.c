@@ -250,6 +250,9 @@ static int set_asked(struct merge *m, const struct merge_request *q,
                            merge_asked_add(&m->asked, m->chain->layers[i]->path,
                                            &id, err) < 0))
             return err->code;
+    for (size_t i = 0; q->children_are_ours && i < q->child_count; i++)
+        if (merge_asked_add_child(&m->asked, q->children[i], err) < 0)
+            return err->code;
     return 0;
 }
 
@@ -324,10 +327,13 @@ static int ask(struct merge *m, struct qstill_error *err)
     if (merge_journal_asked(&m->journal, &all, err) < 0 ||
         (!all.top && path_absolute(m->asked.top, &all.top, err) < 0))
         return err->code;
-    for (size_t i = 0; i < m->asked.n; i++)
-        if (merge_asked_add(&all, m->asked.v[i].path, &m->asked.v[i].id, err) <
-            0)
+    for (size_t i = 0; i < m->asked.n; i++) {
+        const struct merge_file *f = &m->asked.v[i];
+
+        if ((f->is_child ? merge_asked_add_child(&all, f->path, err)
+                         : merge_asked_add(&all, f->path, &f->id, err)) < 0)
             return err->code;
+    }
     return merge_journal_ask(&m->journal, &all, err);
 }
 

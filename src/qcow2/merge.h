@@ -33,6 +33,8 @@
 #include "chain.h"
 #include "children.h"
 
+struct merge_asked;
+
 enum merge_direction { MERGE_AUTO, MERGE_UP, MERGE_DOWN, MERGE_NEW };
 
 struct merge_request {
@@ -43,8 +45,10 @@ struct merge_request {
     const char *const *children; /* overlays outside of the directories */
     size_t child_count;
     /* One that stands on no layer of the chain at all is a mistake, and refused
-     * (PRECONDITION). */
+     * (PRECONDITION); but for those that an earlier try has made to stand on
+     * nothing, by what merges of this top were asked before. May be NULL. */
     bool children_are_ours;
+    const struct merge_asked *tried;
     /* children.h; may be NULL, else it outlives the merge */
     struct children_seen *seen;
     enum merge_direction direction;
@@ -178,7 +182,6 @@ int merge_recover_dir(const struct io *io, const char *dir, bool *did,
 /* The same for the directory of request->top, before that merge, with those
  * alone that may be about its images; the others stay as they are, readable or
  * not. `asked`, zeroed: what merges of this top were asked for before. */
-struct merge_asked;
 int merge_recover_before(const struct io *io,
                          const struct merge_request *request,
                          const struct merge_recovery *how, bool *did,

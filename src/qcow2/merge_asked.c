@@ -15,16 +15,18 @@
 static bool is_in_list(const struct merge_asked *a, const struct merge_file *f)
 {
     for (size_t i = 0; i < a->n; i++)
-        if (path_is_same_name(a->v[i].path, f->path) &&
+        if (a->v[i].is_child == f->is_child &&
+            path_is_same_name(a->v[i].path, f->path) &&
             (f->id.ino == 0 || merge_id_same(&a->v[i].id, &f->id)))
             return true;
     return false;
 }
 
-int merge_asked_add(struct merge_asked *a, const char *path,
-                    const struct merge_id *id, struct qstill_error *err)
+static int add(struct merge_asked *a, const char *path,
+               const struct merge_id *id, bool is_child,
+               struct qstill_error *err)
 {
-    struct merge_file f = {0}, *v;
+    struct merge_file f = {.is_child = is_child}, *v;
 
     if (path_absolute(path, &f.path, err) < 0)
         return err->code;
@@ -44,12 +46,43 @@ int merge_asked_add(struct merge_asked *a, const char *path,
     return 0;
 }
 
+int merge_asked_add(struct merge_asked *a, const char *path,
+                    const struct merge_id *id, struct qstill_error *err)
+{
+    return add(a, path, id, false, err);
+}
+
+int merge_asked_add_child(struct merge_asked *a, const char *path,
+                          struct qstill_error *err)
+{
+    return add(a, path, NULL, true, err);
+}
+
+static bool is_alone(const struct io *io, const char *path)
+{
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
+    struct qstill_error ignored = {0};
+
+    return qcow2_info_read(io, AT_FDCWD, path, QCOW2_FORMAT_QCOW2, &info,
+                           &ignored) == 0 &&
+           !info.header.has_backing;
+}
+
+bool merge_asked_is_alone(const struct io *io, const struct merge_asked *a,
+                          const char *path)
+{
+    for (size_t i = 0; i < a->n; i++)
+        if (a->v[i].is_child && path_is_same_name(a->v[i].path, path))
+            return is_alone(io, path);
+    return false;
+}
+
 bool merge_asked_has_gone(const struct merge_asked *a, const char *path)
 {
     if (merge_id_look(path, NULL, false, NULL) != MERGE_ABSENT)
         return false;
     for (size_t i = 0; i < a->n; i++)
-        if (path_is_same_name(a->v[i].path, path))
+        if (!a->v[i].is_child && path_is_same_name(a->v[i].path, path))
             return true;
     return false;
 }
@@ -78,12 +111,13 @@ static bool is_one_a_layer(const struct io *io, const struct merge_asked *a)
     if (chain_open_foreign(&c, io, a->top, QCOW2_FORMAT_QCOW2, &ignored) < 0)
         return merge_id_look(a->top, NULL, false, NULL) != MERGE_ABSENT;
     for (size_t i = 0; i < a->n; i++)
-        if (is_layer(c, &a->v[i]))
+        if (!a->v[i].is_child && is_layer(c, &a->v[i]))
             return true;
     return false;
 }
 
-/* Whether some have gone, and others have not. */
+/* Whether some have gone, or need not be told of any more, and others have not.
+ */
 static bool is_between(const struct io *io, const struct merge_asked *a)
 {
     bool gone = false, there = false;
@@ -92,6 +126,10 @@ static bool is_between(const struct io *io, const struct merge_asked *a)
         const struct merge_file *f = &a->v[i];
         enum merge_there is = merge_id_look(f->path, &f->id, false, NULL);
 
+        if (f->is_child) {
+            gone |= is_alone(io, f->path);
+            continue;
+        }
         gone |= is == MERGE_ABSENT;
         there |= is == MERGE_SAME;
     }

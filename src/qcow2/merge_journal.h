@@ -13,11 +13,11 @@
  * another place.
  *
  * Before the records of one that stands beside the images are lines that only
- * become more: `top`, and an `asked` for each layer that a merge of it was
- * asked to drop. They alone stay where a merge ends between two of its groups,
- * until none of these layers is in the chain any more: whoever asks again names
- * those that have gone, too. (Older journals have lines `went` for these, in
- * the record or instead of it.)
+ * become more: `top`, an `asked` for each layer that a merge of it was asked to
+ * drop, and a `child` for each overlay that was named. They alone stay where a
+ * merge ends between two of its groups, until none of these layers is in the
+ * chain any more: whoever asks again names those that have gone, too. (Older
+ * journals have lines `went` for these, in the record or instead of it.)
  */
 #ifndef QSTILL_QCOW2_MERGE_JOURNAL_H
 #define QSTILL_QCOW2_MERGE_JOURNAL_H
@@ -38,6 +38,7 @@ enum merge_kind {
 struct merge_file {
     char *path; /* absolute; NULL: none */
     struct merge_id id;
+    bool is_child; /* in a list of what was asked: an overlay that was named */
 };
 
 struct merge_repoint {
@@ -46,11 +47,11 @@ struct merge_repoint {
     char *format;
 };
 
-/* What merges of one top were asked to drop. */
+/* What merges of one top were asked to drop, and the overlays named with it. */
 struct merge_asked {
     char *top; /* absolute; NULL: an older journal, or one that has a place of
                   its own */
-    struct merge_file *v; /* id 0: it had gone before */
+    struct merge_file *v; /* id 0: it had gone before; or a child */
     size_t n;
 };
 

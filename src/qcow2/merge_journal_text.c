@@ -100,7 +100,9 @@ int merge_asked_emit(const struct merge_asked *a, const char *dir,
         buf_puts(out, "\n") < 0)
         return err_nomem(err);
     for (size_t i = 0; i < a->n; i++)
-        if (put_file(out, "asked", dir, &a->v[i]) || buf_puts(out, "\n") < 0)
+        if (put_file(out, a->v[i].is_child ? "child" : "asked", dir,
+                     &a->v[i]) ||
+            buf_puts(out, "\n") < 0)
             return err_nomem(err);
     return 0;
 }
@@ -428,6 +430,7 @@ static int add_asked(const struct reading *in, struct merge_asked *a,
         return err_nomem(err);
     }
     a->v = v;
+    f.is_child = strcmp(words[0], "child") == 0;
     v[a->n++] = f;
     return 0;
 }
@@ -440,8 +443,9 @@ static int parse_asked_line(const struct reading *in, struct merge_asked *a,
 
     if (n == 2 && strcmp(w[0], "top") == 0 && !a->top)
         return get_path(in, w[1], &a->top, err);
-    return n > 0 && strcmp(w[0], "asked") == 0 ? add_asked(in, a, w, n, err)
-                                               : 0;
+    return n > 0 && (strcmp(w[0], "asked") == 0 || strcmp(w[0], "child") == 0)
+               ? add_asked(in, a, w, n, err)
+               : 0;
 }
 
 /* Of an older journal, whole or cut off: what went, or was to go. The path

@@ -87,7 +87,8 @@ int merge_check_named(const struct merge *m, const struct merge_request *q,
 
         if (stat(path, &st) == 0 &&
             (is_found(&m->children, &st) || is_found(&m->heirs, &st) ||
-             (!is_layer(m->chain, &st) && stands_on_chain(m, path))))
+             (!is_layer(m->chain, &st) && stands_on_chain(m, path)) ||
+             (q->tried && merge_asked_is_alone(m->io, q->tried, path))))
             continue;
         err_set(err, QSTILL_E_PRECONDITION,
                 "child: %s does not stand on a layer that is to go", path);

@@ -115,12 +115,16 @@ static void reads_as_it_was_written(void **state)
     assert_int_equal(merge_asked_add(&a, in_dir("with a %"), &id, &err), 0);
     assert_int_equal(merge_asked_add(&a, in_dir("with a %"), NULL, &err), 0);
     assert_int_equal(a.n, 2);
+    assert_int_equal(merge_asked_add_child(&a, in_dir("with a %"), &err), 0);
+    assert_int_equal(merge_asked_add_child(&a, in_dir("with a %"), &err), 0);
+    assert_int_equal(a.n, 3);
     assert_int_equal(merge_asked_emit(&a, dir_path, &text, &err), 0);
     parse(&b, (char *)text.data, text.len, &start);
     assert_int_equal(start, text.len);
     assert_string_equal(b.top, a.top);
-    assert_int_equal(b.n, 2);
-    for (size_t i = 0; i < 2; i++) {
+    assert_int_equal(b.n, 3);
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(b.v[i].is_child, i == 2);
         assert_string_equal(b.v[i].path, a.v[i].path);
         assert_memory_equal(&b.v[i].id, &a.v[i].id, sizeof(id));
     }

@@ -86,6 +86,59 @@ class AChildElsewhere(test_stuck.Stuck):
         self.assertEqual(r.rc, 0, str(r))
         self.shows(self.path("B/child"), 1, 0, 0, 4)
 
+    def died(self, sig, call, n, direction):
+        """Whether the merge of all of A into top was cut off; B/child stands on
+        the bottom, and on nothing in the end."""
+        for name in [*os.listdir(self.path("A")), *os.listdir(self.path("B"))]:
+            for folder in "AB":
+                if os.path.exists(self.path(folder, name)):
+                    os.unlink(self.path(folder, name))
+        self.make("A/base", None, 1)
+        self.make("A/mid", "base", 2)
+        self.make("A/top", "mid", 3)
+        self.make("B/child", "../A/base", 4)
+        return qtools.run(
+            "strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + call,
+            "-e", "inject=%s:signal=%s:when=%d" % (call, sig, n),
+            qtools.QSTILL, *self.all(), "--direction", direction).rc not in (
+                0, 4)
+
+    def all(self):
+        return ["image", "merge", self.path("A/top"), "--drop",
+                self.path("A/mid"), "--drop", self.path("A/base"), "--child",
+                self.path("B/child")]
+
+    @unittest.skipIf(qtools.missing("strace"), qtools.missing("strace"))
+    def test_the_same_command_again(self):
+        """The child may stand on nothing by then, which it must not else."""
+        alone = 0
+        for sig, call, direction in qtools.sample(
+                [(s, c, d) for s in ("KILL", "INT")
+                 for c in ("fsync,fdatasync", "rename,renameat2,unlinkat")
+                 for d in ("up", "new")], self.id(), 2):
+            for n in range(1, 30):
+                if not self.died(sig, call, n, direction):
+                    break
+                with self.subTest(sig=sig, call=call, direction=direction, n=n):
+                    rest = os.path.exists(self.path("A/base"))
+                    info = qtools.qemu_json("info", "-U", "--output=json",
+                                            self.path("B/child"))[1]
+                    alone += rest and "backing-filename" not in info
+                    if n % 2: # and once more
+                        qtools.image("merge", self.path("A/top"), "--drop",
+                                     self.path("A/none"))
+                        dry = qtools.run(qtools.QSTILL, *self.all(),
+                                         "--dry-run")
+                        self.assertIn(dry.rc, (0, 4), str(dry))
+                        rest = os.path.exists(self.path("A/base"))
+                    r = qtools.run(qtools.QSTILL, *self.all())
+                    self.assertIn(r.rc, (0, 4) if not rest else (0,), str(r))
+                    self.shows(self.path("A/top"), 1, 2, 3)
+                    self.shows(self.path("B/child"), 1, 0, 0, 4)
+                    self.assertEqual(["top"], os.listdir(self.path("A")))
+                    self.assertEqual(["child"], os.listdir(self.path("B")))
+        self.assertGreater(alone, 0)
+
     def test_one_of_several(self):
         """Each is a child of one of two layers that are no neighbours."""
         self.make("A/head", "top", 4)
