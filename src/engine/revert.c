@@ -180,6 +180,7 @@ static void prepare_undo(void *ctx, struct qstill_error *err)
     if (r->started)
         start_kill(&r->s, r->pid);
     r->started = false;
+    revert_put_settings_back(r);
     if (r->j.phase == JOURNAL_COMMITTED) { /* it may have been written */
         r->j.phase = JOURNAL_SWITCHING;
         r->j.was_running = r->was_running;
@@ -340,6 +341,7 @@ static void revert_free(void *ctx)
     restore_close(r->restore);
     inplace_fini(&r->inplace);
     qmp_unplug_fini(&r->unplug);
+    settings_fini(&r->was);
     ramset_close(r->set);
     if (r->session_open)
         session_close(&r->s);

@@ -12,6 +12,7 @@
 #include "name.h"
 #include "qmp/unplug.h"
 #include "session.h"
+#include "settings.h"
 #include "start.h"
 
 #define OVERLAY_FORMAT "qcow2"
@@ -46,6 +47,10 @@ struct revert {
     bool started;
     struct ramset *set;
     struct restore *restore;
+    struct settings was; /* of the new process, from its command line */
+    bool settings_saved;
+    uint64_t loaded; /* bytes, when it went on last: at `loaded_ms` */
+    double loaded_ms;
     struct inplace inplace;
     struct qmp_unplug unplug;
     bool unplugging; /* one was found under way */
@@ -99,6 +104,9 @@ int revert_inplace_step(void *ctx, bool *done, struct qstill_error *err);
 /* The phase "memory": sends the stream, waits until QEMU has loaded it. */
 int revert_load_enter(void *ctx, struct qstill_error *err);
 int revert_load_step(void *ctx, bool *done, struct qstill_error *err);
+/* The migration settings that the new process was started with; nothing when
+ * they are not aside. */
+void revert_put_settings_back(struct revert *r);
 
 /* Committed: the guest boots, if it is to, and runs, if it is to. */
 int revert_run(struct session *s, const struct journal *j,

@@ -14,6 +14,8 @@
 #include "start.h"
 
 #define STREAM_FD "qstill-incoming"
+#define LOAD_STALL_MS                                                          \
+    120000 /* a QEMU that takes nothing for so long is stuck */
 
 int revert_open_set(struct revert *r, struct qstill_error *err)
 {
@@ -130,6 +132,29 @@ static int journal_loads(struct revert *r, struct qstill_error *err)
     return journal_save(r->s.vmfd, &r->j, err);
 }
 
+/* A "-global migration.multifd=on" is the new process's, too, and with it our
+ * stream could not be read. */
+static int put_settings_aside(struct revert *r, struct qstill_error *err)
+{
+    if (settings_keep(&r->s, &r->was, err) < 0)
+        return err->code;
+    r->settings_saved = true;
+    if (settings_enable(&r->s, &r->was, NULL, err) < 0)
+        return err_wrap(err, "preparing QEMU's migration");
+    return settings_clear_tls(&r->s, &r->was, err);
+}
+
+void revert_put_settings_back(struct revert *r)
+{
+    if (!r->settings_saved)
+        return;
+    r->settings_saved = false;
+    if (r->s.qmp)
+        settings_put_back(&r->s, &r->was);
+    else
+        settings_mend(&r->s); /* they went with the process */
+}
+
 int revert_load_enter(void *ctx, struct qstill_error *err)
 {
     struct revert *r = ctx;
@@ -145,6 +170,8 @@ int revert_load_enter(void *ctx, struct qstill_error *err)
         choose_zeros(r, &o, err) < 0)
         return err->code;
     tell_readonly(r, m);
+    if (put_settings_aside(r, err) < 0)
+        return revert_say_how(r, err);
     if (journal_loads(r, err) < 0)
         return err->code;
     if (pipe2(fds, O_CLOEXEC) < 0)
@@ -194,7 +221,15 @@ static int load_state(struct revert *r, bool *done, struct qstill_error *err)
      * written: then the next step ends it. */
     restore_poll(r->restore, &st);
     *done = m.state == QMP_MIGRATION_COMPLETED && st.complete;
-    return *done ? restore_finish(r->restore, &result, err) : 0;
+    if (*done)
+        return restore_finish(r->restore, &result, err);
+    if (st.bytes_done != r->loaded || !r->loaded_ms) {
+        r->loaded = st.bytes_done;
+        r->loaded_ms = clock_ms();
+    }
+    return clock_ms() - r->loaded_ms > LOAD_STALL_MS
+               ? load_failed(r, "it takes no more of it", err)
+               : 0;
 }
 
 /* A damaged file ends the stream early. QEMU may take its time to notice. */
@@ -226,9 +261,10 @@ int revert_load_step(void *ctx, bool *done, struct qstill_error *err)
     job_measure(r->job, st.bytes_done, st.bytes_total);
     if (load_state(r, done, err) < 0)
         return err->code;
-    if (*done)
+    if (*done) {
+        revert_put_settings_back(r);
         revert_lap(r, "load");
-    else
+    } else
         clock_sleep_ms(st.complete ? 1 : 3);
     return 0;
 }

@@ -140,12 +140,29 @@ static int check_start(struct revert *r, const struct manifest *m,
     return start_check(&r->s, &o, err);
 }
 
+/* With memory that is mapped from a file QEMU does not start with the one
+ * capability (10.0), and would not take back the other. */
+static bool starts_with_unmappable(const struct session *s)
+{
+    char *const *argv = s->rec.has_launch ? s->rec.launch.argv : NULL;
+
+    while (argv && *argv && !strstr(*argv, "postcopy-ram") &&
+           !strstr(*argv, "background-snapshot"))
+        argv++;
+    return argv && *argv;
+}
+
 /* The store is ours alone: a QEMU of another user cannot map its files. */
 static bool mappable(struct revert *r, const struct manifest *m,
                      const char **why)
 {
     if (!preflight_mappable(m, why))
         return false;
+    if (starts_with_unmappable(&r->s)) {
+        *why = "QEMU is started with a migration capability that is not for "
+               "mapped memory (postcopy-ram, background-snapshot)";
+        return false;
+    }
     if (!r->s.rec.has_launch || r->s.rec.launch.uid == geteuid())
         return true;
     *why = "QEMU runs as another user, who may not open the saved RAM";

@@ -69,10 +69,11 @@ int settings_enable(struct session *s, const struct settings *was,
         return err_nomem(err);
     for (size_t i = 0; i < was->on.count; i++)
         if (strcmp(was->on.items[i], "events") != 0 &&
-            strcmp(was->on.items[i], capability) != 0)
+            (!capability || strcmp(was->on.items[i], capability) != 0))
             caps[n++] = (struct qmp_capability){was->on.items[i], false};
     caps[n++] = (struct qmp_capability){"events", true};
-    caps[n++] = (struct qmp_capability){capability, true};
+    if (capability)
+        caps[n++] = (struct qmp_capability){capability, true};
     return qmp_migrate_set_capabilities(s->qmp, caps, n, err);
 }
 

@@ -29,10 +29,11 @@ void settings_fini(struct settings *t);
 /* Reads them, and writes them down. `out` must be initialised. */
 int settings_keep(struct session *s, struct settings *out,
                   struct qstill_error *err);
-/* The capability goes on, and all others off: some exclude it. */
+/* The capability (NULL: none) goes on, and all others off: some exclude it, and
+ * with some of them nobody reads or writes an ordinary stream. */
 int settings_enable(struct session *s, const struct settings *was,
                     const char *capability, struct qstill_error *err);
-/* A migration into our pipe is not to speak TLS. */
+/* A migration into our pipe, or out of it, is not to speak TLS. */
 int settings_clear_tls(struct session *s, const struct settings *was,
                        struct qstill_error *err);
 /* Best effort: while a migration runs, QEMU takes no capabilities; the file

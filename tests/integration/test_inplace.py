@@ -587,3 +587,55 @@ class Capabilities(Case):
             if given_up == 3:
                 break
         self.assertLess(0, given_up)
+
+    # As QEMU 7.2 has them; "multifd" is "x-multifd" there.
+    GLOBAL = ("x-multifd=on", "x-postcopy-ram=on", "x-return-path=on",
+              "x-colo=on", "x-dirty-bitmaps=on", "x-background-snapshot=on",
+              "tls-creds=tls0", "x-mapped-ram=on")
+
+    def started_with(self, setting, number):
+        return self.tiny_vm("vm%d" % number, extra=[
+            "-object", "tls-creds-anon,id=tls0,endpoint=client",
+            "-global", "migration." + setting])
+
+    def settings(self, vm):
+        on = {c["capability"] for c in vm.cmd("query-migrate-capabilities")
+              if c["state"]}
+        return on, vm.cmd("query-migrate-parameters")["tls-creds"]
+
+    def test_those_of_the_command_line(self):
+        """The new process has them as well: they are aside for the load."""
+        tried = 0
+        for n, setting in enumerate(self.GLOBAL):
+            with self.subTest(setting):
+                try:
+                    vm = self.started_with(setting, n)
+                except AssertionError as e:
+                    self.assertRegex(str(e), "QEMU has ended|not found")
+                    self.vms.pop()
+                    continue
+                tried += 1
+                self.go_back(vm, self.settings(vm))
+        self.assertGreaterEqual(tried, 5)
+
+    def go_back(self, vm, was):
+        disk, = vm.disks
+        vm.write(disk, 0, 1)
+        self.q("create", vm.name, "one", "--memory")
+        self.assertEqual([], self.q.check(vm.name)["problems"])
+        for way in ("auto", "eager", "mapped", "off"):
+            vm.write(disk, 0, 2)
+            if way == "off":
+                vm.quit()
+                way = "eager"
+            if way == "mapped" and was[0] & {"postcopy-ram",
+                                             "background-snapshot"}:
+                self.q.fails("precondition", "migration capability", "revert",
+                             vm.name, "one", "--restore", way)
+                way = "eager"
+            self.q("revert", vm.name, "one", "--restore", way)
+            self.assertEqual("running", vm.state())
+            vm.io(disk, "read -q -P 1 0 64k")
+            self.assertEqual(was, self.settings(vm))
+            self.assertFalse(os.path.exists(os.path.join(
+                self.store, vm.name, "settings.json")))
