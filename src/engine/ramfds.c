@@ -6,12 +6,16 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
 #include "memstate/inject.h"
+#include "memstate/inject_status.h"
+#include "memstate/procmem.h"
+#include "memstate/ramset.h"
 #include "qmp/monitor.h"
 #include "session.h"
 
@@ -140,4 +144,64 @@ int ramfds_seal(struct session *s, const struct launch_ram *ram, size_t count,
                             "that maps it: %s",
                             ram[i].path);
     return 0;
+}
+
+/* -------------------------------------------------------------------- check */
+
+/* As QEMU does it, a page of it. */
+static int check_mapping(const char *path, bool readonly,
+                         struct qstill_error *err)
+{
+    CLEANUP(closep)
+    int fd = open(path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC);
+    void *page;
+
+    if (fd < 0 && errno == ENOENT)
+        return 0; /* that is damage, which others tell */
+    if (fd < 0)
+        return err_errno(err, errno, "opening %s as QEMU does", path);
+    page = mmap(NULL, RAMSET_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0);
+    if (page == MAP_FAILED)
+        return err_errno(err, errno, "mapping %s", path);
+    munmap(page, RAMSET_PAGE);
+    return 0;
+}
+
+/* Of a filter only the attempt tells what it allows: a call that does nothing
+ * but fail. */
+static int try_filter(int pid, struct qstill_error *err)
+{
+    struct inject_call call = {
+        .name = "dup3",
+        .nr = SYS_dup3,
+        .args = {(unsigned long)-1, (unsigned long)-2, O_CLOEXEC},
+        .number = true,
+    };
+    struct inject_result result;
+
+    return inject_fd(pid, &call, NULL, &result, err);
+}
+
+static int check_process(int pid, struct qstill_error *err)
+{
+    CLEANUP(procmem_closep) struct procmem *mem = NULL;
+    struct inject_status st;
+
+    if (inject_status_untraced(pid, err) < 0 ||
+        procmem_open(&mem, pid, err) < 0 ||
+        inject_status_read(pid, pid, &st, err) < 0)
+        return err->code;
+    return st.seccomp ? try_filter(pid, err) : 0;
+}
+
+int ramfds_check(struct session *s, const struct launch_ram *ram, size_t count,
+                 bool readonly, struct qstill_error *err)
+{
+    for (size_t i = 0; i < count; i++)
+        if (check_mapping(ram[i].path, readonly, err) < 0)
+            return err->code;
+    if (readonly || s->pid <= 0 || check_process(s->pid, err) == 0)
+        return 0;
+    return err_wrap(err, "the saved RAM cannot be kept safe from the QEMU that "
+                         "maps it");
 }

@@ -21,4 +21,13 @@ struct session;
 int ramfds_seal(struct session *s, const struct launch_ram *ram, size_t count,
                 struct qstill_error *err);
 
+/*
+ * What can be told while the QEMU of before still runs, if it does: whether the
+ * files can be mapped so, and, where QEMU cannot open them `readonly`, whether
+ * it is a process in which a descriptor can be replaced; the next one is
+ * started in the same way. Changes nothing.
+ */
+int ramfds_check(struct session *s, const struct launch_ram *ram, size_t count,
+                 bool readonly, struct qstill_error *err);
+
 #endif

@@ -11,6 +11,7 @@
 #include "plugged.h"
 #include "preflight.h"
 #include "qmp/monitor.h"
+#include "ramfds.h"
 #include "ready.h"
 #include "quiesce.h"
 #include "revert_impl.h"
@@ -114,7 +115,27 @@ static int check_ram(struct revert *r, const struct manifest *m,
                     inplace);
 }
 
-/* `auto` falls back to eager when the command line allows no mapping. */
+static int cannot(const char *way, struct qstill_error *err)
+{
+    struct qstill_error why = *err;
+
+    err_set(err, QSTILL_E_PRECONDITION, "restore %s cannot be used: %s", way,
+            why.message);
+    return err_hint(err, "use --restore auto");
+}
+
+/* While there still is a QEMU to lose. */
+static int check_mapped(struct revert *r, const struct start_options *o,
+                        struct qstill_error *err)
+{
+    if (r->way != WAY_MAPPED || ramfds_check(&r->s, o->mapped, o->mapped_count,
+                                             r->mapped_readonly, err) == 0)
+        return 0;
+    return r->wanted == WAY_MAPPED ? cannot("mapped", err) : err->code;
+}
+
+/* `auto` falls back to eager when the command line, or anything else, allows no
+ * mapping. */
 static int check_start(struct revert *r, const struct manifest *m,
                        struct qstill_error *err)
 {
@@ -128,7 +149,7 @@ static int check_start(struct revert *r, const struct manifest *m,
     if (o.incoming && r->s.rec.has_launch && !r->s.rec.launcher &&
         (check_ram(r, m, err) < 0 || plugged_check(&r->s, m, err) < 0))
         return err->code;
-    if (start_check(&r->s, &o, err) == 0)
+    if (start_check(&r->s, &o, err) == 0 && check_mapped(r, &o, err) == 0)
         return 0;
     if (r->way != WAY_MAPPED || r->wanted != WAY_AUTO)
         return err->code;
@@ -167,15 +188,6 @@ static bool mappable(struct revert *r, const struct manifest *m,
         return true;
     *why = "QEMU runs as another user, who may not open the saved RAM";
     return false;
-}
-
-static int cannot(const char *way, struct qstill_error *err)
-{
-    struct qstill_error why = *err;
-
-    err_set(err, QSTILL_E_PRECONDITION, "restore %s cannot be used: %s", way,
-            why.message);
-    return err_hint(err, "use --restore auto");
 }
 
 static int heads_fit(struct revert *r, const struct manifest *m,

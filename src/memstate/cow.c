@@ -419,20 +419,10 @@ static int check_rights(pid_t pid, uint64_t hva, struct qstill_error *err)
     return err_hint(err, "run as root, or give qstill CAP_SYS_PTRACE");
 }
 
-/* One tracer at a time: of a QEMU under strace or a debugger we make nothing.
- * (That a single thread of it is traced shows at the injection.) */
+/* Of a QEMU under strace or a debugger we make nothing. */
 static int check_tracer(pid_t pid, struct qstill_error *err)
 {
-    struct inject_status st;
-
-    if (pid == getpid())
-        return 0;
-    if (inject_status_read(pid, pid, &st, err) < 0)
-        return err->code;
-    if (st.tracer == 0)
-        return 0;
-    return err_set(err, QSTILL_E_PRECONDITION,
-                   "process %d is traced by process %d", pid, st.tracer);
+    return pid == getpid() ? 0 : inject_status_untraced(pid, err);
 }
 
 int capture_cow_check(pid_t pid, const struct capture_source *blocks,

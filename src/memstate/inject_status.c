@@ -89,6 +89,18 @@ int inject_status_read(pid_t pid, pid_t tid, struct inject_status *out,
     return 0;
 }
 
+int inject_status_untraced(pid_t pid, struct qstill_error *err)
+{
+    struct inject_status st;
+
+    if (inject_status_read(pid, pid, &st, err) < 0)
+        return err->code;
+    if (st.tracer == 0)
+        return 0;
+    return err_set(err, QSTILL_E_PRECONDITION,
+                   "process %d is traced by process %d", pid, st.tracer);
+}
+
 /* Calls that a stop in the middle of them does not change: the kernel starts
  * them again as they were. (But for read() of a socket with a time limit.) */
 static const long restarted[] = {

@@ -19,6 +19,9 @@ struct inject_status {
 /* Of thread `tid` of process `pid`. UNREACHABLE when it is gone. */
 int inject_status_read(pid_t pid, pid_t tid, struct inject_status *out,
                        struct qstill_error *err);
+/* PRECONDITION: it has a tracer, and there can be but one. (That a single
+ * thread has shows at the injection.) */
+int inject_status_untraced(pid_t pid, struct qstill_error *err);
 /* From the text of /proc/PID/status, terminated; no I/O. */
 void inject_status_parse(const char *text, struct inject_status *out);
 

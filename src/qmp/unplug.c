@@ -133,14 +133,17 @@ static int look_at_all(struct qstill_qmp *q, const struct qmp_unplug *u,
 {
     struct qstill_error back = {0};
     bool known = true;
+    int rc = 0;
 
-    for (uint32_t bus = 0; known && !*down && bus < u->buses; bus++)
+    for (uint32_t bus = 0; rc == 0 && known && !*down && bus < u->buses; bus++)
         if (select_bus(q, u, bus, err) < 0 ||
             read_port(q, u->registers + DOWN, down, &known, err) < 0)
-            break;
-    if (select_bus(q, u, selected, &back) < 0 && err->code == 0)
+            rc = err->code;
+    if (select_bus(q, u, selected, &back) < 0 && rc == 0) {
         *err = back;
-    return err->code;
+        rc = err->code;
+    }
+    return rc;
 }
 
 int qmp_unplug_check(struct qstill_qmp *q, const struct qmp_unplug *u,

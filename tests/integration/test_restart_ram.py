@@ -6,13 +6,29 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 
-from lib.case import Case
+from lib.case import QEMU_VERSION, Case
 from lib.slowed import Slowed
 
 MIB = 1 << 20
 SIZE = 80 * MIB  # of smaller blocks zero pages are always loaded
+
+
+# A seccomp filter under which dup3 (292) fails, and then what follows.
+FILTER = """
+import ctypes, os, struct, sys
+code = [(0x20, 0, 0, 0), (0x15, 0, 1, 292), (6, 0, 0, 0x50001),
+        (6, 0, 0, 0x7fff0000)]
+insns = b"".join(struct.pack("<HBBI", *i) for i in code)
+room = ctypes.create_string_buffer(insns, len(insns))
+prog = struct.pack("<H6xQ", len(code), ctypes.addressof(room))
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, prog, 0, 0):
+    sys.exit("no filter: %d" % ctypes.get_errno())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 
 
 class OtherBackend(Case):
@@ -133,6 +149,46 @@ class MappedFile(Case):
         self.assertIn("restore mapped not taken: the saved RAM cannot",
                       self.q.stderr)
         self.assertEqual([], self.opened(vm))
+        # of one that runs it is known before
+        if QEMU_VERSION == "7.2":
+            self.not_mapped(vm, "kept safe .* is traced by")
+
+    def not_mapped(self, vm, says):
+        """Nor is anything stopped for that; `auto` takes another way."""
+        pid = vm.pid()
+        for more in (), ("--dry-run",):
+            with self.nothing_changes(vm):
+                self.q.fails("precondition", "restore mapped cannot be used: "
+                             ".*" + says, "revert", "vm", "one", "--restore",
+                             "mapped", *more)
+        self.assertEqual(pid, vm.pid())
+
+    def test_one_that_a_filter_guards(self):
+        """A QEMU in which no descriptor can be replaced."""
+        if QEMU_VERSION != "7.2":
+            self.skipTest("this QEMU opens the files to read them only")
+        words = [shutil.which("python3"), "-c", FILTER]
+        vm = self.tiny_vm(attach=False, qemu=self.behind(*words))
+        self.attach(vm, *self.launcher(words))
+        self.q("create", "vm", "one", "--memory")
+        self.not_mapped(vm, "kept safe .*filter")
+
+    def test_a_file_that_cannot_be_opened_as_qemu_does(self):
+        vm = self.tiny_vm()
+        made = self.q("create", "vm", "one", "--memory")
+        path = os.path.join(self.q.memory_dir("vm", made["id"]), "pc.ram.ram")
+        if subprocess.run(["chattr", "+i", path], check=False,
+                          stderr=subprocess.DEVNULL).returncode != 0:
+            self.skipTest("no immutable files here")
+        if QEMU_VERSION == "7.2":
+            self.not_mapped(vm, "opening .*pc.ram.ram as QEMU does")
+            # another device than the snapshot's, so not in place
+            vm.cmd("device_add", driver="virtio-rng-pci", id="n1")
+            said = self.q("revert", "vm", "one")
+            self.assertEqual("eager", said["restore"])
+            self.assertRegex(self.q.stderr, "mapped not taken: opening ")
+        else:
+            self.q("revert", "vm", "one", "--restore", "mapped")
 
 
 class OfFile(Case):
