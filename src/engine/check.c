@@ -15,6 +15,7 @@
 #include "hostinfo.h"
 #include "inplace.h"
 #include "journal.h"
+#include "lock.h"
 #include "modes.h"
 #include "nvdimm.h"
 #include "plugged.h"
@@ -27,6 +28,9 @@
 #include "start.h"
 #include "thaw.h"
 #include "tsc_fix.h"
+
+/* Operations follow each other that fast at most in a loop. */
+#define TRIES 5
 
 void problem(struct report_obj *o, const char *code, const char *message,
              const char *hint)
@@ -309,6 +313,46 @@ static int check_all(struct report_obj *o, struct session *s,
     return check_live(o, s, options, err);
 }
 
+static int look(struct session *s, const struct qstill_check_options *options,
+                struct report_obj **out, struct qstill_error *err)
+{
+    struct report_obj *o = calloc(1, sizeof(*o));
+
+    *out = NULL;
+    if (!o)
+        return err_nomem(err);
+    if (session_reload(s, err) < 0 || check_all(o, s, options, err) < 0)
+        qstill_check_report_free(&o->report);
+    else
+        *out = o;
+    return err->code;
+}
+
+/* What another qstill is at work on may look damaged. */
+static int look_in_peace(struct session *s,
+                         const struct qstill_check_options *options,
+                         struct report_obj **out, struct qstill_error *err)
+{
+    struct lock_look before, after;
+
+    for (int tries = 0;; tries++) {
+        lock_look(s->vmfd, &before);
+        if (look(s, options, out, err) == 0 &&
+            (*out)->report.problem_count == 0)
+            return 0;
+        lock_look(s->vmfd, &after);
+        if (lock_was_free(&before, &after))
+            return err->code;
+        if (*out)
+            qstill_check_report_free(&(*out)->report);
+        *out = NULL;
+        err_clear(err);
+        session_disconnect(s);
+        if (tries == TRIES || lock_was_one(&before, &after))
+            return lock_say_busy(s->vmfd, err);
+    }
+}
+
 QSTILL_PUBLIC int qstill_check(struct qstill_store *store, const char *vm,
                                const struct qstill_check_options *options,
                                struct qstill_check_report **out,
@@ -316,25 +360,21 @@ QSTILL_PUBLIC int qstill_check(struct qstill_store *store, const char *vm,
 {
     struct qstill_error scratch, *err = err_door(caller_err, &scratch);
     struct qstill_check_options want;
-    struct report_obj *o;
+    struct report_obj *o = NULL;
     struct session s;
 
     if (options_take(&want, sizeof(want), options, "check", err) < 0 ||
         session_open(&s, store, vm, NULL, err) < 0)
         return err->code;
-    o = calloc(1, sizeof(*o));
-    if (!o) {
-        err_nomem(err);
-    } else if (check_all(o, &s, &want, err) < 0) {
-        qstill_check_report_free(&o->report);
-    } else {
-        o->report.ok = o->report.problem_count == 0;
-        o->report.problems = o->problems;
-        o->report.modes = o->modes;
-        *out = &o->report;
-    }
+    look_in_peace(&s, &want, &o, err);
     session_close(&s);
-    return err->code;
+    if (err->code < 0)
+        return err->code;
+    o->report.ok = o->report.problem_count == 0;
+    o->report.problems = o->problems;
+    o->report.modes = o->modes;
+    *out = &o->report;
+    return 0;
 }
 
 QSTILL_PUBLIC void qstill_check_report_free(struct qstill_check_report *report)

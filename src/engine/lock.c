@@ -287,3 +287,50 @@ int lock_holder(int vmdirfd, struct lock_info *out, struct qstill_error *err)
     *out = info;
     return 0;
 }
+
+/* Whoever takes it, or lets it go, writes to it. */
+void lock_look(int vmdirfd, struct lock_look *out)
+{
+    CLEANUP(closep) int fd = -1;
+    struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    struct qstill_error ignored = {0};
+    struct stat st;
+
+    *out = (struct lock_look){0};
+    if (file_openat(vmdirfd, LOCK_NAME, O_RDONLY, 0, &fd, &ignored) < 0 ||
+        fcntl(fd, F_OFD_GETLK, &fl) < 0 || fstat(fd, &st) < 0)
+        return;
+    out->held = fl.l_type != F_UNLCK;
+    out->ino = st.st_ino;
+    out->changed = st.st_mtim;
+}
+
+static bool is_unwritten(const struct lock_look *before,
+                         const struct lock_look *after)
+{
+    return before->ino == after->ino &&
+           before->changed.tv_sec == after->changed.tv_sec &&
+           before->changed.tv_nsec == after->changed.tv_nsec;
+}
+
+bool lock_was_free(const struct lock_look *before,
+                   const struct lock_look *after)
+{
+    return !before->held && !after->held && is_unwritten(before, after);
+}
+
+bool lock_was_one(const struct lock_look *before, const struct lock_look *after)
+{
+    return before->held && after->held && is_unwritten(before, after);
+}
+
+int lock_say_busy(int vmdirfd, struct qstill_error *err)
+{
+    CLEANUP(closep) int fd = -1;
+    struct hostinfo host = {0};
+
+    if (hostinfo_read_names(&host, err) < 0 ||
+        file_openat(vmdirfd, LOCK_NAME, O_RDONLY, 0, &fd, err) < 0)
+        return err->code;
+    return busy(fd, &host, err);
+}

@@ -41,4 +41,20 @@ void lock_release(int *lockfd);
 /* Who holds the lock now; changes nothing, needs no write access. */
 int lock_holder(int vmdirfd, struct lock_info *out, struct qstill_error *err);
 
+/* For who reads without the lock: whether an operation was at work between two
+ * looks, which the first did not precede and the second did not follow. */
+struct lock_look {
+    bool held;
+    ino_t ino; /* 0: nobody has ever held it */
+    struct timespec changed;
+};
+void lock_look(int vmdirfd, struct lock_look *out);
+bool lock_was_free(const struct lock_look *before,
+                   const struct lock_look *after);
+/* It is the same operation all the time. */
+bool lock_was_one(const struct lock_look *before,
+                  const struct lock_look *after);
+/* BUSY, which names the holder, as lock_take() would say it. */
+int lock_say_busy(int vmdirfd, struct qstill_error *err);
+
 #endif

@@ -8,9 +8,13 @@
 #include "bases.h"
 #include "job.h"
 #include "layer_file.h"
+#include "lock.h"
 #include "name.h"
 #include "preflight.h"
 #include "session.h"
+
+/* Operations follow each other that fast at most in a loop. */
+#define TRIES 10
 
 struct ver {
     struct qstill_store *store;
@@ -23,16 +27,12 @@ struct ver {
     struct verify *verify;
 };
 
-static int disks_enter(void *ctx, struct qstill_error *err)
+static int look(struct ver *v, struct qstill_error *err)
 {
-    struct ver *v = ctx;
     struct manifest *m = NULL;
     CLEANUP(closep) int fd = -1, memfd = -1;
     struct verify_options o = {0};
 
-    if (session_open(&v->s, v->store, v->vm, NULL, err) < 0)
-        return err->code;
-    v->session_open = true;
     if (tree_resolve(&v->s.tree, v->snap, &m, err) < 0 ||
         manifest_check_sum(v->s.snapsfd, m, err) < 0)
         return err->code;
@@ -59,6 +59,33 @@ static int disks_enter(void *ctx, struct qstill_error *err)
     }
     o.dirfd = memfd;
     return verify_open(&v->verify, &o, err);
+}
+
+/* Another qstill may be at work on the layers, and what was read before it
+ * began is not what they are now. */
+static int disks_enter(void *ctx, struct qstill_error *err)
+{
+    struct ver *v = ctx;
+    struct lock_look before, after;
+
+    if (session_open(&v->s, v->store, v->vm, NULL, err) < 0)
+        return err->code;
+    v->session_open = true;
+    look(v, err);
+    for (int tries = 0; err->code == QSTILL_E_CORRUPT && tries < TRIES;
+         tries++) {
+        err_clear(err);
+        lock_look(v->s.vmfd, &before);
+        if (session_reload(&v->s, err) == 0)
+            look(v, err);
+        lock_look(v->s.vmfd, &after);
+        if (err->code != QSTILL_E_CORRUPT || lock_was_free(&before, &after))
+            return err->code;
+        if (lock_was_one(&before, &after))
+            return lock_say_busy(v->s.vmfd, err);
+    }
+    return err->code == QSTILL_E_CORRUPT ? lock_say_busy(v->s.vmfd, err)
+                                         : err->code;
 }
 
 static int memory_step(void *ctx, bool *done, struct qstill_error *err)

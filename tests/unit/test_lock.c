@@ -325,6 +325,38 @@ static void nobody_holds_a_lock_that_was_never_made(void **state)
     assert_int_equal(f->err.code, 0);
 }
 
+static void two_looks_tell_whether_an_operation_was_at_work(void **state)
+{
+    struct fixture *f = *state;
+    struct lock_look before, after;
+    const struct timespec old[2] = {{.tv_sec = 1}, {.tv_sec = 1}};
+    int fd = -1;
+
+    lock_look(f->dirfd, &before);
+    lock_look(f->dirfd, &after);
+    assert_true(lock_was_free(&before, &after));
+    assert_int_equal(lock_take(f->dirfd, "create", &fd, &f->err), 0);
+    lock_look(f->dirfd, &after);
+    assert_false(lock_was_free(&before, &after));
+    assert_false(lock_was_one(&before, &after));
+    lock_look(f->dirfd, &before);
+    assert_true(lock_was_one(&before, &after));
+    assert_int_equal(lock_say_busy(f->dirfd, &f->err), QSTILL_E_BUSY);
+    assert_non_null(strstr(f->err.message, "qstill create"));
+    lock_release(&fd);
+
+    assert_int_equal(utimensat(f->dirfd, "lock", old, 0), 0);
+    lock_look(f->dirfd, &before);
+    assert_false(before.held);
+    assert_int_equal(lock_take(f->dirfd, "delete", &fd, &f->err), 0);
+    lock_release(&fd);
+    lock_look(f->dirfd, &after);
+    assert_false(after.held);
+    assert_false(lock_was_free(&before, &after)); /* one came and went */
+    lock_look(f->dirfd, &before);
+    assert_true(lock_was_free(&before, &after));
+}
+
 int main(void)
 {
 #define T(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -340,6 +372,7 @@ int main(void)
         T(a_lock_needs_no_room_for_its_line),
         T(a_symbolic_link_is_not_followed),
         T(nobody_holds_a_lock_that_was_never_made),
+        T(two_looks_tell_whether_an_operation_was_at_work),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
