@@ -479,9 +479,17 @@ int qstill_undo(struct qstill_store *store, const char *vm,
 int qstill_recover(struct qstill_store *store, const char *vm, bool dry_run,
                    struct qstill_job **out, struct qstill_error *err);
 
+/* Layers that were written to after they were frozen, or replaced, which
+ * create, revert, delete, undo and merges refuse or leave alone (CORRUPT), are
+ * taken as they are from now on: what they show is what a revert brings back.
+ * Those of snapshots, of deleted ones and of the trash alike; the job's text
+ * names each. CORRUPT, and nothing is done, when one cannot be read. */
+int qstill_accept(struct qstill_store *store, const char *vm, bool dry_run,
+                  struct qstill_job **out, struct qstill_error *err);
+
 /* Checks a snapshot's files: sums of the memory, images' metadata and
  * identity, the latter also of what they stand on. CORRUPT names the first
- * damage. */
+ * damage; BUSY when that may be what another operation is at work on. */
 int qstill_verify(struct qstill_store *store, const char *vm, const char *snap,
                   struct qstill_job **out, struct qstill_error *err);
 

@@ -121,10 +121,8 @@ static void check_unnamed(struct report_obj *o, struct session *s)
             problem_of(o, "layer-changed", &e);
     for (size_t i = 0; i < s->rec.trash_count; i++)
         for (size_t k = 0; k < s->rec.trash[i].layer_count; k++)
-            if (layer_check_trash(s, &s->rec.trash[i].layers[k], &e) < 0) {
-                err_hint(&e, "bring the original file back");
+            if (layer_check_trash(s, &s->rec.trash[i].layers[k], &e) < 0)
                 problem_of(o, "layer-changed", &e);
-            }
 }
 
 int check_shared(struct report_obj *o, struct session *s,

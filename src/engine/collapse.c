@@ -190,7 +190,7 @@ static void tell_stuck(struct collapse *c, const struct step *st,
     else if (c->changed)
         store_note(c->s->store,
                    "%s is not merged: %s; bring the original file back, then "
-                   "run qstill recover %s",
+                   "run qstill recover %s (with --force it is taken as it is)",
                    st->first->path, why->message, c->s->vm);
     else
         store_note(c->s->store,

@@ -242,7 +242,7 @@ static int take(struct foresight *f, const struct step *st,
         check_use(f, l, err) < 0)
         return refuse(f, l, err);
     if (!step_is_cheap(st) && collapse_check(&f->c, st, err) < 0)
-        return err_hint(err, "bring the original file back");
+        return err->code;
     if (f->c.text) {
         struct price p = price_of(&f->c, st);
 

@@ -80,15 +80,14 @@ static int check_layers(struct del *c, struct qstill_error *err)
 
         for (size_t k = 0; delete_merges(c, m) && k < m->disk_count; k++)
             if (layer_check(&m->disks[k], err) < 0) {
-                err_wrap(err, "snapshot %s", m->name);
-                return err_hint(err, "bring the original file back");
+                return err_wrap(err, "snapshot %s", m->name);
             } else if (ready_beside(&seen, m->disks[k].path, err) < 0) {
                 return err->code;
             }
     }
     for (size_t i = 0; i < c->s.rec.hidden_count; i++)
         if (layer_check_hidden(&c->s, &c->s.rec.hidden[i], err) < 0)
-            return err_hint(err, "bring the original file back");
+            return err->code;
     return 0;
 }
 

@@ -171,8 +171,8 @@ int layer_check(const struct manifest_disk *d, struct qstill_error *err)
     if (change != SAME) {
         r = err_set(err, QSTILL_E_CORRUPT, "disk %s: %s %s", d->name, d->path,
                     what[change]);
-        err_hint(err, "bring the original file back; --force takes it as it "
-                      "is");
+        err_hint(err, "bring the original file back, or take it as it is: "
+                      "qstill recover --force");
     } else if (r == QSTILL_E_NOT_FOUND) {
         err_set(err, QSTILL_E_NOT_FOUND,
                 "disk %s: the frozen layer %s is "

@@ -77,6 +77,17 @@ static int check_ancestors(struct session *s, const struct manifest *m,
     return 0;
 }
 
+static int check_unnamed_below(struct session *s, const struct layers *all,
+                               const char *path, struct qstill_error *err)
+{
+    const struct layer *l = layers_find(all, path);
+
+    for (size_t left = all->count; l && left; left--, l = l->below)
+        if ((l->hidden || l->trash) && layer_check_unnamed(s, l->path, err) < 0)
+            return err->code;
+    return 0;
+}
+
 /* And those of deleted ones, as long as they are not merged or undo may bring
  * them back. */
 static int check_hidden(struct session *s, const struct manifest *m, bool force,
@@ -88,14 +99,9 @@ static int check_hidden(struct session *s, const struct manifest *m, bool force,
         return 0;
     if (layers_load(s, &all, err) < 0)
         return err->code;
-    for (size_t i = 0; i < m->disk_count; i++) {
-        const struct layer *l = layers_find(&all, m->disks[i].path);
-
-        for (size_t left = all.count; l && left; left--, l = l->below)
-            if ((l->hidden || l->trash) &&
-                layer_check_unnamed(s, l->path, err) < 0)
-                return err_wrap(err, "below it");
-    }
+    for (size_t i = 0; i < m->disk_count; i++)
+        if (check_unnamed_below(s, &all, m->disks[i].path, err) < 0)
+            return err_wrap(err, "below it");
     return 0;
 }
 
@@ -107,14 +113,32 @@ int preflight_ancestry(struct session *s, const struct manifest *m,
     return check_hidden(s, m, false, err);
 }
 
+/* The same of what the heads stand on: no snapshot need be listed, or a
+ * deleted one lies between them and the current one. */
+static int check_below_heads(struct session *s, struct qstill_error *err)
+{
+    CLEANUP(layers_fini) struct layers all = {0};
+
+    if (s->rec.hidden_count == 0 && s->rec.trash_count == 0)
+        return 0;
+    if (layers_load(s, &all, err) < 0)
+        return err->code;
+    for (size_t i = 0; i < s->rec.disk_count; i++)
+        if (check_unnamed_below(s, &all, s->rec.disks[i].head_path, err) < 0)
+            return err->code;
+    return 0;
+}
+
 static int check_below(struct session *s, const struct manifest *m,
                        struct qstill_error *err)
 {
+    if (check_below_heads(s, err) < 0 || !m)
+        return err->code;
     for (size_t i = 0; i < m->disk_count; i++)
         if (vmrecord_disk(&s->rec, m->disks[i].name) &&
             layer_check(&m->disks[i], err) < 0)
             return err_wrap(err, "snapshot %s", m->name);
-    return preflight_ancestry(s, m, err);
+    return check_ancestors(s, m, false, err);
 }
 
 int preflight_below(struct session *s, struct qstill_error *err)
@@ -122,10 +146,9 @@ int preflight_below(struct session *s, struct qstill_error *err)
     const struct manifest *m =
         s->rec.current ? tree_find(&s->tree, s->rec.current) : NULL;
 
-    if (!m || check_below(s, m, err) == 0)
-        return 0;
-    return err_hint(err, "bring the original file back: a new snapshot would "
-                         "stand on it");
+    return check_below(s, m, err) < 0
+               ? err_wrap(err, "a new snapshot would stand on it")
+               : 0;
 }
 
 int preflight_foundation(struct session *s, const struct manifest *m,

@@ -267,7 +267,7 @@ int trash_check(const struct session *s, const struct vm_trash *t,
 {
     for (size_t i = 0; i < t->layer_count; i++)
         if (layer_check_trash(s, &t->layers[i], err) < 0)
-            return err_hint(err, "bring the original file back");
+            return err->code;
     return 0;
 }
 

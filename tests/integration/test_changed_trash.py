@@ -14,6 +14,8 @@ from lib.case import Case
 from lib.tiny import PART, content
 
 FOREIGN = 0x66
+HINT = ("bring the original file back, or take it as it is: "
+        "qstill recover --force")
 
 
 class Changed(Case):
@@ -109,11 +111,35 @@ class Trash(Changed):
         self.assertIn(b, self.told())
         failure = self.q.fails("corrupt", "kept for undo.*written to after",
                                "undo", "vm")
-        self.assertEqual("bring the original file back", failure.hint)
+        self.assertEqual(HINT, failure.hint)
         bring_back()
         self.q("undo", "vm")
         self.all_is_well(a=[1], b=[1, 2])
         self.assertEqual(["a", "b"], self.q.names("vm"))
+
+    def test_that_no_listed_snapshot_stands_on(self):
+        """With none listed, or the deleted one above the current one."""
+        self.snapshot("a", 0)
+        self.snapshot("b", 1)
+        for gone, left in (("b", ["a"]), ("a", [])):
+            with self.subTest(gone=gone):
+                if self.vm.state() != "off":
+                    self.vm.quit()
+                layer = self.layer(gone)
+                self.q("delete", "vm", gone, "--keep-trash", "9")
+                bring_back = self.change(layer)
+                self.assertIn(layer, self.told())
+                for more in (("--dry-run",), ()):
+                    with self.nothing_changes(self.vm):
+                        self.q.fails("corrupt", "would stand on it.*%s was "
+                                     "written to after" % layer,
+                                     "create", "vm", "c", *more)
+                bring_back()
+                self.assertEqual(left, self.q.names("vm"))
+        self.q("create", "vm", "c")
+        self.q("undo", "vm")
+        self.q("undo", "vm")
+        self.all_is_well(a=[1], b=[1, 2], c=[1, 2])
 
     def test_changed_when_the_undo_is_on_its_way(self):
         """The undo that goes on after a crash lists it as it was."""
@@ -306,7 +332,7 @@ class Merged(Changed):
                 failure = self.q.fails(
                     "corrupt", "snapshot b.*written to after",
                     "delete", "vm", "c", *more)
-            self.assertEqual("bring the original file back", failure.hint)
+            self.assertEqual(HINT, failure.hint)
         os.utime(b, ns=(st.st_atime_ns, st.st_mtime_ns))
         self.q("delete", "vm", "c")
         self.assertEqual([], self.hidden())
@@ -395,3 +421,94 @@ class Merged(Changed):
         bring_back()
         self.q("recover", "vm")
         self.all_is_well(z=[1], b=[1, 2, 3])
+
+
+class Accepted(Changed):
+    """recover --force takes what somebody else made of a layer as it is: for
+    good, and what was in the way goes on."""
+
+    def accepts(self, *paths):
+        argv = ("recover", "vm", "--force")
+        with self.nothing_changes(self.vm):
+            said = self.q(*argv, "--dry-run")["accepted"]
+        self.assertEqual(len(paths), len(said), said)
+        said = self.q(*argv)["accepted"]
+        for path in paths:
+            self.assertEqual(1, sum("%s is taken as it is" % path in line
+                                    for line in said), said)
+        self.assertEqual([], self.q(*argv)["accepted"])
+        self.assertEqual([], self.q.check("vm")["problems"])
+
+    def three(self):
+        self.snapshot("a", 0)
+        self.snapshot("b", 1)
+        self.snapshot("c", 2)
+        self.vm.quit()
+
+    def seen(self, **parts):
+        for name, want in parts.items():
+            self.assertEqual(want, self.see(name))
+            self.q("verify", "vm", name)
+
+    def test_of_the_trash(self):
+        self.three()
+        b = self.layer("b")
+        self.q("delete", "vm", "b", "--keep-trash", "9")
+        self.change(b)
+        self.q.fails("corrupt", "", "create", "vm", "d")
+        failure = self.q.fails("corrupt", "", "undo", "vm")
+        self.assertIn("qstill recover --force", failure.hint)
+        self.accepts(b)
+        self.q("create", "vm", "d")
+        self.q("undo", "vm")
+        changed = [1, 2] + [0] * 5 + [FOREIGN]
+        self.seen(a=[1] + [0] * 7, b=changed,
+                  c=[1, 2, 3] + [0] * 4 + [FOREIGN])
+        self.q("revert", "vm", "b")
+        self.assertEqual(changed, content(self.head_paths(self.vm)[0],
+                                          "qcow2"))
+
+    def test_of_the_trash_lets_the_vm_be_detached(self):
+        self.three()
+        b = self.layer("b")
+        self.q("delete", "vm", "b", "--keep-trash", "5")
+        self.change(b)
+        self.q("delete", "vm", "c")
+        self.q("delete", "vm", "a")
+        self.q.fails("precondition", "to be merged", "detach", "vm")
+        self.accepts(b)
+        self.assertEqual([], self.hidden())
+        disks = [d.path for d in self.vm.disks]
+        self.assertEqual(disks, self.head_paths(self.vm))
+        self.assertEqual([1, 2, 3] + [0] * 4 + [FOREIGN],
+                         content(disks[0], "qcow2"))
+        self.q("detach", "vm")
+
+    def test_of_a_listed_one_while_the_vm_runs(self):
+        self.snapshot("a", 0)
+        self.snapshot("b", 1)
+        a = self.layer("a")
+        self.unprotect(a)
+        os.utime(a, (1, 1))
+        self.q.fails("corrupt", "written to after", "create", "vm", "c")
+        self.accepts(a)
+        self.q("create", "vm", "c")
+        self.seen(a=[1] + [0] * 7, b=[1, 2] + [0] * 6)
+        self.q("delete", "vm", "a")
+        self.seen(b=[1, 2] + [0] * 6)
+
+    def test_one_that_no_image_is_left_of_is_not(self):
+        self.three()
+        a, b = self.layer("a"), self.layer("b")
+        self.change(a)
+        bring_back = self.change(b)
+        os.truncate(b, 3)
+        with self.nothing_changes(self.vm):
+            self.q.fails("corrupt", "snapshot b.*%s" % b, "recover", "vm",
+                         "--force")
+        self.assertIn(a, self.told())
+        bring_back()
+        self.accepts(a)
+
+    def test_a_vm_must_be_named(self):
+        self.q.fails("usage", "name of the VM", "recover", "--force")
