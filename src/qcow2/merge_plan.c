@@ -213,8 +213,10 @@ static int plan_rewrite(struct merge_group *g, struct qstill_error *err)
         .join = &g->join,
         .overwrite = may_overwrite(g),
     };
-    if (g->rw.has_backing)
+    if (g->rw.has_backing) {
         g->rw.backing_size = group_layer(g, g->last + 1)->size;
+        g->rw.backing_unknown = image_is_foreign(group_layer(g, g->last + 1));
+    }
     return rewrite_plan(&g->rw, err);
 }
 

@@ -413,7 +413,8 @@ static bool must_hide_end(const struct rewrite *rw)
     if (!rw->top)
         return true;
     return below < c->n && c->layers[below]->size > rw->size &&
-           !(rw->has_backing && rw->backing_size > rw->size);
+           !(rw->has_backing && rw->backing_size > rw->size &&
+             !rw->backing_unknown);
 }
 
 /* Compressed clusters of which a move takes no more than a part: one behind the

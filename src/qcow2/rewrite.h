@@ -76,6 +76,7 @@ struct rewrite {
     uint64_t size;              /* new virtual size */
     bool has_backing;           /* of the result */
     uint64_t backing_size;
+    bool backing_unknown;           /* it has at most that size */
     const struct bitmap_join *join; /* its bitmaps; NULL: as they are */
     bool overwrite;                 /* clusters that only it refers to */
 

@@ -6,6 +6,7 @@ what falls through to it still does, and zeros above it stay zeros."""
 import json
 import os
 import random
+import shutil
 import unittest
 
 import qtools
@@ -119,6 +120,33 @@ class Foreign(qtools.Scratch, unittest.TestCase):
         done = self.rounds(range(200, 240), (8 * MIB,),
                            (4 * KIB, 64 * KIB, 256 * KIB))
         self.assertGreater(done, 5)
+
+    def grown(self, name):
+        """What it shows once it is larger."""
+        shutil.copy(self.path(name), self.path("copy"))
+        qtools.must("qemu-img", "resize", "-q", "-f", "qcow2",
+                    self.path("copy"), str(8 * MIB))
+        return self.guest("copy")
+
+    def test_what_is_behind_the_end_does_not_come_back(self):
+        """QEMU writes zeros where it grows above a longer image, and not above
+        a shorter one; how long this one is we do not know."""
+        for fmt in BASES + ("raw",):
+            for size in (4 * MIB, 8 * MIB):
+                with self.subTest(fmt=fmt, size=size):
+                    self.clear()
+                    self.base(fmt, size)
+                    self.create("a", "base", fmt, 8 * MIB, 64 * KIB)
+                    self.create("top", "a", "qcow2", 8 * MIB, 64 * KIB)
+                    qtools.must("qemu-io", "-f", "qcow2", "-c",
+                                "write -q -P 3 5M 64k", self.path("top"))
+                    qtools.must("qemu-img", "resize", "-q", "--shrink", "-f",
+                                "qcow2", self.path("top"), str(5 * MIB + 512))
+                    want, larger = self.guest("top"), self.grown("top")
+                    said = self.merge("up", "a")
+                    self.assertEqual(0, said.rc, str(said))
+                    self.is_whole({"top": want})
+                    self.assertEqual(larger, self.grown("top"))
 
     @unittest.skipIf(qtools.missing("strace"), "strace is not installed")
     def test_killed_it_is_ended_by_the_next_one(self):
