@@ -6,6 +6,7 @@
  * late as there is a way back. Their own times would not tell: an image that is
  * there already can be given another backing file.
  */
+#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -63,18 +64,19 @@ static bool is_layer(const struct chain *c, const struct stat *st)
     return false;
 }
 
-/* On one that stays: as after an earlier try, in which it has taken in what it
- * read from those that go. */
+/* On one that stays, of whatever format: as after an earlier try, in which it
+ * has taken in what it read from those that go. */
 static bool stands_on_chain(const struct merge *m, const char *path)
 {
-    CLEANUP(image_closep) struct image *img = NULL;
+    CLEANUP(qcow2_info_fini) struct qcow2_info info = {0};
     CLEANUP(freep) char *backing = NULL;
     struct qstill_error ignored = {0};
-    enum qcow2_format format;
     struct stat st;
 
-    return image_open(&img, m->io, path, QCOW2_FORMAT_QCOW2, &ignored) == 0 &&
-           chain_backing_of(img, &backing, &format, &ignored) == 0 && backing &&
+    return qcow2_info_read(m->io, AT_FDCWD, path, QCOW2_FORMAT_QCOW2, &info,
+                           &ignored) == 0 &&
+           info.header.has_backing &&
+           chain_resolve(path, info.header.backing, &backing, &ignored) == 0 &&
            stat(backing, &st) == 0 && is_layer(m->chain, &st);
 }
 

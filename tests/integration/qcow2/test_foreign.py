@@ -77,7 +77,8 @@ class Foreign(qtools.Scratch, unittest.TestCase):
 
     def clear(self):
         for name in os.listdir(self.dir):
-            os.unlink(self.path(name))
+            if name != "y":
+                os.unlink(self.path(name))
 
     def rounds(self, seeds, sizes, clusters):
         done = 0
@@ -178,6 +179,42 @@ class Foreign(qtools.Scratch, unittest.TestCase):
                     self.assertEqual(["base", "side", "top"],
                                      sorted(os.listdir(self.dir)))
         self.assertGreater(died, 8)
+
+    @unittest.skipIf(qtools.missing("strace"), "strace is not installed")
+    def test_an_overlay_elsewhere_is_named_again(self):
+        """It stands on that image by then."""
+        os.mkdir(self.path("y"))
+        stood = 0
+        for fmt in BASES:
+            for n in range(1, 9):
+                self.clear()
+                self.base(fmt)
+                want = self.chain(random.Random(fmt), [8 * MIB] * 3,
+                                  [64 * KIB] * 3)
+                os.rename(self.path("side"), self.path("y/side"))
+                qtools.must("qemu-img", "rebase", "-u", "-b", "../b", "-F",
+                            "qcow2", self.path("y/side"))
+                want["y/side"] = want.pop("side")
+                argv = ("merge", self.path("top"), "--drop", self.path("a"),
+                        "--drop", self.path("b"), "--child",
+                        self.path("y/side"))
+                with self.subTest(fmt=fmt, n=n):
+                    p = qtools.run(
+                        "strace", "-f", "-qq", "-o", "/dev/null", "-e",
+                        "trace=fdatasync,fsync", "-e",
+                        "inject=fdatasync,fsync:signal=KILL:when=%d" % n,
+                        qtools.QSTILL, "image", *argv)
+                    gone = not os.path.exists(self.path("b"))
+                    stood += not gone and self.below("y/side")[0] == "base"
+                    if p.rc != 0:
+                        again = qtools.image(*argv)
+                        # 4: nothing is left to go
+                        self.assertIn(again.rc, (0, 4) if gone else (0,),
+                                      str(again))
+                    self.is_whole(want)
+                    self.assertEqual(["base", "top", "y"],
+                                     sorted(os.listdir(self.dir)))
+        self.assertGreater(stood, 3)
 
     def test_it_is_neither_read_nor_merged(self):
         for fmt in BASES:
