@@ -111,6 +111,52 @@ static int reserve_holes(struct merge_group *g, struct qstill_error *err)
     return 0;
 }
 
+struct range {
+    uint64_t from, to;
+};
+
+/* Room for the range, when the next one does not go on with it. */
+static int reserve_until(struct merge_group *g, struct range *r, uint64_t from,
+                         uint64_t to, struct qstill_error *err)
+{
+    struct image *t = g->target;
+    struct range done = *r;
+
+    if (r->to == from) {
+        r->to = to;
+        return 0;
+    }
+    *r = (struct range){from, to};
+    return io_reserve(t->io, t->wfd, done.from, done.to - done.from, t->path,
+                      err);
+}
+
+/* What is copied beside blocks that are shared, and the tables behind. */
+static int reserve_copies(struct merge_group *g, struct qstill_error *err)
+{
+    const struct moves *moves = &g->rw.moves;
+    struct share_ask ask = sharing_ask(&g->sharing, &g->view);
+    struct range r = {0, 0};
+    uint64_t tables = g->rw.old_end;
+
+    for (size_t i = 0; i < moves->n; i++) {
+        const struct move *mv = &moves->v[i];
+
+        tables = max_u64(tables, mv->dst + mv->len);
+        for (uint64_t at = 0, n; at < mv->len; at += n) {
+            n = share_ahead(&ask, mv, at, SIZE_MAX);
+            if (n > 0)
+                continue;
+            n = share_distance(&ask, mv, at, mv->len);
+            if (reserve_until(g, &r, mv->dst + at, mv->dst + at + n, err) < 0)
+                return err->code;
+        }
+    }
+    return reserve_until(g, &r, tables, max_u64(tables, g->rw.end), err) < 0
+               ? err->code
+               : reserve_until(g, &r, UINT64_MAX, UINT64_MAX, err);
+}
+
 /* Room for all of it now: no disk that is full half way through. Blocks that
  * are shared need none. */
 static int reserve(struct merge_group *g, struct qstill_error *err)
@@ -127,11 +173,15 @@ static int reserve(struct merge_group *g, struct qstill_error *err)
     }
     if (!rw->tables)
         return 0;
-    if (!mover_can_share(g->mover) &&
-        (reserve_holes(g, err) < 0 ||
-         io_reserve(t->io, t->wfd, rw->old_end, rw->end - rw->old_end, t->path,
-                    err) < 0))
+    if (g->shared > 0) {
+        if (reserve_copies(g, err) < 0)
+            return err->code;
+    } else if (!mover_can_share(g->mover) && /* it may, and not say so before */
+               (reserve_holes(g, err) < 0 ||
+                io_reserve(t->io, t->wfd, rw->old_end, rw->end - rw->old_end,
+                           t->path, err) < 0)) {
         return err->code;
+    }
     return io_truncate(t->io, t->wfd, rw->end, t->path, err);
 }
 

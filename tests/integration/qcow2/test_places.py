@@ -289,6 +289,58 @@ class Reflinks(unittest.TestCase):
                 self.assertEqual(m.merged(), [])
                 self.assertLess(wrote, 6 * MIB, "data was copied: %s" % r)
 
+    def room_for_what_is_copied(self, mount):
+        """A layer on another filesystem: that its data has no room here is seen
+        before any is moved; what is shared needs none."""
+        for first in (True, False):
+            with self.subTest(first=first):
+                self.room_for_a_copy(mount, *((0, 64) if first else (32, 0)))
+
+    def room_for_a_copy(self, mount, copied, shared):
+        home = qtools.scratch()
+        self.addCleanup(shutil.rmtree, home, True)
+        paths = [os.path.join(home, "base"), os.path.join(mount, "mid"),
+                 os.path.join(mount, "top")]
+        for i, (path, at) in enumerate(zip(paths, (copied, shared, 96))):
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2",
+                        *(["-b", paths[i - 1], "-F", "qcow2"] if i else []),
+                        path, "128M")
+            qtools.must("qemu-io", "-f", "qcow2", "-c", "write -q -P %d %dM %dM"
+                        % (i + 1, at, 16 if i else 64), path)
+        full, more = (os.path.join(mount, n) for n in ("full", "more"))
+        os.sync()
+        st = os.statvfs(mount)
+        for path, size in ((more, 48 * MIB), (full, st.f_bavail * st.f_frsize -
+                                              72 * MIB)):
+            with open(path, "wb") as f:
+                os.posix_fallocate(f.fileno(), 0, size)
+        m = qmerge.Merge(home, [File(p) for p in paths], paths, paths[:2])
+        before = [qtools.file_hash(p) for p in paths]
+        for direction in ("up", "new"):
+            r = m.run(direction)
+            self.assertEqual(r.rc, 7, str(r))
+            self.assertRegex(r.err, "cannot reserve [67].{7} bytes")
+            self.assertEqual(before, [qtools.file_hash(p) for p in paths])
+            self.assertEqual(["full", "mid", "more", "top"],
+                             sorted(os.listdir(mount)))
+        os.unlink(more)
+        os.sync() # btrfs gives blocks back with its next transaction
+        r = m.run("up")
+        self.assertEqual(r.rc, 0, str(r))
+        self.assertEqual(m.merged(), [])
+        os.unlink(full)
+        os.unlink(paths[2])
+        self.assertEqual((64 * MIB, 16 * MIB), (r.json()["bytesMoved"],
+                                                r.json()["bytesShared"]))
+
+    def test_room_for_what_is_copied_on_xfs(self):
+        self.room_for_what_is_copied(
+            self.mounted("xfs", "mkfs.xfs", "-q", "-m", "reflink=1")[0])
+
+    def test_room_for_what_is_copied_on_btrfs(self):
+        self.room_for_what_is_copied(
+            self.mounted("btrfs", "mkfs.btrfs", "-q")[0])
+
     def test_xfs_without_reflink_copies(self):
         mount, device = self.mounted("xfs", "mkfs.xfs", "-q", "-m",
                                      "reflink=0")
