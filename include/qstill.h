@@ -425,7 +425,9 @@ struct qstill_delete_options {
                          again when all is merged: CORRUPT when it differs */
     bool force;       /* though the image that a disk was made on is another
                          than then, or was written to: CORRUPT else. Or is
-                         gone, so that nothing can be merged: NOT_FOUND else */
+                         gone, so that nothing can be merged: NOT_FOUND else.
+                         Or the layer of one is gone on which nothing stands
+                         that stays: NOT_FOUND else */
 };
 #define QSTILL_DELETE_OPTIONS_INIT                                             \
     {                                                                          \

@@ -61,6 +61,14 @@ static bool only_goes(const struct del *c, const struct layers *all,
     return true;
 }
 
+bool delete_only_goes(struct del *c, const struct layers *all,
+                      const struct manifest *m)
+{
+    const bool *needed = find_needed(c, all);
+
+    return needed && only_goes(c, all, needed, m);
+}
+
 static bool any_stays(const struct del *c)
 {
     for (size_t i = 0; i < c->s.tree.count; i++)

@@ -42,6 +42,9 @@ struct layers;
 /* A merge gives the layers of doomed ones and of their children another
  * identity: whatever was done to them behind our back would look right then. */
 bool delete_merges(const struct del *c, const struct manifest *m);
+/* It is doomed, and so is all that stands on it: its files are not merged. */
+bool delete_only_goes(struct del *c, const struct layers *all,
+                      const struct manifest *m);
 /* CORRUPT, NOT_FOUND: below a layer that must be merged there is another image
  * than then, or none; not when it is forced. PRECONDITION: another than QEMU
  * has open. */

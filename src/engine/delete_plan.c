@@ -68,7 +68,23 @@ static void describe(struct del *c, const struct layers *all)
     }
 }
 
-static int check_layers(struct del *c, struct qstill_error *err)
+/* A file that is gone for good takes nothing with it when nothing that stays
+ * stands on it; but its folder may only be away for now. */
+static int weigh_layer(struct del *c, const struct layers *all,
+                       const struct manifest *m, struct qstill_error *err)
+{
+    err_wrap(err, "snapshot %s", m->name);
+    if (err->code != QSTILL_E_NOT_FOUND || !delete_only_goes(c, all, m))
+        return err->code;
+    if (!c->o.force)
+        return err_hint(err, "bring the file back from a backup; --force "
+                             "deletes the snapshot without it");
+    store_note(c->store, "%s", err->message);
+    return err_clear(err);
+}
+
+static int check_layers(struct del *c, const struct layers *all,
+                        struct qstill_error *err)
 {
     struct ready_seen seen = {0};
 
@@ -80,7 +96,8 @@ static int check_layers(struct del *c, struct qstill_error *err)
 
         for (size_t k = 0; delete_merges(c, m) && k < m->disk_count; k++)
             if (layer_check(&m->disks[k], err) < 0) {
-                return err_wrap(err, "snapshot %s", m->name);
+                if (weigh_layer(c, all, m, err) < 0)
+                    return err->code;
             } else if (ready_beside(&seen, m->disks[k].path, err) < 0) {
                 return err->code;
             }
@@ -193,9 +210,8 @@ int delete_plan_enter(void *ctx, struct qstill_error *err)
          (ready_settled(&c->s, err) < 0 || ready_images(&c->s, err) < 0 ||
           session_check_heads(&c->s, err) < 0)) ||
         (!c->s.qmp && headuse_check_frozen(&c->s, err) < 0) ||
-        ready_store(&c->s, 0, err) < 0 || check_layers(c, err) < 0 ||
-        layers_load(&c->s, &all, err) < 0 ||
-        delete_check_bases(c, &all, err) < 0)
+        ready_store(&c->s, 0, err) < 0 || layers_load(&c->s, &all, err) < 0 ||
+        check_layers(c, &all, err) < 0 || delete_check_bases(c, &all, err) < 0)
         return err->code;
     describe(c, &all);
     describe_damaged(c);

@@ -503,6 +503,70 @@ class Edited(Case):
         self.assertEqual([], self.problems())
 
 
+class LayerGone(Tree):
+    """Its files are gone for good, the manifest is whole."""
+
+    def lose(self, *names):
+        self.unprotect(self.vm.dir)
+        for path in sum(map(self.layers, names), []):
+            os.rename(path, self.aside(path))
+
+    def aside(self, path):
+        return os.path.join(self.tmp, os.path.basename(path))
+
+    def refuses(self, name, *more, hint):
+        for argv in ([name], [name, "--dry-run"], *more):
+            with self.nothing_changes(self.vm):
+                failure = self.q.fails(
+                    "not-found", "the frozen layer .* is gone", "delete", "vm",
+                    *argv)
+                self.assertRegex(failure.hint, hint)
+
+    def test_a_leaf_is_given_up(self):
+        for state in ("running", "off"):
+            with self.subTest(state):
+                if state == "off":
+                    self.q("revert", "vm", "root", "--keep-trash", "0")
+                    self.snapshot("twig", 2)
+                    self.q("revert", "vm", "leaf", "--keep-trash", "0")
+                    self.head = self.heads()
+                    self.vm.quit()
+                files = self.disk_files(self.vm)
+                twig = set(self.layers("twig"))
+                self.lose("twig")
+                self.refuses("twig", hint="--force deletes")
+                self.q("delete", "vm", "twig", "--force")
+                self.assertIn("is gone", self.q.stderr)
+                self.assertEqual(files - twig, self.disk_files(self.vm))
+                self.is_whole("root", "middle", "leaf")
+                self.assertEqual([], self.q.check("vm")["problems"])
+
+    def test_what_stands_on_it_goes_too_or_it_stays(self):
+        self.q("revert", "vm", "twig", "--keep-trash", "0")
+        self.snapshot("sprout", 6)
+        self.q("revert", "vm", "leaf", "--keep-trash", "0")
+        self.head = self.heads()
+        sprout = self.layers("sprout")
+        self.lose("twig")
+        self.refuses("twig", ["twig", "--force"], hint="the file back from a backup$")
+        self.refuses("root", ["root", "--force"], hint="the file back from a backup$")
+        self.q("delete", "vm", "twig", "sprout", "--force")
+        self.assertFalse(any(map(os.path.exists, sprout)))
+        self.is_whole("root", "middle", "leaf")
+        self.q("delete", "vm", "root")
+        self.is_whole("middle", "leaf")
+
+    def test_one_that_the_head_needs_stays(self):
+        self.vm.quit()
+        self.lose("middle")
+        self.refuses("middle", ["middle", "--force"],
+                     ["root", "middle", "leaf", "--force"],
+                     hint="the file back from a backup$")
+        for path in self.layers("middle"):
+            os.rename(self.aside(path), path)
+        self.is_whole("root", "twig", "middle", "leaf")
+
+
 class Twice(Tree):
     """A manifest that was brought back has the name of another by now."""
 
