@@ -9,6 +9,7 @@
  */
 #include <string.h>
 
+#include "base/clock.h"
 #include "job.h"
 #include "layer_file.h"
 #include "name.h"
@@ -83,11 +84,27 @@ static int accept_record(struct accept *a, struct qstill_error *err)
     return 0;
 }
 
+/* Before all: what other VMs' snapshots of until now stand on is no more what
+ * the records say that it is (base_owners.h). */
+static int save_record(struct accept *a, const bool *changed,
+                       struct qstill_error *err)
+{
+    char stamp[CLOCK_STAMP_LEN];
+    bool any = a->record;
+
+    for (size_t i = 0; i < a->s.tree.count; i++)
+        any |= changed[i];
+    if (!any)
+        return 0;
+    clock_stamp(stamp, &a->s.rec.accepted_ns);
+    return vmrecord_save(a->s.vmfd, &a->s.rec, err);
+}
+
 static int save(struct accept *a, const bool *changed, struct qstill_error *err)
 {
     struct session *s = &a->s;
 
-    if (a->record && vmrecord_save(s->vmfd, &s->rec, err) < 0)
+    if (save_record(a, changed, err) < 0)
         return err->code;
     for (size_t i = 0; i < s->tree.count; i++) {
         CLEANUP(closep) int fd = -1;

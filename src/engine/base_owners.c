@@ -256,10 +256,10 @@ static size_t count_good(struct base_owner *w, const struct manifest_disk *then,
     return n;
 }
 
-int base_owners_vouch(struct base_owners *o, const struct manifest_disk *then,
-                      size_t then_count, const struct manifest_disk *now,
-                      size_t now_count, size_t *matched,
-                      struct qstill_error *err)
+int base_owners_vouch(struct base_owners *o, const struct manifest *m,
+                      const struct manifest_disk *then, size_t then_count,
+                      const struct manifest_disk *now, size_t now_count,
+                      size_t *matched, struct qstill_error *err)
 {
     struct base_owner *w;
 
@@ -269,6 +269,7 @@ int base_owners_vouch(struct base_owners *o, const struct manifest_disk *then,
         return err->code;
     if (check_idle(w, then->path, err) < 0)
         return err->code;
-    *matched = count_good(w, then, then_count, now, now_count);
+    if (w->s.rec.accepted_ns < m->created_ns)
+        *matched = count_good(w, then, then_count, now, now_count);
     return check_idle(w, then->path, err);
 }

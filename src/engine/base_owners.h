@@ -17,6 +17,7 @@
 
 struct arena;
 struct base_owner;
+struct manifest;
 struct manifest_disk;
 struct session;
 
@@ -33,13 +34,14 @@ int base_owners_find(struct base_owners *o, struct manifest_disk *items,
                      size_t count, struct qstill_error *err);
 
 /*
- * Of `then`, the layers of one VM that followed each other, *matched becomes
- * how many of `now` are what they should be in their place, or 0 when that VM
- * does not vouch for them. BUSY: it is at work, and nobody can tell.
+ * Of `then`, the layers of one VM that followed each other when snapshot m was
+ * made, *matched becomes how many of `now` are what they should be in their
+ * place, or 0 when that VM does not vouch for them, nor for any since it has
+ * taken changed layers as they are. BUSY: it is at work, and nobody can tell.
  */
-int base_owners_vouch(struct base_owners *o, const struct manifest_disk *then,
-                      size_t then_count, const struct manifest_disk *now,
-                      size_t now_count, size_t *matched,
-                      struct qstill_error *err);
+int base_owners_vouch(struct base_owners *o, const struct manifest *m,
+                      const struct manifest_disk *then, size_t then_count,
+                      const struct manifest_disk *now, size_t now_count,
+                      size_t *matched, struct qstill_error *err);
 
 #endif

@@ -247,8 +247,9 @@ static size_t run_of(const struct manifest_disk *d, size_t from)
 
 /* How many of the list the other VM vouches for; 0: it does not, and *err says
  * what was found. */
-static size_t vouched(struct bases *b, const struct manifest_disk *then,
-                      size_t count, const struct base_list *list, size_t at,
+static size_t vouched(struct bases *b, const struct manifest *m,
+                      const struct manifest_disk *then, size_t count,
+                      const struct base_list *list, size_t at,
                       struct qstill_error *err)
 {
     struct qstill_error why = {0};
@@ -256,7 +257,7 @@ static size_t vouched(struct bases *b, const struct manifest_disk *then,
 
     if (!then->owner_vm || err->code != QSTILL_E_CORRUPT)
         return 0;
-    if (base_owners_vouch(&b->owners, then, count, &list->items[at],
+    if (base_owners_vouch(&b->owners, m, then, count, &list->items[at],
                           list->count - at, &n, &why) < 0) {
         *err = why;
         return 0;
@@ -266,8 +267,9 @@ static size_t vouched(struct bases *b, const struct manifest_disk *then,
     return n;
 }
 
-static int compare(struct bases *b, const struct manifest_disk *d,
-                   const struct base_list *list, struct qstill_error *err)
+static int compare(struct bases *b, const struct manifest *m,
+                   const struct manifest_disk *d, const struct base_list *list,
+                   struct qstill_error *err)
 {
     size_t at = 0, count;
 
@@ -277,7 +279,7 @@ static int compare(struct bases *b, const struct manifest_disk *d,
 
         count = run_of(d, i);
         if (compare_run(then, count, list, &next, err) < 0) {
-            n = vouched(b, then, count, list, at, err);
+            n = vouched(b, m, then, count, list, at, err);
             if (n == 0)
                 return err->code;
             next = at + n;
@@ -312,7 +314,7 @@ static int check_disk(struct bases *b, const struct manifest *m,
     *list = look_below(b, first_of(b, b->up[m - b->s->tree.nodes], d), err);
     if (!*list)
         return err->code;
-    if (compare(b, d, *list, err) == 0)
+    if (compare(b, m, d, *list, err) == 0)
         return 0;
     err_wrap(err, "snapshot %s: below disk %s", m->name, d->name);
     return hint(b, BASES_HINT, err);

@@ -180,6 +180,7 @@ int vmrecord_load(int vmfd, struct vm_record *out, struct qstill_error *err)
     rec.hidden =
         read_layers(&in, root, "hidden", VM_HIDDEN_MAX, &rec.hidden_count);
     rec.aged = json_in_string(&in, root, "aged", JSON_OPTIONAL);
+    rec.accepted_ns = json_in_u64(&in, root, "acceptedNs", JSON_OPTIONAL);
     read_trash(&in, root, &rec);
     read_thaw(&in, root, &rec);
     read_launch(&in, root, &rec);
@@ -321,6 +322,9 @@ int vmrecord_save(int vmfd, const struct vm_record *rec,
         trash_json(rec), "thawOwed", thaw_json(&rec->thaw), "aged",
         json_out_string(rec->aged), "launch", launch_json(rec));
 
+    if (root && rec->accepted_ns)
+        json_object_set_new(root, "acceptedNs",
+                            json_integer((json_int_t)rec->accepted_ns));
     return json_file_write_summed(vmfd, STORE_RECORD, root, vmfd, err);
 }
 

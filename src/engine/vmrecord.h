@@ -88,6 +88,8 @@ struct vm_record {
     struct vm_trash *trash;
     struct vm_thaw thaw;
     const char *aged; /* tag of the operation that aged the trash last */
+    /* when changed layers were last taken as they are (accept.c); 0: never */
+    uint64_t accepted_ns;
     bool has_launch;
     struct launch_record launch; /* members in the arena: never _fini'ed */
 };

@@ -151,6 +151,22 @@ class Shared(Case):
         self.assertIn("below disk", self.q.stderr)
         self.assertEqual(1, len(self.q.names("b")), b.name)
 
+    def test_a_change_that_the_other_one_has_accepted(self):
+        """From then on it is right there; not for what was made before."""
+        b = self.stand_on(self.layer("leaf"))
+        self.off(b, self.a)
+        path = self.layer("leaf")
+        self.unprotect(os.path.dirname(path))
+        image.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 99 1M 64k", path)
+        self.q("recover", "a", "--force")
+        self.assertEqual(["layer-shared"], self.problems("a"))
+        self.assertEqual(["wrong-base"], self.problems("b"))
+        self.q("create", "b", "later")
+        self.q("delete", "a", "middle")
+        self.q("verify", "b", "later")
+        self.is_told("disk0.*.qcow2 (was written to|is another file|has "
+                     "another header)")
+
     def test_what_the_other_one_did_unseen(self):
         """It could not know that somebody stands on it: its first image is what
         its records say, and shows another snapshot."""
