@@ -20,6 +20,7 @@
 #include "nvdimm.h"
 #include "plugged.h"
 #include "preflight.h"
+#include "qmp/hazards.h"
 #include "qmp/machine.h"
 #include "qmp/ram.h"
 #include "quiesce.h"
@@ -163,6 +164,21 @@ static int check_modes(struct report_obj *o, struct session *s,
     return 0;
 }
 
+/* QEMU cannot punch holes into the snapshot's file, and says so of each page.
+ */
+static void note_balloon(struct session *s)
+{
+    struct qstill_error ignored = {0};
+    struct qmp_hazards h;
+
+    if (qmp_hazards_read(s->qmp, &h, &ignored) == 0 && h.balloon[0])
+        store_note(s->store,
+                   "%s gives nothing back of mapped memory, and QEMU writes a "
+                   "line into its log for each page: unplug it, or revert with "
+                   "--restore eager",
+                   h.balloon);
+}
+
 /* NVRAM (pflash) is a disk like any other; a TPM is not. */
 static void name_tpm(struct session *s)
 {
@@ -239,11 +255,13 @@ static int check_live(struct report_obj *o, struct session *s,
         problem_of(o, "image-name", &e);
     if (inplace_check_unplug(s, !s->status.running, &e) < 0)
         problem_of(o, "unplug-pending", &e);
-    if (s->rec.mapped)
+    if (s->rec.mapped) {
         store_note(s->store,
                    "the RAM of VM %s is a mapping of snapshot %s: modes cow "
                    "and background cannot be used until it is started anew",
                    s->vm, s->rec.mapped);
+        note_balloon(s);
+    }
     check_agent(o, s, options);
     return check_modes(o, s, options, err);
 }

@@ -23,6 +23,7 @@
 #include "recover.h"
 #include "settings.h"
 #include "spare.h"
+#include "start.h"
 #include "stream_fifo.h"
 #include "unwind.h"
 
@@ -160,6 +161,8 @@ int session_try(struct session *s, struct qstill_error *err)
         lent_take_back(s);
         launch_renew(s);
     }
+    if (s->lockfd >= 0)
+        start_trim_log(s);
     return 0;
 }
 

@@ -17,6 +17,10 @@
 
 #define START_WAIT_MS 60000
 #define LOG_TAIL      4096
+/* Of qemu.log, and what is left when it is more; whole blocks of any
+ * filesystem. */
+#define LOG_MAX  (16u << 20)
+#define LOG_KEPT (1 << 20)
 
 /* ------------------------------------------------------------------ change */
 
@@ -214,6 +218,23 @@ void start_last_words(struct session *s, char *out, size_t size)
     tail[got] = '\0';
     line = strrchr(tail, '\n');
     snprintf(out, size, "%s", line ? line + 1 : tail);
+}
+
+void start_trim_log(struct session *s)
+{
+    CLEANUP(closep) int fd = -1;
+    struct qstill_error ignored = {0};
+    struct stat st;
+    off_t cut;
+
+    if (file_openat(s->vmfd, STORE_QEMU_LOG, O_RDWR, 0, &fd, &ignored) < 0 ||
+        fstat(fd, &st) < 0 || !S_ISREG(st.st_mode) ||
+        (uint64_t)st.st_blocks * 512 <= LOG_MAX)
+        return;
+    cut = st.st_size / LOG_KEPT * LOG_KEPT - LOG_KEPT;
+    /* QEMU appends: it does not mind. Not every filesystem can do the first. */
+    if (cut > 0 && fallocate(fd, FALLOC_FL_COLLAPSE_RANGE, 0, cut) < 0)
+        fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, cut);
 }
 
 static int died(struct session *s, struct qstill_error *err)

@@ -53,6 +53,10 @@ bool start_was_ours(int pid);
 /* The last line of the VM's qemu.log, for messages; "" when there is none. */
 void start_last_words(struct session *s, char *out, size_t size);
 
+/* A log that has become long loses its beginning: a QEMU may have a line to say
+ * for each page. */
+void start_trim_log(struct session *s);
+
 /* When the process began, in clock ticks after boot; 0 when it is gone. */
 uint64_t start_time_of(int pid);
 /* Whether it has ended, or does so while we wait. */
