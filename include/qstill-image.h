@@ -173,7 +173,9 @@ struct qstill_image_merge_options {
     const char *direction;       /* NULL or "auto", "up", "down", "new" */
     const char *const *children; /* other images whose backing file may be a
                                     dropped layer; those in the directories
-                                    of the chain are found without */
+                                    of the chain are found without, and
+                                    given what they read only where their
+                                    owner may read it, too */
     size_t child_count;
     uint64_t bwlimit; /* bytes per second; 0: none */
     bool dry_run;     /* only the plan, in qstill_job_text() */
@@ -188,8 +190,9 @@ struct qstill_image_merge_options {
  * gone; every other file of the chain, and every other child of a dropped
  * layer, keeps its path and what a guest sees through it. Nothing is changed
  * when it is refused: NOT_FOUND (a layer that is not in the chain), USAGE
- * (TOP itself), PRECONDITION, CORRUPT, BUSY, PERMISSION, NO_SPACE (seen before
- * the first change). A job that dies is finished or undone by
+ * (TOP itself), PRECONDITION (also: a file would be given data that its owner,
+ * or others who may read it, may not read), CORRUPT, BUSY, PERMISSION, NO_SPACE
+ * (seen before the first change). A job that dies is finished or undone by
  * qstill_image_recover(), or by the next of these jobs that is about one of its
  * images.
  */

@@ -116,6 +116,9 @@ int collapse_request(struct collapse *c, const struct step *st,
     r->lower_name = st->kind == STEP_LOWER || st->kind == STEP_FOLD;
     r->bwlimit = c->s->bwlimit;
     r->gentle = c->s->qmp != NULL;
+    /* its QEMU, whoever it runs as, had all of the chain open, or got it open:
+     * the guest sees what it holds */
+    r->below_is_theirs = true;
     r->seen = c->seen;
     r->stop = job_stop(c->s->job);
     r->journal_dir = c->s->vmfd;

@@ -256,11 +256,13 @@ int children_find(const struct chain *c, size_t first, size_t last,
                        .c = c,
                        .first = first,
                        .last = last,
+                       .named = true,
                        .out = out};
 
     for (size_t i = 0; i < named_count; i++)
         if (look_at(&s, named[i], named[i], err) < 0)
             return err_wrap(err, "child");
+    s.named = false;
     if (look_into_all(&s, false, err) < 0 || look_into_all(&s, true, err) < 0)
         return err->code;
     s.judge = judge_reader;

@@ -18,6 +18,7 @@ struct child {
     size_t parent; /* layer of the chain that it names as its backing file */
     dev_t dev;
     ino_t ino;
+    bool named; /* by the caller */
 };
 
 struct children {

@@ -17,6 +17,7 @@ struct search {
     /* of a chain: */
     const struct chain *c;
     size_t first, last;
+    bool named; /* what is looked at now */
     struct children *out;
     /* of all: */
     const struct overlay_visitor *v;

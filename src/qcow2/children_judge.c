@@ -42,7 +42,8 @@ static int add(struct search *s, const char *path, const struct stat *st,
         free(copy);
         return err_nomem(err);
     }
-    v[s->out->n++] = (struct child){copy, parent, st->st_dev, st->st_ino};
+    v[s->out->n++] =
+        (struct child){copy, parent, st->st_dev, st->st_ino, s->named};
     return 0;
 }
 

@@ -8,6 +8,7 @@
 #include "attrs.h"
 #include "flatten_impl.h"
 #include "merge_names.h"
+#include "rights.h"
 #include "torn.h"
 
 /* The image that was folded into a torn one masks what is half written there;
@@ -35,34 +36,6 @@ static mode_t mode_of(const struct stat *st)
     return st->st_mode & 0777;
 }
 
-/* Whether the folder is on the way to a file, too. Both have no links. */
-static bool is_above(const char *dir, size_t len, const char *path)
-{
-    return path && strncmp(dir, path, len) == 0 &&
-           (path[len] == '/' || path[len - 1] == '/');
-}
-
-/* The folders on the way to a backing file, but those that guard the top, which
- * was named to us, or the new file as well. */
-static int narrow_by_folders(const struct image *img, const char *top,
-                             const char *out, gid_t gid, mode_t *mode,
-                             struct qstill_error *err)
-{
-    CLEANUP(freep) char *path = realpath(img->path, NULL);
-    char *slash;
-
-    if (!path)
-        return err_errno(err, errno, "cannot find %s", img->path);
-    for (slash = strrchr(path, '/'); slash && slash > path;
-         slash = strrchr(path, '/')) {
-        *slash = '\0';
-        if (!is_above(path, (size_t)(slash - path), top) &&
-            !is_above(path, (size_t)(slash - path), out))
-            attrs_narrow_below(path, gid, mode);
-    }
-    return 0;
-}
-
 /* What layer i leaves of the rights of others. `out` is, or will be, the new
  * file. */
 static int narrow_by(const struct chain *c, size_t i, const char *out,
@@ -82,7 +55,11 @@ static int narrow_by(const struct chain *c, size_t i, const char *out,
     }
     if (attrs_narrow(img->fd, gid, mode, img->path, err) < 0)
         return err->code;
-    return i == 0 ? 0 : narrow_by_folders(img, top, file, gid, mode, err);
+    /* but the folders that guard the top, which was named to us, or the new
+     * file as well */
+    return i == 0
+               ? 0
+               : rights_narrow_by_folders(img->path, top, file, gid, mode, err);
 }
 
 static int note_rights(const struct chain *c, const char *path, struct buf *out,

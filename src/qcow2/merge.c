@@ -140,6 +140,7 @@ static int add_children(struct merge *m, const struct merge_request *q,
 
         if (!g)
             return err_nomem(err);
+        g->named = ch->named;
         if (child_chain(m, g, ch->path, ch->parent, err) < 0)
             return err->code;
     }
@@ -172,6 +173,7 @@ static int make_top_group(struct merge *m, struct qstill_error *err)
     g = add_group(m, 0, run_end(m, 1), false);
     if (!g)
         return err_nomem(err);
+    g->named = true;
     return child_chain(m, g, c->layers[0]->path, 1, err);
 }
 
@@ -297,6 +299,7 @@ int merge_open(struct merge **out, const struct io *io,
     m->direction = q->direction;
     m->lower_name = q->lower_name;
     m->keep_dropped = q->keep_dropped;
+    m->below_is_theirs = q->below_is_theirs;
     m->estimate_only = q->estimate_only;
     m->bwlimit = q->bwlimit;
     m->gentle = q->gentle;

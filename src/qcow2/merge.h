@@ -42,7 +42,9 @@ struct merge_request {
     enum qcow2_format format; /* of top */
     const char *const *drop;  /* paths of layers of top's chain */
     size_t drop_count;
-    const char *const *children; /* overlays outside of the directories */
+    /* overlays outside of the directories; or inside, that may be given what
+     * they read from layers that go whoever owns them (rights.h) */
+    const char *const *children;
     size_t child_count;
     /* One that stands on no layer of the chain at all is a mistake, and refused
      * (PRECONDITION); but for those that an earlier try has made to stand on
@@ -60,6 +62,10 @@ struct merge_request {
     /* The dropped layers stay as they are, for their other overlays; only top
      * changes, by taking in what it reads from them. */
     bool keep_dropped;
+    /* What the layers that go stand on may be copied into files of who owns the
+     * image above, as clusters are filled: the caller knows that it is theirs.
+     * Otherwise that is asked (rights.h: PRECONDITION). */
+    bool below_is_theirs;
     /* Merge into this new file and change nothing else: for layers that a
      * running VM has open. Its backing name is right at this place and at
      * U's, its owner and mode are U's. The caller removes the file after a

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /* What the files of the merge share: merge.c (the whole), merge_describe.c (in
- * words), merge_plan.c (how), merge_names.c (paths), merge_overlays.c (of what
- * goes), merge_group.c (the steps), merge_raw.c (into a raw base),
- * merge_link.c, merge_recover.c (of a dead one), merge_settle.c (its files),
- * merge_recover_dir.c, merge_asked.c (what is left of it). */
+ * words), merge_plan.c (how), merge_rights.c (for whom), merge_names.c (paths),
+ * merge_overlays.c (of what goes), merge_group.c (the steps), merge_raw.c (into
+ * a raw base), merge_link.c, merge_recover.c (of a dead one), merge_settle.c
+ * (its files), merge_recover_dir.c, merge_asked.c (what is left of it). */
 #ifndef QSTILL_QCOW2_MERGE_IMPL_H
 #define QSTILL_QCOW2_MERGE_IMPL_H
 
@@ -31,9 +31,9 @@ struct merge_group {
     struct merge *m;
     struct chain *chain; /* of m, or one whose layers but the first are m's */
     size_t upper;
-    size_t last;  /* layers upper+1 .. last are folded with upper */
-    bool main;    /* they go afterwards */
-    size_t child; /* of a group that is not main: layer it stands on */
+    size_t last; /* layers upper+1 .. last are folded with upper */
+    bool main;   /* they go afterwards */
+    bool named; /* a group that is not main: the caller did, or it is the top */
 
     enum merge_kind kind;
     size_t t; /* the layer whose file is kept, or MERGE_NO_TARGET */
@@ -65,6 +65,7 @@ struct merge {
     enum merge_direction direction;
     bool lower_name;
     bool keep_dropped;
+    bool below_is_theirs;
     bool estimate_only;
     char *output;
     uint64_t bwlimit;
@@ -116,6 +117,10 @@ int group_find_sharing(struct merge_group *g, size_t t,
 
 /* merge_choose.c: plans the cheapest that may be. */
 int group_choose(struct merge_group *g, struct qstill_error *err);
+
+/* merge_rights.c: whether what it moves may come into the upper image's file.
+ */
+int group_check_rights(const struct merge_group *g, struct qstill_error *err);
 
 /* merge_names.c */
 /* Sets g->backing and g->backing_format, for a result at g->result. */

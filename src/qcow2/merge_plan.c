@@ -260,6 +260,8 @@ static int plan_file(struct merge_group *g, struct qstill_error *err)
             return err->code;
         g->rw.view = &g->view;
     }
+    if (group_check_rights(g, err) < 0)
+        return err->code;
     g->bytes = g->rw.bytes;
     if (g->rw.over > 0)
         g->kind = MERGE_OVERWRITE;

@@ -81,6 +81,7 @@ static int fold_again(const struct io *io, const struct merge_record *r,
         q.gentle = r->how->gentle;
         q.stop = r->how->stop;
     }
+    q.below_is_theirs = true; /* it was asked before */
     q.journal_dir = j->dirfd;
     q.journal_name = j->name;
     q.drop = names;

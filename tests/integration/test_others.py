@@ -7,9 +7,10 @@ import os
 import re
 import subprocess
 import time
+import unittest
 
 from lib import image
-from lib.case import Case
+from lib.case import QEMU_VERSION, Case
 from lib.cli import Qstill
 from lib.tiny import content
 
@@ -259,6 +260,58 @@ class Others(Case):
         self.assertEqual(2, self.byte(over))
         self.assertEqual([], self.left())
         os.unlink(over)
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs root for another's file")
+    def test_an_inner_layer_below_an_overlay_of_who_may_not_read_it(self):
+        """It is not given what the layer holds, which stays hidden for it."""
+        middle = self.layer("middle")
+        over = self.overlay(os.path.join(self.vm.dir, "copy.of.middle"),
+                            middle)
+        os.chown(over, 65534, 65534)
+        self.off()
+        before = self.disk_files(self.vm)
+        self.q("delete", "vm", "middle")
+        self.assertIn("its owner (user 65534) may not read", self.q.stderr)
+        self.assertEqual([middle], self.left())
+        self.assertEqual(before, self.disk_files(self.vm))
+        self.assertEqual(2, self.byte(over))
+        self.assertEqual(9, self.byte(self.head_paths(self.vm)[0]))
+        os.chown(over, 0, 0)
+        self.q("recover", "vm")
+        self.assertEqual([], self.left())
+        self.assertEqual(2, self.byte(over))
+        os.unlink(over)
+
+    @unittest.skipUnless(os.geteuid() == 0, "needs root for another's files")
+    def test_a_base_that_qemus_user_may_not_read(self):
+        """Root opened it for QEMU, which became another user then; a larger
+        cluster of the disk's first image is filled from it."""
+        secret = os.path.join(self.tmp, "secret")
+        os.makedirs(secret, 0o700)
+        base = os.path.join(secret, "base.qcow2")
+        image.create(base, "qcow2", 16 << 20, False)
+        image.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 5 0 16M", base)
+        os.chmod(base, 0o600)
+        disk = self.disk(vm="other", size=16 << 20, make=False)
+        image.run("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                  "cluster_size=2M", "-F", "qcow2", "-b", base, disk.path)
+        image.run("qemu-io", "-f", "qcow2", "-c", "write -q -P 6 8M 6M",
+                  disk.path)
+        os.chown(disk.path, 65534, 65534)
+        os.chmod(self.tmp, 0o755)
+        os.chmod(os.path.dirname(disk.path), 0o777)
+        vm = self.tiny_vm("other", disks=[disk], extra=[
+            "-runas", "nobody"] if QEMU_VERSION.startswith("7.") else [
+            "-run-with", "user=nobody"])
+        self.q("create", "other", "one")
+        vm.write(disk, 1, 7)
+        vm.quit()
+        want = content(self.head_paths(vm)[0], "qcow2")
+        self.q("delete", "other", "one")
+        self.assertEqual({disk.path}, self.disk_files(vm))
+        self.assertEqual(want, content(disk.path, "qcow2"))
+        info = image.run("qemu-img", "info", "--output=json", disk.path)
+        self.assertEqual(2 << 20, json.loads(info)["cluster-size"])
 
     def test_the_first_image_below_an_overlay_of_nobody(self):
         """QEMU's commit would change what it reads."""

@@ -1,0 +1,73 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Whose bytes a merge may bring into a file that somebody else reads. What the
+ * caller names is his to give: the layers that go, into the chain that he named
+ * and into overlays that he names. Not so an overlay that was only found beside
+ * them, which anybody may have put there, and what the lowest of these layers
+ * stands on, of which clusters are filled where they are larger: a header names
+ * it, and whoever wrote that need not be able to read it.
+ */
+#include <stdlib.h>
+
+#include "merge_impl.h"
+#include "rights.h"
+
+static void mark_view(const struct merge_group *g, uint64_t from, uint64_t to,
+                      bool *used)
+{
+    const struct extents *view = &g->view;
+
+    for (size_t i = extents_find(view, from);
+         i < view->n && view->v[i].guest < to; i++)
+        if (extent_has_bytes(&view->v[i]))
+            used[view->v[i].layer] = true;
+}
+
+/* Of which layers bytes are moved. */
+static void mark_used(const struct merge_group *g, bool *used)
+{
+    for (size_t i = 0; i < g->rw.moves.n; i++) {
+        const struct move *mv = &g->rw.moves.v[i];
+
+        if (mv->layer == MOVE_GUEST)
+            mark_view(g, mv->from, mv->from + mv->len, used);
+        else
+            used[mv->layer] = true;
+    }
+}
+
+static int hint(const struct merge_group *g, bool found,
+                struct qstill_error *err)
+{
+    if (err->code != QSTILL_E_PRECONDITION)
+        return err->code;
+    return found ? err_hint(err,
+                            "--child %s gives it that all the same; or move "
+                            "it, or give it an owner and a mode (chmod) with "
+                            "which it may have that",
+                            group_layer(g, g->upper)->path)
+                 : err_hint(err,
+                            "give it an owner and a mode (chmod) with which "
+                            "it may have that; or make an image of your own: "
+                            "qstill image flatten");
+}
+
+int group_check_rights(const struct merge_group *g, struct qstill_error *err)
+{
+    const struct chain *c = g->chain;
+    bool found = !g->main && !g->named;
+    size_t first = found ? g->upper + 1 : g->last + 1;
+    CLEANUP(freep) bool *used = NULL;
+
+    if (!found && g->m->below_is_theirs)
+        return 0;
+    used = calloc(c->n, sizeof(*used));
+    if (!used)
+        return err_nomem(err);
+    mark_used(g, used);
+    for (size_t i = first; i < c->n; i++)
+        if (used[i] &&
+            rights_check_copy(c->layers[i], group_layer(g, g->upper), err) < 0)
+            return hint(g, found, err);
+    return 0;
+}
