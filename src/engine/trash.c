@@ -158,7 +158,8 @@ int trash_put_heads(struct session *s, const struct journal *j, bool redo,
         return 0;
     if (begin_entry(s, j, j->disk_count, &t, err) < 0)
         return err->code;
-    if (!copy(s, &t.snapshot, j->snapshot))
+    if (!copy(s, &t.snapshot, j->snapshot) ||
+        !copy(s, &t.current, j->old_current))
         return err_nomem(err);
     t.redo = redo;
     for (size_t i = 0; i < j->disk_count; i++) {
@@ -214,7 +215,9 @@ int trash_put_snapshots(struct session *s, const struct journal *j,
         return err->code;
     t.ids = arena_array(&s->rec.arena, tree->count + 1, sizeof(char *));
     t.links = arena_array(&s->rec.arena, tree->count + 1, sizeof(*t.links));
-    if (!t.ids || !t.links)
+    if (!t.ids || !t.links ||
+        (s->rec.current && goes(j, s->rec.current) &&
+         !copy(s, &t.current, s->rec.current)))
         return err_nomem(err);
     for (size_t i = 0; i < tree->count; i++) {
         const struct manifest *m = &tree->nodes[i];

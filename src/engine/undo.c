@@ -101,7 +101,12 @@ static int plan_heads(struct undo *u, const struct vm_trash *t,
 
     if (layers_load(&u->s, &all, err) < 0)
         return err->code;
-    below = t->layer_count ? undo_owner_below(&all, t->layers[0].path) : NULL;
+    /* what the entry does not tell, or is listed no more, the layers do */
+    below = t->layer_count
+                ? undo_owner_below(&u->s, &all, t->layers[0].path, NULL)
+                : NULL;
+    if (t->current && tree_find(&u->s.tree, t->current))
+        below = t->current;
     u->j.snapshot = arena_strdup(&u->arena, below ? below : "");
     u->j.keep_trash = t->keep; /* as long as what it takes back */
     u->j.disks =

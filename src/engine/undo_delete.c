@@ -11,7 +11,19 @@
 #include "session.h"
 #include "trash.h"
 
-const char *undo_owner_below(const struct layers *all, const char *path)
+static bool is_nobodys(const struct session *s, const struct layer *l)
+{
+    if (l->owner || l->head || l->hidden)
+        return false;
+    for (size_t i = 0; i < s->rec.trash_count; i++)
+        for (size_t k = 0; k < s->rec.trash[i].layer_count; k++)
+            if (strcmp(s->rec.trash[i].layers[k].path, l->path) == 0)
+                return false;
+    return true;
+}
+
+const char *undo_owner_below(const struct session *s, const struct layers *all,
+                             const char *path, bool *sure)
 {
     const struct layer *l = layers_find(all, path);
 
@@ -19,22 +31,29 @@ const char *undo_owner_below(const struct layers *all, const char *path)
         l = l->below;
         if (l && l->owner)
             return l->owner;
+        if (l && sure && is_nobodys(s, l))
+            *sure = false;
     }
     return NULL;
 }
 
-/* A parent that has been deleted since would be damage. */
-static int settle_parent(struct session *s, const struct vm_trash *t,
-                         const struct layers *all, struct manifest *m)
+static bool comes_back(const struct vm_trash *t, const char *id)
 {
-    bool back = m->parent_id && tree_find(&s->tree, m->parent_id);
+    for (size_t i = 0; id && i < t->id_count; i++)
+        if (strcmp(t->ids[i], id) == 0)
+            return true;
+    return false;
+}
 
-    for (size_t i = 0; m->parent_id && i < t->id_count; i++)
-        back = back || strcmp(t->ids[i], m->parent_id) == 0;
-    if (!back && m->parent_id)
-        m->parent_id =
-            m->disk_count ? undo_owner_below(all, m->disks[0].path) : NULL;
-    return 0;
+/* A parent that has been deleted since would be damage. */
+static void settle_parent(struct session *s, const struct vm_trash *t,
+                          const struct layers *all, struct manifest *m)
+{
+    if (m->parent_id && !tree_find(&s->tree, m->parent_id) &&
+        !comes_back(t, m->parent_id))
+        m->parent_id = m->disk_count
+                           ? undo_owner_below(s, all, m->disks[0].path, NULL)
+                           : NULL;
 }
 
 static int put_back(struct session *s, const struct vm_trash *t, size_t *at,
@@ -58,24 +77,23 @@ static int put_back(struct session *s, const struct vm_trash *t, size_t *at,
     return publish_rename(s->snapsfd, name, id, PUBLISH_NEW, err);
 }
 
-/* The parent that a snapshot gets: by the layers, which know of those that were
- * made since; the trash knows whose parent went. NULL: it keeps its own. */
+/* The parent that a snapshot gets: the trash knows whose parent went, the
+ * layers know of those that were made since. NULL: it keeps its own. */
 static const char *parent_again(const struct session *s,
                                 const struct vm_trash *t,
                                 const struct layers *all,
                                 const struct manifest *m)
 {
-    const char *below =
-        m->disk_count ? undo_owner_below(all, m->disks[0].path) : NULL;
+    bool sure = true;
+    const char *below = m->disk_count
+                            ? undo_owner_below(s, all, m->disks[0].path, &sure)
+                            : NULL;
 
-    for (size_t i = 0; below && i < t->id_count; i++)
-        if (strcmp(t->ids[i], below) == 0)
-            return t->ids[i];
-    for (size_t i = 0; !below && i < t->link_count; i++)
+    for (size_t i = 0; i < t->link_count; i++)
         if (strcmp(t->links[i].child, m->id) == 0 &&
             tree_find(&s->tree, t->links[i].parent))
             return t->links[i].parent;
-    return NULL;
+    return sure && comes_back(t, below) ? below : NULL;
 }
 
 static int relink(struct session *s, const struct vm_trash *t,
@@ -112,17 +130,41 @@ static int reload_tree(struct session *s, struct qstill_error *err)
     return 0;
 }
 
-/* The snapshot that the heads stand on now. */
-static int find_current(struct session *s, struct qstill_error *err)
+/* What became of the current snapshot when it was deleted: its nearest ancestor
+ * that stayed. */
+static const char *stayed(const struct session *s, const struct vm_trash *t)
+{
+    const struct manifest *m = tree_find(&s->tree, t->current);
+
+    while (m && comes_back(t, m->id))
+        m = m->parent_id ? tree_find(&s->tree, m->parent_id) : NULL;
+    return m ? m->id : NULL;
+}
+
+static bool same_id(const char *a, const char *b)
+{
+    return a && b ? strcmp(a, b) == 0 : !a && !b;
+}
+
+/* The snapshot that the heads stand on now. Where the layers do not tell, it is
+ * the one of before the delete, unless somebody has gone elsewhere since. */
+static int find_current(struct session *s, const struct vm_trash *t,
+                        struct qstill_error *err)
 {
     CLEANUP(layers_fini) struct layers all = {0};
+    const char *below;
+    bool sure = true;
 
     if (s->rec.disk_count == 0)
         return 0;
     if (layers_load(s, &all, err) < 0)
         return err->code;
-    return vmrecord_set_current(
-        &s->rec, undo_owner_below(&all, s->rec.disks[0].head_path), err);
+    below = undo_owner_below(s, &all, s->rec.disks[0].head_path, &sure);
+    if (!sure && t->current && same_id(s->rec.current, stayed(s, t)))
+        below = t->current;
+    else if (!sure && s->rec.current && tree_find(&s->tree, s->rec.current))
+        below = s->rec.current;
+    return vmrecord_set_current(&s->rec, below, err);
 }
 
 int undo_delete(struct session *s, struct journal *j, struct buf *text,
@@ -142,8 +184,10 @@ int undo_delete(struct session *s, struct journal *j, struct buf *text,
             return err->code;
     if (reload_tree(s, err) < 0 || relink(s, t, err) < 0)
         return err->code;
+    if (find_current(s, t, err) < 0)
+        return err->code;
     vmrecord_drop_trash(&s->rec, t);
-    if (find_current(s, err) < 0 || trash_age_undo(s, j->tag, err) < 0 ||
+    if (trash_age_undo(s, j->tag, err) < 0 ||
         vmrecord_save(s->vmfd, &s->rec, err) < 0)
         return err->code;
     return trash_end(s, text, err);

@@ -104,6 +104,7 @@ static void read_trash(struct json_in *in, const struct json_value *root,
 
         t->tag = json_in_string(in, o, "tag", JSON_REQUIRED);
         t->snapshot = json_in_string(in, o, "snapshot", JSON_OPTIONAL);
+        t->current = json_in_string(in, o, "current", JSON_OPTIONAL);
         t->keep = json_in_u64(in, o, "keep", JSON_REQUIRED);
         t->redo = json_in_bool(in, o, "redo", JSON_OPTIONAL);
         t->layers =
@@ -257,13 +258,14 @@ static json_t *trash_json(const struct vm_record *rec)
         const struct vm_trash *t = &rec->trash[i];
 
         json_array_append_new(
-            array,
-            json_pack("{so so sI sb so so so}", "tag", json_out_string(t->tag),
-                      "snapshot", json_out_string(t->snapshot), "keep",
-                      (json_int_t)t->keep, "redo", t->redo, "layers",
-                      layers_json(t->layers, t->layer_count), "ids",
-                      json_out_strings(t->ids, t->id_count), "links",
-                      links_json(t)));
+            array, json_pack("{so so so sI sb so so so}", "tag",
+                             json_out_string(t->tag), "snapshot",
+                             json_out_string(t->snapshot), "current",
+                             json_out_string(t->current), "keep",
+                             (json_int_t)t->keep, "redo", t->redo, "layers",
+                             layers_json(t->layers, t->layer_count), "ids",
+                             json_out_strings(t->ids, t->id_count), "links",
+                             links_json(t)));
     }
     return array;
 }

@@ -55,6 +55,8 @@ struct vm_link {
 struct vm_trash {
     const char *tag;      /* of the operation that took it away */
     const char *snapshot; /* revert: the id it went to; NULL: a delete */
+    const char *current;  /* what was the current snapshot, of a delete if it is
+                             among those; NULL: none, or not known */
     uint64_t keep;        /* so many more operations; 0: it is to go */
     bool redo;            /* heads that an undo left (trash.h) */
     size_t layer_count;   /* revert: the old heads; delete: its layers */

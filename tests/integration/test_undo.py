@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """undo: takes back the last revert or delete while its trash is there."""
 
+import json
 import os
+import subprocess
 
+from lib import image
 from lib.case import Case
-from lib.tiny import content
+from lib.tiny import PART, content
 
 
 class Undo(Case):
@@ -334,6 +337,104 @@ class Undo(Case):
                          self.disk_files(self.vm))
         self.assertEqual(sorted(d.path for d in self.vm.disks),
                          sorted(self.vm.heads().values()))
+
+
+class NewFile(Case):
+    """A merge of before gave a snapshot a new file while the VM ran; what the
+    trash kept stayed on the old one, which is nobody's any more."""
+    either = True
+    cost = 15
+
+    def setUp(self):
+        super().setUp()
+        self.vm = self.tiny_vm(disks=[self.disk("disk0", size=2 << 20,
+                                                pattern=False)])
+        self.vm.quit()
+        self.ids = {}
+        for n in (1, 3):
+            self.snapshot("s%d" % n, n)
+        self.write(9)
+        self.q("revert", "vm", "s3", "--keep-trash", "9")
+        self.write(5)
+        self.give_new_file("s3")
+        self.q("undo", "vm")
+
+    def give_new_file(self, name):
+        (old, _), = self.frozen(self.vm, name).values()
+        head, = self.head_paths(self.vm)
+        new = old + ".new"
+        subprocess.run(["cp", "-a", old, new], check=True)
+        image.run("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2",
+                  "-b", new, head)
+        path = self.q.manifest_path("vm", self.ids[name])
+        with open(path) as f:
+            manifest = json.load(f)
+        manifest["disks"][0]["path"] = new
+        manifest["sum"] = None
+        with open(path, "w") as f:
+            json.dump(manifest, f)
+        self.assertEqual([], self.q.check("vm")["problems"])
+
+    def write(self, n):
+        image.run("qemu-io", "-f", "qcow2", "-c", "write -q -P %d %d %d" %
+                  (n, n % 8 * PART, PART), self.head_paths(self.vm)[0])
+
+    def snapshot(self, name, n):
+        self.write(n)
+        self.ids[name] = self.q("create", "vm", name)["id"]
+
+    def listed(self, current, **parents):
+        said = self.q("list", "vm")
+        self.assertEqual(self.ids[current], said["current"])
+        self.assertEqual(
+            {self.ids[n]: p and self.ids[p] for n, p in parents.items()},
+            {s["id"]: s["parentId"] for s in said["snapshots"]})
+        self.assertEqual([], self.q.check("vm")["problems"])
+
+    def reads(self, *bytes_):
+        """The head's parts, of which the last one written is number 1."""
+        want = [0] * 8
+        for n in bytes_:
+            want[n % 8] = n
+        path, = self.head_paths(self.vm)
+        self.assertEqual(want, content(path, "qcow2"))
+
+    def test_what_comes_next_has_the_right_parent(self):
+        self.listed("s3", s1=None, s3="s1")
+        self.reads(3, 9)
+        self.snapshot("x", 4)
+        self.listed("x", s1=None, s3="s1", x="s3")
+        self.q("undo", "vm")  # the undo
+        self.listed("s3", s1=None, s3="s1", x="s3")
+        self.reads(1, 3, 5)
+        self.q("revert", "vm", "x", "--keep-trash", "0")
+        self.q("delete", "vm", "s3")
+        self.listed("x", s1=None, x="s1")
+        self.reads(3, 9, 4)
+        self.q("verify", "vm", "x")
+
+    def test_a_delete_that_is_taken_back(self):
+        for gone, current, left in (("s1", "s3", {"s3": None}),
+                                    ("s3", "s1", {"s1": None})):
+            with self.subTest(gone=gone):
+                self.q("delete", "vm", gone, "--keep-trash", "9")
+                self.listed(current, **left)
+                self.q("undo", "vm")
+                self.listed("s3", s1=None, s3="s1")
+                self.reads(3, 9)
+        self.q("delete", "vm", "s1", "s3", "--keep-trash", "9")
+        self.assertIsNone(self.q("list", "vm")["current"])
+        self.q("undo", "vm")
+        self.listed("s3", s1=None, s3="s1")
+
+    def test_a_snapshot_above_that_had_it_as_its_parent(self):
+        self.snapshot("x", 4)
+        for gone in ("s3",), ("s1", "s3"), ("s1",), ("s3", "x"):
+            with self.subTest(gone=gone):
+                self.q("delete", "vm", *gone, "--keep-trash", "9")
+                self.q("undo", "vm")
+                self.listed("x", s1=None, s3="s1", x="s3")
+                self.reads(3, 9, 4)
 
 
 class InTheMiddle(Undo):
