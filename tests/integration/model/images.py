@@ -83,7 +83,7 @@ class Reader:
             if layer.size < size:
                 out[layer.size:] = bytes(size - layer.size)
             for start, data in layer.pieces.items():
-                end = min(start + len(data), size)
+                end = min(start + len(data), size, layer.size)
                 if start < end:
                     out[start:end] = data[:end - start]
         return bytes(out)

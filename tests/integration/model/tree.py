@@ -17,63 +17,11 @@ from lib.vm import file_name
 
 from .images import Reader
 from .machine import STYLES, Machine
+from .state import State
 
 BLOCK = 4096
 NODES_MAX = 30
 ROUTE_MAX = 60  # steps kept for the report of a failure
-
-
-class Node:
-    def __init__(self, parent, contents):
-        self.parent = parent
-        self.contents = contents
-
-
-class State:
-    """What a step changes: copied before one that may be cut."""
-
-    def __init__(self, contents):
-        self.nodes = {}
-        self.current = None
-        self.contents = contents
-
-    def copy(self):
-        s = State(list(self.contents))
-        s.nodes = {k: Node(v.parent, v.contents)
-                   for k, v in self.nodes.items()}
-        s.current = self.current
-        return s
-
-    def create(self, name):
-        self.nodes[name] = Node(self.current, list(self.contents))
-        self.current = name
-
-    def revert(self, name):
-        self.current = name
-        self.contents = list(self.nodes[name].contents)
-
-    def delete(self, names):
-        def living(name):
-            while name in names:
-                name = self.nodes[name].parent
-            return name
-        parents = {n: living(v.parent) for n, v in self.nodes.items()}
-        self.current = living(self.current)
-        for n in names:
-            del self.nodes[n]
-        for n, v in self.nodes.items():
-            v.parent = parents[n]
-
-    def below(self, name):
-        found = {name}
-        more = True
-        while more:
-            more = False
-            for n, v in self.nodes.items():
-                if v.parent in found and n not in found:
-                    found.add(n)
-                    more = True
-        return found
 
 
 class Walk:
@@ -88,6 +36,7 @@ class Walk:
         self.count = 0
         self.serial = 0
         self.took = {}
+        self.resized = False
         os.makedirs(folder, exist_ok=True)
         self.disks = []
         contents = []
@@ -164,9 +113,40 @@ class Walk:
         name = self.name()
         return ["create", "vm", name], lambda s: s.create(name)
 
+    def kept(self, usual):
+        """For how many operations: (options, number)."""
+        keep = self.random.choice((None, None, 0, 1, 2, 4))
+        if keep is None:
+            return [], usual
+        return ["--keep-trash", str(keep)], keep
+
     def revert(self):
         name = self.some(1)[0]
-        return ["revert", "vm", name], lambda s: s.revert(name)
+        more, keep = self.kept(1)
+        return ["revert", "vm", name] + more, lambda s: s.revert(name, keep)
+
+    def undo(self):
+        return ["undo", "vm"], lambda s: s.undo()
+
+    def resize(self):
+        k = self.random.randrange(len(self.disks))
+        old = self.state.contents[k]
+        size = self.random.randrange(20, 2 * len(old) // BLOCK) * BLOCK
+        size = min(size, 4 << 20)
+        self.note("resize %d from %d to %d" % (k, len(old), size))
+        if self.vm.alive():
+            head = self.heads()[k][0]
+            node, = [b["inserted"]["node-name"]
+                     for b in self.vm.cmd("query-block") if "inserted" in b and
+                     file_name(b["inserted"]["image"]["filename"]) == head]
+            self.vm.cmd("block_resize", **{"node-name": node, "size": size})
+        else:
+            path, fmt = self.heads()[k]
+            image.run("qemu-img", "resize", "-q", "--shrink", "-f", fmt, path,
+                      str(size))
+        self.state.contents[k] = (old + bytes(max(0, size - len(old))))[:size]
+        self.resized = True
+        self.flush()
 
     def delete(self):
         r = self.random
@@ -179,7 +159,9 @@ class Walk:
             return (["delete", "vm", name, "--children"] + extra,
                     lambda s: s.delete(names))
         names = self.some(r.choice((1, 1, 1, 2, 4)))
-        return ["delete", "vm"] + names + extra, lambda s: s.delete(names)
+        more, keep = self.kept(0)
+        return (["delete", "vm"] + names + extra + more,
+                lambda s: s.delete(names, keep))
 
     def pick(self):
         """An operation of the product, of those that make sense now."""
@@ -188,6 +170,8 @@ class Walk:
         if n:
             choices += [self.revert] * 2 + [self.delete] * (
                 5 if n > NODES_MAX // 2 else 3)
+        if self.state.trash:
+            choices += [self.undo] * 2
         return self.random.choice(choices)()
 
     def switch(self):
@@ -227,7 +211,9 @@ class Walk:
             self.write()
         elif r < 0.42:
             self.switch()
-        elif r < 0.52:
+        elif r < 0.47:
+            self.resize()
+        elif r < 0.57:
             self.cut()
         else:
             argv, change = self.pick()
@@ -278,22 +264,27 @@ class Walk:
         """Takes over the new state if that is what the product has."""
         new = self.state.copy()
         change(new)
-        names = set(self.q.names("vm"))
-        current = self.q("list", "vm")["current"]
-        if self.state.nodes.keys() == new.nodes.keys():  # a revert
-            ids = {s["id"]: s["name"] for s in self.q.snapshots("vm")}
-            done = ids.get(current) == new.current
-            if done and self.state.current == new.current:
-                # Reverted to where it was: which of both only content tells.
-                contents = self.read_heads()
-                done = contents == new.contents
-        else:
-            done = names == set(new.nodes)
+        done = self.is_now(new)
         if must:
             self.case.assertTrue(done, "done, but not listed so: " +
                                  self.told())
         if done:
             self.state = new
+
+    def is_now(self, state):
+        """As far as an operation changes it."""
+        listed = self.q("list", "vm")
+        by_id = {s["id"]: s["name"] for s in listed["snapshots"]}
+        return set(by_id.values()) == set(state.nodes) and \
+            by_id.get(listed["current"]) == state.current and \
+            self.trash() == state.kept() and \
+            self.read_heads() == state.contents
+
+    def trash(self):
+        """(What it takes back, for how many operations it stays)."""
+        return [("undo" if t.get("redo") else "delete"
+                 if t["snapshot"] is None else "revert", t["keep"])
+                for t in self.record()["trash"] if t["keep"] > 0]
 
     # ------------------------------------------------------------------- checks
 
@@ -335,20 +326,33 @@ class Walk:
         self.needed = {path for _, path, _ in self.disks}
         for s in listed["snapshots"]:
             node = self.state.nodes[s["name"]]
-            case.assertEqual(node.parent, by_id.get(s["parentId"]),
+            case.assertEqual(self.state.parent(s["name"]),
+                             by_id.get(s["parentId"]),
                              "parent of " + s["name"])
             for k, d in enumerate(s["disks"]):
                 self.same(node.contents[k], d["path"], d["format"],
                           "%s of snapshot %s" % (d["name"], s["name"]))
-        for t in self.record()["trash"]:  # for undo, till the next operation
-            for d in t["layers"]:
-                self.needed.update(layer.path for layer in self.reader.chain(
-                    d["path"], d["format"]))
+        self.verify_trash()
         self.flush()
         for k, (path, fmt) in enumerate(self.heads()):
             self.same(self.state.contents[k], path, fmt, "head d%d" % k)
         if self.vm.alive():
             self.verify_live()
+
+    def verify_trash(self):
+        """What undo would bring back."""
+        found = [t for t in self.record()["trash"] if t["keep"] > 0]
+        self.case.assertEqual(self.state.kept(), self.trash(), "trash")
+        for t, want in zip(found, self.state.trash):
+            for d in t["layers"]:
+                if want.kind == "delete":
+                    self.needed.update(l.path for l in self.reader.chain(
+                        d["path"], d["format"]))
+                    continue
+                k = [i for i, r in enumerate(self.record()["disks"])
+                     if r["name"] == d["disk"]][0]
+                self.same(want.contents[k], d["path"], d["format"],
+                          "%s in the trash" % d["disk"])
 
     def same(self, want, path, fmt, what):
         self.needed.update(l.path for l in self.reader.chain(path, fmt))
@@ -408,7 +412,9 @@ class Walk:
             "vm.json", "lock", "snapshots", "qemu.log", *SPARE},
             "left in the store")
         case.assertEqual(
-            {s["id"] for s in self.q.snapshots("vm")},
+            {s["id"] for s in self.q.snapshots("vm")} |
+            {".%s.trash" % i for t in self.record()["trash"]
+             for i in t["ids"]},
             set(os.listdir(os.path.join(store, "snapshots"))))
         self.reader.known = {k: v for k, v in self.reader.known.items()
                              if k in have}
@@ -421,15 +427,17 @@ class Walk:
     def finish(self):
         """Down to nothing: the images as they were given, at their paths."""
         self.note("create, delete all")
-        if not self.state.nodes:
+        # what undo could bring back holds its layers for so long
+        while not self.state.nodes or self.state.trash:
             argv, change = self.create()
             self.q(*argv)
             change(self.state)
         names = sorted(self.state.nodes)
-        if names:
-            self.q("delete", "vm", *names)
-            self.state.delete(names)
+        self.q("delete", "vm", *names)
+        self.state.delete(names)
         self.verify()
+        if self.resized and self.vm.alive():  # some layers wait for that
+            self.vm.quit()
         if not self.vm.alive():
             self.q("recover", "vm")
         self.case.assertEqual([p for _, p, _ in self.disks],
