@@ -380,12 +380,13 @@ static int fail(struct merge *m, struct qstill_error *err)
 {
     struct merge_group *g = current(m);
     struct qstill_error ignored;
-    int code = err->code;
 
-    if (g->phase < PHASE_NAMES && group_undo(g, &ignored) == 0 &&
-        end_journal(m, &ignored) == 0)
-        return code;
+    if ((g->phase < PHASE_NAMES || group_is_lost(g)) &&
+        group_undo(g, &ignored) == 0 && end_journal(m, &ignored) == 0)
+        return err->code;
     m->failed = true;
+    if (err->code == QSTILL_E_BUSY && !is_beside_images(m))
+        err->code = QSTILL_E_FAILED; /* a store takes that for not begun */
     err_wrap(err, "the merge is not over");
     if (!err->hint[0])
         err_hint(err, is_beside_images(m)
@@ -393,7 +394,7 @@ static int fail(struct merge *m, struct qstill_error *err)
                             "finishes or undoes it"
                           : "mend that, then run qstill recover: it finishes "
                             "or undoes it");
-    return code;
+    return err->code;
 }
 
 int merge_step(struct merge *m, bool *done, struct qstill_error *err)

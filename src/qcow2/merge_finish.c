@@ -20,6 +20,74 @@ static bool is_there(const struct merge_file *f)
     return merge_id_look(f->path, &f->id, true, NULL) == MERGE_SAME;
 }
 
+static const struct merge_id *result_id(const struct merge_record *r)
+{
+    return r->kind == MERGE_NEW_FILE ? &r->made : &r->target.id;
+}
+
+static int taken(const char *path, struct qstill_error *err)
+{
+    bool gone = merge_id_look(path, NULL, false, NULL) == MERGE_ABSENT;
+
+    err_set(err, QSTILL_E_BUSY,
+            gone ? "%s was moved or removed meanwhile"
+                 : "%s was replaced by another file meanwhile",
+            path);
+    return err_hint(err, "give it back its name, then merge again: first of "
+                         "all that goes on with this merge");
+}
+
+int record_check_target(const struct merge_record *r, struct qstill_error *err)
+{
+    return merge_id_is(r->target.path, result_id(r))
+               ? 0
+               : taken(r->target.path, err);
+}
+
+int record_check_names(const struct merge_record *r, struct qstill_error *err)
+{
+    if (record_check_target(r, err) < 0)
+        return err->code;
+    if (r->result.id.ino == 0 || merge_id_is(r->result.path, &r->result.id))
+        return 0;
+    taken(r->result.path, err);
+    return err_hint(err,
+                    "what is there stays, and %s shows what was there; give it "
+                    "back its name if need be, and merge again",
+                    r->target.path);
+}
+
+int record_check_upper(const struct merge_record *r, struct qstill_error *err)
+{
+    return !r->upper.path || is_there(&r->upper) ? 0
+                                                 : taken(r->upper.path, err);
+}
+
+int record_check_done(const struct merge_record *r, struct qstill_error *err)
+{
+    return r->result.path && merge_id_look(r->result.path, result_id(r), true,
+                                           NULL) == MERGE_OTHER
+               ? taken(r->result.path, err)
+               : 0;
+}
+
+/* What its name leads to is asked of the file that is open. */
+static int open_same(const struct io *io, const char *path, int flags,
+                     const struct merge_id *id, int *fd,
+                     struct qstill_error *err)
+{
+    CLEANUP(closep) int it = -1;
+    struct merge_id now;
+
+    if (io_openat(io, AT_FDCWD, path, flags, 0, &it, err) < 0 ||
+        merge_id_of(it, &now, err) < 0)
+        return err->code;
+    if (!merge_id_same(id, &now))
+        return taken(path, err);
+    *fd = take_fd(&it);
+    return 0;
+}
+
 /* The result belongs to whoever the upper image belonged to. */
 static int give_attrs(const struct io *io, const struct merge_record *r,
                       const char *path, struct qstill_error *err)
@@ -29,8 +97,8 @@ static int give_attrs(const struct io *io, const struct merge_record *r,
 
     if (!is_there(&r->upper))
         return 0;
-    if (io_openat(io, AT_FDCWD, r->upper.path, O_RDONLY, 0, &from, err) < 0 ||
-        io_openat(io, AT_FDCWD, path, O_RDWR, 0, &to, err) < 0 ||
+    if (open_same(io, r->upper.path, O_RDONLY, &r->upper.id, &from, err) < 0 ||
+        open_same(io, path, O_RDWR, result_id(r), &to, err) < 0 ||
         attrs_copy(io, from, to, path, err) < 0)
         return err->code;
     return io_sync(io, to, path, err);
@@ -52,7 +120,7 @@ static bool take_project(const struct io *io, const struct merge_record *r)
     CLEANUP(closep) int fd = -1;
     struct qstill_error ignored = {0};
 
-    return io_openat(io, AT_FDCWD, r->target.path, O_RDONLY, 0, &fd,
+    return open_same(io, r->target.path, O_RDONLY, result_id(r), &fd,
                      &ignored) == 0 &&
            removable_take_project(fd, r->result.path);
 }
@@ -65,7 +133,8 @@ static int rename_result(const struct io *io, const struct merge_record *r,
     const char *from_name, *to_name;
 
     if (path_open_dir(r->target.path, &from, &from_name, err) < 0 ||
-        path_open_dir(r->result.path, &to, &to_name, err) < 0)
+        path_open_dir(r->result.path, &to, &to_name, err) < 0 ||
+        record_check_names(r, err) < 0)
         return err->code;
     if (io_rename(io, from, from_name, to, to_name, 0, err) == 0)
         return 0;
@@ -187,6 +256,47 @@ static bool has_overlay(const struct io *io, const struct merge_file *of,
     return !dir || children_each(io, dir, NULL, &v, &ignored) < 0 || s.found;
 }
 
+/* Likewise of a living merge: of one of those that are about to go, made since
+ * there was a way back. */
+static int visit_gone(void *user, const struct overlay *o,
+                      struct qstill_error *err)
+{
+    struct search *s = user;
+    const struct merge_record *r = s->r;
+
+    for (size_t i = 0; o->backing && i < r->gone_count; i++) {
+        if (merge_id_look(o->backing, &r->gone[i].id, true, NULL) !=
+                MERGE_SAME ||
+            is_own(r, o->path))
+            continue;
+        s->found = true;
+        return err_set(err, QSTILL_E_BUSY,
+                       "%s was made meanwhile, and stands on %s", o->path,
+                       r->gone[i].path);
+    }
+    return 0;
+}
+
+static int check_gone(const struct io *io, const struct merge_record *r,
+                      struct qstill_error *err)
+{
+    struct search s = {NULL, r, false};
+    struct overlay_visitor v = {NULL, visit_gone, &s};
+
+    for (size_t i = 0; i < r->gone_count; i++) {
+        CLEANUP(freep) char *dir = path_dir(r->gone[i].path);
+
+        if (!dir)
+            return err_nomem(err);
+        if (i > 0 && path_same_dir(r->gone[i - 1].path, r->gone[i].path))
+            continue;
+        if (children_each(io, dir, r->seen, &v, err) < 0 && s.found)
+            return err_hint(err, "both stay: merge again");
+        err_clear(err); /* the plan had what cannot be read, too */
+    }
+    return 0;
+}
+
 bool record_may_rename(const struct io *io, const struct merge_record *r)
 {
     return r->kind == MERGE_NEW_FILE || !has_overlay(io, &r->target, r);
@@ -248,15 +358,24 @@ static int remove_one(const struct io *io, const struct merge_record *r,
     return 0;
 }
 
+/* The file has the result's name, and nobody needs what goes. */
+static int may_remove(const struct io *io, const struct merge_record *r,
+                      bool late, struct qstill_error *err)
+{
+    if (merge_id_look(r->result.path, result_id(r), true, NULL) != MERGE_SAME)
+        return taken(r->result.path, err);
+    return late ? 0 : check_gone(io, r, err);
+}
+
 int record_finish(const struct io *io, const struct merge_record *r, bool late,
                   uint64_t *freed, struct qstill_error *err)
 {
-    const struct merge_id *id =
-        r->kind == MERGE_NEW_FILE ? &r->made : &r->target.id;
-    bool named = merge_id_look(r->result.path, id, true, NULL) == MERGE_SAME;
+    bool named =
+        merge_id_look(r->result.path, result_id(r), true, NULL) == MERGE_SAME;
     struct stat st;
 
-    if (give_attrs(io, r, named ? r->result.path : r->target.path, err) < 0)
+    if ((!named && record_check_names(r, err) < 0) ||
+        give_attrs(io, r, named ? r->result.path : r->target.path, err) < 0)
         return err->code;
     if (!named) {
         uint64_t replaced = 0;
@@ -270,7 +389,8 @@ int record_finish(const struct io *io, const struct merge_record *r, bool late,
     for (size_t i = 0; i < r->repoint_count; i++)
         if (repoint_one(io, r, &r->repoint[i], err) < 0)
             return err->code;
-    if (record_unlink_old_name(io, r, late, err) < 0)
+    if (may_remove(io, r, late, err) < 0 ||
+        record_unlink_old_name(io, r, late, err) < 0)
         return err->code;
     for (size_t i = 0; i < r->gone_count; i++)
         if (remove_one(io, r, &r->gone[i], late, freed, err) < 0)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The steps of one group.
+ * The steps of one group (merge_undo.c: back).
  *
  *   begin   journal; the new file, or room behind the end of the old one
  *   move    data to where nothing refers to it
@@ -210,21 +210,18 @@ static int mark_torn(struct merge_group *g, struct qstill_error *err)
     return 0;
 }
 
-static int unmark_torn(struct merge_group *g, struct qstill_error *err)
-{
-    for (size_t i = g->upper + 1; g->marked && i <= g->t; i++) {
-        const struct image *img = g->chain->layers[i];
-
-        if (torn_unmark(img->io, img->wfd, img->path, &img->info.header, err) <
-            0)
-            return err->code;
-    }
-    return 0;
-}
-
 static bool has_no_way_back(const struct merge_group *g)
 {
     return g->kind == MERGE_OVERWRITE || g->kind == MERGE_INTO_RAW;
+}
+
+/* As long as there is a way back. */
+static int check_names(const struct merge_group *g, struct qstill_error *err)
+{
+    if (g->m->output || (record_check_names(&g->record, err) == 0 &&
+                         record_check_upper(&g->record, err) == 0))
+        return 0;
+    return err_hint(err, "nothing has changed: try again");
 }
 
 static int begin(struct merge_group *g, struct qstill_error *err)
@@ -244,6 +241,7 @@ static int begin(struct merge_group *g, struct qstill_error *err)
         return err->code;
     if (!m->output) {
         if (group_make_record(g, err) < 0 ||
+            (has_no_way_back(g) && check_names(g, err) < 0) ||
             merge_journal_write(&m->journal, &g->record, err) < 0)
             return err->code;
     }
@@ -364,11 +362,23 @@ static int flip_header(struct merge_group *g, struct qstill_error *err)
     return qcow2_header_replace(t->io, t->wfd, t->path, h, err);
 }
 
+/* Where nobody can see any more what was done, nothing is left to do. */
+static int explain_lost(const struct merge_group *g, struct qstill_error *err)
+{
+    return err->code == QSTILL_E_BUSY && group_is_lost(g)
+               ? err_hint(err, "what is there is as it was: try again")
+               : err->code;
+}
+
 static int flip(struct merge_group *g, struct qstill_error *err)
 {
     int r;
 
-    if (!has_no_way_back(g) && group_check_overlays(g, err) < 0)
+    /* without a way back what has the top's place is no reason to leave the
+     * target torn: then it is made whole, under its own name */
+    if (has_no_way_back(g)
+            ? record_check_target(&g->record, err) < 0
+            : group_check_overlays(g, err) < 0 || check_names(g, err) < 0)
         return err->code;
     /* whatever the result is now, it may be the new one: only forward */
     g->phase = PHASE_NAMES;
@@ -392,8 +402,12 @@ static int names(struct merge_group *g, struct qstill_error *err)
         g->phase = PHASE_DONE;
         return 0;
     }
-    if (record_finish(t->io, &g->record, false, &g->m->done.freed, err) < 0)
-        return err->code;
+    if (record_finish(t->io, &g->record, false, &g->m->done.freed, err) < 0) {
+        if (g->kind == MERGE_NEW_FILE && err->code == QSTILL_E_BUSY &&
+            !merge_id_is(g->record.result.path, &g->record.made))
+            g->phase = PHASE_FLIP; /* no name has changed */
+        return explain_lost(g, err);
+    }
     g->phase = PHASE_TRIM;
     return 0;
 }
@@ -437,60 +451,4 @@ int group_step(struct merge_group *g, struct qstill_error *err)
     };
 
     return g->phase == PHASE_DONE ? 0 : steps[g->phase](g, err);
-}
-
-/* The length, and the blocks put into holes of the file. */
-static int undo_in_place(struct merge_group *g, struct qstill_error *err)
-{
-    const struct rewrite *rw = &g->rw;
-    struct image *t = g->target;
-    struct stat st;
-
-    if (!t || t->wfd < 0) /* merge_open() has failed: not begun */
-        return 0;
-    if (unmark_torn(g, err) < 0)
-        return err->code;
-    for (size_t i = 0; i < rw->moves.n; i++)
-        if (rw->moves.v[i].dst < rw->old_end && !rw->moves.v[i].over)
-            io_punch(t->io, t->wfd, rw->moves.v[i].dst, rw->moves.v[i].len);
-    if (fstat(t->wfd, &st) == 0 && (uint64_t)st.st_size <= rw->old_end)
-        return 0;
-    if (io_truncate(t->io, t->wfd, rw->old_end, t->path, err) < 0)
-        return err->code;
-    return io_sync(t->io, t->wfd, t->path, err);
-}
-
-static int undo_new_file(struct merge_group *g, struct qstill_error *err)
-{
-    CLEANUP(closep) int dirfd = -1;
-    const char *name;
-    const char *path = g->m->output ? g->m->output : g->record.target.path;
-
-    if (!path || !g->target || g->target->wfd < 0) /* not made */
-        return 0;
-    if (path_open_dir(path, &dirfd, &name, err) < 0)
-        return err->code;
-    return io_unlink(g->m->io, dirfd, name, err);
-}
-
-int group_undo(struct merge_group *g, struct qstill_error *err)
-{
-    int r = 0;
-
-    mover_close(take_ptr(&g->mover));
-    if (g->kind == MERGE_NEW_FILE)
-        r = undo_new_file(g, err);
-    else if (g->kind != MERGE_IN_PLACE && g->phase != PHASE_BEGIN)
-        return err_set(err, QSTILL_E_FAILED,
-                       "%s is partly written over: the merge can only go on, "
-                       "as the next one here does",
-                       g->target->path);
-    else if (g->kind != MERGE_INTO_RAW)
-        r = undo_in_place(g, err);
-    if (r == 0 && g->m->adopted)
-        return err_set(err, QSTILL_E_FAILED,
-                       "a broken merge can only go on, which failed");
-    if (r == 0 && !g->m->output)
-        r = merge_journal_clear(&g->m->journal, err);
-    return r;
 }

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /* What the files of the merge share: merge.c (the whole), merge_describe.c (in
  * words), merge_plan.c (how), merge_rights.c (for whom), merge_names.c (paths),
- * merge_overlays.c (of what goes), merge_group.c (the steps), merge_raw.c (into
- * a raw base), merge_link.c, merge_recover.c (of a dead one), merge_settle.c
- * (its files), merge_recover_dir.c, merge_asked.c (what is left of it). */
+ * merge_overlays.c (of what goes), merge_group.c (the steps), merge_undo.c
+ * (back), merge_raw.c (into a raw base), merge_link.c, merge_recover.c (of a
+ * dead one), merge_settle.c (its files), merge_recover_dir.c, merge_asked.c
+ * (what is left of it). */
 #ifndef QSTILL_QCOW2_MERGE_IMPL_H
 #define QSTILL_QCOW2_MERGE_IMPL_H
 
@@ -148,12 +149,23 @@ int group_make_record(struct merge_group *g, struct qstill_error *err);
 
 /* merge_group.c: one step; g->phase is PHASE_DONE at the end. */
 int group_step(struct merge_group *g, struct qstill_error *err);
-/* Undoes a group that is before PHASE_NAMES. */
+/* merge_undo.c: undoes a group that is before PHASE_NAMES, or lost. */
 int group_undo(struct merge_group *g, struct qstill_error *err);
+/* Its target has no name any more: whatever was done to that, nobody can see
+ * it. */
+bool group_is_lost(const struct merge_group *g);
 /* merge_finish.c: moves names, unlinks: what recovery shares. `late`: others
  * had the time to go back to what is to go. */
 int record_finish(const struct io *io, const struct merge_record *r, bool late,
                   uint64_t *freed, struct qstill_error *err);
+/* Others may rename what is locked. BUSY when the target's name, or that which
+ * it is to get, is no longer that of the file that it was: what has come there
+ * is neither replaced nor taken for it. */
+int record_check_target(const struct merge_record *r, struct qstill_error *err);
+int record_check_names(const struct merge_record *r, struct qstill_error *err);
+int record_check_upper(const struct merge_record *r, struct qstill_error *err);
+/* Of one that is done: another file has the result's name. */
+int record_check_done(const struct merge_record *r, struct qstill_error *err);
 /* Whether an overlay has the result's name already: they get it only when the
  * result is whole. */
 int record_is_repointed(const struct io *io, const struct merge_record *r,

@@ -75,6 +75,7 @@ struct merge_record {
     struct buf *told; /* for people, lines of what a recovery leaves; or NULL:
                          no part of the journal */
     const struct merge_recovery *how; /* likewise, of a recovery */
+    struct children_seen *seen;       /* likewise, of a living merge */
 };
 
 void merge_record_fini(struct merge_record *r);

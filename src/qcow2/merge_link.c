@@ -44,7 +44,9 @@ bool record_link(const struct io *io, const struct merge_record *r)
     temp_name = path_base(temp);
     if (io_link(io, from, from_name, to, temp_name, &ignored) < 0)
         return false;
-    if (io_rename(io, to, temp_name, to, to_name, 0, &ignored) == 0)
+    if (merge_id_is(temp, &r->target.id) &&
+        record_check_names(r, &ignored) == 0 &&
+        io_rename(io, to, temp_name, to, to_name, 0, &ignored) == 0)
         return true;
     io_unlink(io, to, temp_name, &ignored);
     /* the name may be changed, and only not be durable */

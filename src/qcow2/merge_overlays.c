@@ -20,6 +20,17 @@ static bool is_heir(const struct merge *m, const char *path)
     return false;
 }
 
+/* Another file in the place of one that is done may stand on what is to go, and
+ * need not be in one of the directories. */
+static int check_done(const struct merge *m, struct qstill_error *err)
+{
+    for (size_t i = 0; i < m->now; i++)
+        if (!m->groups[i].main &&
+            record_check_done(&m->groups[i].record, err) < 0)
+            return err->code;
+    return 0;
+}
+
 /* Those that were known have taken in what they need by now. */
 int group_check_overlays(struct merge_group *g, struct qstill_error *err)
 {
@@ -29,6 +40,8 @@ int group_check_overlays(struct merge_group *g, struct qstill_error *err)
 
     if (!g->main || m->output)
         return 0;
+    if (check_done(m, err) < 0)
+        return err_hint(err, "nothing has changed: try again");
     if (children_find(g->chain, first, g->last, NULL, 0, m->seen, &now, err) <
         0)
         return err->code;

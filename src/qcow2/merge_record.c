@@ -124,6 +124,7 @@ int group_make_record(struct merge_group *g, struct qstill_error *err)
 
     merge_record_fini(r);
     r->kind = g->kind;
+    r->seen = g->m->seen;
     /* the journal has the name before the file is made */
     if (g->kind == MERGE_NEW_FILE &&
         temp_name_make(g->result, MERGE_TEMP, &temp, err) < 0)

@@ -143,6 +143,10 @@ static int check_replaced(const struct io *io, const struct merge_record *r,
     *same = true;
     if (r->result.id.ino == 0 || merge_id_is(r->result.path, id)) /* it was */
         return 0;
+    /* it was moved: what stands on the target sees the same in it */
+    *same = merge_id_look(r->result.path, NULL, false, NULL) != MERGE_ABSENT;
+    if (!*same)
+        return 0;
     if (io_openat(io, AT_FDCWD, r->result.path, O_RDONLY, 0, lock, err) < 0 ||
         image_lock(*lock, r->result.path, IMAGE_LOCK_WRITE, err) < 0)
         return err->code;
@@ -186,9 +190,10 @@ static int finish_locked(const struct io *io, const struct merge_record *r,
         return err->code;
     if (same)
         return record_finish(io, r, true, freed, err);
-    record_tell(r, r->result.path,
-                "it was changed, or an image stands on what was to get its "
-                "name");
+    if (replaced >= 0)
+        record_tell(r, r->result.path,
+                    "it was changed, or an image stands on what was to get its "
+                    "name");
     return 0;
 }
 

@@ -172,14 +172,18 @@ def image(verb, *argv, **kw):
 
 class Stopped:
     """`qstill image ARGV` under strace, standing at its n-th such call with the
-    file; it goes on behind the `with`, and then has a result."""
+    file (None: with any); it goes on behind the `with`, and then has a
+    result."""
+
+    class NoSuchCall(AssertionError):
+        pass
 
     def __init__(self, log, path, call, number, *argv):
         if os.path.exists(log):
             os.unlink(log)
         self.process = subprocess.Popen(
-            ["strace", "-f", "-o", log, "-e", "trace=" + call, "-P", path,
-             "-e", "inject=%s:signal=STOP:when=%d" % (call, number), QSTILL,
+            ["strace", "-f", "-o", log, "-e", "trace=" + call,
+             *(("-P", path) if path else ()), "-e", "inject=%s:signal=STOP:when=%d" % (call, number), QSTILL,
              "--json", "image", *argv], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.pid, until = None, time.monotonic() + 30
@@ -196,13 +200,22 @@ class Stopped:
         if not self.pid:
             self.process.kill()
             self.process.communicate()
-            raise AssertionError("it did not come to where it was to stop")
+            raise self.NoSuchCall("it did not come to where it was to "
+                                  "stop")
         return self
 
     def __exit__(self, *_):
-        if self.pid:
-            os.kill(self.pid, signal.SIGCONT)
-        out, err = self.process.communicate(timeout=60)
+        """Each of its threads may come to an n-th call."""
+        until = time.monotonic() + 60
+        while True:
+            if self.pid:
+                os.kill(self.pid, signal.SIGCONT)
+            try:
+                out, err = self.process.communicate(timeout=0.5)
+                break
+            except subprocess.TimeoutExpired:
+                if time.monotonic() > until:
+                    raise
         self.result = Result(self.process.args, self.process.returncode, out,
                              err)
 
