@@ -366,15 +366,22 @@ static int open_protected(struct session *s, struct qstill_error *err)
     return protect_open_hidden(&all, err);
 }
 
-/* What others need stays; somebody may wait for its room. */
+/* What others need stays; somebody may wait for its room. So does what can only
+ * be merged in another state of the VM, which the caller may not know of. */
 static void tell_held(struct collapse *c)
 {
     for (size_t i = 0; i < c->all.count; i++) {
         struct layer *l = &c->all.items[i];
         struct step st = collapse_step(c, l);
 
-        if (collapse_is_idle(l) && st.why &&
-            (st.held || st.why == c->all.unsure))
+        if (!collapse_is_idle(l) || !st.why)
+            continue;
+        if (c->text)
+            buf_printf(c->text, "%s stays hidden: %s\n", l->path, st.why);
+        if (st.then)
+            store_note(c->s->store, "%s stays: %s; %s, then: qstill recover %s",
+                       l->path, st.why, st.then, c->s->vm);
+        else if (st.held || st.why == c->all.unsure)
             store_note(c->s->store,
                        "%s stays: %s; when that is over: qstill recover %s",
                        st.held ? st.held->path : l->path, st.why, c->s->vm);

@@ -36,6 +36,7 @@ struct step {
     const char *why;
     const struct layer *held; /* that is: others, whom we do not touch, stand on
                                  this one */
+    const char *then; /* NONE: what has to be done before it can go on */
 };
 
 /* What ends with the file's being forgotten, or gone; all else is a merge. */

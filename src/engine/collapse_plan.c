@@ -75,6 +75,11 @@ static struct step nothing(const char *why)
     return (struct step){.kind = STEP_NONE, .why = why};
 }
 
+static struct step waits(const char *why, const char *then)
+{
+    return (struct step){.kind = STEP_NONE, .why = why, .then = then};
+}
+
 static struct step held(const struct layer *l, const char *why)
 {
     return (struct step){.kind = STEP_NONE, .why = why, .held = l};
@@ -140,8 +145,9 @@ static bool outgrows(const struct step *st)
 static struct step pulled_live(struct step st)
 {
     if (hides_by_its_end(&st))
-        return nothing("it ends before the disk, and QEMU's job would show "
-                       "what it hides: it is merged when the VM is off");
+        return waits("it ends before the disk, and QEMU's job would show "
+                     "what it hides: it is merged when the VM is off",
+                     "shut the VM down");
     st.kind = STEP_PULL_LIVE;
     return st;
 }
@@ -152,8 +158,9 @@ static struct step live_choice(struct collapse *c, struct step st)
         return nothing("the disk was made larger than its first image, whose "
                        "format cannot grow");
     if (st.child->head && st.last->first_image && was_shrunk(&st))
-        return nothing("the disk was made smaller: its first image takes the "
-                       "head in when the VM is off");
+        return waits("the disk was made smaller: its first image takes the "
+                     "head in when the VM is off",
+                     "shut the VM down");
     /* QEMU would write to a torn one, and not open it the next time */
     if (st.child->head && !st.last->torn &&
         (st.last->first_image ||
@@ -190,6 +197,11 @@ static struct step off_step(struct collapse *c, struct step st)
 {
     st.kind = STEP_MERGE;
     if (st.last->first_image && st.first->children == 1) {
+        if (st.child->head &&
+            qcow2_format_any(st.last->format) == QCOW2_FORMAT_FOREIGN)
+            return waits("the disk's first image is of a format that QEMU "
+                         "alone can write to",
+                         "start the VM");
         st.kind = st.child->head ? STEP_FOLD : STEP_LOWER;
         if (!st.child->head && !st.child->owner)
             return nothing("what reads it is hidden, too");
@@ -312,7 +324,8 @@ static uint64_t room_of(struct collapse *c, const struct layer *l,
                       (struct layer *)(uintptr_t)l,
                       (struct layer *)(uintptr_t)l,
                       NULL,
-                      false};
+                      NULL,
+                      NULL};
     struct qstill_error ignored = {0};
 
     r.estimate_only = true;

@@ -72,6 +72,29 @@ class Foreign(Case):
                 self.delete(vm, "a", "e")
                 self.assertEqual([first], self.head_paths(vm))
 
+    def test_what_waits_for_the_vm_to_run_says_so(self):
+        """Only QEMU can fold a head into such an image."""
+        vm = self.tiny_vm("vdi", disks=[self.disk(
+            vm="vdi", fmt="vdi", size=8 * MIB, pattern=False)])
+        disk, = vm.disks
+        vm.io(disk, "write -q -P 9 0 8M")
+        self.q("create", "vdi", "a")
+        vm.io(disk, "write -q -P 5 1M 64k")
+        vm.io(disk, "flush")
+        vm.quit()
+        now = image.digest(self.head_paths(vm)[0], "qcow2")
+        for verb in ("delete", "vdi", "a"), ("recover", "vdi"):
+            self.q(*verb)
+            self.assertRegex(self.q.stderr, "%s stays: .*QEMU alone.*; start "
+                             "the VM, then: qstill recover vdi" % disk.path)
+        self.assertEqual(now, image.digest(self.head_paths(vm)[0], "qcow2"))
+        self.q("start", "vdi")
+        self.q("recover", "vdi")
+        self.assertEqual([disk.path], self.head_paths(vm))
+        vm.quit()
+        self.assertEqual(now, image.digest(disk.path, "vdi"))
+        self.q("detach", "vdi")
+
     def frozen_files(self, vm):
         return {p for n in self.want for p, _ in self.frozen(vm, n).values()}
 

@@ -164,6 +164,11 @@ class Resize(Case):
         for name in ("two", "one"):
             self.q("delete", "vm", name)
             self.assertEqual(size, self.size(), name)
+        for verb in (), ("recover", "vm"):  # the delete has said so
+            if verb:
+                self.q(*verb)
+            self.assertRegex(self.q.stderr, "made smaller.*; shut the VM "
+                             "down, then: qstill recover vm")
         vm.quit()
         self.q("recover", "vm")
         self.q("start", "vm")
