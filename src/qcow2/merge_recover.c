@@ -81,7 +81,10 @@ static int fold_again(const struct io *io, const struct merge_record *r,
         q.gentle = r->how->gentle;
         q.stop = r->how->stop;
     }
-    q.below_is_theirs = true; /* it was asked before */
+    /* a store's, whose engine knows: one beside images may be of anybody who
+     * can write there, and is asked like a merge */
+    q.below_is_theirs =
+        strncmp(j->name, MERGE_JOURNAL, strlen(MERGE_JOURNAL)) != 0;
     q.journal_dir = j->dirfd;
     q.journal_name = j->name;
     q.drop = names;

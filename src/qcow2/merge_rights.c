@@ -59,7 +59,7 @@ int group_check_rights(const struct merge_group *g, struct qstill_error *err)
     size_t first = found ? g->upper + 1 : g->last + 1;
     CLEANUP(freep) bool *used = NULL;
 
-    if (!found && g->m->below_is_theirs)
+    if (!found && (g->m->below_is_theirs || !g->rw.needs_below))
         return 0;
     used = calloc(c->n, sizeof(*used));
     if (!used)

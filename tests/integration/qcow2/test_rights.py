@@ -7,6 +7,7 @@ import re
 import shutil
 import struct
 import subprocess
+import time
 import unittest
 
 import qtools
@@ -200,7 +201,7 @@ class ForWhom(test_stuck.Stuck):
                 # smaller clusters need not be filled
                 self.goes(want, *self.up()[:3])
                 with open(self.path("vm/top"), "rb") as f:
-                    self.assertNotIn(b"\x09" * 512, f.read())
+                    self.assertFalse(b"\x09" * 512 in f.read())
 
     def test_an_image_below_that_he_may_read(self):
         for folder, mode, owner in ((0o711, 0o644, 0), (0o755, 0o644, NOBODY),
@@ -208,6 +209,41 @@ class ForWhom(test_stuck.Stuck):
             with self.subTest(folder=oct(folder), mode=oct(mode), owner=owner):
                 want = self.secret(folder, mode, owner)
                 self.goes(want, *self.up())
+
+    def test_a_journal_says_nothing_about_rights(self):
+        """Whoever can write to the folder can put one there."""
+        os.mkdir(self.path("vm"))
+        below = ()
+        for name, bits, *writes in (
+                ("disk", 16, "write -q -P 9 0 16M"),
+                ("vm/d", 16, "write -q -P 1 0 8M"),
+                ("vm/top", 12, "write -q -P 2 0 8M", "write -q -P 3 12M 4k")):
+            path = self.path(name)
+            qtools.must("qemu-img", "create", "-q", "-f", "qcow2", *below, "-o",
+                        "cluster_size=%d" % (1 << bits), path, "16M")
+            qtools.must("qemu-io", "-f", "qcow2", *(
+                x for w in writes for x in ("-c", w)), path)
+            below = ("-b", path, "-F", "qcow2")
+        for name in ("vm", "vm/d", "vm/top"):
+            os.chown(self.path(name), DAEMON, DAEMON)
+        os.chmod(self.path("disk"), 0o644)
+        want = self.views("vm/top")
+        argv = (self.path("vm/top"), "--drop", self.path("vm/d"))
+        p = subprocess.Popen([qtools.QSTILL, "image", "merge", *argv,
+                              "--direction", "down", "--bwlimit", "2M"],
+                             stdin=subprocess.DEVNULL,
+                             stdout=subprocess.DEVNULL)
+        time.sleep(1)
+        p.kill()
+        self.assertEqual(p.wait(), -9)
+        self.assertIn("corrupt: true", qtools.must(
+            "qemu-img", "info", self.path("vm/d")).out)
+        os.chmod(self.path("disk"), 0o600)
+        self.merge(*argv)  # the other way goes, without a byte of the disk
+        self.assertFalse(os.path.exists(self.path("vm/d")))
+        self.assertEqual(self.views("vm/top"), want)
+        with open(self.path("vm/top"), "rb") as f:
+            self.assertFalse(b"\x09" * 512 in f.read())
 
     def test_of_root_it_may_be_in_any_folder(self):
         want = self.secret()
