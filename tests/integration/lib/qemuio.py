@@ -7,7 +7,8 @@ import re
 
 # Of what says how much it did, nothing less than all of it is good.
 DID = {"read": "read", "write": "wrote", "discard": "discard"}
-FIGURES = re.compile(r"[\d.]+ \w+, \d+ ops; .* sec \(.*\)")
+# From a second on it says "0:00:02.92", and no "sec".
+FIGURES = re.compile(r"[\d.]+ \w+, \d+ ops; [\d:.]+( sec)? \(.*\)")
 
 
 def run(monitor, device, command):
