@@ -102,10 +102,10 @@ static int join_layer_held(struct joined_bitmap *to, struct chain *c,
 
     if (chain_load(c, layer, layer, err) < 0)
         return err->code;
-    for (size_t i = 0; i < img->map.n; i++)
-        if (img->map.v[i].kind != EXTENT_OWNED)
-            joined_bitmap_mark(to, img->map.v[i].guest,
-                               extent_end(&img->map.v[i]));
+    for (struct extent_walk w = extents_walk(&img->map, 0); w.on;
+         extents_next(&w))
+        if (w.e.kind != EXTENT_OWNED)
+            joined_bitmap_mark(to, w.e.guest, extent_end(&w.e));
     joined_bitmap_mark(to, img->size, size);
     return aio_check_stop(c->aio, err);
 }

@@ -237,13 +237,7 @@ static bool map_serves(const struct viewing *v, size_t i)
 
     if (i > v->top && img->size < size)
         return false;
-    return img->map.n == 0 || extent_end(&img->map.v[img->map.n - 1]) <= size;
-}
-
-static void number_map(struct image *img, size_t i)
-{
-    for (size_t k = 0; k < img->map.n; k++)
-        img->map.v[k].layer = (uint16_t)i;
+    return img->map.n == 0 || extent_end(&img->map.last) <= size;
 }
 
 /* The map of layer i with its number, ended by what a short layer adds. */
@@ -252,20 +246,22 @@ static int copy_map(const struct viewing *v, size_t i, struct extents *out)
     const struct image *img = v->c->layers[i];
     uint64_t size = v->c->layers[v->top]->size;
 
-    out->v = malloc((img->map.n + 1) * sizeof(*out->v));
-    if (!out->v)
-        return err_nomem(v->err);
-    out->cap = img->map.n + 1;
-    for (size_t k = 0; k < img->map.n && img->map.v[k].guest < size; k++) {
-        out->v[out->n] = extent_cut(&img->map.v[k], 0, size);
-        out->v[out->n++].layer = (uint16_t)i;
+    struct extent end = {.guest = img->size,
+                         .len = size - img->size,
+                         .kind = EXTENT_PAST_END,
+                         .layer = (uint16_t)(i - 1)};
+    int r = 0;
+
+    for (struct extent_walk w = extents_walk(&img->map, 0);
+         r == 0 && w.on && w.e.guest < size; extents_next(&w)) {
+        struct extent e = extent_cut(&w.e, 0, size);
+
+        e.layer = (uint16_t)i;
+        r = extents_push(out, &e);
     }
-    if (i > v->top && img->size < size)
-        out->v[out->n++] = (struct extent){.guest = img->size,
-                                           .len = size - img->size,
-                                           .kind = EXTENT_PAST_END,
-                                           .layer = (uint16_t)(i - 1)};
-    return 0;
+    if (r == 0 && i > v->top && img->size < size)
+        r = extents_push(out, &end);
+    return r < 0 ? err_nomem(v->err) : 0;
 }
 
 /* The view of a single layer. */
@@ -277,7 +273,7 @@ static int view_layer(const struct viewing *v, size_t i, struct extents *out)
     if (load_layer(v->c, i, v->err) < 0)
         return v->err->code;
     if (v->maps == CHAIN_FORGET_MAPS && map_serves(v, i)) {
-        number_map(img, i);
+        img->map.layer = (uint16_t)i;
         *out = img->map;
         img->map = (struct extents)EXTENTS_INIT;
         r = 0;
@@ -304,7 +300,7 @@ static int half(const struct viewing *v, size_t first, size_t last,
         if (load_layer(v->c, first, v->err) < 0)
             return v->err->code;
         if (map_serves(v, first)) {
-            number_map(img, first);
+            img->map.layer = (uint16_t)first;
             *out = &img->map;
             return 0;
         }
@@ -365,8 +361,9 @@ int chain_view_all(struct chain *c, enum chain_maps maps, struct extents *out,
     *out = (struct extents)EXTENTS_INIT;
     if (c->n > 1 && chain_view(c, 0, c->n - 2, maps, &known, err) < 0)
         return err->code;
-    for (size_t i = 0; i < known.n && r == 0; i++) {
-        const struct extent *e = &known.v[i];
+    for (struct extent_walk w = extents_walk(&known, 0); w.on && r == 0;
+         extents_next(&w)) {
+        const struct extent *e = &w.e;
 
         if (e->kind == EXTENT_OWNED)
             continue;

@@ -19,7 +19,7 @@ struct side {
     struct extents view;
     struct filler filler;
     uint64_t size;
-    size_t at; /* first extent that ends after the position */
+    struct extent_walk at; /* the first that ends after the position */
 };
 
 struct pair {
@@ -82,6 +82,7 @@ static int side_load(struct compare *c, unsigned i, struct qstill_error *err)
         if (image_open_direct(s->chain->layers[k], err) < 0)
             return err->code;
     s->size = s->chain->layers[0]->size;
+    s->at = extents_walk(&s->view, 0);
     s->filler =
         (struct filler){.aio = c->aio, .chain = s->chain, .view = &s->view};
     return 0;
@@ -130,20 +131,17 @@ int compare_load(struct compare *c, struct aio_stop stop,
  * NULL: zeros. */
 static const struct extent *at(struct side *s, uint64_t pos, uint64_t *to)
 {
-    const struct extents *x = &s->view;
+    const struct extent *e = &s->at.e;
 
-    while (s->at < x->n && extent_end(&x->v[s->at]) <= pos)
-        s->at++;
-    if (s->at == x->n)
+    extents_seek(&s->at, pos);
+    if (!s->at.on)
         return NULL;
-    if (x->v[s->at].guest > pos) {
-        *to = min_u64(*to, x->v[s->at].guest);
+    if (e->guest > pos) {
+        *to = min_u64(*to, e->guest);
         return NULL;
     }
-    *to = min_u64(*to, extent_end(&x->v[s->at]));
-    return extent_has_bytes(&x->v[s->at]) || x->v[s->at].kind == EXTENT_FOREIGN
-               ? &x->v[s->at]
-               : NULL;
+    *to = min_u64(*to, extent_end(e));
+    return extent_has_bytes(e) || e->kind == EXTENT_FOREIGN ? e : NULL;
 }
 
 /* Both are the same bytes of the same file; of a foreign one, whatever it is.

@@ -56,9 +56,9 @@ static int read_window(struct reader *r, uint64_t at, size_t len,
 static void blank(const struct extents *skip, uint8_t *data, uint64_t at,
                   size_t len)
 {
-    for (size_t i = extents_find(skip, at);
-         i < skip->n && skip->v[i].guest < at + len; i++) {
-        struct extent e = extent_cut(&skip->v[i], at, at + len);
+    for (struct extent_walk w = extents_walk(skip, at);
+         w.on && w.e.guest < at + len; extents_next(&w)) {
+        struct extent e = extent_cut(&w.e, at, at + len);
 
         memset(data + (e.guest - at), 0, (size_t)e.len);
     }
@@ -67,12 +67,12 @@ static void blank(const struct extents *skip, uint8_t *data, uint64_t at,
 static int sum_view(struct reader *r, const struct extents *skip, uint64_t size,
                     uint64_t *sum, struct qstill_error *err)
 {
-    const struct extents *x = r->filler.view;
     uint64_t at = 0;
 
     *sum = size;
-    for (size_t i = 0; i < x->n; i++) {
-        const struct extent *e = &x->v[i];
+    for (struct extent_walk w = extents_walk(r->filler.view, 0); w.on;
+         extents_next(&w)) {
+        const struct extent *e = &w.e;
         uint64_t first = max_u64(at, e->guest / WINDOW * WINDOW);
 
         if (!extent_has_bytes(e))
@@ -98,9 +98,8 @@ static int sum_view(struct reader *r, const struct extents *skip, uint64_t size,
 static int find_foreign(const struct extents *view, struct extents *out,
                         struct qstill_error *err)
 {
-    for (size_t i = 0; i < view->n; i++)
-        if (view->v[i].kind == EXTENT_FOREIGN &&
-            extents_push(out, &view->v[i]) < 0)
+    for (struct extent_walk w = extents_walk(view, 0); w.on; extents_next(&w))
+        if (w.e.kind == EXTENT_FOREIGN && extents_push(out, &w.e) < 0)
             return err_nomem(err);
     return 0;
 }
@@ -109,13 +108,13 @@ uint64_t content_beyond(const struct extents *a, const struct extents *b)
 {
     uint64_t sum = 0;
 
-    for (size_t i = 0; i < a->n; i++) {
-        const struct extent *e = &a->v[i];
+    for (struct extent_walk w = extents_walk(a, 0); w.on; extents_next(&w)) {
+        const struct extent *e = &w.e;
 
         sum += e->len;
-        for (size_t k = extents_find(b, e->guest);
-             k < b->n && b->v[k].guest < extent_end(e); k++)
-            sum -= extent_cut(&b->v[k], e->guest, extent_end(e)).len;
+        for (struct extent_walk o = extents_walk(b, e->guest);
+             o.on && o.e.guest < extent_end(e); extents_next(&o))
+            sum -= extent_cut(&o.e, e->guest, extent_end(e)).len;
     }
     return sum;
 }

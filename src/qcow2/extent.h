@@ -31,15 +31,35 @@ struct extent {
     uint16_t layer;    /* which image of the chain; 0 is the top */
 };
 
+/*
+ * The list, packed: of an extent that is like the one before it a byte or two
+ * are kept instead of 32. A cluster of subclusters can be 32 extents, and there
+ * is one for every 16 bytes of tables. It is read by walking.
+ */
 struct extents {
-    struct extent *v;
-    size_t n;
+    uint8_t *bytes; /* of all but the last, which may still grow */
+    size_t len;
     size_t cap;
+    struct extents_mark *marks; /* where walks can start */
+    size_t mark_n;
+    size_t mark_cap;
+    size_t n; /* extents */
+    struct extent last;
+    uint16_t layer; /* is added to that of each one */
+
+    /* what the next one is packed against */
+    struct extent_near {
+        uint64_t end;
+        uint64_t gap;
+        uint64_t len;
+        uint64_t shift[4]; /* host - guest, by layer */
+        uint16_t layer;
+    } near;
 };
 
 #define EXTENTS_INIT                                                           \
     {                                                                          \
-        NULL, 0, 0                                                             \
+        NULL                                                                   \
     }
 
 void extents_fini(struct extents *x);
@@ -47,8 +67,6 @@ void extents_fini(struct extents *x);
 /* Appends, or lengthens the last extent when `e` continues it. Extents come in
  * guest order, do not overlap and are not empty. -1: out of memory. */
 int extents_push(struct extents *x, const struct extent *e);
-/* The same, out of line for the case that it does not continue. */
-int extents_append(struct extents *x, const struct extent *e);
 
 /* The part of e within [from, to); they must overlap. */
 struct extent extent_cut(const struct extent *e, uint64_t from, uint64_t to);
@@ -70,8 +88,34 @@ static inline bool extent_has_bytes(const struct extent *e)
     return e->kind == EXTENT_DATA || e->kind == EXTENT_COMPRESSED;
 }
 
-/* The first extent that ends after `guest`; x->n when there is none. */
-size_t extents_find(const struct extents *x, uint64_t guest);
+/* One extent of a list after the other, as long as nothing is appended:
+ *
+ *     for (struct extent_walk w = extents_walk(x, from); w.on;
+ *          extents_next(&w))
+ *         ... w.e ...
+ */
+struct extent_walk {
+    bool on;         /* there is an extent: */
+    struct extent e; /* this one; a copy */
+
+    const struct extents *x;
+    size_t i;
+    size_t pos;
+    uint64_t from; /* none before ends after this */
+    struct extent_near near;
+};
+
+/* At the first extent that ends after `guest`, if there is one. */
+struct extent_walk extents_walk(const struct extents *x, uint64_t guest);
+void extents_next(struct extent_walk *w);
+/* Goes to the first extent that ends after `guest`; cheap where that is here or
+ * a little ahead. */
+void extents_seek_away(struct extent_walk *w, uint64_t guest);
+static inline void extents_seek(struct extent_walk *w, uint64_t guest)
+{
+    if (!w->on || guest < w->from || extent_end(&w->e) <= guest)
+        extents_seek_away(w, guest);
+}
 
 /*
  * out = upper where it has an extent, else lower. EXTENT_OWNED of either is

@@ -179,30 +179,16 @@ static int add_extent(struct filler *fl, struct fill *f, const struct extent *e,
     }
 }
 
-/* The first extent that ends after `guest`; ranges mostly come in order. */
-static size_t find(struct filler *fl, uint64_t guest)
-{
-    const struct extents *x = fl->view;
-    size_t i = fl->hint;
-
-    if (i >= x->n || x->v[i].guest > guest || extent_end(&x->v[i]) <= guest) {
-        if (i + 1 < x->n && x->v[i + 1].guest <= guest &&
-            extent_end(&x->v[i + 1]) > guest)
-            i++;
-        else
-            i = extents_find(x, guest);
-    }
-    fl->hint = i;
-    return i;
-}
-
 int fill_guest(struct filler *fl, struct fill *f, uint64_t guest, size_t len)
 {
     uint64_t end = guest + len;
-    size_t i = find(fl, guest);
+    struct extent_walk *w = &fl->at;
 
+    if (!w->x)
+        w->x = fl->view;
+    extents_seek(w, guest); /* ranges mostly come in order */
     while (guest < end) {
-        const struct extent *e = i < fl->view->n ? &fl->view->v[i] : NULL;
+        const struct extent *e = w->on ? &w->e : NULL;
         uint64_t to;
 
         if (!e || e->guest > guest) {
@@ -213,7 +199,7 @@ int fill_guest(struct filler *fl, struct fill *f, uint64_t guest, size_t len)
             if (add_extent(fl, f, e, guest, (size_t)(to - guest)) < 0)
                 return -1;
             if (to == extent_end(e))
-                i++;
+                extents_next(w);
         }
         guest = to;
     }

@@ -30,7 +30,7 @@ struct filler {
     struct aio *aio;
     const struct chain *chain;
     const struct extents *view;
-    size_t hint;                        /* where the last range was found */
+    struct extent_walk at;              /* where the last range ended */
     struct unpack *unpack[UNPACK_KEPT]; /* compressed clusters of parts */
     struct fill_spares spares;
 };

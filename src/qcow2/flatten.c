@@ -90,8 +90,9 @@ static int name_files(struct flatten *f, struct qstill_error *err)
 
 static int plan_raw(struct flatten *f, struct qstill_error *err)
 {
-    for (size_t i = 0; i < f->view.n; i++) {
-        const struct extent *e = &f->view.v[i];
+    for (struct extent_walk w = extents_walk(&f->view, 0); w.on;
+         extents_next(&w)) {
+        const struct extent *e = &w.e;
         struct move m = {.from = e->guest,
                          .dst = e->guest,
                          .len = e->len,
@@ -111,8 +112,9 @@ static int plan_clusters(struct flatten *f, struct qstill_error *err)
 {
     uint64_t cs = f->fresh.cs, pos = 0, dst = cs;
 
-    for (size_t i = 0; i < f->view.n; i++) {
-        const struct extent *e = &f->view.v[i];
+    for (struct extent_walk w = extents_walk(&f->view, 0); w.on;
+         extents_next(&w)) {
+        const struct extent *e = &w.e;
         uint64_t from = max_u64(round_down_u64(e->guest, cs), pos);
         uint64_t to = round_up_u64(extent_end(e), cs);
         struct move m = {

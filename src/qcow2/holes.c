@@ -165,8 +165,8 @@ static int split_all(const struct chain *c, const struct holes *h,
     CLEANUP(extents_fini) struct extents old = *view;
 
     *view = (struct extents)EXTENTS_INIT;
-    for (size_t i = 0; i < old.n; i++) {
-        const struct extent *e = &old.v[i];
+    for (struct extent_walk w = extents_walk(&old, 0); w.on; extents_next(&w)) {
+        const struct extent *e = &w.e;
         int r = e->kind == EXTENT_DATA && h[e->layer].count
                     ? split(&h[e->layer], e, c->layers[e->layer]->cluster_size,
                             view)
@@ -185,8 +185,9 @@ int holes_drop(const struct chain *c, struct extents *view,
     bool any = false;
     int r = h ? 0 : err_nomem(err);
 
-    for (size_t i = 0; r == 0 && i < view->n; i++)
-        h[view->v[i].layer].count |= view->v[i].kind == EXTENT_DATA;
+    for (struct extent_walk w = extents_walk(view, 0); r == 0 && w.on;
+         extents_next(&w))
+        h[w.e.layer].count |= w.e.kind == EXTENT_DATA;
     for (size_t i = 0; r == 0 && i < c->n; i++) {
         h[i].count = h[i].count && has_many(c->layers[i]);
         any |= h[i].count;

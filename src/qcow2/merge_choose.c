@@ -48,9 +48,9 @@ static int shows_below(const struct merge_group *g, size_t t, bool *shows,
 
         if (chain_load(c, i, i, err) < 0)
             return err->code;
-        for (size_t k = 0; k < map->n && !*shows; k++)
-            *shows = extent_has_bytes(&map->v[k]) ||
-                     (!base && extent_is_zero(&map->v[k]));
+        for (struct extent_walk w = extents_walk(map, 0); w.on && !*shows;
+             extents_next(&w))
+            *shows = extent_has_bytes(&w.e) || (!base && extent_is_zero(&w.e));
         chain_forget(c, i, i);
         if (!base && c->layers[i]->size < c->layers[i + 1]->size)
             *shows = true;
@@ -216,8 +216,9 @@ static struct price least(const struct merge_group *g, size_t t)
 {
     struct price p = {0, 0};
 
-    for (size_t i = 0; i < g->view.n; i++) {
-        const struct extent *e = &g->view.v[i];
+    for (struct extent_walk w = extents_walk(&g->view, 0); w.on;
+         extents_next(&w)) {
+        const struct extent *e = &w.e;
 
         if (e->layer == t || !extent_has_bytes(e))
             continue;

@@ -21,8 +21,9 @@ int raw_plan(struct merge_group *g, struct qstill_error *err)
     if (image_lock(g->target->fd, g->target->path, IMAGE_LOCK_EXCLUSIVE, err) <
         0)
         return err->code;
-    for (size_t i = 0; i < g->view.n; i++) {
-        const struct extent *e = &g->view.v[i];
+    for (struct extent_walk w = extents_walk(&g->view, 0); w.on;
+         extents_next(&w)) {
+        const struct extent *e = &w.e;
         struct move m = {.from = e->guest,
                          .dst = e->guest,
                          .len = e->len,

@@ -12,25 +12,27 @@
 #include "merge_impl.h"
 #include "rights.h"
 
-static void mark_view(const struct merge_group *g, uint64_t from, uint64_t to,
+static void mark_view(struct extent_walk *x, uint64_t from, uint64_t to,
                       bool *used)
 {
-    const struct extents *view = &g->view;
-
-    for (size_t i = extents_find(view, from);
-         i < view->n && view->v[i].guest < to; i++)
-        if (extent_has_bytes(&view->v[i]))
-            used[view->v[i].layer] = true;
+    for (extents_seek(x, from); x->on && x->e.guest < to; extents_next(x)) {
+        if (extent_has_bytes(&x->e))
+            used[x->e.layer] = true;
+        if (extent_end(&x->e) >= to)
+            return;
+    }
 }
 
 /* Of which layers bytes are moved. */
 static void mark_used(const struct merge_group *g, bool *used)
 {
+    struct extent_walk x = extents_walk(&g->view, 0);
+
     for (size_t i = 0; i < g->rw.moves.n; i++) {
         const struct move *mv = &g->rw.moves.v[i];
 
         if (mv->layer == MOVE_GUEST)
-            mark_view(g, mv->from, mv->from + mv->len, used);
+            mark_view(&x, mv->from, mv->from + mv->len, used);
         else
             used[mv->layer] = true;
     }

@@ -33,12 +33,12 @@ static void refuse(struct mover *m, size_t layer)
 static uint64_t share(struct mover *m, const struct move *mv, uint64_t at,
                       uint64_t len, size_t *calls)
 {
-    const struct extents *x = m->o.view;
     const struct image *t = m->o.target;
     uint64_t from = mv->from + at, done = 0;
 
-    for (size_t i = extents_find(x, from); done < len; i++) {
-        struct extent e = extent_cut(&x->v[i], from + done, from + len);
+    for (struct extent_walk x = extents_walk(m->o.view, from); done < len;
+         extents_next(&x)) {
+        struct extent e = extent_cut(&x.e, from + done, from + len);
         const struct image *src = m->o.chain->layers[e.layer];
 
         ++*calls;

@@ -66,7 +66,7 @@ struct pack {
     size_t head; /* to be placed next */
     size_t tail; /* to be filled next */
     size_t used; /* chunks between them */
-    size_t extent;
+    struct extent_walk at;
     uint64_t pos; /* guest, all before it is begun */
     bool moved;   /* this step has got somewhere */
     uint64_t done;
@@ -77,26 +77,24 @@ struct pack {
 /* -------------------------------------------------------------- what to do */
 
 /* Walks over the clusters of a view that have bytes. */
-static bool next_cluster(const struct pack_options *o, size_t *i, uint64_t *pos,
-                         uint64_t *guest)
+static bool next_cluster(const struct pack_options *o, struct extent_walk *x,
+                         uint64_t *pos, uint64_t *guest)
 {
-    const struct extents *x = o->view;
-
-    while (*i < x->n &&
-           (extent_end(&x->v[*i]) <= *pos || !extent_has_bytes(&x->v[*i])))
-        (*i)++;
-    if (*i == x->n)
+    while (x->on && (extent_end(&x->e) <= *pos || !extent_has_bytes(&x->e)))
+        extents_next(x);
+    if (!x->on)
         return false;
-    *guest = max_u64(*pos, round_down_u64(x->v[*i].guest, o->fresh->cs));
+    *guest = max_u64(*pos, round_down_u64(x->e.guest, o->fresh->cs));
     *pos = *guest + o->fresh->cs;
     return true;
 }
 
 uint64_t pack_bytes(const struct pack_options *o)
 {
+    struct extent_walk x = extents_walk(o->view, 0);
     uint64_t bytes = 0, pos = 0, guest;
 
-    for (size_t i = 0; next_cluster(o, &i, &pos, &guest);)
+    while (next_cluster(o, &x, &pos, &guest))
         bytes += o->fresh->cs;
     return bytes;
 }
@@ -105,7 +103,7 @@ uint64_t pack_bytes(const struct pack_options *o)
  * behind the end must not be seen when the disk grows. */
 static const struct extent *ready_packed(const struct pack *p, uint64_t guest)
 {
-    const struct extent *e = &p->o.view->v[p->extent];
+    const struct extent *e = &p->at.e;
     const struct image *img = p->o.chain->layers[e->layer];
     uint64_t size = p->o.fresh->h.size;
 
@@ -195,8 +193,7 @@ static int start_chunk(struct pack *p, struct chunk *k,
     k->n = 0;
     k->failed = false;
     fill_begin(&k->fill, k->data, p->per_chunk * (size_t)p->cs);
-    while (k->n < p->per_chunk &&
-           next_cluster(&p->o, &p->extent, &p->pos, &guest))
+    while (k->n < p->per_chunk && next_cluster(&p->o, &p->at, &p->pos, &guest))
         if (add_item(p, k, guest) < 0)
             return err_nomem(err);
     if (k->n == 0)
@@ -212,10 +209,10 @@ static int start_chunk(struct pack *p, struct chunk *k,
 
 static bool all_begun(const struct pack *p)
 {
-    size_t i = p->extent;
+    struct extent_walk at = p->at;
     uint64_t pos = p->pos, guest;
 
-    return !next_cluster(&p->o, &i, &pos, &guest);
+    return !next_cluster(&p->o, &at, &pos, &guest);
 }
 
 static int start_chunks(struct pack *p, struct qstill_error *err)
@@ -409,6 +406,7 @@ int pack_open(struct pack **out, const struct pack_options *o,
     p->o = *o;
     p->cs = o->fresh->cs;
     p->type = o->fresh->h.compression_type;
+    p->at = extents_walk(o->view, 0);
     ratelimit_init(&p->limit, o->bwlimit);
     if (open_all(p, err) < 0) {
         pack_close(p);

@@ -70,13 +70,12 @@ static int plan_cut(struct work *w, uint8_t *table, uint64_t from,
 static int plan_entries(struct work *w, uint64_t index, uint8_t *table,
                         struct qstill_error *err)
 {
-    const struct extents *x = w->rw->view;
     uint64_t from = index * w->span;
     uint64_t to = min_u64(from + w->span, w->rw->size), done = from;
 
-    for (size_t i = extents_find(x, from); i < x->n && x->v[i].guest < to;
-         i++) {
-        const struct extent *e = &x->v[i];
+    for (struct extent_walk x = w->view; x.on && x.e.guest < to;
+         extents_next(&x)) {
+        const struct extent *e = &x.e;
         uint64_t g = max_u64(round_down_u64(e->guest, w->cs), done);
 
         if (e->layer == w->rw->own && e->kind != EXTENT_PAST_END)
@@ -126,6 +125,7 @@ static int plan_slot(struct work *w, uint64_t index, struct qstill_error *err)
 
     if (!before)
         return err_nomem(err);
+    extents_seek(&w->view, index * w->span);
     if (read_table(w, index, before, err) < 0)
         return err->code;
     t = new_tables_add(&rw->l2, index, w->cs);
@@ -163,8 +163,9 @@ static int plan_slots(struct work *w, struct qstill_error *err)
     struct rewrite *rw = w->rw;
     uint64_t next = 0; /* slots before it are done */
 
-    for (size_t i = 0; i < rw->view->n; i++) {
-        const struct extent *e = &rw->view->v[i];
+    for (struct extent_walk x = extents_walk(rw->view, 0); x.on;
+         extents_next(&x)) {
+        const struct extent *e = &x.e;
         uint64_t slot = max_u64(e->guest / w->span, next);
 
         if (e->layer == rw->own && e->kind != EXTENT_PAST_END)
@@ -172,7 +173,6 @@ static int plan_slots(struct work *w, struct qstill_error *err)
         for (; slot * w->span < extent_end(e); slot++) {
             if (slot_stays_empty(w, e, slot))
                 continue;
-            w->hint = extents_find(rw->view, slot * w->span);
             if (plan_slot(w, slot, err) < 0)
                 return err->code;
             next = slot + 1;
@@ -220,29 +220,25 @@ static int look_behind_end(struct work *w, struct qstill_error *err)
     struct image *t = w->rw->target;
     uint64_t size = w->rw->size, end = round_up_u64(size, w->unit);
     CLEANUP(freep) uint8_t *behind = NULL;
-    struct extent e;
-    size_t i, got;
-    bool held;
+    struct extent_walk x;
+    size_t got;
 
     if (!w->cut || end == size)
         return 0;
     if (image_load_map(t, w->rw->aio, err) < 0)
         return err->code;
-    i = extents_find(&t->map, size - 1);
-    held = i < t->map.n && t->map.v[i].guest < size;
-    if (held)
-        e = t->map.v[i];
+    x = extents_walk(&t->map, size - 1);
     image_forget_map(t);
-    if (!held)
+    if (!x.on || x.e.guest >= size)
         return 0;
-    w->stale_end = e.kind == EXTENT_COMPRESSED; /* not looked at */
-    if (e.kind != EXTENT_DATA)
+    w->stale_end = x.e.kind == EXTENT_COMPRESSED; /* not looked at */
+    if (x.e.kind != EXTENT_DATA)
         return 0;
     behind = malloc((size_t)(end - size));
     if (!behind)
         return err_nomem(err);
     if (io_read_upto(t->io, t->fd, behind, (size_t)(end - size),
-                     e.host + (size - e.guest), &got, err) < 0)
+                     x.e.host + (size - x.e.guest), &got, err) < 0)
         return err_wrap(err, "%s", t->path);
     w->stale_end = !bytes_are_zero(behind, got);
     return 0;
@@ -424,13 +420,11 @@ static bool takes_parts(const struct work *w)
 {
     const struct rewrite *rw = w->rw;
 
-    for (size_t i = 0; i < rw->view->n; i++) {
-        const struct extent *e = &rw->view->v[i];
-
-        if (e->kind == EXTENT_COMPRESSED &&
-            rw->chain->layers[e->layer]->cluster_size > w->cs)
+    for (struct extent_walk x = extents_walk(rw->view, 0); x.on;
+         extents_next(&x))
+        if (x.e.kind == EXTENT_COMPRESSED &&
+            rw->chain->layers[x.e.layer]->cluster_size > w->cs)
             return true;
-    }
     return false;
 }
 
@@ -440,6 +434,7 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
     struct work w = {.rw = rw,
                      .h = &rw->target->info.header,
                      .cs = rw->target->cluster_size,
+                     .view = extents_walk(rw->view, 0),
                      .extended = qcow2_has_extl2(&rw->target->info.header)};
 
     w.unit = w.extended ? w.cs / QCOW2_SUBCLUSTERS : w.cs;

@@ -15,12 +15,13 @@
 
 /* What the view shows in a range. */
 struct look {
-    bool own;                   /* bytes of the target itself */
-    bool other;                 /* bytes of other layers */
-    bool own_zeros;             /* zeros of the target itself */
-    bool other_zeros;           /* zeros of other layers, or of a short one */
-    bool gap;                   /* falls through */
-    const struct extent *whole; /* one extent that covers it */
+    bool own;         /* bytes of the target itself */
+    bool other;       /* bytes of other layers */
+    bool own_zeros;   /* zeros of the target itself */
+    bool other_zeros; /* zeros of other layers, or of a short one */
+    bool gap;         /* falls through */
+    bool covered;     /* by one extent: */
+    struct extent whole;
 };
 
 static void look_at(const struct rewrite *rw, const struct extent *e,
@@ -39,26 +40,38 @@ static void look_at(const struct rewrite *rw, const struct extent *e,
     }
 }
 
+static void look_at_one(const struct work *w, struct look *l)
+{
+    l->covered = true;
+    l->whole = w->view.e;
+    look_at(w->rw, &l->whole, l);
+}
+
+static void look_at_all(const struct work *w, uint64_t from, uint64_t to,
+                        struct look *l)
+{
+    uint64_t pos = from;
+
+    for (struct extent_walk x = w->view; x.on && x.e.guest < to;
+         extents_next(&x)) {
+        l->gap |= x.e.guest > pos;
+        look_at(w->rw, &x.e, l);
+        pos = extent_end(&x.e);
+    }
+    l->gap |= pos < to;
+}
+
 static struct look look(struct work *w, uint64_t from, uint64_t to)
 {
-    const struct extents *x = w->rw->view;
     struct look l = {0};
-    uint64_t pos = from;
-    size_t i = w->hint;
 
-    while (i < x->n && extent_end(&x->v[i]) <= from)
-        i++;
-    w->hint = i;
-    for (; i < x->n && x->v[i].guest < to; i++) {
-        const struct extent *e = &x->v[i];
-
-        l.gap |= e->guest > pos;
-        look_at(w->rw, e, &l);
-        pos = extent_end(e);
-        if (e->guest <= from && pos >= to)
-            l.whole = e;
-    }
-    l.gap |= pos < to;
+    extents_seek(&w->view, from);
+    if (!w->view.on || w->view.e.guest >= to)
+        l.gap = true;
+    else if (w->view.e.guest <= from && extent_end(&w->view.e) >= to)
+        look_at_one(w, &l);
+    else
+        look_at_all(w, from, to, &l);
     /* the last unit is made anew, with zeros behind the end */
     if (w->stale_end && to == w->rw->size && l.own)
         l.other = true;
@@ -137,12 +150,13 @@ static int move_guest(struct work *w, uint64_t guest, uint64_t dst,
 
 /* A whole compressed cluster of the same kind can be taken over as it is; not
  * with what may lie in it behind the end, which a growing disk would show. */
-static bool can_stay_packed(const struct work *w, const struct extent *e,
+static bool can_stay_packed(const struct work *w, const struct look *l,
                             uint64_t guest)
 {
+    const struct extent *e = &l->whole;
     const struct image *img;
 
-    if (!e || e->kind != EXTENT_COMPRESSED || e->layer == w->rw->own ||
+    if (!l->covered || e->kind != EXTENT_COMPRESSED || e->layer == w->rw->own ||
         e->guest != guest || e->clen > w->cs)
         return false;
     img = w->rw->chain->layers[e->layer];
@@ -200,11 +214,10 @@ static int overwrite(struct work *w, uint64_t guest, uint64_t dst, uint64_t len,
 static int overwrite_others(struct work *w, uint64_t from, uint64_t to,
                             uint64_t dst, struct qstill_error *err)
 {
-    const struct extents *x = w->rw->view;
-
-    for (size_t i = extents_find(x, from); i < x->n && x->v[i].guest < to;
-         i++) {
-        const struct extent *e = &x->v[i];
+    extents_seek(&w->view, from);
+    for (struct extent_walk x = w->view; x.on && x.e.guest < to;
+         extents_next(&x)) {
+        const struct extent *e = &x.e;
         uint64_t at = max_u64(e->guest, from);
         uint64_t end = min_u64(extent_end(e), to);
 
@@ -227,7 +240,7 @@ static int plan_cluster(struct work *w, uint8_t *p, size_t at, uint64_t guest,
     if (s == KEEP)
         return 0;
     if (s == BYTES && can_overwrite(w, &old, guest) &&
-        !can_stay_packed(w, l.whole, guest)) {
+        !can_stay_packed(w, &l, guest)) {
         put_be64(p, old.host | QCOW2_COPIED);
         if (old.kind == L2_DATA)
             return overwrite_others(w, guest, end, old.host, err);
@@ -239,8 +252,8 @@ static int plan_cluster(struct work *w, uint8_t *p, size_t at, uint64_t guest,
     put_be64(p, s == ZEROS ? QCOW2_ZERO : 0);
     if (s != BYTES)
         return 0;
-    if (can_stay_packed(w, l.whole, guest))
-        return keep_packed(w, l.whole, at, err);
+    if (can_stay_packed(w, &l, guest))
+        return keep_packed(w, &l.whole, at, err);
     if (new_cluster(w, &host, err) < 0)
         return err->code;
     put_be64(p, host | QCOW2_COPIED);
@@ -323,24 +336,24 @@ static int plan_extended(struct work *w, uint8_t *p, size_t at, uint64_t guest,
 {
     uint64_t end = min_u64(guest + w->cs, w->rw->size), host;
     struct l2_entry old = work_entry(w, p);
-    size_t hint = w->hint;
     struct look l = look(w, guest, end);
+    struct extent_walk start = w->view;
     struct subs s;
 
-    if (can_stay_packed(w, l.whole, guest)) {
+    if (can_stay_packed(w, &l, guest)) {
         put_be64(p, 0);
         put_be64(p + 8, 0);
         if (work_free_entry(w, &old, err) < 0)
             return err->code;
-        return keep_packed(w, l.whole, at, err);
+        return keep_packed(w, &l.whole, at, err);
     }
-    w->hint = hint;
     s = look_at_subs(w, &old, guest);
     if (!s.changed)
         return 0;
     /* the old cluster stays when its bytes are all that is needed; its bits
      * may go, bytes never change */
     host = old.kind == L2_COMPRESSED || !s.has ? 0 : old.host;
+    w->view = start;
     if (s.bytes && can_overwrite(w, &old, guest)) {
         if (overwrite_subs(w, &s, &old, guest, err) < 0)
             return err->code;

@@ -23,9 +23,9 @@ struct work {
     uint64_t cs;
     uint64_t unit; /* cluster or subcluster */
     bool extended;
-    size_t entry;  /* bytes */
-    uint64_t span; /* guest bytes of a slot */
-    size_t hint;   /* first extent that may touch the cluster looked at */
+    size_t entry;            /* bytes */
+    uint64_t span;           /* guest bytes of a slot */
+    struct extent_walk view; /* at what may touch the cluster looked at */
     /* what the target has behind the end is not the disk's: it must not be seen
      * when that grows */
     bool hide_end;

@@ -38,20 +38,20 @@ static uint64_t whole_units(const struct share_ask *a, const struct extent *e)
 uint64_t share_ahead(const struct share_ask *a, const struct move *mv,
                      uint64_t at, size_t pieces)
 {
-    const struct extents *x = a->view;
+    struct extent_walk x;
     uint64_t end = at;
 
     if (a->unit == 0 || mv->layer != MOVE_GUEST ||
         (mv->dst + at) % a->granule != 0)
         return 0;
-    for (size_t i = extents_find(x, mv->from + at); end < mv->len; i++) {
+    for (x = extents_walk(a->view, mv->from + at); end < mv->len;
+         extents_next(&x)) {
         struct extent e;
         uint64_t n;
 
-        if (i == x->n || x->v[i].guest > mv->from + end ||
-            !gives(a, mv, &x->v[i]))
+        if (!x.on || x.e.guest > mv->from + end || !gives(a, mv, &x.e))
             break;
-        e = extent_cut(&x->v[i], mv->from + end, mv->from + mv->len);
+        e = extent_cut(&x.e, mv->from + end, mv->from + mv->len);
         n = whole_units(a, &e);
         end += n;
         pieces -= pieces > 0;
@@ -66,16 +66,15 @@ uint64_t share_ahead(const struct share_ask *a, const struct move *mv,
 static uint64_t next_place(const struct share_ask *a, const struct move *mv,
                            uint64_t at)
 {
-    const struct extents *x = a->view;
-    size_t i = extents_find(x, mv->from + at);
+    struct extent_walk x = extents_walk(a->view, mv->from + at);
     uint64_t next = at + 1;
 
-    if (i == x->n)
+    if (!x.on)
         return mv->len;
-    if (x->v[i].guest > mv->from + at)
-        next = x->v[i].guest - mv->from;
-    else if (!gives(a, mv, &x->v[i]))
-        next = extent_end(&x->v[i]) - mv->from;
+    if (x.e.guest > mv->from + at)
+        next = x.e.guest - mv->from;
+    else if (!gives(a, mv, &x.e))
+        next = extent_end(&x.e) - mv->from;
     if (next >= mv->len)
         return mv->len;
     return round_up_u64(mv->dst + next, a->granule) - mv->dst;

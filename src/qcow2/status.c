@@ -48,13 +48,11 @@ static int tell(struct teller *t, const struct block_status *s)
 static int tell_nothing(struct teller *t, uint32_t depth, uint64_t from,
                         uint64_t to)
 {
-    const struct extents *map = &t->c->layers[depth]->map;
+    struct extent_walk w = extents_walk(&t->c->layers[depth]->map, from);
     struct block_status s = {.depth = depth, .zero = true};
-    size_t i = extents_find(map, from);
 
     while (from < to) {
-        const struct extent *e =
-            i < map->n && map->v[i].guest < to ? &map->v[i] : NULL;
+        const struct extent *e = w.on && w.e.guest < to ? &w.e : NULL;
         int r;
 
         s.start = from;
@@ -65,7 +63,7 @@ static int tell_nothing(struct teller *t, uint32_t depth, uint64_t from,
         else
             s.length = (e && e->guest > from ? e->guest : to) - from;
         if (e && (s.has_offset || e->guest <= from))
-            i++;
+            extents_next(&w);
         r = tell(t, &s);
         if (r)
             return r;
@@ -161,18 +159,19 @@ static int tell_view(struct teller *t, const struct extents *view)
 {
     uint64_t pos = 0, size = t->c->layers[0]->size;
     uint32_t last = (uint32_t)t->c->n - 1;
+    int r;
 
-    for (size_t i = 0; i <= view->n; i++) {
-        const struct extent *e = i < view->n ? &view->v[i] : NULL;
-        int r = tell_nothing(t, last, pos, e ? e->guest : size);
-
-        if (r == 0 && e) {
-            r = tell_extent(t, e);
-            pos = extent_end(e);
-        }
+    for (struct extent_walk w = extents_walk(view, 0); w.on; extents_next(&w)) {
+        r = tell_nothing(t, last, pos, w.e.guest);
+        if (r == 0)
+            r = tell_extent(t, &w.e);
         if (r)
             return r;
+        pos = extent_end(&w.e);
     }
+    r = tell_nothing(t, last, pos, size);
+    if (r)
+        return r;
     return t->now.length ? t->fn(t->user, &t->now) : 0;
 }
 

@@ -51,6 +51,22 @@ static void make_file(void)
     assert_int_equal(pwrite(image.fd, packed, used, AT), used);
 }
 
+/* Parts of the cluster, in turns out of each layer. */
+static void make_view(unsigned layer_count)
+{
+    extents_fini(&view);
+    for (uint64_t i = 0; i < CLUSTER / PART; i += 2) {
+        struct extent e = {.guest = i * PART,
+                           .len = PART,
+                           .host = AT,
+                           .kind = EXTENT_COMPRESSED,
+                           .clen = 2 * CLUSTER,
+                           .layer = (uint16_t)(i / 2 % layer_count)};
+
+        assert_int_equal(extents_push(&view, &e), 0);
+    }
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -63,15 +79,7 @@ static int setup(void **state)
     image.direct = -1;
     image.cluster_size = CLUSTER;
     image.info.format = QCOW2_FORMAT_QCOW2;
-    for (uint64_t at = 0; at < CLUSTER; at += 2 * PART) {
-        struct extent e = {.guest = at,
-                           .len = PART,
-                           .host = AT,
-                           .kind = EXTENT_COMPRESSED,
-                           .clen = 2 * CLUSTER};
-
-        assert_int_equal(extents_push(&view, &e), 0);
-    }
+    make_view(1);
     filler = (struct filler){.chain = &chain, .view = &view};
     return 0;
 }
@@ -185,8 +193,7 @@ static void what_lies_inside_does_not_put_it_away(void **state)
     (void)state;
     chain.layers = both;
     chain.n = 2;
-    for (size_t i = 0; i < view.n; i += 2) /* each from a place of its own */
-        view.v[i].layer = 1;
+    make_view(2); /* each from a place of its own */
     run();
     chain.layers = layers;
     chain.n = 1;
@@ -212,7 +219,7 @@ static void what_waits_to_be_read_takes_no_memory(void **state)
 
     (void)state;
     image.cluster_size = LARGE;
-    view.n = 0;
+    extents_fini(&view);
     for (uint64_t i = 0; i < MANY; i++) {
         struct extent e = {.guest = i * 512,
                            .len = 512,
