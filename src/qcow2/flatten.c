@@ -90,6 +90,7 @@ static int name_files(struct flatten *f, struct qstill_error *err)
 
 static int plan_raw(struct flatten *f, struct qstill_error *err)
 {
+    f->moves.block = MOVES_TOGETHER;
     for (struct extent_walk w = extents_walk(&f->view, 0); w.on;
          extents_next(&w)) {
         const struct extent *e = &w.e;
@@ -328,8 +329,8 @@ static int map_moves(struct flatten *f, struct qstill_error *err)
 {
     uint64_t cs = f->fresh.cs;
 
-    for (size_t i = 0; i < f->moves.n; i++) {
-        const struct move *m = &f->moves.v[i];
+    for (struct move_walk w = moves_walk(&f->moves); w.on; moves_next(&w)) {
+        const struct move *m = &w.m;
 
         for (uint64_t at = 0; at < m->len; at += cs) {
             uint64_t host = m->dst + at;
@@ -447,7 +448,7 @@ void flatten_close(struct flatten *f)
     undo(f);
     image_close(f->target);
     fresh_fini(&f->fresh);
-    free(f->moves.v);
+    free(f->moves.lots);
     free(f->zeros);
     extents_fini(&f->view);
     chain_close(f->chain);

@@ -93,16 +93,16 @@ static int reserve_in_use(struct image *t, uint64_t from, uint64_t to,
 /* Data that goes into the file as it is; neighbours together. */
 static int reserve_holes(struct merge_group *g, struct qstill_error *err)
 {
-    const struct moves *mv = &g->rw.moves;
+    struct move_walk w = moves_walk(&g->rw.moves);
     struct image *t = g->target;
     uint64_t hole = 0;
 
-    for (size_t i = 0; i < mv->n && mv->v[i].dst < g->rw.old_end;) {
-        uint64_t from = mv->v[i].dst, to = from;
-        bool over = mv->v[i].over;
+    while (w.on && w.m.dst < g->rw.old_end) {
+        uint64_t from = w.m.dst, to = from;
+        bool over = w.m.over;
 
-        while (i < mv->n && mv->v[i].dst == to && mv->v[i].over == over)
-            to += mv->v[i++].len;
+        for (; w.on && w.m.dst == to && w.m.over == over; moves_next(&w))
+            to += w.m.len;
         if ((over ? reserve_in_use(t, from, to, &hole, err)
                   : io_reserve(t->io, t->wfd, from, to - from, t->path, err)) <
             0)
@@ -134,13 +134,12 @@ static int reserve_until(struct merge_group *g, struct range *r, uint64_t from,
 /* What is copied beside blocks that are shared, and the tables behind. */
 static int reserve_copies(struct merge_group *g, struct qstill_error *err)
 {
-    const struct moves *moves = &g->rw.moves;
     struct share_ask ask = sharing_ask(&g->sharing, &g->view);
     struct range r = {0, 0};
     uint64_t tables = g->rw.old_end;
 
-    for (size_t i = 0; i < moves->n; i++) {
-        const struct move *mv = &moves->v[i];
+    for (struct move_walk w = moves_walk(&g->rw.moves); w.on; moves_next(&w)) {
+        const struct move *mv = &w.m;
 
         tables = max_u64(tables, mv->dst + mv->len);
         for (uint64_t at = 0, n; at < mv->len; at += n) {

@@ -25,7 +25,7 @@ void group_fini(struct merge_group *g)
     bitmap_join_fini(&g->join);
     extents_fini(&g->view);
     sharing_fini(&g->sharing);
-    free(g->zeros.v);
+    free(g->zeros.lots);
     image_close(g->fresh);
     free(g->backing);
     free(g->result);
@@ -289,7 +289,7 @@ static void plan_reset(struct merge_group *g)
     rewrite_fini(&g->rw);
     g->rw = (struct rewrite){0};
     bitmap_join_fini(&g->join);
-    free(take_ptr(&g->zeros.v));
+    free(take_ptr(&g->zeros.lots));
     g->zeros = (struct moves){0};
     image_close(take_ptr(&g->fresh));
     free(take_ptr(&g->backing));
@@ -323,12 +323,13 @@ static void count_shared_of(struct merge_group *g, const struct share_ask *ask,
  * before the last byte is there. */
 static void count_shared(struct merge_group *g)
 {
-    const struct moves *moves = &g->rw.moves;
     struct share_ask ask = sharing_ask(&g->sharing, &g->view);
 
     g->shared = g->shared_room = 0;
-    for (size_t i = 0; i < moves->n && g->kind != MERGE_OVERWRITE; i++)
-        count_shared_of(g, &ask, &moves->v[i]);
+    if (g->kind == MERGE_OVERWRITE)
+        return;
+    for (struct move_walk w = moves_walk(&g->rw.moves); w.on; moves_next(&w))
+        count_shared_of(g, &ask, &w.m);
 }
 
 int group_plan_target(struct merge_group *g, size_t t, struct qstill_error *err)

@@ -21,6 +21,7 @@ int raw_plan(struct merge_group *g, struct qstill_error *err)
     if (image_lock(g->target->fd, g->target->path, IMAGE_LOCK_EXCLUSIVE, err) <
         0)
         return err->code;
+    g->rw.moves.block = g->zeros.block = MOVES_TOGETHER;
     for (struct extent_walk w = extents_walk(&g->view, 0); w.on;
          extents_next(&w)) {
         const struct extent *e = &w.e;
@@ -62,8 +63,8 @@ int raw_zero(struct merge_group *g, struct qstill_error *err)
 {
     const struct io *io = g->m->io;
 
-    for (size_t i = 0; i < g->zeros.n; i++) {
-        const struct move *z = &g->zeros.v[i];
+    for (struct move_walk w = moves_walk(&g->zeros); w.on; moves_next(&w)) {
+        const struct move *z = &w.m;
 
         if (io->ops->fallocate(io, g->target->wfd,
                                FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,

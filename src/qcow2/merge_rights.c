@@ -28,8 +28,8 @@ static void mark_used(const struct merge_group *g, bool *used)
 {
     struct extent_walk x = extents_walk(&g->view, 0);
 
-    for (size_t i = 0; i < g->rw.moves.n; i++) {
-        const struct move *mv = &g->rw.moves.v[i];
+    for (struct move_walk w = moves_walk(&g->rw.moves); w.on; moves_next(&w)) {
+        const struct move *mv = &w.m;
 
         if (mv->layer == MOVE_GUEST)
             mark_view(&x, mv->from, mv->from + mv->len, used);

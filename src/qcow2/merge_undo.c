@@ -28,9 +28,9 @@ static int undo_in_place(struct merge_group *g, struct qstill_error *err)
         return 0;
     if (unmark_torn(g, err) < 0)
         return err->code;
-    for (size_t i = 0; i < rw->moves.n; i++)
-        if (rw->moves.v[i].dst < rw->old_end && !rw->moves.v[i].over)
-            io_punch(t->io, t->wfd, rw->moves.v[i].dst, rw->moves.v[i].len);
+    for (struct move_walk w = moves_walk(&rw->moves); w.on; moves_next(&w))
+        if (w.m.dst < rw->old_end && !w.m.over)
+            io_punch(t->io, t->wfd, w.m.dst, w.m.len);
     if (fstat(t->wfd, &st) == 0 && (uint64_t)st.st_size <= rw->old_end)
         return 0;
     if (io_truncate(t->io, t->wfd, rw->old_end, t->path, err) < 0)

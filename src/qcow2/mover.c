@@ -101,6 +101,7 @@ int mover_open(struct mover **out, const struct mover_options *o,
     if (!m)
         return err_nomem(err);
     m->o = *o;
+    m->next = moves_walk(o->moves);
     m->buffer = buffer_bytes(o, o->gentle ? GENTLE_BYTES : BUFFER_BYTES);
     m->shareable = calloc(o->chain->n, sizeof(bool));
     if (!m->shareable)
@@ -340,8 +341,8 @@ static int take_units(struct mover *m, int wait_ms, struct qstill_error *err)
 void mover_advance(struct mover *m, uint64_t len)
 {
     m->at += len;
-    if (m->at == m->o.moves->v[m->next].len) {
-        m->next++;
+    if (m->at == m->next.m.len) {
+        moves_next(&m->next);
         m->at = 0;
     }
 }
@@ -349,7 +350,7 @@ void mover_advance(struct mover *m, uint64_t len)
 /* The next piece of the current move that fits into `room`. */
 static int add_piece(struct mover *m, struct fill *f, struct qstill_error *err)
 {
-    const struct move *mv = &m->o.moves->v[m->next];
+    const struct move *mv = &m->next.m;
     size_t len = share_distance(&m->ask, mv, m->at, f->room - f->len);
     int r;
 
@@ -365,9 +366,9 @@ static int add_piece(struct mover *m, struct fill *f, struct qstill_error *err)
 
 static bool fits(struct mover *m, const struct unit *u)
 {
-    const struct move *mv = &m->o.moves->v[m->next];
+    const struct move *mv = &m->next.m;
 
-    if (m->next == m->o.moves->n || u->dst + u->fill.len != mv->dst + m->at ||
+    if (!m->next.on || u->dst + u->fill.len != mv->dst + m->at ||
         mover_may_share(m))
         return false;
     /* raw pieces are not cut */
@@ -377,7 +378,7 @@ static bool fits(struct mover *m, const struct unit *u)
 
 static int start_unit(struct mover *m, struct unit *u, struct qstill_error *err)
 {
-    const struct move *mv = &m->o.moves->v[m->next];
+    const struct move *mv = &m->next.m;
 
     u->dst = mv->dst + m->at;
     u->at = 0;
@@ -404,7 +405,7 @@ static int start_unit(struct mover *m, struct unit *u, struct qstill_error *err)
 static bool share_some(struct mover *m)
 {
     for (size_t calls = 0; calls < SHARES_PER_STEP;) {
-        size_t n = m->next < m->o.moves->n ? mover_share(m) : 0;
+        size_t n = m->next.on ? mover_share(m) : 0;
 
         if (n == 0)
             return false;
@@ -418,7 +419,7 @@ static int start_units(struct mover *m, struct qstill_error *err)
     for (size_t i = 0; i < m->unit_count; i++) {
         if (m->units[i].busy)
             continue;
-        if (share_some(m) || m->next == m->o.moves->n ||
+        if (share_some(m) || !m->next.on ||
             ratelimit_wait_ms(&m->limit, STEP_MS) > 0)
             break;
         if (start_unit(m, &m->units[i], err) < 0)
@@ -441,7 +442,7 @@ int mover_step(struct mover *m, bool *done, struct qstill_error *err)
         if ((m->threads ? take_units(m, wait, err)
                         : aio_wait(m->aio, 1, wait, err)) < 0)
             return err->code;
-    } else if (limit > 0 && m->next < m->o.moves->n && m->failed == 0) {
+    } else if (limit > 0 && m->next.on && m->failed == 0) {
         struct timespec ts = {.tv_nsec = limit * 1000000L};
 
         nanosleep(&ts, NULL);
@@ -450,6 +451,6 @@ int mover_step(struct mover *m, bool *done, struct qstill_error *err)
         *err = m->why;
         return m->failed;
     }
-    *done = m->failed == 0 && m->next == m->o.moves->n && m->busy == 0;
+    *done = m->failed == 0 && !m->next.on && m->busy == 0;
     return 0;
 }

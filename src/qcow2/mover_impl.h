@@ -33,7 +33,7 @@ struct mover {
     size_t buffer;
     struct unit *units;
     size_t unit_count;
-    size_t next;     /* move */
+    struct move_walk next;
     uint64_t at;     /* bytes of it begun */
     size_t busy;     /* units */
     bool *shareable; /* by layer, until the filesystem refuses */

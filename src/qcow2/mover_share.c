@@ -55,12 +55,12 @@ static uint64_t share(struct mover *m, const struct move *mv, uint64_t at,
 
 bool mover_may_share(const struct mover *m)
 {
-    return share_ahead(&m->ask, &m->o.moves->v[m->next], m->at, 1) > 0;
+    return share_ahead(&m->ask, &m->next.m, m->at, 1) > 0;
 }
 
 size_t mover_share(struct mover *m)
 {
-    const struct move *mv = &m->o.moves->v[m->next];
+    const struct move *mv = &m->next.m;
     uint64_t len = share_ahead(&m->ask, mv, m->at, PIECES);
     size_t calls = 0;
 
@@ -75,11 +75,11 @@ size_t mover_share(struct mover *m)
 
 bool mover_can_share(struct mover *m)
 {
-    const struct moves *moves = m->o.moves;
     size_t calls = 0;
 
-    for (size_t k = 0; k < moves->n && m->ask.unit > 0; k++) {
-        const struct move *mv = &moves->v[k];
+    for (struct move_walk w = moves_walk(m->o.moves); w.on && m->ask.unit > 0;
+         moves_next(&w)) {
+        const struct move *mv = &w.m;
 
         for (uint64_t at = 0; at < mv->len;) {
             uint64_t len = share_ahead(&m->ask, mv, at, 1);

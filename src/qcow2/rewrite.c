@@ -437,6 +437,7 @@ int rewrite_plan(struct rewrite *rw, struct qstill_error *err)
                      .view = extents_walk(rw->view, 0),
                      .extended = qcow2_has_extl2(&rw->target->info.header)};
 
+    rw->moves.block = w.cs;
     w.unit = w.extended ? w.cs / QCOW2_SUBCLUSTERS : w.cs;
     w.entry = w.extended ? 16 : 8;
     w.span = w.cs * (w.cs / w.entry);

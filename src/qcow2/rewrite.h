@@ -28,17 +28,42 @@ struct move {
     uint64_t from; /* guest offset in the view, or offset in a layer's file */
     uint64_t dst;
     uint64_t len;
-    uint32_t take;  /* of a layer's file; zeros up to len */
+    union {
+        uint32_t take;  /* of a layer's file; zeros up to len */
+        uint32_t parts; /* MOVE_GUEST, in a list: 0, or a bit for each part of
+                           1 << part_bits bytes; only those move */
+    };
     uint16_t layer; /* MOVE_GUEST: `from` is a guest offset */
     bool over;      /* dst is a cluster that is in use */
+    uint8_t part_bits;
 };
 #define MOVE_GUEST UINT16_MAX
 
 struct moves {
-    struct move *v;
+    struct move *lots; /* to be walked over: they may have parts */
     size_t n;
     size_t cap;
+    /* Pieces of the same aligned `block` in the target are kept together in
+     * one, as parts: a cluster can have 16 of them. 0: none are. */
+    uint64_t block;
 };
+#define MOVES_TOGETHER (1ull << 63) /* a block: any neighbours */
+
+/* What is in a list, piece by piece:
+ *
+ *     for (struct move_walk w = moves_walk(x); w.on; moves_next(&w))
+ *         ... w.m ...
+ */
+struct move_walk {
+    bool on;       /* there is one: */
+    struct move m; /* without parts */
+
+    const struct moves *x;
+    size_t i;
+    unsigned part; /* of x->lots[i]; those before it are done */
+};
+struct move_walk moves_walk(const struct moves *x);
+void moves_next(struct move_walk *w);
 
 /* A run of clusters. */
 struct run {

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import struct
 import tempfile
 import unittest
 
@@ -98,6 +99,102 @@ class Parts(qtools.Scratch, unittest.TestCase):
             for result, *argv in qtools.sample(cases, self.id(), 3):
                 with self.subTest(compression=compression, argv=argv):
                     self.run_one(result, *argv)
+
+
+class Subclusters(qtools.Scratch, unittest.TestCase):
+    """An entry of 16 bytes says of 32 subclusters where each is. Two layers, in
+    which every second of one, and two of four of the other, is there: as after
+    small writes at random. 262144 entries are 4 MiB of tables in each."""
+
+    BITS = 14
+    CS = 1 << BITS
+    TABLES = 256
+    ENTRIES = CS // 16
+    SIZE = TABLES * ENTRIES * CS
+    PATTERNS = {"m": 0x55555555, "u": 0x33333333}
+    BOUND = 96 * MIB  # half of it for what is in flight
+
+    def setUp(self):
+        super().setUp()
+        self.dir = tempfile.mkdtemp(prefix="qcow2-", dir="/var/tmp")
+        self.addCleanup(shutil.rmtree, self.dir, True)
+        with open(self.path("b"), "wb") as f:
+            f.truncate(self.SIZE)
+
+    def layer(self, name, backing, fmt, owned):
+        """With clusters that have room on the disk; or without any, so that the
+        subclusters read as zeros."""
+        path = self.path(name)
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-b", backing,
+                    "-F", fmt, "-o", "extended_l2=on,cluster_size=%d" % self.CS,
+                    path, str(self.SIZE))
+        bits = self.PATTERNS[name]
+        with open(path, "r+b") as f:
+            header = f.read(48)
+            l1 = int.from_bytes(header[40:48], "big")
+            tables = -(-os.fstat(f.fileno()).st_size // self.CS) * self.CS
+            host = tables + self.TABLES * self.CS
+            f.seek(tables)
+            for t in range(self.TABLES):
+                f.write(b"".join(
+                    struct.pack(">QQ", host + i * self.CS | 1 << 63, bits)
+                    if owned else struct.pack(">QQ", 0, bits << 32)
+                    for i in range(t * self.ENTRIES, (t + 1) * self.ENTRIES)))
+            f.seek(l1)
+            f.write(b"".join(struct.pack(">Q", tables + i * self.CS | 1 << 63)
+                             for i in range(self.TABLES)))
+            if owned:
+                os.posix_fallocate(f.fileno(), 0, host + self.SIZE)
+        r = qtools.run("qemu-img", "check", "-q", "-r", "all", path)
+        self.assertEqual(0, r.rc, str(r))
+
+    def measure(self, *argv):
+        r = qtools.run_measured(qtools.QSTILL, "image", *argv)
+        with self.subTest(argv=argv):
+            self.assertEqual(0, r.rc, str(r))
+            self.assertLess(r.rss_kib << 10, self.BOUND)
+        return r
+
+    def measure_map(self, path):
+        """What it prints is as large as its memory may be."""
+        r = qtools.run_measured("sh", "-c", 'exec "$0" image map "$1" >"$2"',
+                                qtools.QSTILL, path, self.path("map"))
+        self.assertEqual(0, r.rc, str(r))
+        self.assertLess(r.rss_kib << 10, self.BOUND)
+
+    def layers(self, owned):
+        Parts.aside(self.layer, "m", "b", "raw", owned)
+        Parts.aside(self.layer, "u", "m", "qcow2", owned)
+        return self.path("m"), self.path("u")
+
+    def test_plans_are_bounded(self):
+        """4 GiB in 2^22 pieces of 512 bytes to 1 KiB."""
+        m, u = self.layers(True)
+        b, raw = self.path("b"), self.path("raw")
+        for argv in (("merge", u, "--drop", m, "--direction", "up"),
+                     ("merge", u, "--drop", m, "--direction", "down"),
+                     ("merge", u, "--drop", m, "--direction", "new"),
+                     ("merge", u, "--drop", m, "--drop", b, "--direction",
+                      "down"),
+                     ("flatten", u, raw, "--format", "raw"),
+                     ("flatten", u, raw, "--compress"),
+                     ("flatten", u, raw)):
+            self.measure(*argv, "--dry-run")
+
+    def test_a_merge_is_bounded(self):
+        m, u = self.layers(False)
+        self.measure_map(u)
+        self.measure("compare", u, self.path("b"))
+        self.measure("merge", u, "--drop", m, "--direction", "up")
+        r = qtools.must("qemu-img", "check", u)
+        self.assertIn("No errors", r.out)
+        self.measure_map(u)
+        with open(self.path("map")) as f:
+            lines = [next(f).split() for _ in range(4)]
+        self.assertEqual([["0x0", "0x600", "0", "zero"],
+                          ["0x600", "0x200", "1", "zero"],
+                          ["0x800", "0x600", "0", "zero"]],
+                         [["0x0"] + lines[1][1:]] + lines[2:])
 
 
 if __name__ == "__main__":
