@@ -322,7 +322,9 @@ static int view(const struct viewing *v, size_t first, size_t last,
     if (half(v, first, mid, &own_upper, &upper) < 0 ||
         half(v, mid + 1, last, &own_lower, &lower) < 0)
         return v->err->code;
-    return extents_overlay(upper, lower, out) < 0 ? err_nomem(v->err) : 0;
+    return extents_overlay(upper, lower, out) < 0
+               ? err_nomem(v->err)
+               : image_check_extents(out, v->c->layers[v->top]->path, v->err);
 }
 
 int chain_view(struct chain *c, size_t first, size_t last, enum chain_maps maps,

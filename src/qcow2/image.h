@@ -20,6 +20,11 @@
  * of address space, and under what is touched of it in memory. */
 #define IMAGE_MAX_CLUSTERS (1ull << 29)
 
+/* Pieces that an image, or a chain, may lie in. Packed they take some bytes
+ * each, up to 1 GiB or so; what moves of them, 4 GiB at the very worst. 8 TiB
+ * in clusters of 64 KiB, none of which goes on where the one before ends. */
+#define IMAGE_MAX_EXTENTS (1u << 27)
+
 struct image {
     const struct io *io;
     char *path;
@@ -62,6 +67,10 @@ int image_load_map(struct image *img, struct aio *aio,
                    struct qstill_error *err);
 
 void image_forget_map(struct image *img);
+
+/* PRECONDITION when x, of the image at `path`, is in too many pieces. */
+int image_check_extents(const struct extents *x, const char *path,
+                        struct qstill_error *err);
 
 /* PRECONDITION when the image's guest data cannot be read by us. */
 int image_check_readable(const struct image *img, struct qstill_error *err);

@@ -33,6 +33,17 @@ static int corrupt(const struct loader *l, uint64_t guest, const char *why,
                    l->img->path, (unsigned long long)guest, why);
 }
 
+int image_check_extents(const struct extents *x, const char *path,
+                        struct qstill_error *err)
+{
+    if (x->n <= IMAGE_MAX_EXTENTS)
+        return 0;
+    err_set(err, QSTILL_E_PRECONDITION,
+            "what %s holds lies in more than %u pieces", path,
+            IMAGE_MAX_EXTENTS);
+    return err_hint(err, "qemu-img convert makes an image in fewer of it");
+}
+
 /* ---------------------------------------------------------------- metadata */
 
 static int claim_table(struct loader *l, const char *what, uint64_t off,
@@ -135,7 +146,9 @@ static int push(struct loader *l, enum extent_kind kind, uint64_t guest,
                        .kind = kind,
                        .clen = clen};
 
-    return extents_push(&l->img->map, &e) < 0 ? err_nomem(err) : 0;
+    return extents_push(&l->img->map, &e) < 0
+               ? err_nomem(err)
+               : image_check_extents(&l->img->map, l->img->path, err);
 }
 
 /* The subclusters of one entry, those of the same state together. */
@@ -247,7 +260,9 @@ static int push_raw(struct image *img, enum extent_kind kind, uint64_t from,
         return 0;
     if (kind == EXTENT_DATA)
         e.host = from;
-    return extents_push(&img->map, &e) < 0 ? err_nomem(err) : 0;
+    return extents_push(&img->map, &e) < 0
+               ? err_nomem(err)
+               : image_check_extents(&img->map, img->path, err);
 }
 
 /* Data in whole sectors. A filesystem that cannot tell holes has only data. */

@@ -101,6 +101,7 @@ class Parts(qtools.Scratch, unittest.TestCase):
                     self.run_one(result, *argv)
 
 
+@unittest.skipIf(NEEDED, NEEDED)
 class Subclusters(qtools.Scratch, unittest.TestCase):
     """An entry of 16 bytes says of 32 subclusters where each is. Two layers, in
     which every second of one, and two of four of the other, is there: as after
@@ -195,6 +196,49 @@ class Subclusters(qtools.Scratch, unittest.TestCase):
                           ["0x600", "0x200", "1", "zero"],
                           ["0x800", "0x600", "0", "zero"]],
                          [["0x0"] + lines[1][1:]] + lines[2:])
+
+
+@unittest.skipIf(NEEDED, NEEDED)
+class Pieces(qtools.Scratch, unittest.TestCase):
+    """64 MiB of tables say of 2^27 pieces, and some, where each is: bytes and
+    zeros by turns. All of them lie in one cluster, which only a check sees."""
+
+    CS = 1 << 16
+    TABLES = 1025
+    SIZE = TABLES * CS // 16 * CS
+    BOUND = 512 * MIB
+
+    def make(self):
+        path = self.path("u")
+        qtools.must("qemu-img", "create", "-q", "-f", "qcow2", "-o",
+                    "extended_l2=on,cluster_size=%d" % self.CS, path,
+                    str(self.SIZE))
+        with open(path, "r+b") as f:
+            header = f.read(48)
+            l1 = int.from_bytes(header[40:48], "big")
+            tables = -(-os.fstat(f.fileno()).st_size // self.CS) * self.CS
+            host = tables + self.TABLES * self.CS
+            table = struct.pack(">QQ", host, 0xaaaaaaaa55555555) * (self.CS //
+                                                                    16)
+            f.seek(tables)
+            for _ in range(self.TABLES):
+                f.write(table)
+            f.write(b"x" * self.CS)
+            f.seek(l1)
+            f.write(b"".join(struct.pack(">Q", tables + i * self.CS | 1 << 63)
+                             for i in range(self.TABLES)))
+        return path
+
+    def test_too_many_are_refused(self):
+        u = self.make()
+        for argv in (("map", u), ("flatten", u, self.path("raw"), "--dry-run")):
+            with self.subTest(argv=argv):
+                r = qtools.run_measured("sh", "-c", 'exec "$@" >/dev/null',
+                                        "sh", qtools.QSTILL, "image", *argv)
+                self.assertEqual(6, r.rc, str(r))
+                self.assertIn("u holds lies in more than 134217728 pieces",
+                              r.err)
+                self.assertLess(r.rss_kib << 10, self.BOUND)
 
 
 if __name__ == "__main__":
