@@ -59,7 +59,7 @@ struct extents {
 
 #define EXTENTS_INIT                                                           \
     {                                                                          \
-        NULL                                                                   \
+        .bytes = NULL                                                          \
     }
 
 void extents_fini(struct extents *x);
